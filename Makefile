@@ -1,0 +1,50 @@
+# make demo   the whole night in small, on real parts (about 6 minutes on 2 cores, then from what is there)
+# make test   every test that this machine can run
+# make check  formatting, lint and types
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= demo
+
+# The CUDA build of vLLM where there is an NVIDIA GPU, the CPU build elsewhere; they exclude each other.
+ENGINE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+
+# The CPU build wants torch's "+cpu" wheel: from a folder where the environment names one (pip's setting serves uv
+# too), from PyTorch's own index otherwise.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+TORCH := $(if $(UV_FIND_LINKS),,$(if $(filter cpu,$(ENGINE)),--torch-backend=cpu))
+READY := $(VENV)/.ready-$(ENGINE)
+
+.PHONY: setup demo test check format clean
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@echo "== Setting up $(VENV) with the $(ENGINE) build of vLLM, TRL and the tests' tools."
+	@echo "   Usually half a minute from a warm cache, some minutes of downloads otherwise (3.5 GB on disk)."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rlaif needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 4; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) -e '.[$(ENGINE),train]' --group dev
+	@rm -f $(VENV)/.ready-* && touch $@
+
+demo: $(READY)
+	@BIN=$(BIN) RUN=$(RUN) sh examples/demo/run.sh
+
+# Tests that share the one vLLM server stay together in one worker; training runs beside them in the other.
+test: $(READY)
+	@echo "== Running every test, real vLLM and TRL included: usually 6 to 8 minutes on 2 cores."
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(RUN)

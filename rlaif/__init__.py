@@ -1,0 +1,23 @@
+"""Prompts and a rubric in, a preference dataset and a better model out.
+
+``rlaif.open_run(path)`` gives a run's tables as polars frames; the stages are functions of :mod:`rlaif.pipeline`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlaif.run.directory import Run, open_run
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for, so that `rlaif --help` stays quick.
+    if name in ("Run", "open_run"):
+        from rlaif.run import directory
+
+        return getattr(directory, name)
+    raise AttributeError(f"module 'rlaif' has no attribute {name!r}")

@@ -1,0 +1,48 @@
+"""``rlaif``: the list of commands. Each lives in stages.py (a run's stages) or library.py (judges, prompts, doctor)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlaif.cli import console, library, stages
+
+app = typer.Typer(
+    name="rlaif",
+    help="Prompts and a rubric in, a preference dataset and a better model out.\n\n"
+    "A night: rlaif init RUN, then generate, judge, review, train. Every command can be given again and goes on "
+    "from where it stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for command in (stages.init, stages.generate, stages.judge, stages.review, stages.train, stages.export, stages.status):
+    app.command()(command)
+app.command()(library.doctor)
+app.add_typer(library.judges, name="judges")
+app.add_typer(library.prompts, name="prompts")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import rlaif
+
+        console.put(f"rlaif {rlaif.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks with errors.")] = False,
+    _asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    console.verbose = verbose
+
+
+def main() -> None:
+    console.run(lambda: app(standalone_mode=True))

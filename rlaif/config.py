@@ -1,0 +1,398 @@
+"""What a person asks for: rlaif.toml, the environment (RLAIF_*), flags, and the defaults under them.
+
+The precedence is flag > environment > rlaif.toml > default. Environment names are ``RLAIF_<SECTION>_<FIELD>``
+(``RLAIF_SAMPLER_TEMPERATURE``; lists separated by commas; empty is not set) and ``RLAIF_SEED``. Keys (secrets) never
+stand here: the client takes them from the environment by itself.
+
+``CHANGES`` is the one table that says what may change when a run is resumed: identity fields decide what the answers
+are and may not, once there is something that they decided; growing fields may become larger; everything else is
+operational and free.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rlaif.errors import IdentityError, UsageError, did_you_mean
+from rlaif.records import key_of
+
+FILE_NAME = "rlaif.toml"
+
+Strategy = Literal["auto", "rate-then-compare", "round-robin", "rate-only"]
+
+
+def _without_login(url: str) -> str:
+    """Settings are written into the manifest, so no secret may stand in them."""
+    try:
+        login = urlsplit(url).username or urlsplit(url).password
+    except ValueError:
+        login = None  # no URL at all: the client says so
+    if login:
+        raise ValueError("a URL may hold no name or password: put the key into the environment as OPENAI_API_KEY")
+    return url
+
+
+def _without_key(options: dict[str, Any]) -> dict[str, Any]:
+    if any(name.replace("-", "_") in ("api_key", "hf_token") for name in options):
+        raise ValueError("a key may not stand in a file; the server's own is drawn at each start")
+    return options
+
+
+Url = Annotated[str, AfterValidator(_without_login)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PromptsConfig(Section):
+    source: list[str] = []
+    heldout_share: float = Field(default=0.05, ge=0, lt=1)
+    near_duplicates: float = Field(default=0.9, ge=0, le=1)
+    decontaminate: list[str] = []
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("source", "decontaminate", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class PolicyConfig(Section):
+    """One model of the pool that answers the prompts."""
+
+    model: str = Field(min_length=1)
+    base_url: list[Url] = []
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class SamplerConfig(Section):
+    model: list[str] = []
+    base_url: list[Url] = []
+    n: int = Field(default=4, ge=1, le=128)
+    temperature: float = Field(default=1.0, ge=0, le=5)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=1024, ge=1)
+    system: str | None = None
+    send_seed: bool = True
+    vllm: Annotated[dict[str, Any], AfterValidator(_without_key)] = {}
+
+    @field_validator("model", "base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class JudgeEntry(Section):
+    """One seat of the panel: a judge file, the model that fills it, and its weight."""
+
+    name: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    base_url: list[Url] = []
+    weight: float = Field(default=1.0, gt=0)
+
+    @field_validator("base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class JudgeConfig(Section):
+    judges: list[str] = ["helpful", "quality"]
+    model: str | None = None
+    base_url: list[Url] = []
+    strategy: Strategy = "auto"
+    verdict: Literal["auto", "choice", "logprobs", "json"] = "auto"
+    samples: int = Field(default=1, ge=1, le=32)
+    limit: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
+    vllm: Annotated[dict[str, Any], AfterValidator(_without_key)] = {}
+
+    @field_validator("judges", "base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class PairsConfig(Section):
+    min_probability: float = Field(default=0.65, ge=0.5, le=1)
+    min_margin: float = Field(default=1.0, ge=0)
+    per_prompt: int = Field(default=1, ge=1)
+    tries: int = Field(default=2, ge=1, le=8)
+    human_share: float = Field(default=0.10, ge=0, le=1)
+    test_share: float = Field(default=0.05, ge=0, lt=1)
+
+
+class TrainConfig(Section):
+    """What training is asked to do.
+
+    ``batch_size`` is the effective one, in pairs a step; ``per_device_batch_size`` only says how many of them stand in
+    memory at once. ``learning_rate`` None is 1e-4 for an adapter and 1e-6 for all weights. ``max_steps`` None is
+    ``epochs``. ``extra`` passes further settings of TRL's DPOConfig through by name.
+    """
+
+    method: Literal["dpo"] = "dpo"
+    model: str | None = None
+    output: str | None = None
+    lora: bool = True
+    lora_r: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
+    merge: bool = True
+    beta: float = Field(default=0.1, gt=0)
+    loss: list[str] = Field(default=["sigmoid"], min_length=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    per_device_batch_size: int = Field(default=2, ge=1)
+    max_length: int = Field(default=1024, ge=16)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_steps: int = Field(default=50, ge=1)
+    extra: dict[str, Any] = {}
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class ClientConfig(Section):
+    concurrency: int = Field(default=64, ge=1, le=4096)
+    timeout_s: float = Field(default=600, gt=0)
+    attempts: int = Field(default=6, ge=1, le=50)
+    max_failures: int = Field(default=0, ge=0)
+    budget_usd: float | None = Field(default=None, gt=0)
+    server_python: str | None = None
+    server_start_s: float = Field(default=1800, gt=0)
+
+
+class Config(Section):
+    """The resolved settings of a run. ``policies`` and ``panel`` are what the stages read."""
+
+    seed: int = 0
+    prompts: PromptsConfig = PromptsConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    policies: list[PolicyConfig] = []
+    judge: JudgeConfig = JudgeConfig()
+    judges: list[JudgeEntry] = []
+    pairs: PairsConfig = PairsConfig()
+    train: TrainConfig = TrainConfig()
+    client: ClientConfig = ClientConfig()
+
+    @model_validator(mode="after")
+    def _one_way_to_name_policies(self) -> Config:
+        if self.policies and self.sampler.model:
+            raise ValueError("name the policy either as sampler.model or as [[policies]], not both")
+        return self
+
+    def pool(self) -> list[PolicyConfig]:
+        """The models that answer: ``[[policies]]``, or each of ``sampler.model`` at ``sampler.base_url``."""
+        if self.policies:
+            return self.policies
+        if not self.sampler.model:
+            raise UsageError(
+                "no policy model is named", mend="Give --model NAME, or set model under [sampler] in rlaif.toml."
+            )
+        return [PolicyConfig(model=name, base_url=self.sampler.base_url) for name in self.sampler.model]
+
+    def panel(self) -> list[JudgeEntry]:
+        """The seats of the panel: ``[[judges]]``, or each of ``judge.judges`` (``NAME`` or ``NAME@MODEL``)."""
+        if self.judges:
+            return self.judges
+        seats = []
+        for spec in self.judge.judges:
+            name, _, model = spec.partition("@")
+            model = model or self.judge.model or ""
+            if not name:
+                raise UsageError(f"{spec!r} names no judge", mend="Give --judge NAME or --judge NAME@MODEL.")
+            if not model:
+                raise UsageError(
+                    f"judge {name!r} has no model",
+                    mend="Give --model NAME (for every judge), --judge NAME@MODEL, or set model under [judge].",
+                )
+            seats.append(JudgeEntry(name=name, model=model, base_url=self.judge.base_url))
+        if not seats:
+            raise UsageError("no judge is named", mend="Give --judge NAME; `rlaif judges list` shows them.")
+        return seats
+
+
+# What may change when a run is resumed, by stage. Anything not listed is operational and free to change.
+CHANGES: dict[str, dict[str, Literal["identity", "grows"]]] = {
+    "generate": {
+        "seed": "identity",
+        "prompts.source": "identity",
+        "prompts.heldout_share": "identity",
+        "prompts.near_duplicates": "identity",
+        "prompts.decontaminate": "identity",
+        "prompts.limit": "grows",
+        "policies": "identity",
+        "sampler.n": "grows",
+        "sampler.temperature": "identity",
+        "sampler.top_p": "identity",
+        "sampler.max_tokens": "identity",
+        "sampler.system": "identity",
+        "sampler.send_seed": "identity",
+    },
+    "judge": {
+        "seed": "identity",
+        "judges": "identity",
+        "judge.strategy": "identity",
+        "judge.verdict": "identity",
+        "judge.samples": "identity",
+        "judge.max_tokens": "identity",
+        "judge.limit": "grows",
+    },
+}
+
+
+def identity(stage: str, config: Config) -> dict[str, Any]:
+    """The fields of ``config`` that ``CHANGES`` lists for ``stage``, by dotted name, as JSON values.
+
+    Models and judges are identified by name (and weight), never by the URL they are reached at.
+    """
+    values: dict[str, Any] = {}
+    for name in CHANGES[stage]:
+        if name == "policies":
+            values[name] = [policy.model for policy in config.pool()]
+        elif name == "judges":
+            values[name] = [[seat.name, seat.model, seat.weight] for seat in config.panel()]
+        else:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            values[name] = value
+    return values
+
+
+def identity_hash(values: Mapping[str, Any]) -> str:
+    return key_of(**dict(values))
+
+
+def check_identity(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+    """Raise :class:`IdentityError` naming every identity field that differs, or that shrank where it may only grow."""
+    differing = []
+    for name, rule in CHANGES[stage].items():
+        if name not in before or before[name] == now[name]:
+            continue
+        if rule == "grows" and _grew(before[name], now[name]):
+            continue
+        verb = "was" if rule == "identity" else "may only grow: it was"
+        differing.append(f"{name} {verb} {before[name]!r}, now {now[name]!r}")
+    if differing:
+        raise IdentityError(
+            f"this run's {stage} was started with other settings: {'; '.join(differing)}",
+            where=where,
+            mend="Put the settings back to go on with this run, or start another one in a new directory"
+            + (", or give --restart to judge it anew (old verdicts stay in the journal)." if stage == "judge" else "."),
+        )
+
+
+def _grew(before: Any, now: Any) -> bool:
+    """None is no limit: larger than every number."""
+    return now is None or (before is not None and now >= before)
+
+
+def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
+    """The settings of the run at ``run``: flags (dotted names; None means not given) over environment over rlaif.toml.
+
+    Raises :class:`UsageError` naming the file, the field and, for a typing error, the closest name there is.
+    """
+    path = run / FILE_NAME
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"not readable as TOML: {error}", where=str(path), mend="Mend that line.") from None
+        except OSError as error:
+            raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    _build(values, str(path))  # a mistake in the file is reported as the file's, not as a flag's
+    flags = {name: value for name, value in flags.items() if value is not None and value != []}
+    given = {**_from_environment(environ), **flags}
+    for tables, names in {"policies": ["sampler.model"], "judges": ["judge.judges", "judge.model"]}.items():
+        if any(name in given for name in names):
+            values.pop(tables, None)
+        elif tables in values and names[-1].replace("model", "base_url") in flags:
+            raise UsageError(
+                f"--base-url does not go with [[{tables}]], each of which has its own",
+                where=str(path),
+                mend="Change it there, or give --model too.",
+            )
+    for name, value in given.items():
+        _put(values, name, value)
+    return _build(values, f"{path} with flags and environment" if path.exists() else "settings")
+
+
+def template() -> str:
+    """The commented rlaif.toml that ``rlaif init`` writes."""
+    return (Path(__file__).resolve().parent / "template.toml").read_text(encoding="utf-8")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field, info in Config.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            for inner, inner_info in section.model_fields.items():
+                text = environ.get(f"RLAIF_{field}_{inner}".upper())
+                if text:
+                    many = "list" in str(inner_info.annotation)
+                    found[f"{field}.{inner}"] = [part.strip() for part in text.split(",")] if many else text
+        elif field == "seed" and environ.get("RLAIF_SEED"):
+            found["seed"] = environ["RLAIF_SEED"]
+    return found
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[last] = value
+
+
+def _build(values: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, Config), where=where) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """A pydantic error in one line a problem: the dotted field, what is wrong, and the closest known name."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(model, problem["loc"][:-1])
+            lines.append(f"unknown setting {place!r}. {did_you_mean(str(problem['loc'][-1]), known)}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{place}: {message}" if place else message)
+    return "; ".join(lines)
+
+
+def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """The names that the part of ``model`` at ``location`` knows."""
+    for part in location:
+        if part in model.model_fields:  # and not a list's index, or which form of several a value has
+            model = next(_models_in(model.model_fields[str(part)].annotation))
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

@@ -1,0 +1,1 @@
+"""``rlaif generate``: prompts in, completions out."""

@@ -1,0 +1,1 @@
+"""``rlaif judge``: judge files and models in, verdicts out."""

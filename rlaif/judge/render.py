@@ -1,0 +1,66 @@
+"""From a judge file and answers to the messages that a judge model reads. Answers are untrusted text.
+
+Each answer stands between two lines that carry a code derived from all that is judged: it cannot be guessed when an
+answer is written, repeats when the request is made again (so keys repeat) and in the other order, and stands after
+the rubric (so that both orders and all aspects have one prefix for the cache). The code is taken out of the material
+itself, and placeholders are filled in one pass, so that nothing in an answer is ever filled in or closes its fence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlaif.judge.definition import PLACEHOLDER, Judge
+from rlaif.records import clean
+
+ADDRESSES_JUDGE = re.compile(
+    # about what the judge was told
+    r"\b(?:ignor|disregard|forget|overrid)\w*\b.{0,20}\b"
+    r"(?:(?:previous|prior|above|earlier|preceding|all|your)\b.{0,20}\b(?:rules|instructions?|guidelines|criteria)|rubric)\b"
+    r"|\b(?:rules|instructions?|guidelines|criteria) above\b.{0,20}\b(?:no longer|do not|don't) apply\b"
+    # to the judge
+    r"|\b(?:attention|note to(?: the)?) (?:judge|grader|evaluator|rater)\b"
+    r"|\bdear (?:judge(?-i:(?! [A-Z]))|grader|evaluator|rater)\b"
+    r"|\bas (?:a|the) (?:judge|grader|evaluator|rater),? you\b"
+    r"|\b(?:judge|grader|evaluator|rater)s?\b.{0,10}\b(?:must|should|has to|have to)\b.{0,10}"
+    r"\b(?:choose|pick|prefer|select)\b"
+    # about the verdict
+    r"|\b(?:choose|pick|prefer|select|rate|score|grade)\b.{0,20}\bthis (?:answer|response)\b(?! times?\b)"
+    r"|\b(?:deserves?|give (?:me|this|it)|award (?:me|this|it))\b.{0,20}"
+    r"\b(?:highest|top|full|maximum|perfect|best) (?:score|marks|rating|grade|points)\b"
+    r"|\bverdict[\"'*]*\s*(?:is|:|=|must be|should be)\s*[\"'*]*(?:(?:answer|response) )?(?-i:[AB])\b"
+    r"|\b(?:answer|response) (?-i:[AB]) is (?:clearly |the )?(?:better|best|worse)\b"
+    r"|\[\[(?-i:[ABC])\]\]",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def addresses_judge(text: str) -> bool:
+    """Whether ``text`` speaks to whoever judges it. A flag for people to look at, never a verdict by itself."""
+    return ADDRESSES_JUDGE.search(text) is not None
+
+
+def conversation(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The turns before the answer, as text: one user turn stands alone, several are labelled with their role."""
+    if len(messages) == 1:
+        return str(messages[0].get("content") or "")
+    return "\n\n".join(f"[{message['role']}]\n{message.get('content') or ''}" for message in messages)
+
+
+def fill(judge: Judge, values: Mapping[str, str], untrusted: Mapping[str, str]) -> list[dict[str, str]]:
+    """The judge's messages. ``untrusted`` values are fenced; ``values`` are inserted as they are. A judge whose system
+    part is empty gives a user message alone: some models know no other."""
+    material = {name: clean(text) for name, text in untrusted.items()}
+    code = hashlib.sha256("\x1f".join(sorted(material.values())).encode()).hexdigest()[:12]
+    fenced = {
+        name: f"<<<{code}\n{text.replace(code, '[code]')}\n{code}>>>" if text or name != "reference" else ""
+        for name, text in material.items()
+    }
+    if fenced.get("reference"):
+        fenced["reference"] = f"A reference answer that is known to be right:\n{fenced['reference']}\n"
+    known = {**values, **fenced}
+    system, user = (PLACEHOLDER.sub(lambda match: known.get(match[1], ""), part) for part in (judge.system, judge.user))
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": user}]

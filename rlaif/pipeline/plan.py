@@ -1,0 +1,106 @@
+"""What a command would ask, without asking: one rendered request, the number of calls, tokens and dollars at most.
+
+Tokens are estimated at four characters each and replies at their allowed length, so the cost is an upper estimate.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from rlaif.config import Config
+from rlaif.generate import prompts as taking
+from rlaif.generate import sample as sampling
+from rlaif.judge import ask as asking
+from rlaif.llm.ask import Request
+from rlaif.llm.budget import Meter, price
+from rlaif.pipeline.rounds import Rounds, panel, strategy
+from rlaif.run import journal
+from rlaif.run.directory import Run
+
+CHARS_PER_TOKEN = 4
+
+
+@dataclass
+class Plan:
+    """``request``: the first that would be sent, or None. ``usd`` is None where a price is not known."""
+
+    request: dict[str, Any] | None
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float | None
+    at_most: bool = False
+
+    def summary(self) -> str:
+        if not self.calls:
+            return "nothing is owed: everything was answered before"
+        cost = "cost unknown (no public price)" if self.usd is None else f"about ${self.usd:,.2f} at most"
+        calls = f"at most {self.calls:,} calls" if self.at_most else f"{self.calls:,} calls"
+        tokens = f"about {self.prompt_tokens:,} tokens in and up to {self.completion_tokens:,} out"
+        return f"{calls}, {tokens}; {cost}. No call was made."
+
+
+def plan_generate(run: Run, config: Config) -> Plan:
+    """The plan of ``generate``. Prompts are taken into a directory that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Run(Path(folder))
+        taking.take(trial, config, say=lambda _: None)
+        done = _done(run.journal_path("completions"))
+        plan = Plan(None, 0, 0, 0, 0.0)
+        for position, policy in enumerate(config.pool()):
+            requests = sampling.requests(trial, config, position, done)
+            _add(plan, requests, policy.model, policy.base_url, config.sampler.max_tokens)
+        return plan
+
+
+def plan_judge(run: Run, config: Config) -> Plan:
+    """The plan of ``judge``: all ratings, and every comparison that may become necessary."""
+    seats = panel(config)
+    how = strategy(config, seats)
+    rounds = Rounds(run, config, None, seats, how, None, Meter())
+    done = _done(run.journal_path("verdicts"))
+    plan = Plan(None, 0, 0, 0, 0.0, at_most=True)
+    prompts, answers = (journal.Reader(run.journal_path(name)) for name in ("prompts", "completions"))
+    try:
+        for seat in seats:
+            kind = seat.judge.file.kind
+            if (kind, how) in (("rate", "round-robin"), ("compare", "rate-only")):
+                continue
+            mode: Any = config.judge.verdict
+            if mode == "auto":
+                mode = (
+                    "json" if seat.judge.file.reasoning == "first" else "logprobs" if seat.entry.base_url else "choice"
+                )
+            work = [asking.Material(*row) for row in rounds.placed(rounds.possible(kind)).iter_rows()]
+            requests = (
+                request
+                for request in asking.requests(seat, mode, config, work, prompts.at, answers.at)
+                if request.keys[0] not in done
+            )
+            _add(plan, requests, seat.entry.model, seat.entry.base_url, config.judge.max_tokens)
+    finally:
+        prompts.close()
+        answers.close()
+    return plan
+
+
+def _add(plan: Plan, requests: Iterable[Request], model: str, urls: list[str], max_tokens: int) -> None:
+    for request in requests:
+        plan.request = plan.request or {"model": model, **request.body}
+        prompt_tokens = len(orjson.dumps(request.body["messages"])) // CHARS_PER_TOKEN
+        completion_tokens = len(request.keys) * min(max_tokens, request.body["max_tokens"])
+        plan.calls += 1
+        plan.prompt_tokens += prompt_tokens
+        plan.completion_tokens += completion_tokens
+        usd = price(model, urls[0], prompt_tokens, 0, completion_tokens) if urls else 0.0
+        plan.usd = None if usd is None or plan.usd is None else plan.usd + usd
+
+
+def _done(path: Path) -> set[str]:
+    return {record["key"] for _, record in journal.read(path) if "error" not in record}

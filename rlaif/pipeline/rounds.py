@@ -1,0 +1,189 @@
+"""Whom the judges are asked about, round by round: ratings first, then the pairs that they point to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from rlaif.config import Config
+from rlaif.errors import UsageError
+from rlaif.judge import ask as asking
+from rlaif.judge import definition
+from rlaif.llm.budget import Meter
+from rlaif.llm.server import Engines
+from rlaif.pair import select, settle
+from rlaif.run import tables
+from rlaif.run.directory import Run
+from rlaif.run.journal import Journal, Reader
+
+
+def panel(config: Config) -> list[asking.Seat]:
+    """The panel's seats with their judge files. Raises :class:`UsageError` with a did-you-mean."""
+    return [asking.Seat(definition.find(entry.name), entry) for entry in config.panel()]
+
+
+def strategy(config: Config, seats: list[asking.Seat]) -> select.Strategy:
+    """The strategy asked for, or the one that the panel's kinds allow."""
+    kinds = {seat.judge.file.kind for seat in seats}
+    needs = {"rate-then-compare": {"rate", "compare"}, "round-robin": {"compare"}, "rate-only": {"rate"}}
+    wanted = config.judge.strategy
+    if wanted == "auto":
+        return next(name for name in ("rate-then-compare", "round-robin", "rate-only") if needs[name] <= kinds)
+    missing = needs[wanted] - kinds
+    if missing:
+        raise UsageError(
+            f"strategy {wanted} needs a judge of kind {' and '.join(sorted(missing))}",
+            mend="`rlaif judges list` shows the kinds; add one with --judge.",
+        )
+    return wanted
+
+
+def _as_frames_know(seats: list[asking.Seat]) -> list[select.Judged]:
+    return [
+        select.Judged(
+            judge=seat.judge.name,
+            judge_hash=seat.judge.hash,
+            model=seat.entry.model,
+            weight=seat.entry.weight,
+            aspects=len(seat.judge.file.aspects),
+            low=seat.judge.file.scale.low,
+            high=seat.judge.file.scale.high,
+        )
+        for seat in seats
+    ]
+
+
+class Rounds:
+    """The rounds of one judge command. Without ``engines`` and ``journal`` it only
+    reads what was judged before."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        engines: Engines | None,
+        seats: list[asking.Seat],
+        how: select.Strategy,
+        journal: Journal | None,
+        meter: Meter,
+    ) -> None:
+        self.run, self.config, self.engines = run, config, engines
+        self.seats, self.how, self.journal, self.meter = seats, how, journal, meter
+        self.known = _as_frames_know(seats)
+        completions = tables.scan(run.journal_path("completions"), tables.COMPLETIONS, select.shorten)
+        self.answers, self.left_out = select.usable(completions)
+        self.prompts = tables.scan(run.journal_path("prompts"), tables.PROMPTS).select(
+            "prompt_id", pl.col("offset").alias("prompt_offset")
+        )
+        if config.judge.limit:
+            self.answers = self.answers.join(self.prompts.head(config.judge.limit), on="prompt_id", how="semi")
+        self.offsets = self.answers.select("key", "offset")
+
+    def all(self) -> pl.DataFrame:
+        """Ask what each round needs; returns every candidate, settled over all rounds' verdicts."""
+        rated = None
+        if self.how != "round-robin":
+            self._ask("rate", self.possible("rate"))
+            rated = select.ratings(self._verdicts(), self.known)
+        pairs = self.config.pairs
+        tries = 1 if self.how == "rate-only" else pairs.tries
+        ranked = select.candidates(self.answers, rated, self.how, min_margin=pairs.min_margin, tries=tries)
+        asked, settled = ranked.clear(), self._settle(ranked.clear())
+        for rank in range(1, tries + 1):
+            won = settled.filter("kept").group_by("prompt_id").len().filter(pl.col("len") >= pairs.per_prompt)
+            wanted = ranked.filter(pl.col("rank") == rank).join(won, on="prompt_id", how="anti")
+            if wanted.is_empty():
+                break
+            if self.how != "rate-only":
+                self._ask("compare", wanted)
+            asked = pl.concat([asked, wanted])
+            settled = self._settle(asked)
+        return settled
+
+    def possible(self, kind: str) -> pl.DataFrame:
+        """What judges of ``kind`` may be asked about before anything is known. Columns: prompt_id, a, b."""
+        if kind == "rate":
+            several = self.answers.filter(pl.len().over("prompt_id") >= 2)
+            return several.select("prompt_id", a="key", b=pl.lit(None, pl.String))
+        pairs = select.all_pairs(self.answers)
+        if self.how == "round-robin":
+            return pairs.select("prompt_id", "a", "b")
+        return pairs.group_by("prompt_id").head(self.config.pairs.tries).select("prompt_id", "a", "b")
+
+    def placed(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """The byte offsets of what is wanted, prompt by prompt. Columns: prompt_offset, a_offset, b_offset."""
+        return (
+            wanted.join(self.prompts, on="prompt_id")
+            .join(self.offsets.rename({"key": "a", "offset": "a_offset"}), on="a")
+            .join(self.offsets.rename({"key": "b", "offset": "b_offset"}), on="b", how="left")
+            .sort("prompt_id", "a", "b")
+            .select("prompt_offset", "a_offset", "b_offset")
+        )
+
+    def _settle(self, candidates: pl.DataFrame) -> pl.DataFrame:
+        compared = settle.comparisons(self._verdicts(), self.known)
+        pairs = self.config.pairs
+        return settle.settle(
+            candidates, compared, self.how, min_probability=pairs.min_probability, per_prompt=pairs.per_prompt
+        )
+
+    def _verdicts(self) -> pl.DataFrame:
+        columns = ("key", "kind", "judge", "judge_hash", "model", "a", "b", "order", "aspect", "sample",
+                   "p_a", "score", "variance", "flags")  # fmt: skip
+        schema = {name: tables.VERDICTS[name] for name in columns}
+        return tables.scan(self.run.journal_path("verdicts"), schema)
+
+    def _ask(self, kind: str, wanted: pl.DataFrame) -> None:
+        seats = [seat for seat in self.seats if seat.judge.file.kind == kind]
+        if self.engines is None or wanted.is_empty():
+            return
+        placed = self.placed(wanted)
+        prompts, answers = Reader(self.run.journal_path("prompts")), Reader(self.run.journal_path("completions"))
+        try:
+            for seat in seats:
+                if self.meter.reason_to_stop():
+                    return
+                self._ask_seat(seat, placed, prompts, answers)
+        finally:
+            prompts.close()
+            answers.close()
+
+    def _ask_seat(self, seat: asking.Seat, placed: pl.DataFrame, prompts: Reader, answers: Reader) -> None:
+        engines, journal = self.engines, self.journal
+        assert engines is not None
+        assert journal is not None
+        modes: dict[str, Any] = self.run.manifest()["stages"]["judge"].get("modes", {})
+        seat = replace(seat, mode=modes.get(seat.name)) if self.config.judge.verdict == "auto" else seat
+
+        def work() -> Iterator[asking.Material]:
+            for row in placed.iter_rows():
+                yield asking.Material(*row)
+
+        owed = True
+        if seat.mode:  # known from an earlier start: find out without a server whether anything is owed
+            pending = asking.requests(seat, seat.mode, self.config, work(), prompts.at, answers.at)
+            owed = any(request.keys[0] not in journal for request in pending)
+        each = len(seat.judge.file.aspects) or 2
+        self.meter.total = (self.meter.total or 0) + placed.height * each
+        if not owed:
+            self.meter.skipped += placed.height * each
+            return
+        self.meter.what = f"judge: {seat.name}"
+
+        def settled(mode: str) -> None:
+            self.run.update_manifest("judge", modes={**modes, seat.name: mode})
+
+        asking.ask_seat(
+            seat,
+            self.config,
+            work,
+            prompts.at,
+            answers.at,
+            lambda: engines.client(seat.entry.model, seat.entry.base_url, self.config.judge.vllm, self.meter),
+            journal,
+            self.meter,
+            settled,
+        )

@@ -1,0 +1,257 @@
+"""The records that stages hand to each other, and the keys by which a run knows what it already has.
+
+A record is one line of a journal. Every record has a ``key``: sha256 over the canonical JSON of all that determines
+the answer, so resuming a run is set difference on keys. A line that has an ``error`` instead of an answer is a
+:class:`Failure`: it is counted and shown, owed again on resume, and never read as a label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+SCHEMA_VERSION = 1
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a str joins paired ones into one character
+
+Order = Literal["ab", "ba"]
+Side = Literal["a", "b"]
+Choice = Literal["left", "right", "tie", "both_bad", "skip"]
+Outcome = Literal["win", "tie", "inconsistent", "unparsed"]
+Route = Literal["judge", "audit", "targeted", "dropped"]
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def key_of(**determinants: Any) -> str:
+    """The key of a request or record: 64 hex digits, sha256 over the canonical JSON of what determines it."""
+    return hashlib.sha256(canonical(determinants)).hexdigest()
+
+
+def unit_interval(*parts: str | int) -> float:
+    """A number in [0, 1) fixed by ``parts``: for seeded choices that do not depend on the order of rows."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def clean(text: str) -> str:
+    """``text`` with lone surrogates (valid in JSON escapes, impossible in UTF-8) replaced by U+FFFD."""
+    return text if text.isascii() else LONE_SURROGATE.sub("\ufffd", text)
+
+
+def clean_json(value: Any) -> Any:
+    """``value`` with :func:`clean` applied to every string in it, keys included."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [clean_json(item) for item in value]
+    if isinstance(value, dict):
+        return {clean(str(name)): clean_json(item) for name, item in value.items()}
+    return value
+
+
+class Record(BaseModel):
+    """Base of everything that is journaled: strict about names, immutable, and cheap to write."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Message(BaseModel):
+    """One chat turn. ``content`` may be null only where an assistant turn carries tool calls instead."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content")
+        return self
+
+    def wire(self) -> dict[str, Any]:
+        """The message as the chat completions protocol and TRL take it."""
+        return self.model_dump(exclude_none=True)
+
+
+class Prompt(Record):
+    """A prompt taken into a run. ``messages`` ends with a turn that the policy answers (user or tool)."""
+
+    key: str
+    prompt_id: str
+    messages: list[Message]
+    reference: str | None = None
+    checks: list[dict[str, Any]] = []
+    tags: list[str] = []
+    tools: list[dict[str, Any]] | None = None
+    split: Literal["train", "heldout"] = "train"
+    source: str = ""
+
+    def wire(self) -> list[dict[str, Any]]:
+        return [message.wire() for message in self.messages]
+
+
+def _text_or_messages(value: Any) -> str:
+    """Which of a prompt's two forms ``value`` is meant to be, so that only that one's mistakes are told."""
+    return "messages" if isinstance(value, list) else "text"
+
+
+class PromptRow(BaseModel):
+    """One row of a prompt file: ``{"prompt": str | messages, "id"?, "system"?, "reference"?, "checks"?, "tags"?,
+    "tools"?}``. Also the left part of an ``--import`` row."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
+
+    prompt: Annotated[
+        Annotated[str, Tag("text")] | Annotated[list[Message], Tag("messages")], Discriminator(_text_or_messages)
+    ]
+    id: str | None = None
+    system: str | None = None
+    reference: str | None = None
+    checks: list[dict[str, Any]] = []
+    tags: list[str] = []
+    tools: list[dict[str, Any]] | None = None
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _number_is_an_id(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _has_something_to_answer(self) -> PromptRow:
+        if self.id is not None and not self.id.strip():
+            raise ValueError("id is empty")
+        if isinstance(self.prompt, str):
+            if not self.prompt.strip():
+                raise ValueError("prompt is empty")
+            return self
+        if not self.prompt:
+            raise ValueError("prompt has no messages")
+        last = self.prompt[-1]
+        if last.role not in ("user", "tool"):
+            raise ValueError(f"the last message is from {last.role!r}; it must be the turn that is to be answered")
+        if not (last.content or "").strip():
+            raise ValueError("the last message is empty")
+        if self.system and any(message.role == "system" for message in self.prompt):
+            raise ValueError("there is a system message in prompt and a system field too")
+        return self
+
+    def messages(self) -> list[Message]:
+        turns = [Message(role="user", content=self.prompt)] if isinstance(self.prompt, str) else list(self.prompt)
+        return [Message(role="system", content=self.system), *turns] if self.system else turns
+
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class ImportRow(PromptRow):
+    """One row of ``generate --import``: a prompt row with its answers, and who gave them."""
+
+    responses: list[str] = Field(min_length=1)
+    models: list[NonEmpty] | None = None
+
+    @model_validator(mode="after")
+    def _one_model_a_response(self) -> ImportRow:
+        if self.models is not None and len(self.models) != len(self.responses):
+            raise ValueError(f"{len(self.responses)} responses but {len(self.models)} models")
+        return self
+
+
+class Completion(Record):
+    """An answer to a prompt. ``text`` is what a reader sees; ``thinking`` was split from it.
+
+    ``completion_tokens`` is exact where the request had one choice; the tokens of a request with several choices are
+    reported in one sum by the protocol and shared out here by length, so that a request's records add up to it.
+    """
+
+    key: str
+    prompt_id: str
+    index: int
+    model: str
+    text: str
+    thinking: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    source: Literal["sampled", "imported"] = "sampled"
+    at: float = Field(default_factory=time.time)
+
+
+class Verdict(Record):
+    """What one judge said once: of two answers in one order (kind compare), or of one answer and one aspect (rate).
+
+    ``p_a`` is the probability that completion ``a`` is better, already turned back where ``order`` is "ba".
+    ``score`` is the expected score and ``variance`` its variance over the judge's scale. ``mass`` is the share of
+    probability that lay on readable verdicts (null where the server gave none).
+    """
+
+    key: str
+    kind: Literal["compare", "rate"]
+    judge: str
+    judge_hash: str
+    model: str
+    prompt_id: str
+    a: str
+    b: str | None = None
+    order: Order | None = None
+    aspect: str | None = None
+    sample: int = 0
+    p_a: float | None = Field(default=None, ge=0, le=1)
+    score: float | None = None
+    variance: float | None = None
+    mass: float | None = None
+    reply: str = ""
+    flags: list[str] = []
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    at: float = Field(default_factory=time.time)
+
+
+class Review(Record):
+    """One person's label of one pair. ``preferred`` is already in the pair's own a/b; null for tie, both bad, skip."""
+
+    key: str
+    pair_id: str
+    prompt_id: str
+    annotator: str
+    choice: Choice
+    left: Side
+    preferred: Side | None
+    comment: str = ""
+    route: Route
+    inclusion_probability: float | None = None
+    at: float = Field(default_factory=time.time)
+
+
+class Failure(Record):
+    """A request that gave no answer: what was asked (by key), why it failed. Owed again when the run resumes."""
+
+    key: str
+    error: str
+    kind: Literal["endpoint", "unreadable"]
+    prompt_id: str = ""
+    at: float = Field(default_factory=time.time)

@@ -1,0 +1,1 @@
+"""What a person wants to know: what a run has, and what this machine can do."""

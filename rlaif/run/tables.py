@@ -1,0 +1,133 @@
+"""Journals as polars frames, and derived tables written so that a reader never sees half of one.
+
+A frame of a journal has the columns asked for plus ``offset`` (byte offset of the line), by which long texts are
+fetched when they are needed instead of being held. Failures are left out; of several answers to one key the newest
+is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rlaif.errors import RunError
+from rlaif.run.journal import blocks, read
+
+PROMPTS: Mapping[str, Any] = {
+    "key": pl.String,
+    "prompt_id": pl.String,
+    "reference": pl.String,
+    "tags": pl.List(pl.String),
+    "split": pl.String,
+    "source": pl.String,
+}
+COMPLETIONS: Mapping[str, Any] = {
+    "key": pl.String,
+    "prompt_id": pl.String,
+    "index": pl.Int64,
+    "model": pl.String,
+    "text": pl.String,
+    "thinking": pl.String,
+    "finish_reason": pl.String,
+    "prompt_tokens": pl.Int64,
+    "completion_tokens": pl.Int64,
+    "usd": pl.Float64,
+    "source": pl.String,
+    "at": pl.Float64,
+}
+VERDICTS: Mapping[str, Any] = {
+    "key": pl.String,
+    "kind": pl.String,
+    "judge": pl.String,
+    "judge_hash": pl.String,
+    "model": pl.String,
+    "prompt_id": pl.String,
+    "a": pl.String,
+    "b": pl.String,
+    "order": pl.String,
+    "aspect": pl.String,
+    "sample": pl.Int64,
+    "p_a": pl.Float64,
+    "score": pl.Float64,
+    "variance": pl.Float64,
+    "mass": pl.Float64,
+    "flags": pl.List(pl.String),
+    "prompt_tokens": pl.Int64,
+    "cached_tokens": pl.Int64,
+    "completion_tokens": pl.Int64,
+    "usd": pl.Float64,
+    "at": pl.Float64,
+}
+REVIEWS: Mapping[str, Any] = {
+    "key": pl.String,
+    "pair_id": pl.String,
+    "prompt_id": pl.String,
+    "annotator": pl.String,
+    "choice": pl.String,
+    "left": pl.String,
+    "preferred": pl.String,
+    "comment": pl.String,
+    "route": pl.String,
+    "inclusion_probability": pl.Float64,
+    "at": pl.Float64,
+}
+
+
+def scan(
+    path: Path,
+    schema: Mapping[str, Any],
+    reduce: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame,
+) -> pl.DataFrame:
+    """The answers in the journal at ``path``. ``reduce`` sees each block first, so that long columns can be made
+    short before the next block is read. Columns: ``schema`` (as reduced) and ``offset`` (Int64).
+
+    Raises :class:`RunError` naming a damaged line."""
+    columns = {**schema, "error": pl.String}
+    frames = []
+    for start, block in blocks(path):
+        ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == 10) + 1
+        offsets = np.concatenate(([0], ends[:-1])) + start
+        try:
+            frame = pl.read_ndjson(io.BytesIO(block), schema=columns)
+            frame = frame.with_columns(offset=pl.Series(offsets, dtype=pl.Int64))
+        except pl.exceptions.PolarsError as error:
+            for _ in read(path):  # names the line, where it is one that cannot be read at all
+                pass
+            raise RunError(f"a record does not have the fields of its kind: {error}", where=str(path)) from None
+        frames.append(reduce(frame.filter(pl.col("error").is_null()).drop("error")))
+    if not frames:
+        empty = pl.DataFrame(schema={**columns, "offset": pl.Int64})
+        return reduce(empty.drop("error"))
+    return pl.concat(frames).unique("key", keep="last", maintain_order=True)
+
+
+def write_parquet_pieces(pieces: Iterator[pl.DataFrame], path: Path) -> None:
+    """Write frames of one schema as the row groups of ``path``, to a temporary name first. There is at least one."""
+    import pyarrow.parquet
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    writer = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for piece in pieces:
+            table = piece.to_arrow()
+            writer = writer or pyarrow.parquet.ParquetWriter(temporary, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror or error}", where=str(path)) from None
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written cannot be finished either
+            if writer:
+                writer.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""``rlaif train``: the dataset and a model in, a trained model out."""

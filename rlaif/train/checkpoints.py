@@ -1,0 +1,126 @@
+"""OUTPUT/checkpoints: what a training may go on from.
+
+``checkpoint-N/`` as TRL's trainer writes them, beside ``identity.json``: what they were made with. A checkpoint that a
+crash tore is passed over for the one before it. Only :func:`claim` writes here.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from rlaif.errors import IdentityError
+
+IDENTITY = "identity.json"
+
+
+def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...]) -> None:
+    """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one.
+
+    Fields in ``growing`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
+    """
+    path = folder / IDENTITY
+    before = read(path)
+    if _numbered(folder):
+        differing = sorted(_differences(before, identity, growing)) if before else ["nothing says with what"]
+        if differing:
+            raise IdentityError(
+                f"its checkpoints were made with other settings: {'; '.join(differing)}",
+                where=str(folder),
+                mend="Give another --output, or remove this folder to train anew.",
+            )
+    write(path, identity)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: tuple[str, ...]) -> Iterator[str]:
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if name in growing:
+            if new is None or (old is not None and new > old):
+                continue
+            yield f"{name} may only grow: it was {old}, now {new}"
+        elif name == "dataset":
+            yield "the dataset has other rows"
+        else:
+            yield f"{name} was {old!r}, now {new!r}"
+
+
+def newest(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest complete checkpoint, and the torn ones that are newer than it."""
+    torn: list[Path] = []
+    for path in reversed(_numbered(folder)):
+        if complete(path):
+            return path, torn
+        torn.append(path)
+    return None, torn
+
+
+def step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _numbered(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=step)
+
+
+def complete(checkpoint: Path) -> bool:
+    """Whether all that going on needs is there and whole: weights, optimizer, scheduler, random state, and the step."""
+    state = read(checkpoint / "trainer_state.json")  # the trainer writes it last
+    weights = list(checkpoint.glob("*.safetensors"))
+    archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    return (
+        state is not None
+        and state.get("global_step") == step(checkpoint)
+        and bool(weights)
+        and all(map(_whole_safetensors, weights))
+        and len(archives) > 2
+        and all(map(zipfile.is_zipfile, archives))
+        and _all_shards(checkpoint)
+    )
+
+
+def _all_shards(checkpoint: Path) -> bool:
+    indexes = list(checkpoint.glob("*.safetensors.index.json"))
+    return all(
+        (index := read(path)) is not None and all((checkpoint / name).exists() for name in index["weight_map"].values())
+        for path in indexes
+    )
+
+
+def _whole_safetensors(path: Path) -> bool:
+    """Whether the file is as long as its header says: eight bytes of header length, the header, the tensors."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= path.stat().st_size:
+                return False
+            header: dict[str, Any] = orjson.loads(file.read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return False
+    return path.stat().st_size == 8 + length + max(ends, default=0)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The JSON object in ``path``; None where there is none, or none that can be read."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    """``value`` as JSON: written beside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(orjson.dumps(dict(value), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    temporary.replace(path)

@@ -1,0 +1,382 @@
+"""What can be known about a preference dataset before any training time is spent.
+
+Takes the files of RUN/dataset and the tokenizer that training will use, renders with its real chat template, and gives
+findings: ``pass``, ``warn`` (training goes on, and the person is told), or ``refuse``. Every message carries its
+numbers. Counts over rows are exact; what needs the tokenizer is taken from up to ``SAMPLE`` evenly spaced pairs, and
+the message's n says so. Nothing is written, and no model is loaded.
+
+``conversation`` is the one place that says how a row's turns are handed to a chat template; training uses it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from rlaif.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Level = Literal["pass", "warn", "refuse"]
+
+SIDES = ("prompt", "chosen", "rejected")
+FEW_PAIRS = 100
+SAMPLE = 2_000
+OVER_LENGTH_SHARE = 0.05
+SKEW_SHARE = 0.70
+SKEW_FROM = 20
+SHOWN_CHARACTERS = 1_200
+EXPECTED = "lists of {role, content}, with only the assistant's turn in chosen and rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result. ``message`` states the number and the n; ``mend`` says one thing that would help."""
+
+    name: str
+    level: Level
+    message: str
+    mend: str | None = None
+
+
+def check(dataset: Path, tokenizer: Any, *, max_length: int) -> list[Finding]:
+    """Every check of the dataset at ``dataset`` (train.parquet and, where it is there, test.parquet)."""
+    findings, frame = check_rows(dataset)
+    if frame is not None:
+        findings += check_tokens(frame, tokenizer, max_length=max_length)
+    return findings
+
+
+def refuse(findings: Iterable[Finding], *, where: Path) -> None:
+    """Raise :class:`UsageError` with every finding of level ``refuse``; do nothing where there is none."""
+    refused = [finding for finding in findings if finding.level == "refuse"]
+    if refused:
+        mend = next((finding.mend for finding in refused if finding.mend), None)
+        raise UsageError("; ".join(finding.message for finding in refused), where=str(where), mend=mend)
+
+
+# The rows
+
+
+def check_rows(dataset: Path) -> tuple[list[Finding], pl.DataFrame | None]:
+    """The checks that need no tokenizer, and the training rows. None instead of rows where training is refused."""
+    findings: list[Finding] = []
+    frames: dict[str, pl.DataFrame] = {}
+    for name in ("train", "test"):
+        path = dataset / f"{name}.parquet"
+        if not path.exists():
+            if name == "train":
+                findings.append(
+                    Finding("dataset", "refuse", "there is no train.parquet yet", f"Run: rlaif judge {dataset.parent}")
+                )
+            continue
+        frame, problems = _readable(path)
+        if frame is None:
+            findings += problems
+            continue
+        frames[name] = frame
+        findings += _rows(frame, name, dataset.parent)
+    if len(frames) == 2:
+        findings += _leak(frames["train"], frames["test"])
+    refused = any(finding.level == "refuse" for finding in findings)
+    return findings, None if refused else frames.get("train")
+
+
+def _readable(path: Path) -> tuple[pl.DataFrame | None, list[Finding]]:
+    """The rows of ``path`` if its columns are as training needs them, else None and why."""
+    import polars as pl
+
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        return None, [Finding("dataset", "refuse", f"{path.name} cannot be read: {_first_line(error)}", _rebuild(path))]
+    missing = [side for side in SIDES if side not in frame.columns]
+    if missing:
+        close = (
+            did_you_mean(missing[0], frame.columns) if "Did you mean" in did_you_mean(missing[0], frame.columns) else ""
+        )
+        message = (
+            f"{path.name} lacks {', '.join(missing)}: found {', '.join(frame.columns) or 'no column'}; "
+            f"expected {', '.join(SIDES)}"
+        )
+        return None, [Finding("columns", "refuse", message, close.replace("mean", "rename") or _rebuild(path))]
+    wrong = [f"{side} is {frame.schema[side]}" for side in SIDES if not _is_conversation(frame.schema[side])]
+    if wrong:
+        message = f"{path.name}: {'; '.join(wrong)}; expected {EXPECTED}"
+        return None, [Finding("columns", "refuse", message, _rebuild(path))]
+    return frame, []
+
+
+def _is_conversation(dtype: pl.DataType) -> bool:
+    import polars as pl
+
+    if not isinstance(dtype, pl.List) or not isinstance(dtype.inner, pl.Struct):
+        return False
+    fields = {field.name: field.dtype for field in dtype.inner.fields}
+    # A content that is null throughout (calls only) has no type of its own.
+    return fields.get("role") == pl.String and fields.get("content") in (pl.String, pl.Null)
+
+
+def _rows(frame: pl.DataFrame, name: str, run: Path) -> list[Finding]:
+    import polars as pl
+
+    n = frame.height
+    judge_first = f"Run: rlaif judge {run}"
+    if n == 0:
+        # An empty test set costs a measurement, an empty training set the training.
+        if name == "test":
+            return [Finding("dataset", "warn", "test.parquet has no rows: nothing is measured on held-out pairs")]
+        return [Finding("dataset", "refuse", "train.parquet has no rows", judge_first)]
+    texts = {side: _text(frame, side) for side in ("chosen", "rejected")}
+    counts = frame.select(
+        identical=texts["chosen"] == texts["rejected"],
+        empty=(texts["chosen"] == "") | (texts["rejected"] == ""),
+        speaker=pl.any_horizontal(
+            (pl.col(side).list.first().struct.field("role") != "assistant").fill_null(False)
+            for side in ("chosen", "rejected")
+        ),
+        prompt=(pl.col("prompt").list.len() == 0).fill_null(True),
+    ).with_columns(identical=pl.col("identical") & ~pl.col("empty"))
+    rebuild = f"Take these rows out, or build the dataset again: rlaif judge {run}"
+    findings = []
+    for check_name, problem in (
+        ("identical", "have the same chosen and rejected answer"),
+        ("empty", "have an empty chosen or rejected answer"),
+        ("speaker", f"have chosen or rejected beginning with another turn than the assistant's; expected {EXPECTED}"),
+        ("prompt", "have no prompt"),
+    ):
+        bad = int(counts[check_name].sum())
+        level: Level = "refuse" if bad else "pass"
+        which = _named(frame.filter(counts[check_name])) if bad else ""
+        findings.append(
+            Finding(check_name, level, f"{name}: {bad} of {n} pairs {problem}{which}", rebuild if bad else None)
+        )
+    if name == "train":
+        findings += [_count(n), _skew(frame)]
+    return findings
+
+
+def _text(frame: pl.DataFrame, side: str) -> pl.Expr:
+    """All that a side says, ends trimmed: two answers that differ only there teach nothing."""
+    import polars as pl
+
+    said = _content().str.strip_chars()
+    dtype = frame.schema[side]
+    assert isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct)
+    if "tool_calls" in {field.name for field in dtype.inner.fields}:
+        calls = pl.element().struct.field("tool_calls")
+        called = calls.list.eval(pl.element().struct.json_encode()).list.join(" ")
+        said = pl.concat_str(said, called.fill_null(""), separator=" ").str.strip_chars()
+    return pl.col(side).list.eval(said).list.join("\n").fill_null("")
+
+
+def _content() -> pl.Expr:
+    import polars as pl
+
+    return pl.element().struct.field("content").cast(pl.String).fill_null("")
+
+
+def _named(frame: pl.DataFrame) -> str:
+    if "pair_id" not in frame.columns:
+        return ""
+    names = frame["pair_id"].head(3).to_list()
+    return f" (pair {', '.join(map(str, names))}{', ...' if frame.height > len(names) else ''})"
+
+
+def _count(n: int) -> Finding:
+    if n < FEW_PAIRS:
+        return Finding(
+            "count", "warn", f"only {n} pairs: fewer than {FEW_PAIRS} rarely change a model for the better",
+            "Sample more prompts or more answers a prompt.",
+        )  # fmt: skip
+    return Finding("count", "pass", f"{n} pairs")
+
+
+def _skew(frame: pl.DataFrame) -> Finding:
+    import polars as pl
+
+    def characters(side: str) -> pl.Expr:
+        return pl.col(side).list.eval(_content().str.len_chars()).list.sum()
+
+    lengths = frame.select(chosen=characters("chosen"), rejected=characters("rejected"))
+    n, longer = frame.height, int((lengths["chosen"] > lengths["rejected"]).sum())
+    sums = lengths.sum().row(0)
+    ratio = sums[0] / max(sums[1], 1)
+    message = (
+        f"the chosen answer is the longer one in {longer} of {n} pairs ({longer / n:.0%}), "
+        f"{ratio:.2f} times as long on average"
+    )
+    if n >= SKEW_FROM and longer / n > SKEW_SHARE:
+        return Finding(
+            "skew", "warn", f"{message}: the model may learn length instead of quality",
+            'Look at the judge\'s length bias, or try --loss sigmoid_norm, which divides by length.',
+        )  # fmt: skip
+    return Finding("skew", "pass", message)
+
+
+def _leak(train: pl.DataFrame, test: pl.DataFrame) -> list[Finding]:
+    if "prompt_id" not in train.columns or "prompt_id" not in test.columns or not test.height:
+        return []
+    shared = set(train["prompt_id"]) & set(test["prompt_id"])
+    message = f"{len(shared)} of {test['prompt_id'].n_unique()} test prompts are in the training set too"
+    if shared:
+        return [Finding("leak", "warn", f"{message}: the held-out accuracy will flatter", "Split by prompt.")]
+    return [Finding("leak", "pass", message)]
+
+
+# The chat template
+
+
+def conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """``prompt``, ``chosen``, ``rejected`` and ``tools`` of a row, as a chat template takes them.
+
+    Fields that a turn does not have are nulls in Parquet and are left out here: some templates ask whether a field is
+    there, not whether it says something. The arguments of a tool call travel as JSON text and templates want the value.
+    """
+    tools = row.get("tools")
+    taken: dict[str, Any] = {side: [_turn(turn) for turn in row[side]] for side in SIDES}
+    taken["tools"] = orjson.loads(tools) if isinstance(tools, str) else tools
+    return taken
+
+
+def _turn(turn: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in turn.items() if value is not None}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = [_call(call) for call in kept["tool_calls"]]
+    return kept
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or {})
+    if isinstance(function.get("arguments"), str):
+        with contextlib.suppress(orjson.JSONDecodeError):  # a model wrote it: what is no JSON is shown as it is
+            function["arguments"] = orjson.loads(function["arguments"])
+    return {**{name: value for name, value in call.items() if value is not None}, "function": function}
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    prompt: int
+    longest: int
+    prefix: bool
+    lost: list[int]
+
+
+def check_tokens(frame: pl.DataFrame, tokenizer: Any, *, max_length: int) -> list[Finding]:
+    """The checks that render and tokenize. Every row of ``frame`` has passed :func:`check_rows`."""
+    if not getattr(tokenizer, "chat_template", None):
+        return [
+            Finding(
+                "template", "refuse", "the tokenizer has no chat template, so conversations cannot be rendered",
+                "Train an instruct model, or put a chat_template.jinja beside the model's tokenizer.",
+            )
+        ]  # fmt: skip
+    sample = frame.gather_every(-(-frame.height // SAMPLE))
+    measured: list[_Lengths] = []
+    failures: list[str] = []
+    for row in sample.iter_rows(named=True):
+        try:
+            measured.append(_measure(conversation(row), tokenizer))
+        except Exception as error:  # a template is a program, and may raise anything
+            failures.append(_first_line(error))
+    n = sample.height
+    of = f"{n} pairs" if n == frame.height else f"{n} sampled pairs"
+    if failures:
+        message = f"the chat template cannot render {len(failures)} of {of}: {failures[0]}"
+        return [Finding("template", "refuse", message, "Train a model whose template takes these turns.")]
+    return [_template_pass(of), _prefix(measured, of, tokenizer), _over_length(measured, of, max_length)]
+
+
+def _template_pass(of: str) -> Finding:
+    return Finding("template", "pass", f"the chat template renders all of {of}")
+
+
+def _measure(row: dict[str, Any], tokenizer: Any) -> _Lengths:
+    def ids(turns: list[dict[str, Any]], **options: Any) -> list[int]:
+        tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, tools=row["tools"], **options)
+        return list(tokens["input_ids"])
+
+    prompt = ids(row["prompt"], add_generation_prompt=True)
+    both = [ids(row["prompt"] + row[side]) for side in ("chosen", "rejected")]
+    shared = min(_common(prompt, whole) for whole in both)
+    return _Lengths(len(prompt), max(map(len, both)), shared == len(prompt), prompt[shared:])
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _prefix(measured: list[_Lengths], of: str, tokenizer: Any) -> Finding:
+    broken = [row for row in measured if not row.prefix]
+    message = f"the rendered prompt is not a prefix of prompt and answer in {len(broken)} of {of}"
+    if not broken:
+        return Finding("prefix", "pass", message)
+    return Finding(
+        "prefix", "warn",
+        f"{message}: the model is trained without this end of the prompt, which it sees when it answers: "
+        f"{tokenizer.decode(broken[0].lost)!r}",
+        "Use a chat template that renders a prompt alone as it renders it before an answer.",
+    )  # fmt: skip
+
+
+def _over_length(measured: list[_Lengths], of: str, max_length: int) -> Finding:
+    over = sum(row.longest > max_length for row in measured)
+    dropped = sum(row.prompt >= max_length for row in measured)
+    lengths = sorted(row.longest for row in measured)
+    message = (
+        f"{over} of {of} ({over / len(measured):.0%}) are longer than max_length = {max_length} tokens "
+        f"(median {statistics.median(lengths):.0f}, longest {lengths[-1]})"
+    )
+    if dropped:
+        message += f"; {dropped} have a prompt that fills it alone and are left out"
+    elif over:
+        message += "; their ends are cut off"
+    fits = lengths[min(len(lengths) - 1, int(0.99 * len(lengths)))]
+    mend = f"max_length = {fits} under [train] would hold 99 % of them."
+    if over == len(measured):
+        return Finding("length", "refuse", message, mend)
+    return Finding(
+        "length", *(("warn", message, mend) if over > OVER_LENGTH_SHARE * len(measured) else ("pass", message))
+    )
+
+
+def example(frame: pl.DataFrame, tokenizer: Any) -> str:
+    """The first pair as the model will read it, special tokens and all; long parts are cut in the middle."""
+    row = conversation(frame.row(0, named=True))
+    render: Callable[..., str] = tokenizer.apply_chat_template
+    prompt = render(row["prompt"], tokenize=False, add_generation_prompt=True, tools=row["tools"])
+    parts = [f"prompt:\n{_cut(prompt)}"]
+    for side in ("chosen", "rejected"):
+        whole = render(row["prompt"] + row[side], tokenize=False, tools=row["tools"])
+        answer = whole[len(prompt) :] if whole.startswith(prompt) else whole
+        parts.append(f"{side}:\n{_cut(answer)}")
+    return "\n".join(part.rstrip("\n") for part in parts)
+
+
+def _cut(text: str) -> str:
+    half = SHOWN_CHARACTERS // 2
+    return (
+        text
+        if len(text) <= SHOWN_CHARACTERS
+        else f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
+    )
+
+
+def _rebuild(path: Path) -> str:
+    return f"Build it again: rlaif judge {path.parent.parent}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,210 @@
+"""What a person asked for under [train], as TRL takes it, and as checkpoints remember it.
+
+``arguments`` gives the keyword arguments of TRL's DPOConfig. Names are checked against TRL's own lists, so that a
+typing error is found before a model is loaded. ``identity`` gives what determines the trained weights: only a
+checkpoint for which that is the same is gone on with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import Config, TrainConfig
+from rlaif.errors import UsageError, did_you_mean
+
+# DPO moves a model by small steps: TRL's and the DPO paper's 1e-6 for all weights. An adapter starts at zero and has
+# to grow, and its own parameters are few: it learns next to nothing below 1e-5, and 1e-4 with r = 16 served best here.
+LEARNING_RATE_LORA = 1e-4
+LEARNING_RATE_FULL = 1e-6
+
+# DPOConfig's names for what has its own setting under [train] (or, for the seed, at the top).
+OURS = {
+    "output_dir": "output",
+    "beta": "beta",
+    "loss_type": "loss",
+    "learning_rate": "learning_rate",
+    "num_train_epochs": "epochs",
+    "max_steps": "max_steps",
+    "per_device_train_batch_size": "per_device_batch_size",
+    "gradient_accumulation_steps": "batch_size",
+    "max_length": "max_length",
+    "bf16": "dtype",
+    "fp16": "dtype",
+    "save_steps": "save_steps",
+    "seed": "seed",
+}
+FIXED = {
+    "trust_remote_code": "no code from a model's repository is run",
+    "use_cpu": "CUDA is used where it is; CUDA_VISIBLE_DEVICES= hides it",
+    "logging_nan_inf_filter": "a loss that is no number has to be seen",
+    "disable_tqdm": "rlaif tells how far it is",
+    "hub_token": "secrets come from the environment only (HF_TOKEN)",
+}
+# Settings in ``extra`` that do not change the weights, by the beginning of their names.
+OPERATIONAL = (
+    "dataloader_", "dataset_num_proc", "disable_tqdm", "eval_", "gradient_checkpointing", "hub_", "log_", "logging_",
+    "per_device_eval", "push_to_hub", "report_to", "run_name", "save_", "torch_empty_cache",
+)  # fmt: skip
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+# A longer training goes on from a shorter one's checkpoint; the learning rate then follows the longer schedule.
+GROWING = ("epochs", "max_steps")
+
+
+def model_name(config: Config) -> str:
+    """The model to train: ``train.model``, or the only policy of the run."""
+    if config.train.model:
+        return config.train.model
+    names = [policy.model for policy in config.pool()]
+    if len(names) > 1:
+        raise UsageError(
+            f"the run has {len(names)} policies, and one model is trained: {', '.join(names)}",
+            mend="Give --model NAME, or set model under [train].",
+        )
+    return names[0]
+
+
+def learning_rate(train: TrainConfig) -> float:
+    return train.learning_rate or (LEARNING_RATE_LORA if train.lora else LEARNING_RATE_FULL)
+
+
+def dtype(train: TrainConfig) -> str:
+    """The precision of the computation. ``auto``: bfloat16 where CUDA has it, else float32.
+
+    On a CPU bfloat16 is faster only where the processor multiplies matrices in it, and noisier everywhere.
+    """
+    import torch
+
+    if train.dtype != "auto":
+        return train.dtype
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
+def batches(train: TrainConfig) -> tuple[int, int]:
+    """Pairs on the device at once, and how many such batches make one step of ``batch_size`` pairs.
+
+    The first is the largest divisor of ``batch_size`` up to ``per_device_batch_size``, so that the effective batch is
+    what was asked for.
+    """
+    most = min(train.per_device_batch_size, train.batch_size)
+    device = next(size for size in range(most, 0, -1) if train.batch_size % size == 0)
+    return device, train.batch_size // device
+
+
+def planned_steps(train: TrainConfig, pairs: int) -> int:
+    """How many optimizer steps the training of ``pairs`` pairs has. The last step of an epoch may be a smaller one."""
+    if train.max_steps is not None:
+        return train.max_steps
+    return math.ceil(train.epochs * max(1, math.ceil(pairs / train.batch_size)))
+
+
+def loss_names() -> list[str]:
+    """The losses of the TRL that is installed, from the help of its ``loss_type``; empty where that has none."""
+    from trl import DPOConfig
+
+    described = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(DPOConfig)}["loss_type"]
+    return re.findall(r"`'(\w+)'`", described)
+
+
+def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dict[str, Any]:
+    """The keyword arguments of DPOConfig. Raises :class:`UsageError` for a name that TRL does not have."""
+    import torch
+
+    _check_names(train)
+    cuda = torch.cuda.is_available()
+    precision = dtype(train)
+    per_device, accumulation = batches(train)
+    # An adapter's frozen base may be kept in bfloat16. Weights that are trained may not: 1e-6 would round away.
+    weights = precision if train.lora else "float32"
+    init = {**train.extra.get("model_init_kwargs", {}), "dtype": weights, "use_safetensors": True}
+    defaults = {
+        "report_to": "none",
+        "save_total_limit": 2,  # the newest may be torn: the one before it is the way back
+        "logging_steps": 1 if planned_steps(train, pairs) <= 500 else 10,
+        "gradient_checkpointing": cuda,  # memory for time: a CPU has the memory, and loses a quarter of its speed
+        "dataloader_pin_memory": cuda,
+    }
+    fixed = {
+        "output_dir": str(folder),
+        "loss_type": list(train.loss),
+        "beta": train.beta,
+        "learning_rate": learning_rate(train),
+        "num_train_epochs": train.epochs,
+        "max_steps": train.max_steps or -1,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+        "max_length": train.max_length,
+        "bf16": precision == "bfloat16",
+        "save_steps": train.save_steps,
+        "seed": seed,
+        "model_init_kwargs": {**init, "trust_remote_code": False},
+        "trust_remote_code": False,
+        "use_cpu": not cuda,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # a loss that is no number has to be seen, not averaged over
+    }
+    return {**defaults, "per_device_eval_batch_size": per_device, **train.extra, **fixed}
+
+
+def _check_names(train: TrainConfig) -> None:
+    from trl import DPOConfig
+
+    losses = loss_names()
+    for name in train.loss:
+        if losses and name not in losses:
+            raise UsageError(f"TRL has no loss {name!r}. {did_you_mean(name, losses)}", where="train.loss")
+    fields = [field.name for field in dataclasses.fields(DPOConfig) if field.init]
+    for name in train.extra:
+        if name in OURS:
+            ours = "seed" if name == "seed" else f"{OURS[name]} under [train]"
+            raise UsageError(f"{name} has its own setting", where="train.extra", mend=f"Set {ours} instead.")
+        if name in FIXED:
+            raise UsageError(f"{name} cannot be set: {FIXED[name]}", where="train.extra", mend="Leave it out.")
+        if name not in fields:
+            raise UsageError(f"TRL's DPOConfig has no setting {name!r}. {_closest(name, fields)}", where="train.extra")
+    if train.extra.get("label_smoothing") and not set(train.loss) & set(SMOOTHED):
+        raise UsageError(
+            f"label_smoothing does nothing under the loss {', '.join(train.loss)}",
+            where="train.extra",
+            mend=f'Set loss = ["robust"] under [train] (or one of {", ".join(SMOOTHED[1:])}).',
+        )
+
+
+def _closest(name: str, fields: list[str]) -> str:
+    """The nearest name; never the list of all, which has more than a hundred."""
+    sentence = did_you_mean(name, fields)
+    return sentence if sentence.startswith("Did you mean") else "TRL's documentation of DPOConfig lists them."
+
+
+def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict[str, Any]:
+    """What determines the trained weights, as JSON values. ``dataset``: the sha256 of train.parquet's bytes.
+
+    How many pairs stand on the device at once is not in it: a training that ran out of memory may go on with fewer.
+    """
+    adapter = {"lora_r": train.lora_r, "lora_alpha": train.lora_alpha} if train.lora else {}
+    return {
+        "dataset": dataset,
+        "model": model,
+        "method": train.method,
+        "lora": train.lora,
+        **adapter,
+        "loss": list(train.loss),
+        "beta": train.beta,
+        "learning_rate": learning_rate(train),
+        "epochs": train.epochs,
+        "max_steps": train.max_steps,
+        "batch_size": train.batch_size,
+        "max_length": train.max_length,
+        "dtype": dtype(train),
+        "seed": seed,
+        "extra": deciding(train.extra),
+    }
+
+
+def deciding(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The further TRL settings that have a part in the trained weights."""
+    return {name: value for name, value in extra.items() if not name.startswith(OPERATIONAL)}

@@ -1,0 +1,77 @@
+"""What tests share: a scripted server, the command line as people call it, and one real vLLM for all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scripted import Answer, ScriptedServer, echo
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on the keys and settings of whoever runs it."""
+    for name in list(os.environ):
+        if name.startswith("RLAIF_") and name != "RLAIF_CACHE":
+            monkeypatch.delenv(name)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ScriptedServer]]:
+    """Start scripted servers: ``serve(answer, models=("m",), ...)``. All are stopped at the end of the test."""
+    running: list[ScriptedServer] = []
+
+    def start(answer: Answer = echo, **options: Any) -> ScriptedServer:
+        server = ScriptedServer(answer, **options).__enter__()
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.__exit__()
+
+
+def needs(*modules: str) -> None:
+    """Skip where none of ``modules`` is installed; under CI a missing part is an error."""
+    if not any(importlib.util.find_spec(name) for name in modules):
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{' or '.join(modules)} is not installed, and CI runs every test")
+        pytest.skip(f"{' or '.join(modules)} is not installed")
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "rlaif", *map(str, arguments)]
+
+
+@pytest.fixture
+def rlaif() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``rlaif("generate", run, ...)`` as a process. Checks the exit code against ``code`` (default 0)."""
+
+    def call(*arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, **options)
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    return call
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

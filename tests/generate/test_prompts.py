@@ -1,0 +1,352 @@
+"""Prompts into a run: what is left out and why, what is held out, and a run that was interrupted is as good as new."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlaif import packaged
+from rlaif.config import Config, load
+from rlaif.errors import InputError, UsageError
+from rlaif.generate.bring import bring
+from rlaif.generate.prompts import Similar, Taken, take, to_prompt
+from rlaif.generate.read import rows
+from rlaif.records import PromptRow
+from rlaif.run.directory import Run
+from tests.conftest import read_jsonl, write_jsonl
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
+
+
+def prose(number: int, words: int = 12) -> str:
+    """A text like no other number's."""
+    return " ".join(random.Random(number).choices(WORDS, k=words))
+
+
+def config(run: Run, source: Path | str | list[str], **flags: Any) -> Config:
+    given = {"prompts.source": source if isinstance(source, list) else [str(source)], "sampler.model": ["m"],
+             **{name.replace("__", "."): value for name, value in flags.items()}}  # fmt: skip
+    return load(run.path, given, {})
+
+
+def taking(run: Run, source: Path | str | list[str], **flags: Any) -> Taken:
+    return take(run, config(run, source, **flags), lambda line: None)
+
+
+def journaled(run: Run) -> list[dict[str, Any]]:
+    path = run.journal_path("prompts")
+    return read_jsonl(path) if path.exists() else []
+
+
+def asked(run: Run) -> list[str]:
+    return [record["messages"][-1]["content"] for record in journaled(run)]
+
+
+# What is journaled
+
+
+def test_everything_of_a_row_reaches_the_journal(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"default": None}}}]
+    checks = [{"kind": "regex", "pattern": "\\d", "match": True, "note": None}]
+    row = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Grüße 🙂\r\n"}], "id": 7,
+           "reference": "r", "tags": ["x", "y"], "checks": checks, "tools": tools}  # fmt: skip
+    source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "first"}, row])
+    run = Run(tmp_path / "run")
+    taking(run, source, prompts__heldout_share=0)
+    first, record = journaled(run)
+    assert first["prompt_id"] == first["key"][:16]
+    assert {name: value for name, value in record.items() if name != "key"} == {
+        "prompt_id": "7",
+        "messages": row["prompt"],
+        "reference": "r",
+        "checks": checks,
+        "tags": ["x", "y"],
+        "tools": tools,
+        "split": "train",
+        "source": f"{source}:2",
+    }
+    frame = run.prompts()
+    assert frame.filter(frame["prompt_id"] == "7").select("reference", "tags", "source").row(0) == (
+        "r", ["x", "y"], f"{source}:2")  # fmt: skip
+
+
+def test_a_default_system_prompt_goes_before_prompts_without_one(tmp_path: Path) -> None:
+    own = [{"role": "system", "content": "own"}, {"role": "user", "content": prose(1)}]
+    source = write_jsonl(
+        tmp_path / "p.jsonl", [{"prompt": prose(0)}, {"prompt": own}, {"prompt": prose(2), "system": "field"}]
+    )
+    run, plain = Run(tmp_path / "run"), Run(tmp_path / "plain")
+    taking(run, source, sampler__system="default")
+    assert [record["messages"][0]["content"] for record in journaled(run)] == ["default", "own", "field"]
+    taking(plain, source)
+    assert [len(record["messages"]) for record in journaled(plain)] == [1, 2, 2]
+    same = [a["key"] == b["key"] for a, b in zip(journaled(run), journaled(plain), strict=True)]
+    assert same == [False, True, True]  # what the model is shown makes the key
+
+
+def test_nothing_is_journaled_when_bad_rows_stop(tmp_path: Path) -> None:
+    """However late they come: after thousands of good rows, or in the second file."""
+    good = write_jsonl(tmp_path / "good.jsonl", [{"prompt": prose(i)} for i in range(3000)])
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": prose(9000)}, {"prompt": ""}])
+    run = Run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"bad\.jsonl:2: prompt is empty"):
+        taking(run, [str(good), str(bad)])
+    assert journaled(run) == []
+    assert taking(run, [str(bad)], prompts__on_bad_row="skip").prompts == 1
+    assert asked(run) == [prose(9000)]
+
+
+def test_no_source_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no prompts are named"):
+        taking(Run(tmp_path / "run"), [])
+
+
+# Ids
+
+
+def test_an_id_for_two_prompts_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Their answers would be compared with each other."""
+    source = write_jsonl(
+        tmp_path / "p.jsonl", [*({"prompt": prose(i), "id": i} for i in range(20)), {"prompt": "x", "id": "3"}]
+    )
+    run = Run(tmp_path / "run")
+    with pytest.raises(InputError, match="the id '3' was already used for another prompt") as raised:
+        taking(run, source)
+    assert raised.value.where == f"{source}:21"
+    assert journaled(run) == []
+
+
+def test_an_id_that_the_run_has_is_refused_for_another_prompt(tmp_path: Path) -> None:
+    """Also where the first came by an import, or from another file."""
+    run = Run(tmp_path / "run")
+    answered = write_jsonl(tmp_path / "r.jsonl", [{"prompt": "one", "id": "1", "responses": ["a"]}])
+    bring(run, config(run, []), str(answered), lambda line: None)
+    before = journaled(run)
+    other = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "two", "id": "2"}, {"prompt": "three", "id": "1"}])
+    with pytest.raises(InputError, match=r"p\.jsonl:2: the id '1' was already used"):
+        taking(run, other)
+    assert journaled(run) == before
+    same = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "one", "id": "1"}])
+    assert (taking(run, same).prompts, len(journaled(run))) == (1, 1)
+
+
+def test_a_duplicate_under_another_id_is_one_prompt(tmp_path: Path) -> None:
+    source = write_jsonl(
+        tmp_path / "p.jsonl", [{"prompt": "one", "id": "1"}, {"prompt": "one", "id": "2"}, {"prompt": "one"}]
+    )
+    run = Run(tmp_path / "run")
+    taken = taking(run, source)
+    assert (taken.prompts, taken.left_out) == (1, Counter({"exact duplicates": 2}))
+    assert [record["prompt_id"] for record in journaled(run)] == ["1"]
+
+
+# Duplicates
+
+
+def similar(*texts: str, threshold: float = 0.9, **row: Any) -> list[bool]:
+    """Which of ``texts`` is like one before it."""
+    seen, settings = Similar(threshold), load(Path("/nowhere"), {}, {})
+    return [seen.seen(to_prompt(PromptRow(prompt=text, **row), "x", settings)) for text in texts]
+
+
+def test_exact_and_near_duplicates_are_left_out_and_counted(tmp_path: Path) -> None:
+    long = prose(5, 300)
+    rows = [{"prompt": long}, {"prompt": long}, {"prompt": long + "!"}, {"prompt": long.replace(" ", "  ").upper()},
+            {"prompt": long.replace(long.split()[100], "other", 1)}, {"prompt": prose(6, 300)}]  # fmt: skip
+    source = write_jsonl(tmp_path / "p.jsonl", rows)
+    near, off = Run(tmp_path / "near"), Run(tmp_path / "off")
+    taken = taking(near, source)
+    assert taken.left_out == Counter({"exact duplicates": 1, "near duplicates": 3})
+    assert asked(near) == [long, prose(6, 300)]
+    assert taking(off, source, prompts__near_duplicates=0).left_out == Counter({"exact duplicates": 1})
+    assert len(asked(off)) == 5
+
+
+@pytest.mark.parametrize(
+    "names", [*([name] for name in sorted(packaged.prompt_sets())), sorted(packaged.prompt_sets())]
+)
+def test_packaged_sets_lose_nothing(tmp_path: Path, names: list[str]) -> None:
+    """Refusals come as twins that differ in little, constraints by one number; all of them are prompts of their own."""
+    total = sum(len(read_jsonl(packaged.prompt_sets()[name])) for name in names)
+    taken = taking(Run(tmp_path / "run"), names)
+    assert taken.left_out == Counter()
+    assert taken.prompts == total >= 150
+
+
+@pytest.mark.parametrize("words", [3, 5, 10, 20, 40, 60])
+def test_twins_that_differ_in_one_word_are_kept(words: int) -> None:
+    """Benign and harmful, one number and the next: wherever in the prompt the word stands."""
+    for place in {0, 1, words // 2, words - 1}:
+        for number in range(5):
+            base = prose(number, words).split()
+            twin = [*base[:place], "different", *base[place + 1 :]]
+            assert similar(" ".join(base), " ".join(twin)) == [False, False], (words, place)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("How do I sort a list in C?", "How do I sort a list in C++?"),
+        ("How do I sort a list in C++?", "How do I sort a list in C#?"),
+        ("Solve x^2 - 4x + 1 = 0 for x, step by step.", "Solve x^2 + 4x - 1 = 0 for x, step by step."),
+        ("How many integers satisfy |x + 5| < 10?", "How many integers satisfy |x + 5| > 10?"),
+        ("What is -5 * 3?", "What is 5 * 3?"),
+        ("今日の東京の天気を教えてください。", "今日の大阪の天気を教えてください。"),
+        ("???", "!!!"),
+        ("🙂", "🙁"),
+    ],
+)
+def test_signs_that_carry_meaning_tell_prompts_apart(one: str, other: str) -> None:
+    assert similar(one, other) == [False, False]
+    assert similar(one, one) == [False, True]
+
+
+def test_prompts_under_one_long_system_prompt_are_compared_by_themselves(tmp_path: Path) -> None:
+    """What they share does not make them alike; and one question under two system prompts is two prompts."""
+    questions = [f"How do I cook {dish}?" for dish in ("rice", "lentils", "an egg", "pasta")]
+    assert similar(*questions, system=prose(1, 400)) == [False] * 4
+    source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in questions])
+    assert taking(Run(tmp_path / "run"), source, sampler__system=prose(1, 400)).prompts == 4
+    seen, settings, long = Similar(0.9), load(Path("/nowhere"), {}, {}), prose(2, 200)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    found = [
+        seen.seen(to_prompt(PromptRow(prompt=long + end, system=system, tools=with_tools), "x", settings))
+        for end, system, with_tools in (("", "a", None), (".", "b", None), ("!", "a", tools), ("?", "a", None))
+    ]
+    assert found == [False, False, False, True]
+
+
+# Decontamination
+
+
+def test_prompts_of_an_evaluation_file_are_left_out(tmp_path: Path) -> None:
+    """A shared run of 13 words, or the same short question; also under a system prompt and within a conversation."""
+    shared = prose(1, 13)
+    evaluation = write_jsonl(
+        tmp_path / "e.jsonl",
+        [
+            {"prompt": f"{prose(2, 30)} {shared} {prose(3, 30)}"},
+            {"prompt": "What is the capital of France?", "system": "Be brief."},
+            {"prompt": "..."},
+        ],
+    )
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    rows = [
+        {"prompt": f"{prose(4, 20)} {shared.upper()}, {prose(5, 20)}"},
+        {"prompt": "what is the capital of  France"},
+        {"prompt": f"{prose(6, 20)} {' '.join(shared.split()[:12])} {prose(7, 20)}"},
+        {"prompt": "What is the capital of Spain?"},
+        {"prompt": "?!"},
+        {"prompt": [*talk, {"role": "user", "content": prose(8) + " " + shared}]},
+    ]
+    source = write_jsonl(tmp_path / "p.jsonl", rows)
+    for name, system in (("run", None), ("system", prose(9, 50))):
+        run = Run(tmp_path / name)
+        taken = taking(run, source, prompts__decontaminate=[str(evaluation)], sampler__system=system)
+        assert taken.left_out == Counter({"overlaps an evaluation file": 3})
+        assert asked(run) == [rows[2]["prompt"], "What is the capital of Spain?", "?!"]
+
+
+def test_an_evaluation_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """Not an overlap of nothing with nothing."""
+    evaluation = write_jsonl(tmp_path / "e.jsonl", [{"question": "What is the capital of France?"}])
+    source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "What is the capital of France?"}])
+    run = Run(tmp_path / "run")
+    for mode, message in (
+        ("stop", r"e\.jsonl:1: there is no 'prompt'; found: question"),
+        ("skip", "there is no prompt in it"),
+    ):
+        with pytest.raises(InputError, match=message):
+            taking(run, source, prompts__decontaminate=[str(evaluation)], prompts__on_bad_row=mode)
+    assert journaled(run) == []
+
+
+# Held out
+
+
+def test_held_out_prompts_are_a_share_fixed_by_seed_and_content(tmp_path: Path) -> None:
+    """Neither the order of rows nor what else is in the file matters; the share is met within five deviations."""
+    count, share = 3000, 0.2
+    rows = [{"prompt": prose(i, 8)} for i in range(count)]
+
+    def heldout(name: str, rows: list[dict[str, Any]], **flags: Any) -> set[str]:
+        run = Run(tmp_path / name)
+        taken = taking(run, write_jsonl(tmp_path / f"{name}.jsonl", rows), prompts__near_duplicates=0, **flags)
+        found = {record["key"] for record in journaled(run) if record["split"] == "heldout"}
+        assert taken.heldout == len(found)
+        return found
+
+    whole = heldout("whole", rows, prompts__heldout_share=share)
+    assert abs(len(whole) - share * count) < 5 * math.sqrt(count * share * (1 - share))
+    assert heldout("turned", rows[::-1], prompts__heldout_share=share) == whole
+    assert heldout("half", rows[::2], prompts__heldout_share=share) < whole
+    assert heldout("less", rows, prompts__heldout_share=share / 2) < whole
+    assert heldout("seed", rows, prompts__heldout_share=share, seed=1) != whole
+    assert heldout("none", rows, prompts__heldout_share=0.0) == set()
+
+
+# Going on
+
+
+def test_a_limit_grows_from_call_to_call(tmp_path: Path) -> None:
+    """Duplicates do not use it up, and the prompts are those of one call with the last limit."""
+    rows = [{"prompt": prose(i // 2)} for i in range(40)]
+    source = write_jsonl(tmp_path / "p.jsonl", rows)
+    run, once = Run(tmp_path / "run"), Run(tmp_path / "once")
+    for limit, new in ((3, 3), (3, 0), (10, 7), (None, 10), (None, 0)):
+        taken = taking(run, source, prompts__limit=limit)
+        assert (taken.prompts, taken.new) == (limit or 20, new)
+    taking(once, source)
+    assert journaled(run) == journaled(once)
+
+
+MIXED = [{"prompt": prose(i % 23, 120) + (" tail" if i % 5 else ""), **({"id": str(i % 23)} if i % 5 == 1 else {})}
+         for i in range(80) if i % 5 != 1 or i < 23]  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(st.floats(0, 1))
+def test_interrupted_and_resumed_equals_unbroken(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+    """The journal may end at any byte: after the next call it holds what one call would have written."""
+    folder = tmp_path_factory.mktemp("resumed")
+    source = write_jsonl(folder / "p.jsonl", MIXED)
+    unbroken, broken = Run(folder / "unbroken"), Run(folder / "broken")
+    expected = taking(unbroken, source)
+    assert {"exact duplicates", "near duplicates"} <= set(expected.left_out)
+    whole = unbroken.journal_path("prompts").read_bytes()
+    size = round(share * len(whole))
+    broken.journals.mkdir(parents=True)
+    broken.journal_path("prompts").write_bytes(whole[:size])
+    taken = taking(broken, source)
+    assert broken.journal_path("prompts").read_bytes() == whole
+    assert (taken.prompts, taken.heldout, taken.left_out) == (expected.prompts, expected.heldout, expected.left_out)
+    assert taken.new == expected.prompts - whole[:size].count(b"\n")
+
+
+def test_lines_added_to_a_file_are_taken_too(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prose(0)}])
+    run = Run(tmp_path / "run")
+    taking(run, source)
+    write_jsonl(source, [{"prompt": prose(0)}, {"prompt": prose(1)}])
+    assert taking(run, source).new == 1
+    assert asked(run) == [prose(0), prose(1)]
+
+
+def test_every_packaged_prompt_can_be_journaled_and_read_back(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    taking(run, sorted(packaged.prompt_sets()))
+    by_id = {record["prompt_id"]: record for record in journaled(run)}
+    for name in packaged.prompt_sets():
+        for _, row in rows(name, PromptRow):
+            record = by_id[str(row.id)]
+            assert record["checks"] == row.checks
+            assert record["tags"] == row.tags
+            assert json.loads(json.dumps(record["messages"])) == [message.wire() for message in row.messages()]

@@ -1,0 +1,657 @@
+"""The client: what is tried again and what never, how load follows refusals, and what becomes of odd replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rlaif.config import ClientConfig
+from rlaif.errors import EndpointError, RlaifError, UsageError
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import MAX_WAIT_S, Client, Reply, RequestFailed, _retry_after, split_thinking
+from tests.conftest import ROOT
+from tests.scripted import Answer, Fault, ScriptedServer, echo
+
+Serve = Callable[..., ScriptedServer]
+BODY = {"messages": [{"role": "user", "content": "hello"}]}
+SECRET = "sk-live-0123456789-abcdef"
+
+
+def talk(
+    urls: str | list[str],
+    work: Callable[[Client], Any],
+    *,
+    meter: Meter | None = None,
+    key: str | None = None,
+    model: str = "m",
+    revive: Any = None,
+    **config: Any,
+) -> Any:
+    """Run ``await work(client)`` with a client of ``urls`` and close it."""
+    urls = [urls] if isinstance(urls, str) else urls
+    client = Client(model, urls, ClientConfig(**config), meter or Meter(), key=key, revive=revive)
+
+    async def main() -> Any:
+        async with client:
+            return await work(client)
+
+    return asyncio.run(main())
+
+
+def chat(urls: str | list[str], **options: Any) -> Reply:
+    reply: Reply = talk(urls, lambda client: client.chat(BODY), **options)
+    return reply
+
+
+def in_turn(*said: Any) -> Answer:
+    """Gives each of ``said`` once and the last one ever after."""
+    left = list(said)
+    return lambda body: left.pop(0) if len(left) > 1 else left[0]
+
+
+def message(content: Any = "fine", **more: Any) -> dict[str, Any]:
+    return {"choices": [{"message": {"role": "assistant", "content": content, **more}, "finish_reason": "stop"}]}
+
+
+# What is tried again
+
+RUBBISH = {
+    "not JSON": Fault(200, body=b"<html>busy</html>", headers={"Content-Type": "application/json"}),
+    "not JSON, and said so": Fault(200, body=b"<html>busy</html>", headers={"Content-Type": "text/html"}),
+    "nothing": Fault(200, body=b"", headers={"Content-Type": "application/json"}),
+    "not UTF-8": Fault(200, body=b"\xff\xfe{}", headers={"Content-Type": "application/json"}),
+    "a list": Fault(200, body=b"[]", headers={"Content-Type": "application/json"}),
+    "a number": Fault(200, body=b"7", headers={"Content-Type": "application/json"}),
+    "a million brackets": Fault(200, body=b"[" * 1_000_000, headers={"Content-Type": "application/json"}),
+    "half a body": Fault(200, body=b'{"choices": [', promised=1000, headers={"Content-Type": "application/json"}),
+    "not gzip": Fault(200, body=b"plain", headers={"Content-Encoding": "gzip"}),
+    "not HTTP": Fault(raw=b"\x00\x01 who are you\r\n\r\n"),
+    "a broken chunk": Fault(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{"),
+    "a cut connection": Fault(0),
+    "no choices": {"choices": []},
+    "choices missing": {"usage": {}},
+    "choices that are no list": {"choices": {"0": 1}},
+    "an error in a 200": {"error": {"message": "upstream is busy"}},
+    "a choice without message": {"choices": [{"index": 0}]},
+    "a choice that is text": {"choices": ["hello"]},
+    "content that is no text": message([{"type": "text", "text": "hello"}]),
+}
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 529])
+def test_a_passing_refusal_is_tried_again(serve: Serve, waits: list[float], status: int) -> None:
+    server, meter = serve(in_turn(Fault(status), Fault(status), ["fine"])), Meter()
+    assert chat(server.url, meter=meter).choices[0].text == "fine"
+    assert len(server.requests) == 3
+    assert meter.retries == len(waits) == 2
+
+
+@pytest.mark.parametrize("said", RUBBISH.values(), ids=RUBBISH)
+def test_a_reply_that_is_no_reply_is_tried_again(serve: Serve, waits: list[float], said: Any) -> None:
+    server = serve(in_turn(said, ["fine"]))
+    assert chat(server.url).choices[0].text == "fine"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("said", RUBBISH.values(), ids=RUBBISH)
+def test_what_never_becomes_a_reply_fails_that_request_alone(serve: Serve, waits: list[float], said: Any) -> None:
+    """However odd the reply, the error is RequestFailed: the others go on. Attempts are bounded."""
+    server = serve(lambda body: said)
+    with pytest.raises(RequestFailed) as caught:
+        chat(server.url, attempts=3)
+    assert len(server.requests) == 3
+    assert 5 < len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("status", [400, 402, 405, 413, 422, 451])
+def test_a_lasting_refusal_of_a_request_is_never_tried_again(serve: Serve, waits: list[float], status: int) -> None:
+    server = serve(lambda body: Fault(status))
+    with pytest.raises(RequestFailed, match=f"HTTP {status}: scripted fault"):
+        chat(server.url)
+    assert len(server.requests) == 1
+    assert not waits
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(401, "asks for a key"), (403, "asks for a key"), (404, "no model 'm', or no chat completions")],
+)
+def test_what_would_refuse_every_request_ends_the_command(
+    serve: Serve, waits: list[float], status: int, told: str
+) -> None:
+    server = serve(lambda body: Fault(status))
+    with pytest.raises(EndpointError, match=told) as caught:
+        chat(server.url)
+    assert caught.value.where == server.url
+    assert len(server.requests) == 1
+    assert not waits
+
+
+def test_a_403_among_answers_is_about_one_prompt(serve: Serve) -> None:
+    """Hosts answer 403 to a prompt that their filter dislikes: one of them must not end the night."""
+    server = serve(in_turn(["fine"], Fault(403), ["fine"]))
+
+    async def work(client: Client) -> list[str]:
+        told = []
+        for _ in range(3):
+            try:
+                told.append((await client.chat(BODY)).choices[0].text)
+            except RequestFailed as error:
+                told.append(str(error)[:8])
+        return told
+
+    assert talk(server.url, work) == ["fine", "HTTP 403", "fine"]
+
+
+def test_attempts_are_bounded(serve: Serve, waits: list[float]) -> None:
+    server, meter = serve(lambda body: Fault(503)), Meter()
+    with pytest.raises(RequestFailed, match="HTTP 503: scripted fault"):
+        chat(server.url, meter=meter, attempts=4)
+    assert len(server.requests) == 4
+    assert meter.retries == 3
+
+
+def test_a_server_that_says_nothing_is_left_in_time(serve: Serve, waits: list[float]) -> None:
+    server = serve(delay_s=5)
+    with pytest.raises(RequestFailed, match=r"no answer within 0\.2 s"):
+        chat(server.url, timeout_s=0.2, attempts=2)
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_drips_is_left_in_time(waits: list[float]) -> None:
+    """The time is for the whole answer: a byte now and then does not make it longer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                try:
+                    while True:
+                        connection.sendall(b" ")
+                        time.sleep(0.05)
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with pytest.raises(RequestFailed, match=r"no answer within 0\.4 s"):
+            chat(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_s=0.4, attempts=1)
+        thread.join()
+
+
+def test_nobody_there_reads_as_a_lost_connection_and_not_as_a_timeout(waits: list[float]) -> None:
+    with pytest.raises(RequestFailed, match=r"connection lost \(.*Connect call failed"):
+        chat("http://127.0.0.1:9/v1", attempts=2)
+
+
+# How long is waited
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        ("7", 7, 8),
+        ("1.5", 1.5, 2.5),
+        ("0", 0, 1),
+        ("99999999", 600, 601),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 1),
+        ("Wed Oct 21 07:28:00 2015", 0, 1),
+        *[(odd, 0.1, 1) for odd in ("soon", "-3", "nan", "inf", "1e3", "²", "", "Wed, 99 Oct 2015 07:28:00 GMT")],
+    ],
+)
+def test_retry_after_is_honoured_and_an_unreadable_one_is_not(
+    serve: Serve, waits: list[float], header: str, least: float, most: float
+) -> None:
+    server = serve(in_turn(Fault(429, headers={"Retry-After": header}), ["fine"]))
+    chat(server.url)
+    assert len(waits) == 1
+    assert least <= waits[0] <= most
+
+
+def test_retry_after_may_be_a_date(serve: Serve, waits: list[float]) -> None:
+    server = serve(lambda body: Fault(503, headers={"Retry-After": formatdate(time.time() + 90, usegmt=True)}))
+    with pytest.raises(RequestFailed):
+        chat(server.url, attempts=2)
+    assert 85 < waits[0] < 92
+
+
+def test_a_date_without_zone_is_universal_time() -> None:
+    after = _retry_after(time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(time.time() + 90)))
+    assert after is not None
+    assert 85 < after < 92
+
+
+def test_back_off_grows_with_jitter_and_has_a_roof(serve: Serve, waits: list[float]) -> None:
+    random.seed(0)
+    with pytest.raises(RequestFailed):
+        chat(serve(lambda body: Fault(500)).url, attempts=50)
+    assert all(0.1 <= wait <= min(MAX_WAIT_S, 0.5 * 2 ** (i + 1)) for i, wait in enumerate(waits))
+    assert max(waits) > 30
+    assert len(set(waits)) == len(waits)
+
+
+# Load
+
+
+def test_the_limit_halves_once_a_storm_and_grows_back(serve: Serve, waits: list[float]) -> None:
+    """64 refusals of requests that were sent together are one reason to slow down, not 64."""
+    refusing = [True]
+    server = serve(lambda body: Fault(429) if refusing[0] else ["fine"], delay_s=0.05)
+
+    async def work(client: Client) -> None:
+        assert client.limit == 64
+        await asyncio.gather(*(client.chat(BODY) for _ in range(64)), return_exceptions=True)
+        assert client.limit == 32
+        with pytest.raises(RequestFailed):
+            await client.chat(BODY)
+        assert client.limit == 16
+        refusing[0], server.delay_s = False, 0.0
+        seen = [client.limit]
+        for _ in range(40):
+            await asyncio.gather(*(client.chat(BODY) for _ in range(50)))
+            seen.append(client.limit)
+        assert seen == sorted(seen)
+        assert client.limit == 64
+
+    talk(server.url, work, attempts=1)
+
+
+def test_the_limit_never_falls_below_one(serve: Serve, waits: list[float]) -> None:
+    async def work(client: Client) -> float:
+        with pytest.raises(RequestFailed):
+            await client.chat(BODY)
+        return client.limit
+
+    assert talk(serve(lambda body: Fault(429)).url, work, concurrency=4, attempts=10) == 1.0
+
+
+def test_the_least_loaded_endpoint_comes_first(serve: Serve) -> None:
+    slow, quick = serve(delay_s=0.6), serve(delay_s=0.02)
+
+    async def work(client: Client) -> None:
+        room = asyncio.Semaphore(8)
+
+        async def one() -> None:
+            async with room:
+                await client.chat(BODY)
+
+        await asyncio.gather(*(one() for _ in range(80)))
+
+    talk([slow.url, quick.url], work)
+    assert len(slow.requests) + len(quick.requests) == 80
+    assert 1 <= len(slow.requests) <= 16
+    assert slow.most_in_flight <= 8
+
+
+@pytest.mark.parametrize("fault", [Fault(0), Fault(503)], ids=["dead", "sick"])
+def test_an_endpoint_that_fails_does_not_draw_every_request(serve: Serve, waits: list[float], fault: Fault) -> None:
+    """It is always the least loaded one: without a rest all attempts of all requests would go there."""
+    dead, good = serve(lambda body: fault), serve(delay_s=0.01)
+
+    async def work(client: Client) -> list[Reply]:
+        return list(await asyncio.gather(*(client.chat(BODY) for _ in range(60))))
+
+    assert len(talk([dead.url, good.url], work, attempts=3)) == 60
+    assert len(good.requests) == 60
+    assert len(dead.requests) <= 30  # those of the first burst
+
+
+def test_a_lost_connection_revives_and_a_refusal_does_not(serve: Serve, waits: list[float]) -> None:
+    called: list[int] = []
+
+    async def revive() -> None:
+        called.append(len(server.requests))
+
+    server = serve(in_turn(Fault(0), Fault(500), ["not JSON"], ["fine"]))
+    assert chat(server.url, revive=revive).choices[0].text
+    assert called == [1]
+
+
+def test_a_failed_revival_ends_the_command(serve: Serve, waits: list[float]) -> None:
+    async def revive() -> None:
+        raise EndpointError("gone for good")
+
+    with pytest.raises(EndpointError, match="gone for good"):
+        chat(serve(lambda body: Fault(0)).url, revive=revive)
+
+
+# check()
+
+
+def check(url: str | list[str], **options: Any) -> str:
+    engine: str = talk(url, lambda client: client.check(), **options)
+    return engine
+
+
+def test_check_tells_vllm_from_others(serve: Serve) -> None:
+    vllm, other = serve(), serve(owned_by="someone")
+    assert check(vllm.url) == "vllm"
+    assert check(other.url) == "other"
+    assert check([vllm.url, vllm.url]) == "vllm"
+    assert check([vllm.url, other.url]) == "other"  # what only vLLM understands must not be sent to both
+    assert not vllm.requests
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        *[Fault(status) for status in (400, 404, 405, 429, 500, 503)],
+        Fault(200, body=b"<html>"),
+        Fault(200, body=b"<html>", headers={"Content-Type": "application/json"}),
+        Fault(200, body=b"[" * 200_000, headers={"Content-Type": "application/json"}),
+        *[
+            Fault(200, body=json.dumps(value).encode(), headers={"Content-Type": "application/json"})
+            for value in ([], None, {"data": None}, {"data": "m"}, {"data": [1, None, "m"]}, {"data": []})
+        ],
+    ],
+)
+def test_an_endpoint_that_lists_no_models_is_taken_at_its_word(serve: Serve, listing: Fault) -> None:
+    server = serve(listing=listing)
+    assert check(server.url) == "other"
+    assert chat(server.url).choices[0].text
+
+
+def test_nobody_there(waits: list[float]) -> None:
+    with pytest.raises(EndpointError, match="no server answers there") as caught:
+        check("http://127.0.0.1:9/v1")
+    assert caught.value.where == "http://127.0.0.1:9/v1"
+    assert "rlaif starts vLLM by itself" in str(caught.value)
+
+
+@pytest.mark.parametrize("listing", [Fault(0), Fault(raw=b"SSH-2.0-OpenSSH_9.2\r\n")], ids=["cut", "not HTTP"])
+def test_what_is_no_web_server_is_nobody(serve: Serve, listing: Fault) -> None:
+    with pytest.raises(EndpointError, match="no server answers there"):
+        check(serve(listing=listing).url)
+
+
+def test_a_server_that_does_not_list_in_time_is_nobody() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with pytest.raises(EndpointError, match="no server answers there"):
+            check(url, timeout_s=0.2)
+
+
+def test_keys_refused_and_missing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(key=SECRET)
+    with pytest.raises(EndpointError, match="asks for a key and none is set") as caught:
+        check(server.url)
+    assert "export OPENAI_API_KEY=" in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    with pytest.raises(EndpointError, match="the key was refused"):
+        check(server.url)
+    monkeypatch.setenv("RLAIF_API_KEY", f" {SECRET}\n")  # goes first; what a shell's $(cat file) brings along is cut
+    assert check(server.url) == "vllm"
+    assert chat(server.url).choices
+    assert server.keys[-1] == f"Bearer {SECRET}"
+
+
+def test_a_model_that_is_not_there(serve: Serve) -> None:
+    server = serve(models=("llama-3-8b-instruct", "qwen-7b"))
+    with pytest.raises(EndpointError, match="has no model 'llama-3-8b-instuct'") as caught:
+        check(server.url, model="llama-3-8b-instuct")
+    assert "Did you mean 'llama-3-8b-instruct'?" in caught.value.what
+    assert caught.value.where == server.url
+    with pytest.raises(EndpointError, match=r"There is: llama-3-8b-instruct, qwen-7b\."):
+        check(server.url, model="zzz")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000/v1", "ftp://x/v1", "http://", "http://h:port/v1", "http://[::1/v1"]
+)
+def test_what_is_no_url_is_refused_before_anything_is_sent(url: str) -> None:
+    with pytest.raises(UsageError, match="is not a URL"):
+        Client("m", [url], ClientConfig(), Meter())
+
+
+def test_loopback_needs_no_proxy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the environment names for the outside is not asked about this machine."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = serve()
+    assert check(server.url) == "vllm"
+    assert chat(server.url, attempts=1).choices
+
+
+# What a reply says
+
+
+def one(serve: Serve, reply: dict[str, Any], **options: Any) -> Reply:
+    return chat(serve(lambda body: reply).url, attempts=1, **options)
+
+
+def test_requests_carry_the_model_and_nothing_else_is_added(serve: Serve) -> None:
+    server = serve()
+    talk(server.url, lambda client: client.chat({**BODY, "seed": 3, "structured_outputs": {"choice": ["A"]}}))
+    assert server.requests == [{**BODY, "model": "m", "seed": 3, "structured_outputs": {"choice": ["A"]}}]
+
+
+def test_every_choice_in_its_order(serve: Serve) -> None:
+    reply = talk(serve().url, lambda client: client.chat({**BODY, "n": 5}))
+    assert [choice.text for choice in reply.choices] == echo({**BODY, "n": 5})
+    assert {choice.finish_reason for choice in reply.choices} == {"stop"}
+
+
+def test_json_without_its_content_type_is_read(serve: Serve) -> None:
+    server = serve(lambda body: Fault(200, body=json.dumps(message()).encode(), headers={"Content-Type": "text/plain"}))
+    assert chat(server.url, attempts=1).choices[0].text == "fine"
+
+
+def test_a_message_without_content_and_a_refusal(serve: Serve) -> None:
+    assert one(serve, message(None)).choices[0].text == ""
+    assert one(serve, {"choices": [{"message": {}}]}).choices[0].text == ""
+    assert one(serve, message(None, refusal="I cannot help with that.")).choices[0].text == "I cannot help with that."
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "answer"),
+    [
+        ("plain", None, "plain"),
+        ("<think>why\n\nnot</think>\n\nanswer", "why\n\nnot", "answer"),
+        ("\n<think>\nwhy</think>answer", "why", "answer"),
+        ("why</think>\nanswer", "why", "answer"),  # the template had opened it
+        ("<think></think>answer", None, "answer"),
+        ("<think>cut off before", "cut off before", ""),
+        ("<think>", None, ""),
+        ("tags like <think> in the middle", None, "tags like <think> in the middle"),
+        ("<think>a</think>b</think>c", "a", "b</think>c"),
+        ("  leading space stays", None, "  leading space stays"),
+        ("", None, ""),
+    ],
+)
+def test_thinking_is_split_from_the_answer(text: str, thinking: str | None, answer: str) -> None:
+    assert split_thinking(text) == (thinking, answer)
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thinking_that_the_server_has_split_leaves_the_answer_alone(serve: Serve, field: str) -> None:
+    """An answer about the tags themselves stays whole."""
+    choice = one(serve, message("Close it with </think> here.", **{field: "hm"})).choices[0]
+    assert (choice.reasoning, choice.text) == ("hm", "Close it with </think> here.")
+    choice = one(serve, message("<think>a</think>b", **{field: ""})).choices[0]
+    assert (choice.reasoning, choice.text) == ("a", "b")
+
+
+def test_logprobs_and_tool_calls_are_passed_on(serve: Serve) -> None:
+    tokens = [{"token": "A", "logprob": -0.1, "top_logprobs": [{"token": "A", "logprob": -0.1}]}]
+    calls = [{"id": "1", "type": "function", "function": {"name": "f\ud800", "arguments": "{}"}}]
+    reply = message("A", tool_calls=[*calls, "odd"])
+    reply["choices"][0]["logprobs"] = {"content": tokens}
+    choice = one(serve, reply).choices[0]
+    assert choice.logprobs == tokens
+    assert choice.tool_calls is not None
+    assert choice.tool_calls[0]["function"]["name"] == "f\ufffd"
+    assert len(choice.tool_calls) == 1
+    plain = one(serve, message()).choices[0]
+    assert plain.logprobs is plain.tool_calls is plain.reasoning is None
+
+
+def test_lone_surrogates_never_get_further(serve: Serve) -> None:
+    choice = one(serve, message("a\ud800b", reasoning_content="c\udfff")).choices[0]
+    assert (choice.text, choice.reasoning) == ("a\ufffdb", "c\ufffd")
+
+
+def test_usage_is_counted_with_cached_tokens(serve: Serve) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 64}}
+    counted = one(serve, {**message(), "usage": usage}).usage
+    assert (counted.prompt_tokens, counted.cached_tokens, counted.completion_tokens, counted.usd) == (100, 64, 7, 0.0)
+
+
+ODD = st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=3),
+                st.lists(st.integers(), max_size=2))  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompt=ODD, completion=ODD, cached=ODD, whole=st.booleans())
+def test_no_usage_report_breaks_a_reply_or_gives_a_negative_price(
+    prompt: Any, completion: Any, cached: Any, whole: bool
+) -> None:
+    """More cached tokens than there were, strings, NaN: counted as something that can be, at a paid host's prices."""
+    client = Client("gpt-4o-mini", ["https://api.openai.com/v1"], ClientConfig(), Meter())
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+    reply = client._read({**message(), "usage": usage if whole else prompt}, client.url)
+    counted = reply.usage
+    assert 0 <= counted.cached_tokens <= counted.prompt_tokens < 2**53
+    assert 0 <= counted.completion_tokens < 2**53
+    assert counted.usd >= 0
+
+
+JSON = st.recursive(ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    st.sampled_from(["message", "content", "choices", "logprobs", "tool_calls", "refusal", "finish_reason", "usage",
+                     "reasoning", "error"]), inner, max_size=4), max_leaves=12)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(JSON, JSON)
+@example({}, {"content": "hello"})
+@example({}, {"content": None, "refusal": 1})
+def test_any_json_is_a_reply_or_fails_its_request(value: Any, choice: Any) -> None:
+    from rlaif.llm.client import Malformed
+
+    client = Client("m", ["http://127.0.0.1:9/v1"], ClientConfig(), Meter())
+    for body in (value, {"choices": [choice]}, {"choices": [{"message": choice}]}, {"choices": [{"message": value, **(
+            choice if isinstance(choice, dict) else {})}]}):  # fmt: skip
+        try:
+            reply = client._read(body, client.url)
+        except Malformed:
+            continue
+        for read in reply.choices:
+            read.text.encode()
+            assert read.reasoning is None or isinstance(read.reasoning, str)
+
+
+@pytest.mark.parametrize(
+    ("said", "gives"),
+    [
+        ({"content": [{"token": "A", "logprob": 0.0, "top_logprobs": [{"token": "A", "logprob": 0.0}]}]}, True),
+        ({"content": [{"token": "A", "logprob": 0.0, "top_logprobs": []}]}, False),  # one token says nothing of others
+        ({"content": []}, False),
+        ({"content": ["A"]}, False),
+        (None, False),
+    ],
+)
+def test_whether_an_engine_gives_logprobs(serve: Serve, said: Any, gives: bool) -> None:
+    reply = message("A")
+    reply["choices"][0]["logprobs"] = said
+    server, meter = serve(lambda body: reply), Meter()
+    assert talk(server.url, lambda client: client.gives_logprobs(20), meter=meter) is gives
+    assert server.requests[0]["top_logprobs"] == 20
+    assert meter.requests == 1
+
+
+def test_an_engine_that_refuses_logprobs_gives_none(serve: Serve) -> None:
+    server = serve(lambda body: Fault(400))
+    assert talk(server.url, lambda client: client.gives_logprobs()) is False
+    assert len(server.requests) == 1
+
+
+# Keys
+
+
+def test_a_key_shows_up_nowhere(serve: Serve, caplog: pytest.LogCaptureFixture, waits: list[float]) -> None:
+    """Servers quote the key that they refuse: not in an error, a log or a repr of ours."""
+    caplog.set_level(logging.DEBUG)
+    quoting = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}. Bearer {SECRET}"}}).encode()
+    told = []
+    for said in (Fault(400, body=quoting), Fault(401, body=quoting), Fault(404, body=quoting), Fault(500, body=quoting),
+                 {"error": {"message": f"key {SECRET}"}}, Fault(200, body=quoting), Fault(0)):  # fmt: skip
+        with pytest.raises((RequestFailed, RlaifError)) as caught:
+            chat(serve(lambda body, said=said: said).url, key=SECRET, attempts=2)
+        told.append(f"{caught.value} {caught.value!r} {caught.getrepr(style='short')}")
+    client = Client("m", ["http://127.0.0.1:9/v1"], ClientConfig(), Meter(), key=SECRET)
+    told += [repr(client), str(client), repr(client._endpoints), repr(client._endpoints[0].sdk)]
+    assert "***" in told[0]
+    assert caplog.text
+    assert SECRET not in "\n".join(told) + caplog.text
+
+
+@pytest.mark.parametrize("key", ["sk-a\nb", "sk-’quoted’", "sk a", "\x00"])
+def test_a_key_that_no_header_can_carry_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    if "\x00" in key:
+        monkeypatch.setattr("os.environ", {"OPENAI_API_KEY": key})
+    else:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UsageError, match="the key in OPENAI_API_KEY") as caught:
+        Client("m", ["http://127.0.0.1:9/v1"], ClientConfig(), Meter())
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [f"http://me:{SECRET}@127.0.0.1:9/v1", f"http://{SECRET}@127.0.0.1:9/v1"])
+def test_a_url_with_a_password_is_refused_without_saying_it(url: str) -> None:
+    with pytest.raises(UsageError, match="holds a name or a password") as caught:
+        Client("m", [url], ClientConfig(), Meter())
+    assert SECRET not in str(caught.value)
+
+
+# The end
+
+
+def test_nothing_is_printed_at_exit(serve: Serve) -> None:
+    """Connections are closed, also after failures and with requests cancelled in flight."""
+    good, cut, slow = serve(), serve(lambda body: Fault(0)), serve(delay_s=2)
+    code = f"""
+import asyncio
+from rlaif.config import ClientConfig
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import Client
+
+BODY = {BODY!r}
+
+async def main():
+    async with Client("m", [{good.url!r}, {cut.url!r}], ClientConfig(attempts=2), Meter()) as client:
+        await client.check()
+        await asyncio.gather(*(client.chat(BODY) for _ in range(20)), return_exceptions=True)
+    async with Client("m", [{slow.url!r}], ClientConfig(), Meter()) as client:
+        task = asyncio.create_task(client.chat(BODY))
+        await asyncio.sleep(0.2)
+        task.cancel()
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert good.requests
+    assert cut.requests
+    assert slow.requests

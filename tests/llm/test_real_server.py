@@ -1,0 +1,139 @@
+"""A real vLLM under the real guard: what rlaif relies on and what no stand-in can show."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from rlaif.config import ClientConfig
+from rlaif.errors import ServerError
+from rlaif.judge import read
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import Client, Reply
+from rlaif.llm.server import Engines
+from tests.llm.processes import carrying, until
+
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(900)]
+
+CONFIG = ClientConfig(concurrency=32, timeout_s=300)
+OPTIONS = {"max_model_len": 2048, "max_num_seqs": 32}
+QUESTIONS = ["Tell me something about lighthouses.", "Write one sentence about rain.", "What is a fjord? " * 20,
+             "Name three birds.", "Why is the sky blue?", "Describe a market in the morning."]  # fmt: skip
+
+
+def question(text: str, **settings: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **settings}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    with Engines(tmp_path_factory.mktemp("log"), CONFIG, lambda line: None) as engines:
+        yield engines
+
+
+Ask = Callable[[Callable[[Client], Coroutine[Any, Any, Any]]], Any]
+
+
+@pytest.fixture
+def ask(engines: Engines) -> Ask:
+    """Run one coroutine with a client of the managed server, which is started by the first test."""
+
+    def call(work: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
+        client = engines.client("demo", [], OPTIONS, Meter())
+
+        async def main() -> Any:
+            async with client:
+                assert await client.check() == "vllm"
+                return await work(client)
+
+        return asyncio.run(main())
+
+    return call
+
+
+def test_a_held_verdict_has_probabilities_and_the_prefix_is_read_once(ask: Ask) -> None:
+    words = ["A", "B"]
+    rubric = "Which of two answers is better? " * 40
+    first = question(rubric + "Answer A: yes. Answer B: no.", **read.body("choice", words, False, 64, 0.0))
+    second = question(rubric + "Answer A: no. Answer B: yes.", **read.body("choice", words, False, 64, 0.0))
+
+    async def work(client: Client) -> list[Reply]:
+        return [await client.chat(first), await client.chat(second)]
+
+    replies = ask(work)
+    for reply in replies:
+        weights, mass = read.distribution("choice", reply.choices[0], words)
+        assert reply.choices[0].text in words
+        assert sum(weights) == pytest.approx(1)
+        assert min(weights) > 0
+        assert mass == pytest.approx(1, abs=1e-3)
+        assert reply.usage.prompt_tokens > 200
+        assert reply.usage.completion_tokens == 1
+    assert replies[1].usage.cached_tokens > 100
+
+
+def test_choice_i_of_a_group_is_what_seed_plus_i_gives_alone(ask: Ask) -> None:
+    """generate relies on it: a sample that is owed by itself is the sample that it would have been in its group."""
+    settings = {"max_tokens": 40, "temperature": 1.0, "top_p": 1.0}
+
+    async def work(client: Client) -> tuple[list[Reply], list[Reply]]:
+        groups = [question(text, n=3, seed=1000 * i, **settings) for i, text in enumerate(QUESTIONS)]
+        alone = [
+            question(text, n=1, seed=1000 * i + k, **settings) for i, text in enumerate(QUESTIONS) for k in range(3)
+        ]
+        return (
+            list(await asyncio.gather(*map(client.chat, groups))),
+            list(await asyncio.gather(*map(client.chat, alone))),
+        )
+
+    groups, alone = ask(work)
+    together = [choice.text for reply in groups for choice in reply.choices]
+    assert len(set(together)) == len(together) == 3 * len(QUESTIONS)
+    assert [reply.choices[0].text for reply in alone] == together
+
+
+def test_a_killed_server_comes_back_and_the_request_is_answered(ask: Ask, engines: Engines) -> None:
+    """kill -9 of the API server while a request is under way: the client has it started again, nothing old is left."""
+
+    async def work(client: Client) -> tuple[Reply, dict[int, str]]:
+        before = carrying(client.key or "?")
+        api = [number for number, command in before.items() if "api_server" in command and "guard.py" not in command]
+        assert api
+        asked = asyncio.create_task(client.chat(question("Count to a hundred.", max_tokens=400, min_tokens=400)))
+        await asyncio.sleep(2)
+        assert not asked.done()
+        for number in api:
+            os.kill(number, signal.SIGKILL)
+        return await asked, before
+
+    reply, before = ask(work)
+    assert reply.usage.completion_tokens == 400
+    assert engines._server is not None
+    now = carrying(engines._server.key)
+    assert now
+    assert not set(now) & set(before)
+
+
+def test_stop_leaves_no_process(ask: Ask, engines: Engines) -> None:
+    async def work(client: Client) -> str | None:
+        return client.key
+
+    key = ask(work)
+    assert len(carrying(key)) >= 3  # the guard, the API server, the engine
+    engines.close()
+    assert until(lambda: not carrying(key))
+
+
+def test_a_model_that_is_not_there_is_named_with_its_reason(engines: Engines) -> None:
+    engines.close()
+    with pytest.raises(ServerError) as caught:
+        engines.client("/nowhere/model", [], OPTIONS, Meter())
+    assert "/nowhere/model" in caught.value.what
+    assert "nothing of that name" in str(caught.value.mend)
+    assert engines._server is not None
+    assert not carrying(engines._server.key)

@@ -1,0 +1,589 @@
+"""The managed server: nothing of it is ever left behind, its death has a reason, and it comes back. With a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.config import ClientConfig
+from rlaif.errors import MissingPart, RlaifError, ServerError, UsageError
+from rlaif.llm import demo, guard
+from rlaif.llm import server as servers
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import Client
+from rlaif.llm.server import Engines, Server, arguments, reason_in
+from tests.conftest import ROOT
+from tests.llm.processes import carrying, until
+
+HERE = Path(__file__).parent
+LOGS = HERE / "logs"
+GRACE_S = 0.2
+
+
+class StandIn(Server):
+    """A Server that runs tests/llm/standin.py. ``plan`` is what its starts do, in turn."""
+
+    plan: Path
+
+    def _command(self, flags: list[str]) -> list[str]:
+        real = super()._command(flags)
+        return [real[0], str(HERE / "standin.py"), str(self.plan), *real[3:]]
+
+
+def short_grace(folder: Path) -> str:
+    """The guard as it is, but for how long it lets others finish: a copy of its file."""
+    text = Path(guard.__file__).read_text()
+    for line in ("\nGRACE_S = 8.0\n", "\nCRASH_GRACE_S = 1.0\n"):
+        assert line in text
+        text = text.replace(line, f"{line.partition(' =')[0]} = {GRACE_S}\n")
+    copy = folder / "guard.py"
+    copy.write_text(text)
+    return str(copy)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+Make = Callable[..., StandIn]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[Make]:
+    """``make("serve", ...)``: a server whose starts do these things in turn. Whatever is left of it is ended."""
+    monkeypatch.setattr(guard, "__file__", short_grace(tmp_path))
+    monkeypatch.setattr(servers, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(servers, "LAST_WORDS_S", 1.0)
+    monkeypatch.setattr(servers, "build", lambda: "cpu")
+    made: list[StandIn] = []
+
+    def start(*plan: str, model: str = "some/model", **config: Any) -> StandIn:
+        server = StandIn(model, {}, ClientConfig(**config), tmp_path / "log", said.append)
+        server.plan = tmp_path / f"plan{len(made)}"
+        server.plan.write_text("\n".join(plan))
+        made.append(server)
+        return server
+
+    yield start
+    for server in made:
+        for number in carrying(server.key):
+            os.kill(number, signal.SIGKILL)
+        server.stop()
+
+
+def serving(server: Server) -> dict[int, str]:
+    """The stand-in's processes without the guard: the one that listens and its grandchild."""
+    return {n: command for n, command in carrying(server.key).items() if "guard.py" not in command}
+
+
+def guard_of(server: Server) -> int:
+    assert server._process is not None
+    return server._process.pid
+
+
+def listening(server: Server) -> int:
+    """The guard's child."""
+    tasks = Path(f"/proc/{guard_of(server)}/task/{guard_of(server)}/children")
+    (child,) = map(int, tasks.read_text().split())
+    return child
+
+
+# Nothing is left behind
+
+
+def test_stop_ends_the_whole_group_deaf_or_not(make: Make, said: list[str]) -> None:
+    server = make("serve")
+    server.start()
+    assert server.alive()
+    assert len(serving(server)) == 2
+    server.stop()
+    assert not carrying(server.key)
+    assert not server.alive()
+    server.stop()  # again is no harm
+    assert said[0].startswith("starting vLLM with some/model (usually about a minute on a CPU); log: ")
+    assert said[-1].startswith("vLLM is ready after ")
+
+
+PARENT = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from rlaif.config import ClientConfig
+from rlaif.llm import guard, server as servers
+from tests.llm.test_server import StandIn
+guard.__file__, servers.LOOK_EVERY_S, servers.build = sys.argv[2], 0.02, lambda: "cpu"
+server = StandIn("some/model", {{}}, ClientConfig(), Path(sys.argv[1]).parent, lambda line: None)
+server.plan = Path(sys.argv[1])
+server.start()
+print(server.key, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_however_the_parent_dies_nothing_is_left(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "plan").write_text("serve")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    assert parent.stdout is not None
+    key = parent.stdout.readline().strip()
+    parent.stdout.close()
+    assert len(key) == 32
+    assert len(carrying(key)) == 3
+    parent.send_signal(number)
+    parent.wait(timeout=20)
+    assert until(lambda: not carrying(key))
+
+
+def test_a_sibling_that_inherited_the_pipe_does_not_keep_the_server_alive(tmp_path: Path) -> None:
+    """A fork of the parent holds the pipe open for good: the guard looks whether its parent is there."""
+    (tmp_path / "plan").write_text("serve")
+    code = PARENT.replace("server.start()", "server.start(); import os; os.fork() or time.sleep(600)")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "plan"), short_grace(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)  # fmt: skip
+    assert parent.stdout is not None
+    key = parent.stdout.readline().strip()
+    parent.stdout.close()
+    assert len(carrying(key)) == 3
+    parent.kill()
+    parent.wait(timeout=20)
+    assert until(lambda: not carrying(key))
+    os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_a_dead_child_takes_its_group_along(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    os.kill(listening(server), signal.SIGKILL)
+    assert until(lambda: not carrying(server.key))
+    assert not server.alive()
+    assert server._reason() == "error: the server was ended by signal 9 (Killed)"
+
+
+def test_a_dead_guard_takes_its_child_along_and_stop_the_rest(make: Make) -> None:
+    """kill -9 of the guard itself: the child dies with it by the kernel's hand; the grandchild is ended by stop."""
+    server = make("serve")
+    server.start()
+    child = listening(server)
+    os.kill(guard_of(server), signal.SIGKILL)
+    assert until(lambda: child not in carrying(server.key))
+    assert not server.alive()
+    assert len(carrying(server.key)) == 1
+    server.stop()
+    assert until(lambda: not carrying(server.key))
+
+
+def test_a_dead_guard_does_not_keep_the_server_from_coming_back(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    before = set(carrying(server.key))
+    os.kill(guard_of(server), signal.SIGKILL)
+    assert until(lambda: not server.alive())
+    server.ensure()
+    assert server.alive()
+    assert len(serving(server)) == 2
+    assert not before & set(carrying(server.key))
+    server.stop()
+    assert until(lambda: not carrying(server.key))
+
+
+def test_an_interrupt_during_the_start_leaves_nothing(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make("silent")
+    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    threading.Thread(
+        target=lambda: until(lambda: len(serving(server)) == 2) and os.kill(os.getpid(), signal.SIGINT)
+    ).start()
+    with pytest.raises(KeyboardInterrupt), Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
+        engines.client("some/model", [], {}, Meter())
+    assert not carrying(server.key)
+
+
+def test_a_start_that_nobody_waits_for_any_more_ends(make: Make) -> None:
+    """The second interrupt cancels the request whose thread starts the server again: the thread must not go on."""
+    server, given_up, failed = make("silent"), threading.Event(), list[BaseException]()
+
+    def start() -> None:
+        try:
+            server.start(given_up)
+        except ServerError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert until(lambda: len(serving(server)) == 2)
+    given_up.set()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert "interrupted" in str(failed[0])
+    assert not carrying(server.key)
+
+
+# Why it did not start
+
+
+@pytest.mark.parametrize(
+    ("log", "told", "advice"),
+    [
+        ("nomodel.log", "OSError: We couldn't connect to 'https://huggingface.co'", "Check the model's name"),
+        ("nopath.log", "OSError: Repo id must be in the form 'repo_name'", "Check the model's name"),
+        ("noargs.log", "error: unrecognized arguments: --no-such-thing", "Mend what stands under [sampler.vllm]"),
+        ("toolong.log", "ValueError: User-specified max_model_len (99999) is greater", "Mend what stands under"),
+        ("kvsmall.log", "ValueError: To serve at least one request with the model's max seq len", "Give it less"),
+        ("oom.log", "ValueError: Available memory on node 0 (8.81/13.84 GiB) on kv cache allocation", "Give it less"),
+        ("died.log", "RuntimeError: CPU Generator does not use offset", "Read the log"),
+        ("cuda.log", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB", "Give it less"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_the_first_cause_in_the_log(make: Make, log: str, told: str, advice: str) -> None:
+    """Logs of real starts that failed (vLLM 0.32; cuda.log written after its form). Those are not tried again."""
+    server = make(f"crash {LOGS / log}", "serve")
+    with pytest.raises(ServerError) as caught:
+        server.start()
+    assert caught.value.what.startswith(f"vLLM did not start: {told}")
+    assert caught.value.where == str(server.log)
+    assert (caught.value.mend or "").startswith(advice)
+    assert server.plan.read_text() == "serve"
+    assert not carrying(server.key)
+
+
+def test_a_taken_port_is_tried_again_with_another(make: Make, said: list[str]) -> None:
+    server = make(f"crash {LOGS / 'port.log'}", f"crash {LOGS / 'port.log'}", "serve")
+    server.start()
+    assert server.alive()
+    assert sum("Address already in use); trying again" in line for line in said) == 2
+
+
+def test_three_failed_starts_are_enough(make: Make, said: list[str]) -> None:
+    server = make("killed")
+    with pytest.raises(
+        ServerError, match=r"did not start: error: the server was ended by signal 9 \(Killed\)"
+    ) as caught:
+        server.start()
+    assert sum(line.startswith("starting vLLM") for line in said) == servers.STARTS == 3
+    assert "Give it less" in str(caught.value)  # the kernel kills who takes too much memory
+
+
+def test_the_reason_is_of_this_start_and_not_of_one_before(make: Make) -> None:
+    server = make(f"crash {LOGS / 'port.log'}", "crash /dev/null")
+    with pytest.raises(ServerError, match="did not start: standin: starting crash"):
+        server.start()
+    assert "Address already in use" in server.log.read_text()
+
+
+def test_one_that_does_not_become_healthy_is_ended(
+    make: Make, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "SAY_EVERY_S", 0.1)
+    for plan in ("silent", "sick"):
+        server = make(plan, server_start_s=0.6)
+        with pytest.raises(ServerError, match="not healthy after 1 s"):
+            server.start()
+        assert not carrying(server.key)
+    assert sum(line.startswith("vLLM is loading some/model (") for line in said) >= 4
+    assert sum(line.startswith("starting vLLM") for line in said) == 2  # it would only take as long again
+
+
+def test_a_slow_start_says_so_now_and_then(make: Make, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "SAY_EVERY_S", 0.2)
+    make("serve 1").start()
+    assert 2 <= sum(line.startswith("vLLM is loading some/model (") for line in said) <= 8
+    assert said[-1].startswith("vLLM is ready after ")
+
+
+def test_a_python_that_is_not_there(make: Make) -> None:
+    for name in ("/nowhere/bin/python", "no-such-python"):
+        server = make("serve", server_python=name)
+        with pytest.raises(MissingPart, match=f"there is no {name} to run vLLM with") as caught:
+            server.start()
+        assert "server_python" in str(caught.value)
+
+
+def test_another_python_runs_the_server_but_not_the_guard(make: Make, tmp_path: Path) -> None:
+    """vLLM may live in an environment of its own."""
+    other = tmp_path / "other-python"
+    other.symlink_to(sys.executable)
+    server = make("serve", server_python=str(other))
+    server.start()
+    assert all(str(other) in command for command in serving(server).values())
+    assert carrying(server.key)[guard_of(server)].startswith(sys.executable)
+
+
+def test_no_vllm_is_a_missing_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def version(name: str) -> str:
+        raise servers.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(servers.importlib.metadata, "version", version)
+    with pytest.raises(MissingPart, match="vLLM is not installed") as caught:
+        Server("m", {}, ClientConfig(), tmp_path, print).start()
+    assert caught.value.exit_code == 4
+
+
+def test_a_log_without_errors_and_none_at_all(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert reason_in(log) == "no log was written"
+    log.write_text("")
+    assert reason_in(log) == "it said nothing"
+    log.write_text(
+        "INFO starting\n(APIServer pid=1) WARNING 11-24 00:06:20 [a.py:1] such as `OSError: [Errno 24] x`\nlast\n\n"
+    )
+    assert reason_in(log) == "last"
+    log.write_bytes(b"\xff\xfeValueError: no\nValueError: " + b"x" * 10_000)
+    assert reason_in(log) == "ValueError: " + "x" * 288
+
+
+# Coming back
+
+
+def test_ensure_starts_a_dead_server_once_for_all_callers(make: Make, said: list[str]) -> None:
+    server = make("serve")
+    server.start()
+    port, before = server.port, set(carrying(server.key))
+    server.ensure()
+    assert set(carrying(server.key)) == before  # it lives: nothing happens
+    os.kill(listening(server), signal.SIGKILL)
+    callers = [threading.Thread(target=server.ensure) for _ in range(16)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert server.alive()
+    assert server.port == port
+    assert len(carrying(server.key)) == 3
+    assert sum(line.startswith("vLLM has died (") for line in said) == 1
+    assert any("signal 9" in line for line in said)
+
+
+def test_a_death_that_the_guard_has_not_seen_is_one(make: Make) -> None:
+    """Nobody listens any more, but the guard still lives: that is a dead server."""
+    server = make("serve")
+    server.start()
+    os.kill(guard_of(server), signal.SIGSTOP)
+    child = listening(server)
+    os.kill(child, signal.SIGKILL)
+    assert until(lambda: child not in carrying(server.key))
+    assert server.alive()
+    threading.Timer(0.3, os.kill, (guard_of(server), signal.SIGCONT)).start()
+    server.ensure()
+    assert len(serving(server)) == 2
+
+
+def test_a_server_whose_engine_is_dead_is_started_again(make: Make) -> None:
+    """vLLM answers 503 to /health while it takes itself down."""
+    server = make("serve")
+    server.start()
+    before = set(serving(server))
+    os.kill(listening(server), signal.SIGUSR1)
+    assert until(lambda: server._healthy(2) is False)
+    assert server.alive()
+    server.ensure()
+    assert server._healthy(2)
+    assert len(serving(server)) == 2
+    assert not before & set(serving(server))
+
+
+def test_a_busy_server_is_not_taken_for_a_dead_one(make: Make) -> None:
+    """It accepts and does not answer in time."""
+    server = make("serve")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        server.port = busy.getsockname()[1]
+        assert server._healthy(0.1) is None
+    assert server._healthy(0.1) is False
+
+
+def test_a_server_that_keeps_dying_is_given_up(make: Make, said: list[str]) -> None:
+    server = make("serve")
+    server.start()
+    for _ in range(servers.STARTS):
+        os.kill(listening(server), signal.SIGKILL)
+        server.ensure()
+    os.kill(listening(server), signal.SIGKILL)
+    with pytest.raises(ServerError, match="vLLM died more than 3 times: error: the server was ended by signal 9"):
+        server.ensure()
+    with pytest.raises(ServerError):
+        server.ensure()
+    assert sum(line.startswith("vLLM has died (") for line in said) == 3
+    assert not carrying(server.key)
+
+
+# Engines and the client
+
+
+def test_a_request_outlives_its_server(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    server = make("serve")
+    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    with Engines(tmp_path, ClientConfig(attempts=4), lambda line: None) as engines:
+        client = engines.client("some/model", [], {}, Meter())
+
+        async def main() -> list[str]:
+            async with client:
+                assert await client.check() == "vllm"
+                body = {"messages": [{"role": "user", "content": "?"}]}
+                first = await client.chat(body)
+                os.kill(listening(server), signal.SIGKILL)
+                replies = await asyncio.gather(*(client.chat(body) for _ in range(8)))
+                return [reply.choices[0].text for reply in (first, *replies)]
+
+        told = asyncio.run(main())
+        assert len(set(told[1:])) == 1
+        assert told[0] != told[1]
+    assert not carrying(server.key)
+
+
+def test_a_server_that_died_between_two_stages_is_back_for_the_next(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make("serve")
+    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
+        engines.client("some/model", [], {}, Meter())
+        os.kill(listening(server), signal.SIGKILL)
+        assert until(lambda: not server.alive())
+        client = engines.client("some/model", [], {}, Meter())
+        assert server.alive()
+        assert client.url == server.url
+    assert not server.alive()
+
+
+def test_one_server_at_a_time_shared_by_one_model(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[StandIn] = []
+
+    def new(model: str, *_: Any) -> StandIn:
+        assert not any(server.alive() for server in made)
+        made.append(make("serve", model=model))
+        return made[-1]
+
+    monkeypatch.setattr(servers, "Server", new)
+    with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
+        for model in ("a", "a", "b", "a"):
+            assert isinstance(engines.client(model, [], {}, Meter()), Client)
+            assert [server.model for server in made if server.alive()] == [model]
+    assert [server.model for server in made] == ["a", "b", "a"]
+    assert not any(carrying(server.key) for server in made)
+
+
+def test_a_url_needs_no_server_and_takes_no_server_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "Server", None)
+    with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
+        assert engines.client("m", ["http://127.0.0.1:9/v1"], {}, Meter()).urls == ["http://127.0.0.1:9/v1"]
+        with pytest.raises(UsageError, match="a server that rlaif does not start"):
+            engines.client("m", ["http://127.0.0.1:9/v1"], {"max_model_len": 1}, Meter())
+
+
+# The command line
+
+
+def test_the_key_is_in_the_environment_and_in_no_command_line_or_log(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    commands = carrying(server.key)
+    assert len(commands) == 3
+    assert not any(server.key in command for command in commands.values())
+    server.stop()
+    assert server.key not in server.log.read_text()
+    assert server.key not in repr(server)
+
+
+def test_loopback_is_asked_for_health_without_a_proxy(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    make("serve", server_start_s=20).start()
+
+
+def flags_of(kind: str, options: dict[str, Any]) -> dict[str, list[str]]:
+    flags: dict[str, list[str]] = {}
+    for word in arguments("some/model", kind, options):
+        if word.startswith("--"):
+            assert word not in flags
+            flags[word] = []
+            last = word
+        else:
+            flags[last].append(word)
+    return flags
+
+
+def test_vllm_settings_become_flags() -> None:
+    flags = flags_of("cuda", {"max_model_len": 512, "enable_prefix_caching": False, "lora_modules": ["a=b", "c=d"],
+                              "hf_overrides": {"x": [1, True]}, "generation-config": "auto"})  # fmt: skip
+    assert flags["--model"] == ["some/model"]
+    assert flags["--served-model-name"] == ["some/model"]
+    assert flags["--host"] == ["127.0.0.1"]
+    assert flags["--max-model-len"] == ["512"]
+    assert flags["--no-enable-prefix-caching"] == []
+    assert flags["--lora-modules"] == ["a=b", "c=d"]
+    assert flags["--hf-overrides"] == ['{"x": [1, true]}']
+    assert flags["--generation-config"] == ["auto"]  # written either way, and once
+    assert "--enforce-eager" not in flags
+
+
+def test_on_a_cpu_no_prompt_is_read_in_pieces() -> None:
+    """A request with a seed would kill the engine: no piece is shorter than the longest prompt."""
+    for options in ({}, {"max_model_len": 8192}, {"max-model-len": 8192}):
+        flags = flags_of("cpu", options)
+        assert flags["--max-num-batched-tokens"] == flags["--max-model-len"]
+        assert "--no-enable-chunked-prefill" in flags
+        assert "--enforce-eager" in flags
+    assert flags["--max-model-len"] == ["8192"]
+
+
+@pytest.mark.parametrize("name", ["host", "port", "api_key", "api-key", "model", "served_model_name"])
+def test_what_rlaif_reaches_the_server_by_cannot_be_set(name: str) -> None:
+    with pytest.raises(UsageError, match="is set by rlaif itself"):
+        arguments("some/model", "cpu", {name: "x"})
+
+
+def test_log_names_are_plain(tmp_path: Path) -> None:
+    for model in ("org/model-7B", "/a/../../b", "..", "x" * 300, "a b\n"):
+        log = Server(model, {}, ClientConfig(), tmp_path, print).log
+        assert log.parent == tmp_path
+        assert len(log.name) < 80
+
+
+def test_the_embedded_model_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another command converts it meanwhile, it is waited for and then taken as it is."""
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    converted: list[Path] = []
+
+    def convert(_gguf: Path, target: Path) -> None:
+        time.sleep(0.2)
+        converted.append(target)
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setattr(demo, "_convert", convert)
+    monkeypatch.setattr(demo, "_gguf", lambda: tmp_path)
+    threads = [threading.Thread(target=demo.demo_checkpoint) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert converted == [tmp_path / demo.FOLDER]
+    assert demo.resolve("demo") == str(tmp_path / demo.FOLDER)
+    assert demo.resolve("org/model") == "org/model"
+
+
+def test_a_missing_embedded_model_is_a_missing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo, "PACKAGE", "no_such_package_here")
+    with pytest.raises(MissingPart, match="the embedded model is not installed") as caught:
+        demo.resolve("demo")
+    assert isinstance(caught.value, RlaifError)

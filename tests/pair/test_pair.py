@@ -1,0 +1,332 @@
+"""Select, settle, route and merge on small frames whose right answer can be worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlaif.pair import merge, route, select, settle
+
+SEAT = select.Judged("helpful", "h", "m", 1.0)
+RATER = select.Judged("quality", "q", "m", 1.0, aspects=2)
+
+
+def completions(*rows: tuple[str, str, str, str | None]) -> pl.DataFrame:
+    """(key, prompt, text, finish_reason)."""
+    frame = pl.DataFrame(
+        rows,
+        schema={"key": pl.String, "prompt_id": pl.String, "text": pl.String, "finish_reason": pl.String},
+        orient="row",
+    )
+    return select.shorten(frame.with_columns(model=pl.lit("p"), offset=pl.lit(0, pl.Int64)))
+
+
+def verdict(a: str, b: str | None, **fields: Any) -> dict[str, Any]:
+    kind = "rate" if b is None else "compare"
+    seat = RATER if b is None else SEAT
+    base = {"kind": kind, "judge": seat.judge, "judge_hash": seat.judge_hash, "model": seat.model, "a": a, "b": b,
+            "order": None, "aspect": None, "sample": 0, "p_a": None, "score": None, "variance": None,
+            "flags": []}  # fmt: skip
+    return base | fields
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    schema = {"kind": pl.String, "judge": pl.String, "judge_hash": pl.String, "model": pl.String, "a": pl.String,
+              "b": pl.String, "order": pl.String, "aspect": pl.String, "sample": pl.Int64, "p_a": pl.Float64,
+              "score": pl.Float64, "variance": pl.Float64, "flags": pl.List(pl.String)}  # fmt: skip
+    return pl.DataFrame(rows, schema=schema)
+
+
+def compare(a: str, b: str, p_ab: float | None, p_ba: float | None, **fields: Any) -> list[dict[str, Any]]:
+    both = [("ab", p_ab), ("ba", p_ba)]
+    return [verdict(a, b, order=order, p_a=p, **fields) for order, p in both if p is not None]
+
+
+def rate(key: str, *scores: float, variance: float = 0.0) -> list[dict[str, Any]]:
+    return [verdict(key, None, aspect=f"aspect{i}", score=score, variance=variance) for i, score in enumerate(scores)]
+
+
+def test_what_may_not_stand_in_a_pair_is_counted_by_its_reason() -> None:
+    frame = completions(
+        ("1", "p", "Yes, it is.", "stop"),
+        ("2", "p", " Yes,  it is. \r\n", "stop"),
+        ("3", "p", "", "stop"),
+        ("4", "p", "   \n", None),
+        ("5", "p", "cut o", "length"),
+        ("6", "other", "Yes, it is.", None),
+        ("7", "p", "?!", None),
+        ("8", "p", "...", None),
+        # One sign, capital or comma apart is not the same answer.
+        ("a", "p", "-5", None),
+        ("b", "p", "5", None),
+        ("c", "p", "yes, it is.", None),
+        ("d", "p", "Yes it is.", None),
+    )
+    answers, left_out = select.usable(frame)
+    assert sorted(answers["key"]) == ["1", "6", "7", "8", "a", "b", "c", "d"]
+    assert left_out == {"empty": 2, "truncated": 1, "duplicate": 1}
+
+
+def test_ratings_need_every_aspect_and_fit_every_scale_to_one_to_five() -> None:
+    wide = select.Judged("wide", "w", "m", 3.0, aspects=1, low=0, high=9)
+    by_wide = verdict("z", None, judge="wide", judge_hash="w", aspect="it", score=9.0, variance=0.0)
+    rows = [*rate("x", 2.0, 4.0), *rate("y", 5.0), by_wide, *rate("z", 1.0, 1.0)]
+    rated = dict(select.ratings(frame(rows), [RATER, wide]).select("key", "score").iter_rows())
+    assert rated == {"x": 3.0, "z": pytest.approx((3 * 5 + 1 * 1) / 4)}
+
+
+def test_candidates_go_from_best_against_worst_to_smaller_margins() -> None:
+    answers, _ = select.usable(completions(*[(str(i), "p", f"text {i}", None) for i in range(4)]))
+    rated = pl.DataFrame({"key": ["0", "1", "2", "3"], "score": [1.0, 2.5, 4.0, 5.0], "spread": [0.1] * 4})
+    ranked = select.candidates(answers, rated, "rate-then-compare", min_margin=1.0, tries=8)
+    assert ranked.select("a", "b", "rank").rows() == [("0", "3", 1), ("0", "2", 2), ("1", "3", 3), ("0", "1", 4),
+                                                      ("1", "2", 5), ("2", "3", 6)]  # fmt: skip
+    assert select.candidates(answers, rated, "rate-then-compare", min_margin=2.6, tries=8).height == 2
+    assert select.candidates(answers, rated, "rate-then-compare", min_margin=0.0, tries=1).height == 1
+
+
+def test_of_eight_answers_the_rejected_one_is_not_the_worst_outlier() -> None:
+    answers, _ = select.usable(completions(*[(str(i), "p", f"text {i}", None) for i in range(8)]))
+    scores = [1.0, 2.9, 3.6, 3.8, 4.0, 4.2, 4.4, 4.6]  # mean 3.56, sd 1.07: the target is 1.42
+    rated = pl.DataFrame({"key": [str(i) for i in range(8)], "score": scores, "spread": [0.1] * 8})
+    assert select.candidates(answers, rated, "rate-then-compare", min_margin=1.0, tries=1).select("a", "b").row(0) == (
+        "0",
+        "7",
+    )
+    scores[0] = -9.0  # mean 2.3, sd 4.4: the target is -6.4, still nearest to the outlier
+    scores[1] = -6.0
+    rated = rated.with_columns(score=pl.Series(scores))
+    chosen = select.candidates(answers, rated, "rate-then-compare", min_margin=1.0, tries=1).select("a", "b").row(0)
+    mean = sum(scores) / 8
+    target = mean - 2 * (sum((s - mean) ** 2 for s in scores) / 8) ** 0.5
+    nearest = min(range(7), key=lambda i: abs(scores[i] - target))
+    assert chosen == (str(nearest), "7")
+
+
+def candidate(*pairs: tuple[str, str, str]) -> pl.DataFrame:
+    none = pl.lit(None, pl.Float64)
+    return pl.DataFrame(pairs, schema=["prompt_id", "a", "b"], orient="row").with_columns(
+        score_a=none, score_b=none, spread_a=none, spread_b=none, margin=none,
+        rank=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over("prompt_id"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("p_ab", "p_ba", "outcome", "preferred"),
+    [
+        (0.9, 0.8, "win", "a"),
+        (0.1, 0.3, "win", "b"),
+        (1.0, 0.5, "win", "a"),  # a verdict and a tie
+        (0.99, 0.4, "win", "a"),  # sure enough in the mean
+        (0.9, 0.1, "inconsistent", None),
+        (0.6, 0.6, "tie", None),
+        (0.5, 0.5, "tie", None),
+        (0.9, None, "unparsed", None),  # one order is not enough
+        (None, None, "unparsed", None),
+    ],
+)
+def test_outcomes(p_ab: float | None, p_ba: float | None, outcome: str, preferred: str | None) -> None:
+    compared = settle.comparisons(frame(compare("x", "y", p_ab, p_ba)), [SEAT])
+    row = settle.settle(candidate(("p", "x", "y")), compared, "rate-then-compare", min_probability=0.65, per_prompt=1)
+    assert (row["outcome"].item(), row["preferred"].item()) == (outcome, preferred)
+    assert row["kept"].item() == (outcome == "win")
+    assert (row["why"].item() is None) == (outcome == "win")
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 1))
+def test_turning_a_pair_turns_its_label(p_ab: float, p_ba: float, threshold: float) -> None:
+    """With a and b exchanged everywhere, the same answer wins."""
+
+    def outcome(first: float, second: float) -> tuple[str, str | None]:
+        compared = settle.comparisons(frame(compare("x", "y", first, second)), [SEAT])
+        row = settle.settle(
+            candidate(("p", "x", "y")), compared, "round-robin", min_probability=threshold, per_prompt=1
+        )
+        return row["outcome"].item(), row["preferred"].item()
+
+    turned = {"a": "b", "b": "a", None: None}
+    one, other = outcome(p_ab, p_ba), outcome(1 - p_ba, 1 - p_ab)
+    if abs(max((p_ab + p_ba) / 2, 1 - (p_ab + p_ba) / 2) - threshold) > 1e-9 and abs(p_ab + p_ba - 1) > 1e-9:
+        assert (one[0], one[1]) == (other[0], turned[other[1]])
+
+
+def test_round_robin_keeps_the_strongest_against_the_weakest() -> None:
+    rows = [*compare("x", "y", 0.9, 0.9), *compare("x", "z", 0.8, 0.8), *compare("y", "z", 0.7, 0.7)]
+    settled = settle.settle(
+        candidate(("p", "x", "y"), ("p", "x", "z"), ("p", "y", "z")).with_columns(rank=pl.lit(1, pl.UInt32)),
+        settle.comparisons(frame(rows), [SEAT]), "round-robin", min_probability=0.65, per_prompt=1,
+    )  # fmt: skip
+    # Strengths: x 0.85, y 0.4, z 0.25.
+    assert settled.filter("kept").select("a", "b").rows() == [("x", "z")]
+    assert set(settled.filter(~pl.col("kept"))["why"]) == {"another pair of this prompt is kept"}
+
+
+def test_an_old_judges_verdicts_do_not_count() -> None:
+    """Verdicts by another version of the judge, or another model, are as if never given."""
+    rows = compare("x", "y", 0.9, 0.9, judge_hash="older") + compare("x", "y", 0.9, 0.9, model="other")
+    assert settle.comparisons(frame(rows), [SEAT]).height == 0
+
+
+@pytest.mark.parametrize(("kept", "share", "audited", "expected"), [
+    (1000, 0.1, 0, (50, 50)), (1000, 0.1, 250, (25, 75)), (1000, 0.0, 0, (0, 0)), (3, 0.1, 0, (0, 0)),
+    (10, 0.1, 0, (1, 0)), (0, 0.1, 0, (0, 0)), (7, 1.0, 0, (4, 3)),
+])  # fmt: skip
+def test_the_budget(kept: int, share: float, audited: int, expected: tuple[int, int]) -> None:
+    assert route.sizes(kept, share, audited) == expected
+
+
+def settled_pairs(n: int, **columns: Any) -> pl.DataFrame:
+    base = {
+        "pair_id": [f"{i:04}" for i in range(n)],
+        "prompt_id": [f"p{i}" for i in range(n)],
+        "p_a": [0.66 + (i * 37 % n) / n * 0.34 for i in range(n)],
+        "kept": [True] * n,
+        "why": [None] * n,
+        "flags": [[] for _ in range(n)],
+    }
+    return pl.DataFrame(base | columns, schema_overrides={"why": pl.String, "flags": pl.List(pl.String)})
+
+
+def no_tags(n: int) -> pl.DataFrame:
+    return pl.DataFrame({"prompt_id": [f"p{i}" for i in range(n)], "tags": [[] for _ in range(n)]},
+                        schema_overrides={"tags": pl.List(pl.String)})  # fmt: skip
+
+
+def test_the_targeted_slice_is_the_least_sure_of_the_rest() -> None:
+    routed = route.route(settled_pairs(100), no_tags(100), human_share=0.2, seed=0, audited=0)
+    targeted = routed.filter(pl.col("route") == "targeted")["p_a"]
+    judged = routed.filter(pl.col("route") == "judge")["p_a"]
+    assert len(targeted) == 10
+    assert targeted.max() < judged.min()
+    assert routed.filter(pl.col("route") == "audit")["inclusion_probability"].to_list() == [0.1] * 10
+
+
+def test_stakes_and_answers_that_speak_to_the_judge_come_first() -> None:
+    sure = {"p_a": [0.99] * 20, "flags": [["a addresses the judge"] if i == 3 else [] for i in range(20)]}
+    tags = no_tags(20).with_columns(tags=pl.Series([["medical"] if i == 5 else [] for i in range(20)]))
+    for seed in range(20):
+        routed = route.route(settled_pairs(20, **sure), tags, human_share=0.2, seed=seed, audited=0)
+        audit = set(routed.filter(pl.col("route") == "audit")["pair_id"])
+        targeted = routed.filter(pl.col("route") == "targeted")
+        assert {"0003", "0005"} <= audit | set(targeted["pair_id"])
+        reasons = dict(targeted.select("pair_id", "route_reason").iter_rows())
+        if "0003" in reasons:
+            assert reasons["0003"] == "a addresses the judge"
+        if "0005" in reasons:
+            assert "at stake x2" in reasons["0005"]
+
+
+def test_the_audit_is_a_simple_random_sample() -> None:
+    """Over seeds every pair is drawn about equally often, whatever its probability."""
+    drawn = [0] * 40
+    for seed in range(400):
+        routed = route.route(settled_pairs(40), no_tags(40), human_share=0.25, seed=seed, audited=0)
+        for pair in routed.filter(pl.col("route") == "audit")["pair_id"]:
+            drawn[int(pair)] += 1
+    assert sum(drawn) == 400 * 5
+    assert all(50 * 0.35 < count < 50 * 1.65 for count in drawn)  # 5 standard deviations
+
+
+def test_the_order_of_rows_changes_no_route() -> None:
+    pairs = settled_pairs(60)
+    one = route.route(pairs, no_tags(60), human_share=0.2, seed=1, audited=0)
+    other = route.route(pairs.reverse(), no_tags(60).reverse(), human_share=0.2, seed=1, audited=0)
+    assert one.equals(other)
+
+
+def reviews(*rows: tuple[str, str, str, str | None, float]) -> pl.DataFrame:
+    return pl.DataFrame(
+        rows, schema={"pair_id": pl.String, "annotator": pl.String, "choice": pl.String, "preferred": pl.String,
+                      "at": pl.Float64}, orient="row",
+    )  # fmt: skip
+
+
+def test_the_newest_label_of_each_person_counts_and_people_must_agree() -> None:
+    labels = merge.human_labels(
+        reviews(
+            ("1", "ada", "left", "a", 1.0), ("1", "ada", "right", "b", 2.0),
+            ("2", "ada", "left", "a", 1.0), ("2", "bob", "right", "a", 1.0),
+            ("3", "ada", "left", "a", 1.0), ("3", "bob", "left", "b", 1.0),
+            ("4", "ada", "tie", None, 1.0), ("5", "ada", "skip", None, 1.0),
+            ("6", "ada", "skip", None, 1.0), ("6", "bob", "both_bad", None, 1.0),
+        )
+    )  # fmt: skip
+    found = dict(labels.select("pair_id", "label").iter_rows())
+    assert found == {"1": "b", "2": "a", "3": "disagreement", "4": "tie", "6": "both_bad"}
+
+
+def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) -> None:
+    n = 8
+    routes = ["judge", "judge", "audit", "audit", "targeted", "targeted", "dropped", "dropped"]
+    pairs = pl.DataFrame(
+        {
+            "pair_id": [str(i) for i in range(n)],
+            "prompt_id": [f"p{i}" for i in range(n)],
+            "prompt": ['[{"role":"user","content":"q"}]'] * n,
+            "response_a": ["left"] * n,
+            "response_b": ["right"] * n,
+            "completion_a": ["x"] * n,
+            "completion_b": ["y"] * n,
+            "p_a": [0.9] * 6 + [0.5, None],
+            "preferred": ["a"] * 6 + [None] * 2,
+            "route": routes,
+            "margin": [2.0] * n,
+        }
+    )
+    pairs.write_parquet(tmp_path / "pairs.parquet")
+    labels = pl.DataFrame({"pair_id": ["2", "3", "4"], "label": ["b", "tie", "disagreement"]})
+    models = pl.DataFrame({"key": ["x", "y"], "model": ["small", "large"]})
+    prompts = pl.DataFrame(
+        {"prompt_id": [f"p{i}" for i in range(n)], "tags": [["t"]] * n, "tools": [None] * n, "calls": [False] * n},
+        schema_overrides={"tools": pl.String},
+    )
+    merged = merge.merge(tmp_path / "pairs.parquet", labels, models, prompts, tmp_path / "set", seed=0, test_share=0.0)
+    rows = {row["pair_id"]: row for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)}
+    assert sorted(rows) == ["0", "1", "2"]
+    assert dict(merged.left_out) == {
+        "people say tie": 1, "people disagree": 1, "waits for review": 1, "dropped by the judges": 2,
+    }  # fmt: skip
+    assert rows["0"] == {
+        "prompt": [{"role": "user", "content": "q"}],
+        "chosen": [{"role": "assistant", "content": "left"}],
+        "rejected": [{"role": "assistant", "content": "right"}],
+        "pair_id": "0",
+        "prompt_id": "p0",
+        "source": "judge",
+        "confidence": 0.9,
+        "margin": 2.0,
+        "chosen_model": "small",
+        "rejected_model": "large",
+        "tags": ["t"],
+    }
+    assert rows["2"]["source"] == "human"
+    assert rows["2"]["chosen"][0]["content"] == "right"
+    assert (rows["2"]["margin"], rows["2"]["chosen_model"]) == (-2.0, "large")
+    assert pl.read_parquet(tmp_path / "set" / "test.parquet").height == 0
+
+
+def test_the_split_is_by_prompt(tmp_path: Path) -> None:
+    n = 400
+    pairs = pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i // 4}" for i in range(n)],
+         "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["l"] * n, "response_b": ["r"] * n,
+         "completion_a": ["x"] * n, "completion_b": ["y"] * n, "p_a": [0.9] * n, "preferred": ["a"] * n,
+         "route": ["judge"] * n, "margin": [None] * n}, schema_overrides={"margin": pl.Float64},
+    )  # fmt: skip
+    pairs.write_parquet(tmp_path / "pairs.parquet")
+    prompts = pl.DataFrame(
+        {"prompt_id": [f"p{i}" for i in range(100)], "tags": [[]] * 100, "tools": [None] * 100, "calls": [False] * 100},
+        schema_overrides={"tools": pl.String, "tags": pl.List(pl.String)},
+    )
+    labels = pl.DataFrame(schema={"pair_id": pl.String, "label": pl.String})
+    models = pl.DataFrame({"key": ["x", "y"], "model": ["m", "m"]})
+    merge.merge(tmp_path / "pairs.parquet", labels, models, prompts, tmp_path / "set", seed=0, test_share=0.2)
+    train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))
+    assert train.height + test.height == n
+    assert not set(train["prompt_id"]) & set(test["prompt_id"])
+    assert 40 <= test.height <= 120

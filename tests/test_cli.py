@@ -1,0 +1,146 @@
+"""Bad input says what happened, where, and one way to mend it; nothing is lost and no traceback is shown."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import read_jsonl, write_jsonl
+from tests.judging import judge_by
+from tests.scripted import ScriptedServer
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Serve = Callable[..., ScriptedServer]
+
+
+def test_init_writes_a_file_that_loads_and_never_overwrites_it(tmp_path: Path, rlaif: Cli) -> None:
+    run = tmp_path / "run"
+    assert "rlaif generate" in rlaif("init", run).stdout
+    text = (run / "rlaif.toml").read_text()
+    assert "[sampler]" in text
+    (run / "rlaif.toml").write_text(text + "# mine\n")
+    assert "there is one already" in rlaif("init", run, code=2).stderr
+    assert (run / "rlaif.toml").read_text().endswith("# mine\n")
+
+
+def test_a_broken_line_is_named_before_anything_is_asked(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    server = serve()
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "one"}\n{"prompt": "two"\n{"prompt": "three"}\n')
+    arguments = ("generate", tmp_path / "run", "--prompts", source, "--model", "m", "--base-url", server.url)
+    told = rlaif(*arguments, code=2).stderr
+    assert f"{source}:2: not JSON" in told
+    assert "--on-bad-row skip" in told
+    assert server.requests == []
+    skipped = rlaif(*arguments, "--on-bad-row", "skip", "--heldout-share", "0")
+    assert f"{source}:2" in skipped.stderr
+    assert len(read_jsonl(tmp_path / "run" / "journal" / "prompts.jsonl")) == 2
+
+
+def test_a_missing_column_says_what_was_found(tmp_path: Path, rlaif: Cli) -> None:
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"question": "q", "topic": "t"}])
+    told = rlaif("generate", tmp_path / "run", "--prompts", source, "--model", "m", "--base-url", "http://127.0.0.1:9/v1",
+                 code=2).stderr  # fmt: skip
+    assert f"{source}:1: there is no 'prompt'; found: question, topic" in told
+
+
+def test_an_empty_file(tmp_path: Path, rlaif: Cli) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    told = rlaif("generate", tmp_path / "run", "--prompts", tmp_path / "empty.jsonl", "--model", "m", "--base-url",
+                 "http://127.0.0.1:9/v1", code=2).stderr  # fmt: skip
+    assert "empty.jsonl: there is no prompt in it" in told
+
+
+def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    server = serve(judge_by(len))
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["a", "b"]}])
+    rlaif("generate", tmp_path / "run", "--import", source)
+    common = ("judge", tmp_path / "run", "--base-url", server.url)
+    assert (
+        "no judge 'helpfull'. Did you mean 'helpful'?"
+        in rlaif(*common, "--model", "m", "--judge", "helpfull", code=2).stderr
+    )
+    told = rlaif(*common, "--model", "mm", "--judge", "helpful", code=1).stderr
+    assert "has no model 'mm'. Did you mean 'm'?" in told
+    told = rlaif("generate", tmp_path / "new", "--prompts", "everydya", "--model", "m", code=2).stderr
+    assert "'everydya' is no packaged prompt set. Did you mean 'everyday'?" in told
+    (tmp_path / "run" / "rlaif.toml").write_text("[sampler]\ntemprature = 1\n")
+    told = rlaif(*common, "--model", "m", code=2).stderr
+    assert "unknown setting 'sampler.temprature'. Did you mean 'temperature'?" in told
+    assert str(tmp_path / "run" / "rlaif.toml") in told
+
+
+def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "q"}])
+    common = ("generate", tmp_path / "run", "--prompts", source, "--heldout-share", "0", "--model", "m", "--base-url")
+    assert "no server answers there" in rlaif(*common, "http://127.0.0.1:9/v1", code=1).stderr
+    assert "is not a URL" in rlaif(*common, "127.0.0.1:9", code=2).stderr
+    server = serve(key="right")
+    told = rlaif(*common, server.url, code=1).stderr
+    assert "asks for a key and none is set" in told
+    assert "export OPENAI_API_KEY=" in told
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-wrong")
+    told = rlaif(*common, server.url, code=1).stderr
+    assert "the key was refused" in told
+    assert "secret-wrong" not in told
+    monkeypatch.setenv("RLAIF_API_KEY", "right")
+    rlaif(*common, server.url)
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert b"secret-wrong" not in everything
+    assert b'"right"' not in everything
+
+
+def test_stages_in_the_wrong_order_name_the_right_one(tmp_path: Path, rlaif: Cli) -> None:
+    run = tmp_path / "run"
+    assert "there is no such run" in rlaif("status", run, code=1).stderr
+    rlaif("init", run)
+    assert f"rlaif generate {run}" in rlaif("judge", run, code=2).stderr
+    assert f"rlaif judge {run}" in rlaif("review", run, "--export", tmp_path / "q.csv", code=1).stderr
+    assert f"rlaif judge {run}" in rlaif("train", run, code=2).stderr
+    assert "say what to do" in rlaif("review", run, code=2).stderr
+    assert f"next         rlaif generate {run}" in rlaif("status", run).stdout
+
+
+def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
+    assert "helpful" in rlaif("judges", "list").stdout
+    assert "{response_a}" in rlaif("judges", "show", "helpful").stdout
+    assert "good" in rlaif("judges", "check", "quality").stdout
+    assert "everyday" in rlaif("prompts", "list").stdout
+    assert rlaif("prompts", "show", "refusals").stdout.startswith('{"')
+    assert "rlaif 0." in rlaif("--version").stdout
+    assert "No run" in rlaif("status", cwd=tmp_path).stdout or "no run here" in rlaif("status", cwd=tmp_path).stdout
+
+
+def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    """The queue goes out blind, comes back with choices, and the dataset then holds people's labels over judges'."""
+    server = serve(judge_by(lambda text: 1.0 if "good" in text else 0.0))
+    rows = [{"prompt": f"q{i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(40)]
+    run = tmp_path / "run"
+    rlaif("generate", run, "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
+    rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", server.url)
+    sheet = tmp_path / "queue.csv"
+    assert "4 pairs for ada" in rlaif("review", run, "--export", sheet, "--annotator", "ada").stdout
+    lines = sheet.read_text(encoding="utf-8-sig").splitlines()
+    assert lines[0] == "pair_id,prompt,left,right,choice,comment"
+    filled = [lines[0]]
+    for line in lines[1:]:
+        pair, prompt, left, right, _, _ = line.split(",")
+        # This person sees it the other way round.
+        filled.append(",".join([pair, prompt, left, right, "left" if left.startswith("bad") else "right", ""]))
+    sheet.write_text("\n".join(filled) + "\n", encoding="utf-8")
+    told = rlaif("review", run, "--import", sheet, "--annotator", "ada")
+    assert "4 labels read" in told.stderr
+    assert "people agree with the judges on 0.000" in told.stderr
+    assert "40 pairs to train" in told.stdout.replace(" and 0 to test on", "") or "wait for review" in told.stdout
+    import polars as pl
+
+    dataset = pl.concat([pl.read_parquet(run / "dataset" / f"{name}.parquet") for name in ("train", "test")])
+    assert dataset.height == 40
+    human = dataset.filter(pl.col("source") == "human")
+    assert human.height == 4
+    assert all(row["chosen"][0]["content"].startswith("bad") for row in human.iter_rows(named=True))
+    assert rlaif("export", run, "--format", "trl", "-o", tmp_path / "out").stdout
+    assert f"rlaif train {run}" in rlaif("status", run).stdout

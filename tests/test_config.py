@@ -1,0 +1,382 @@
+"""Settings: where they come from, which goes first, what is said about a mistake, and what may change on resume."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from rlaif import config as settings
+from rlaif.config import CHANGES, Config, check_identity, identity, load
+from rlaif.errors import IdentityError, UsageError
+
+
+def write(run: Path, text: str, encoding: str = "utf-8") -> Path:
+    (run / "rlaif.toml").write_text(text, encoding=encoding)
+    return run
+
+
+def value_of(config: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        config = getattr(config, part)
+    return config
+
+
+# Precedence
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "in_file", "in_environment", "as_flag"),
+    [
+        ("seed", 0, 1, 2, 3),
+        ("sampler.temperature", 1.0, 0.5, 0.25, 0.0),
+        ("sampler.send_seed", True, False, True, False),
+        ("sampler.model", [], ["a"], ["b", "c"], ["d"]),
+        ("prompts.source", [], ["a.jsonl"], ["b.csv"], ["c.parquet", "everyday"]),
+        ("prompts.limit", None, 1, 2, 3),
+        ("judge.judges", ["helpful", "quality"], ["x"], ["y", "z"], ["helpful"]),
+        ("judge.strategy", "auto", "rate-only", "round-robin", "rate-then-compare"),
+        ("train.loss", ["sigmoid"], ["ipo"], ["robust"], ["sigmoid", "sft"]),
+        ("client.budget_usd", None, 1.0, 2.0, 3.0),
+    ],
+)
+def test_flag_over_environment_over_file_over_default(
+    tmp_path: Path, name: str, default: Any, in_file: Any, in_environment: Any, as_flag: Any
+) -> None:
+    section, _, field = name.rpartition(".")
+    as_toml = {bool: lambda v: str(v).lower()}.get(type(in_file), repr)(in_file)
+    text = (f"[{section}]\n" if section else "") + f"{field} = {as_toml}\n"
+    as_text = ",".join(in_environment) if isinstance(in_environment, list) else str(in_environment)
+    environ = {f"RLAIF_{name.replace('.', '_')}".upper(): as_text}
+    empty, filled = tmp_path / "empty", write(tmp_path, text)
+
+    def read(run: Path, flags: dict[str, Any], environ: dict[str, str]) -> Any:
+        return value_of(load(run, flags, environ), name)
+
+    assert read(empty, {name: None}, {}) == default
+    assert read(filled, {}, {}) == in_file
+    assert read(filled, {}, environ) == in_environment
+    assert read(empty, {}, environ) == in_environment
+    assert read(filled, {name: as_flag}, environ) == as_flag
+    assert read(filled, {name: None}, environ) == in_environment
+    assert read(filled, {name: []}, environ) == in_environment
+
+
+def test_environment_lists_are_separated_by_commas_and_an_empty_name_is_not_set(tmp_path: Path) -> None:
+    environ = {"RLAIF_SAMPLER_BASE_URL": " http://a/v1 , http://b/v1", "RLAIF_PROMPTS_SOURCE": "", "RLAIF_SEED": "",
+               "RLAIF_SAMPLER_SYSTEM": "a, b"}  # fmt: skip
+    config = load(write(tmp_path, 'seed = 5\n[prompts]\nsource = ["everyday"]\n'), {}, environ)
+    assert config.sampler.base_url == ["http://a/v1", "http://b/v1"]
+    assert config.prompts.source == ["everyday"]
+    assert config.seed == 5
+    assert config.sampler.system == "a, b"
+
+
+def test_one_name_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    text = ('[prompts]\nsource = "everyday"\n[sampler]\nmodel = "m"\n[judge]\njudges = "helpful"\n'
+            'base_url = "http://x/v1"\n')  # fmt: skip
+    config = load(write(tmp_path, text), {}, {})
+    assert (config.prompts.source, config.sampler.model) == (["everyday"], ["m"])
+    assert (config.judge.judges, config.judge.base_url) == (["helpful"], ["http://x/v1"])
+
+
+TABLES = """
+[[policies]]
+model = "a"
+base_url = "http://a/v1"
+[[policies]]
+model = "b"
+[[judges]]
+name = "helpful"
+model = "j"
+weight = 2
+"""
+
+
+@pytest.mark.parametrize("way", ["flag", "environment"])
+def test_a_model_given_on_top_replaces_the_tables_of_the_file(tmp_path: Path, way: str) -> None:
+    """[[policies]] and [[judges]] are the file's; what goes before the file goes before them too."""
+    run = write(tmp_path, TABLES)
+    assert [policy.model for policy in load(run, {}, {}).pool()] == ["a", "b"]
+    assert [(seat.name, seat.weight) for seat in load(run, {}, {}).panel()] == [("helpful", 2.0)]
+
+    def given(name: str, value: str) -> Config:
+        flags, environ = (
+            ({name: value}, {}) if way == "flag" else ({}, {f"RLAIF_{name}".replace(".", "_").upper(): value})
+        )
+        return load(run, flags, environ)
+
+    assert [policy.model for policy in given("sampler.model", "c").pool()] == ["c"]
+    assert [seat.model for seat in given("judge.model", "k").panel()] == ["k", "k"]
+    panel = given("judge.judges", "quality@k").panel()
+    assert [(seat.name, seat.model) for seat in panel] == [("quality", "k")]
+
+
+@pytest.mark.parametrize(("flag", "table"), [("sampler.base_url", "policies"), ("judge.base_url", "judges")])
+def test_a_url_that_no_table_would_use_is_refused(tmp_path: Path, flag: str, table: str) -> None:
+    with pytest.raises(UsageError, match=rf"--base-url does not go with \[\[{table}\]\]"):
+        load(write(tmp_path, TABLES), {flag: ["http://x/v1"]}, {})
+
+
+def test_policies_are_named_in_one_way(tmp_path: Path) -> None:
+    run = write(tmp_path, '[sampler]\nmodel = "m"\n[[policies]]\nmodel = "n"\n')
+    with pytest.raises(UsageError, match=r"either as sampler.model or as \[\[policies\]\], not both"):
+        load(run, {}, {})
+
+
+def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
+    assert [seat.model for seat in load(tmp_path, {"judge.judges": ["helpful@x", "quality"], "judge.model": "y"}, {})
+            .panel()] == ["x", "y"]  # fmt: skip
+    with pytest.raises(UsageError, match="judge 'helpful' has no model"):
+        load(tmp_path, {}, {}).panel()
+    with pytest.raises(UsageError, match="no judge is named"):
+        load(write(tmp_path, "[judge]\njudges = []\n"), {}, {}).panel()
+    with pytest.raises(UsageError, match="no policy model is named"):
+        load(tmp_path, {}, {}).pool()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[sampler]\ntemprature = 1\n", "unknown setting 'sampler.temprature'. Did you mean 'temperature'?"),
+        ("[samplr]\nn = 1\n", "unknown setting 'samplr'. Did you mean 'sampler'?"),
+        ("[[policies]]\nmodle = 'm'\nmodel = 'm'\n", "unknown setting 'policies.0.modle'. Did you mean 'model'?"),
+        ("[[judges]]\nname = 'h'\nmodel = 'm'\n[[judges]]\nname = 'h'\nmodel = 'm'\nwieght = 2\n",
+         "unknown setting 'judges.1.wieght'. Did you mean 'weight'?"),
+        ("[pairs]\nzzz = 1\n", "unknown setting 'pairs.zzz'. There is: human_share, min_margin, min_probability"),
+        ("[sampler]\nn = 'four'\n", "sampler.n: Input should be a valid integer"),
+        ("[sampler]\nn = 0\ntop_p = 2\n",
+         "sampler.n: Input should be greater than or equal to 1; sampler.top_p: Input should be less than or equal to"),
+        ("sampler = 3\n", "sampler: Input should be a valid dictionary"),
+        ("policies = 3\n", "policies: Input should be a valid list"),
+        ("[sampler]\nmodel = [1]\n", "sampler.model.0: Input should be a valid string"),
+        ("[prompts]\non_bad_row = 'stopp'\n", "prompts.on_bad_row: Input should be 'stop' or 'skip'"),
+        ("[prompts]\nheldout_share = 1\n", "prompts.heldout_share: Input should be less than 1"),
+        ("[train]\nloss = []\n", "train.loss: List should have at least 1 item"),
+        ("[client]\nconcurrency = 1.5\n", "client.concurrency: Input should be a valid integer"),
+        ("[client]\nbudget_usd = 0\n", "client.budget_usd: Input should be greater than 0"),
+        ("seed = nan\n", "seed: Input should be a finite number"),
+        ("[sampler\nn = 1\n", "not readable as TOML: "),
+        ("[sampler]\nn = 1\nn = 2\n", "not readable as TOML: Cannot overwrite a value (at line 3"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_names_the_file_and_the_setting(tmp_path: Path, text: str, message: str) -> None:
+    run = write(tmp_path, text)
+    with pytest.raises(UsageError) as raised:
+        load(run, {"sampler.temperature": 9.0}, {"RLAIF_SEED": "x"})
+    assert str(raised.value).startswith(f"{run / 'rlaif.toml'}: {message}")
+    assert raised.value.exit_code == 2
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    run = write(tmp_path, '[sampler]\nsystem = "Grüße"\n', encoding="latin-1")
+    with pytest.raises(UsageError, match=r"rlaif\.toml: not readable as TOML: .*utf-8"):
+        load(run, {}, {})
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "seed = 7\n", encoding="utf-8-sig"), {}, {}).seed == 7
+
+
+def test_a_directory_in_the_files_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rlaif.toml").mkdir()
+    with pytest.raises(UsageError, match=r"rlaif\.toml: cannot be read: Is a directory"):
+        load(tmp_path, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        ({"sampler.n": 1000}, {}, "sampler.n: Input should be less than or equal to 128"),
+        ({}, {"RLAIF_SAMPLER_TEMPERATURE": "warm"}, "sampler.temperature: Input should be a valid number"),
+        ({}, {"RLAIF_SAMPLER_SEND_SEED": "perhaps"}, "sampler.send_seed: Input should be a valid boolean"),
+    ],
+)
+def test_a_mistake_elsewhere_is_not_the_files(
+    tmp_path: Path, flags: dict[str, Any], environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        load(write(tmp_path, "seed = 1\n"), flags, environ)
+    assert str(raised.value).startswith(f"{tmp_path / 'rlaif.toml'} with flags and environment: {message}")
+
+
+# The template
+
+
+def settings_in_template() -> dict[str, tuple[Any, bool]]:
+    """Every setting that the template shows: dotted name -> (value, whether it stands behind a "#")."""
+    found: dict[str, tuple[Any, bool]] = {}
+    section = ""
+    for line in settings.template().splitlines():
+        if header := re.fullmatch(r"(?:# )?\[+([a-z_.]+)\]+", line):
+            section = header[1] + "."
+        elif shown := re.fullmatch(r"(# )?([a-z_]+) = (.+)", line):
+            assert section + shown[2] not in found
+            found[section + shown[2]] = (tomllib.loads(f"x = {shown[3]}")["x"], bool(shown[1]))
+        else:
+            assert not line or line.startswith("# "), f"neither a comment nor a setting: {line!r}"
+    return found
+
+
+def fields(model: type[BaseModel] = Config, before: str = "") -> dict[str, Any]:
+    """Every setting that Config has, down to free-form tables: dotted name -> default."""
+    found: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        inner = next(settings._models_in(info.annotation), None)
+        found |= (
+            fields(inner, f"{before}{name}.") if inner else {before + name: info.get_default(call_default_factory=True)}
+        )
+    return found
+
+
+FREE = ("sampler.vllm", "judge.vllm", "train.extra")  # tables of other programs' settings
+
+
+def test_the_template_loads_as_it_is(tmp_path: Path) -> None:
+    config = load(write(tmp_path, settings.template()), {}, {})
+    assert config.prompts.source == ["everyday"]
+    assert [policy.model for policy in config.pool()] == ["demo"]
+    assert [seat.name for seat in config.panel()] == ["helpful", "quality"]
+
+
+def test_the_template_names_every_setting_and_no_other() -> None:
+    shown = {
+        name if name.rpartition(".")[0] not in FREE else name.rpartition(".")[0] for name in settings_in_template()
+    }
+    assert shown == set(fields())
+
+
+def test_every_default_that_the_template_shows_is_the_default() -> None:
+    """Where there is one: None and an empty list have an example in the template instead."""
+    checked = 0
+    for name, default in fields().items():
+        if name in FREE or name.startswith(("policies.", "judges.")) or default in (None, []):
+            continue
+        value, commented = settings_in_template()[name]
+        if commented:
+            assert value == default, name
+            checked += 1
+    assert checked > 30
+
+
+def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Path) -> None:
+    text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", settings.template())
+    without = {
+        "[[policies]]": r"(?m)^model = \[\"demo\"\]$",
+        "[sampler.model]": r"(?ms)^\[\[policies\]\].*?(?=^\[judge\])",
+    }
+    for removed in without.values():
+        assert len(re.findall(removed, text)) == 1
+        config = load(write(tmp_path, re.sub(removed, "", text)), {}, {})
+        assert config.sampler.vllm == {"max_model_len": 4096, "gpu_memory_utilization": 0.9}
+        assert config.train.extra == {"warmup_steps": 20}
+        assert config.judges[0].weight == 1.0
+
+
+# Identity
+
+
+def test_every_name_in_the_table_of_changes_is_a_setting() -> None:
+    names = set(fields())
+    for changes in CHANGES.values():
+        for name in changes:
+            assert name in names or name in ("policies", "judges"), name
+            assert set(changes.values()) == {"identity", "grows"}
+
+
+def test_a_setting_of_a_stage_is_identity_unless_it_only_says_how() -> None:
+    """A new setting has to be put into the table, or named here as one that changes no answer."""
+    free = {"sampler.base_url", "sampler.vllm", "prompts.on_bad_row", "judge.base_url", "judge.vllm"}
+    by_table = {"sampler.model", "judge.judges", "judge.model"}  # as policies and judges
+    for stage, sections in {"generate": ("prompts.", "sampler."), "judge": ("judge.",)}.items():
+        of_stage = {name for name in fields() if name.startswith(sections)}
+        assert of_stage - free - by_table == {name for name in CHANGES[stage] if "." in name}
+
+
+def configured(**flags: Any) -> Config:
+    return load(Path("/nowhere"), {"sampler.model": ["m"], "judge.model": "j", **{
+        name.replace("__", "."): value for name, value in flags.items()}}, {})  # fmt: skip
+
+
+def test_a_refusal_names_every_setting_that_differs() -> None:
+    before = identity("generate", configured())
+    now = identity("generate", configured(sampler__temperature=0.5, sampler__model=["n"], prompts__source=["x"]))
+    with pytest.raises(IdentityError) as raised:
+        check_identity("generate", before, now, where="RUN")
+    told = str(raised.value)
+    assert told.startswith("RUN: this run's generate was started with other settings: ")
+    for part in (
+        "sampler.temperature was 1.0, now 0.5",
+        "policies was ['m'], now ['n']",
+        "prompts.source was [], now ['x']",
+    ):
+        assert part in told
+    assert "top_p" not in told
+    assert raised.value.exit_code == 2
+
+
+def test_operational_settings_are_no_identity() -> None:
+    """Where a model is reached and how fast it is asked may change at any time."""
+    for stage in CHANGES:
+        before = identity(stage, configured())
+        after = identity(stage, configured(client__concurrency=3, client__timeout_s=5, sampler__base_url=["http://x/v1"],
+                                           judge__base_url=["http://y/v1"], pairs__human_share=0.5))  # fmt: skip
+        assert before == after
+
+
+LIMITS = st.none() | st.integers(1, 100)
+
+
+@given(LIMITS, LIMITS, st.integers(1, 128), st.integers(1, 128))
+def test_limit_and_n_may_grow_and_not_shrink(limit: int | None, later: int | None, n: int, more: int) -> None:
+    before = identity("generate", configured(prompts__limit=limit, sampler__n=n))
+    now = identity("generate", configured(prompts__limit=later, sampler__n=more))
+    shrank = [name for name, smaller in (("prompts.limit", (later or 999) < (limit or 999)), ("sampler.n", more < n))
+              if smaller]  # fmt: skip
+    try:
+        check_identity("generate", before, now, where="RUN")
+    except IdentityError as error:
+        assert shrank
+        assert [
+            name for name in ("prompts.limit", "sampler.n") if f"{name} may only grow: it was" in error.what
+        ] == shrank
+    else:
+        assert not shrank
+
+
+def test_identity_survives_the_manifest() -> None:
+    """What JSON makes of it is still equal to what was put in."""
+    import orjson
+
+    for stage in CHANGES:
+        values = identity(stage, configured(prompts__limit=3))
+        again = orjson.loads(orjson.dumps(values))
+        assert again == values
+        assert settings.identity_hash(again) == settings.identity_hash(values)
+        check_identity(stage, again, values, where="RUN")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"sampler.base_url": ["http://me:hush-hush@host/v1"]},
+        {"judge.base_url": ["http://me:hush-hush@host/v1"]},
+        {"sampler.vllm": {"api_key": "hush-hush"}},
+        {"judge.vllm": {"hf-token": "hush-hush"}},
+    ],
+)
+def test_no_secret_gets_into_settings(tmp_path: Path, flags: dict[str, Any]) -> None:
+    """Settings are written into the manifest: what holds a key is refused, and the refusal does not repeat it."""
+    with pytest.raises(UsageError) as told:
+        load(tmp_path, flags, {})
+    assert "hush-hush" not in str(told.value)
+    assert "environment" in str(told.value) or "file" in str(told.value)

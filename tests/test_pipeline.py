@@ -1,0 +1,503 @@
+"""Generate and judge as commands and as functions, against scripted models: counts, order, duplicates, kill -9."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlaif import pipeline
+from rlaif.config import load
+from rlaif.llm.budget import Meter
+from rlaif.llm.server import Engines
+from rlaif.run.directory import Run
+from tests.conftest import command, read_jsonl, write_jsonl
+from tests.judging import judge_by, material, words
+from tests.scripted import Fault, ScriptedServer, with_probabilities
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Serve = Callable[..., ScriptedServer]
+
+
+class Quiet:
+    """A watch that nobody looks at."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def watch(self, meter: Meter) -> Iterator[None]:
+        yield
+
+
+def goodness(text: str) -> float:
+    """The scripted taste: answers say how good they are ("... [0.7]")."""
+    _, _, tail = text.rpartition("[")
+    with contextlib.suppress(ValueError):
+        return float(tail.rstrip("]"))
+    return 0.5
+
+
+def judge(path: Path, rows: list[dict[str, Any]], url: str, **flags: Any) -> tuple[Run, Any]:
+    """Import ``rows`` into a run at ``path`` and judge them there."""
+    path.mkdir(parents=True, exist_ok=True)
+    source = write_jsonl(path / "rows.jsonl", rows)
+    run = Run(path / "run")
+    chosen = {"judge.judges": ["helpful"], "judge.model": "m", "judge.base_url": [url], **flags}
+    config = load(run.path, chosen)
+    with Engines(run.log, config.client, lambda line: None) as engines:
+        pipeline.import_completions(run, config, str(source), Quiet())
+        return run, pipeline.judge(run, config, Quiet(), engines)
+
+
+def labels(run: Run) -> dict[tuple[str, str, str], Any]:
+    """(prompt, better, worse) as text, with its probability and outcome, for every candidate."""
+    found = {}
+    for row in run.pairs().iter_rows(named=True):
+        a, b, p = row["response_a"], row["response_b"], row["p_a"]
+        if p is not None and p < 0.5:
+            a, b, p = b, a, 1 - p
+        if p == 0.5 or p is None:
+            a, b = sorted((a, b))
+        found[row["prompt"], a, b] = (None if p is None else round(p, 9), row["outcome"], row["route"])
+    return found
+
+
+# Counts
+
+
+def test_two_thousand_imported_prompts_add_up(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    """Wins, ties, inconsistent and unparsed verdicts all occur, and every candidate is counted exactly once."""
+
+    def taste(body: dict[str, Any]) -> Any:
+        first, second = material(body)[-2:]
+        kind = int(material(body)[0].rsplit(" ", 1)[1]) % 10
+        if kind == 0:
+            return with_probabilities(
+                {"A": 0.55, "B": 0.45} if goodness(first) > goodness(second) else {"A": 0.5, "B": 0.5}
+            )
+        if kind == 1:
+            return with_probabilities({"A": 0.9, "B": 0.1})
+        if kind == 2:
+            return ["neither of them"]
+        return judge_by(goodness)(body)
+
+    rows = [{"prompt": f"Question number {i}", "responses": [f"one [{(i % 7) / 7}]", f"two [{(i % 5) / 5 + 0.05}]"]}
+            for i in range(2000)]  # fmt: skip
+    server = serve(taste)
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    run = tmp_path / "run"
+    rlaif("generate", run, "--import", source)
+    done = rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", server.url, "--max-failures", "500")
+    pairs = pl.read_parquet(run / "tables" / "pairs.parquet")
+    outcomes, routes = Counter(pairs["outcome"]), Counter(pairs["route"])
+    assert pairs.height == pairs["pair_id"].n_unique() == 2000
+    assert outcomes.total() == routes.total() == 2000
+    assert outcomes["unparsed"] == 200
+    assert outcomes["inconsistent"] == 200
+    assert outcomes["tie"] >= 200
+    kept = 2000 - routes["dropped"]
+    assert kept == outcomes["win"]
+    assert abs(routes["audit"] + routes["targeted"] - kept / 10) <= 1
+    assert routes["audit"] > 0
+    assert routes["targeted"] > 0
+    dataset = pl.concat([pl.read_parquet(run / "dataset" / f"{name}.parquet") for name in ("train", "test")])
+    assert dataset.height == routes["judge"]
+    assert not set(dataset["pair_id"]) & set(pairs.filter(pl.col("route") != "judge")["pair_id"])
+    assert "wait for review" in done.stdout
+    for row in dataset.iter_rows(named=True):
+        assert goodness(row["chosen"][0]["content"]) > goodness(row["rejected"][0]["content"])
+
+
+def test_an_unreadable_verdict_is_owed_and_never_a_label(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    answers = [["who knows"]]
+    server = serve(lambda body: answers[0] if answers else judge_by(goodness)(body))
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["a [0.1]", "b [0.9]"]}])
+    rlaif("generate", tmp_path / "run", "--import", source)
+    arguments = ("judge", tmp_path / "run", "--judge", "helpful", "--model", "m", "--base-url", server.url)
+    failed = rlaif(*arguments, code=3)
+    assert "2 answers are missing (2 unreadable" in failed.stderr
+    assert len(server.requests) == 4  # each asked again once
+    pairs = pl.read_parquet(tmp_path / "run" / "tables" / "pairs.parquet")
+    assert pairs["outcome"].to_list() == ["unparsed"]
+    assert pairs["p_a"].to_list() == [None]
+    assert pl.read_parquet(tmp_path / "run" / "dataset" / "train.parquet").height == 0
+    answers.clear()
+    rlaif(*arguments)
+    assert pl.read_parquet(tmp_path / "run" / "tables" / "pairs.parquet")["outcome"].to_list() == ["win"]
+
+
+# Position and leaks
+
+TEXT = st.text(min_size=0, max_size=40)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(TEXT.filter(str.strip), st.lists(st.tuples(TEXT, st.integers(0, 9)), min_size=2, max_size=4)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_swapping_answers_in_the_input_swaps_no_label(
+    serve: Serve, tmp_path_factory: pytest.TempPathFactory, prompts: list[Any], rnd: random.Random
+) -> None:
+    """Labels belong to texts, wherever the texts stood and in whatever order the rows came."""
+    server = serve(judge_by(goodness))
+    rows = [
+        {"prompt": text, "responses": [f"{answer} [{g / 9}]" for answer, g in answers]} for text, answers in prompts
+    ]
+    swapped = [{**row, "responses": rnd.sample(row["responses"], len(row["responses"]))} for row in rows]
+    rnd.shuffle(swapped)
+    first, _ = judge(tmp_path_factory.mktemp("first"), rows, server.url)
+    second, _ = judge(tmp_path_factory.mktemp("second"), swapped, server.url)
+    assert labels(first) == labels(second)
+    assert first.pairs()["pair_id"].sort().to_list() == second.pairs()["pair_id"].sort().to_list()
+
+
+AWKWARD = [
+    "",
+    "x" * 20_000,
+    "naïve — ☃ 🎉 שלום \u202egnp.exe",
+    "line one\r\nline two\r\n",
+    "lone \ud800 surrogate",
+    "{response_b} {conversation} {reply}",
+    '"; DROP TABLE pairs; -- <script>alert(1)</script>',
+    "NUL \x00 and escape \x1b[31m",
+    "A",
+    "same answer",
+    " same  answer\r\n",
+]
+
+
+def test_no_answer_leaks_into_another_prompts_pair(serve: Serve, tmp_path: Path) -> None:
+    """Every pair holds two answers of its own prompt, and a judge saw nothing of any other, whatever the texts are."""
+    server = serve(judge_by(lambda text: (len(text) % 97) / 97))
+    rows = [
+        {
+            "prompt": f"prompt {i} \r\n ☃ \ud83d",
+            "responses": [*(text and f"<{i}> {text}" for text in AWKWARD), " \n\t "],
+        }
+        for i in range(6)
+    ]
+    rows += rows[:2]  # the same prompts once more
+    run, done = judge(tmp_path, rows, server.url)
+    pairs = run.pairs()
+    assert pairs.height == 6 * (9 * 8 // 2)  # of 12 answers two are empty and one is a copy
+    assert done.built.left_out["empty"] >= 12
+    for row in pairs.iter_rows(named=True):
+        number = row["prompt"].split("prompt ")[1].split(" ")[0]
+        assert row["response_a"].startswith(f"<{number}> ")
+        assert row["response_b"].startswith(f"<{number}> ")
+        assert row["response_a"] != row["response_b"]
+    for body in server.requests:
+        conversation, first, second = material(body)
+        number = conversation.split(" ")[1]
+        assert first.startswith(f"<{number}> ")
+        assert second.startswith(f"<{number}> ")
+        # Two rows of the dataset's length, nothing else of the answers anywhere in the request.
+        assert body["messages"][-1]["content"].count(f"<{number}> ") == 2
+
+
+def test_duplicates_and_the_empty_never_reach_a_judge(serve: Serve, tmp_path: Path) -> None:
+    server = serve(judge_by(goodness))
+    rows = [{"prompt": "q", "responses": ["Yes.\nNo.", " Yes.  \r\nNo.", "", "  ", "Yes.\r\nNo.\n"]}]
+    run, done = judge(tmp_path, rows, server.url)
+    assert server.requests == []
+    assert run.pairs().height == 0
+    assert done.built.left_out == {"empty": 2, "duplicate": 2}
+
+
+# Strategies
+
+
+@pytest.mark.parametrize("strategy", ["rate-then-compare", "round-robin", "rate-only"])
+def test_each_strategy_finds_the_better_answer(serve: Serve, tmp_path: Path, strategy: str) -> None:
+    server = serve(judge_by(goodness))
+    rows = [{"prompt": f"q{i}", "responses": [f"{'abcd'[j]}{i} [{(i * 3 + j * 5) % 11 / 10}]" for j in range(4)]}
+            for i in range(20)]  # fmt: skip
+    names = {"rate-then-compare": ["helpful", "quality"], "round-robin": ["helpful"], "rate-only": ["quality"]}
+    run, _ = judge(tmp_path, rows, server.url, **{"judge.judges": names[strategy], "judge.strategy": strategy,
+                                                  "pairs.human_share": 0.0})  # fmt: skip
+    kept = run.pairs().filter(pl.col("route") == "judge")
+    assert kept.height == 20
+    for row in kept.iter_rows(named=True):
+        scores = [goodness(row["response_a"]), goodness(row["response_b"])]
+        assert row["preferred"] == ("a" if scores[0] > scores[1] else "b")
+        own = [goodness(text) for text in rows[int(row["response_a"].split(" ")[0][1:])]["responses"]]
+        assert max(scores) == max(own)
+        assert min(scores) == min(own)
+    asked = Counter(len(words(body)) for body in server.requests)
+    expected = {"rate-then-compare": {5: 320, 2: 40}, "round-robin": {2: 240}, "rate-only": {5: 320}}
+    assert asked == expected[strategy]
+
+
+def test_a_near_tie_tries_the_next_pair(serve: Serve, tmp_path: Path) -> None:
+    """Best and worst are rated apart but compare as equals; the next pair decides."""
+
+    def taste(body: dict[str, Any]) -> Any:
+        if len(words(body)) == 5:
+            return judge_by(goodness)(body)
+        shown = material(body)[-2:]
+        if any("[0.0]" in text for text in shown):
+            return with_probabilities({"A": 0.5, "B": 0.5})
+        return judge_by(goodness)(body)
+
+    server = serve(taste)
+    rows = [{"prompt": "q", "responses": ["worst [0.0]", "bad [0.2]", "fair [0.6]", "best [1.0]"]}]
+    run, _ = judge(tmp_path, rows, server.url, **{"judge.judges": ["helpful", "quality"], "pairs.human_share": 0.0})
+    found = {frozenset((row["response_a"], row["response_b"])): row for row in run.pairs().iter_rows(named=True)}
+    assert found[frozenset(("worst [0.0]", "best [1.0]"))]["outcome"] == "tie"
+    assert found[frozenset(("bad [0.2]", "best [1.0]"))]["route"] == "judge"
+    assert len(found) == 2
+
+
+def test_a_panel_averages_probabilities_and_skips_a_broken_seat(serve: Serve, tmp_path: Path) -> None:
+    """Weights 3 and 1 against each other give the heavier one's side; a seat that answers rubbish has no say."""
+
+    def seat(p_first_better: float) -> Any:
+        def answer(body: dict[str, Any]) -> Any:
+            first, second = material(body)[-2:]
+            p = p_first_better if goodness(first) > goodness(second) else 1 - p_first_better
+            return with_probabilities({"A": p, "B": 1 - p})
+
+        return answer
+
+    right, wrong, broken = (serve(seat(0.9)), serve(seat(0.2)), serve(lambda body: ["?"]))
+    rows = [{"prompt": "q", "responses": ["good [0.9]", "bad [0.1]"]}]
+    config = "".join(
+        f'[[judges]]\nname = "helpful"\nmodel = "{name}"\nbase_url = ["{server.url}"]\nweight = {weight}\n'
+        for name, server, weight in (("m", right, 3.0), ("n", wrong, 1.0), ("o", broken, 5.0))
+    )
+    for server, name in ((right, "m"), (wrong, "n"), (broken, "o")):
+        server.models = (name,)
+    (tmp_path / "run").mkdir(parents=True)
+    (tmp_path / "run" / "rlaif.toml").write_text(config)
+    run = Run(tmp_path / "run")
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = load(run.path, {"client.max_failures": 2})
+    with Engines(run.log, settings.client, lambda line: None) as engines:
+        pipeline.import_completions(run, settings, str(source), Quiet())
+        pipeline.judge(run, settings, Quiet(), engines)
+    row = run.pairs().row(0, named=True)
+    p = row["p_a"] if row["response_a"].startswith("good") else 1 - row["p_a"]
+    assert p == pytest.approx((3 * 0.9 + 1 * 0.2) / 4)
+
+
+# Interrupted
+
+
+def owed(requests: list[dict[str, Any]]) -> Counter[str]:
+    return Counter(repr(body["messages"]) for body in requests)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def dataset(run: Path) -> list[dict[str, Any]]:
+    frames = [pl.read_parquet(run / "dataset" / f"{name}.parquet") for name in ("train", "test")]
+    return sorted(pl.concat(frames).to_dicts(), key=lambda row: str(row["pair_id"]))
+
+
+def test_kill_dash_nine_in_generate_and_judge_changes_nothing(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    """Killed, started again: the dataset of an unbroken run, and nothing asked twice but what was in flight."""
+
+    def answer(body: dict[str, Any]) -> Any:
+        if "structured_outputs" in body:
+            return judge_by(goodness)(body)
+        asked = body["messages"][-1]["content"]
+        return [f"{asked} {body['seed'] + i} [{(body['seed'] + i) % 11 / 10}]" for i in range(body.get("n", 1))]
+
+    concurrency = 8
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(150)])
+
+    def arguments(run: Path, url: str) -> tuple[list[str | Path], list[str | Path]]:
+        common: list[str | Path] = ["--model", "m", "--base-url", url, "--concurrency", str(concurrency)]
+        return (["generate", run, "--prompts", source, "-n", "3", *common],
+                ["judge", run, "--judge", "helpful", *common])  # fmt: skip
+
+    calm = serve(answer)
+    generate, judging = arguments(tmp_path / "calm", calm.url)
+    rlaif(*generate)
+    rlaif(*judging)
+
+    rough = serve(answer, delay_s=0.02)
+    generate, judging = arguments(tmp_path / "rough", rough.url)
+    kills = 0
+    for which in (generate, judging):
+        for _ in range(3):
+            before = len(rough.requests)
+            process = start(*which)
+            while len(rough.requests) < before + 30 and process.poll() is None:
+                time.sleep(0.005)
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+            process.wait()
+        rlaif(*which)
+    assert kills >= 4
+    assert dataset(tmp_path / "rough") == dataset(tmp_path / "calm")
+    assert len(dataset(tmp_path / "calm")) > 50
+    for name in ("prompts", "completions", "verdicts"):
+        lines = [read_jsonl(tmp_path / side / "journal" / f"{name}.jsonl") for side in ("calm", "rough")]
+        assert sorted(line["key"] for line in lines[0]) == sorted(line["key"] for line in lines[1])
+    repeated = owed(rough.requests) - owed(calm.requests)
+    assert repeated.total() <= kills * concurrency
+
+
+def test_an_interrupt_keeps_what_is_in_flight(serve: Serve, tmp_path: Path) -> None:
+    """Ctrl-C: nothing new is sent, what is in flight is journaled, exit 130, and the next start goes on."""
+    server = serve(delay_s=0.3)
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(100)])
+    run = tmp_path / "run"
+    arguments = ("generate", run, "--prompts", source, "-n", "1", "--model", "m", "--base-url", server.url,
+                 "--concurrency", "4")  # fmt: skip
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    while len(server.requests) < 6:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on from here" in told
+    assert "Traceback" not in told
+    answered = read_jsonl(run / "journal" / "completions.jsonl")
+    assert len(answered) == len(server.requests) < 100
+    subprocess.run(command(*arguments), check=True, capture_output=True)
+    answers_owed = sum(line["split"] == "train" for line in read_jsonl(run / "journal" / "prompts.jsonl"))
+    assert len(read_jsonl(run / "journal" / "completions.jsonl")) == len(server.requests) == answers_owed
+
+
+def test_faults_on_the_way_change_nothing(serve: Serve, tmp_path: Path) -> None:
+    """A third of the requests fails once in some way; the labels are those of a faultless server."""
+    seen: Counter[str] = Counter()
+    faults = [Fault(429, {"retry-after": "0"}), Fault(500), Fault(0), Fault(200, body=b"not json"),
+              Fault(200, body=b'{"choices": []}'), Fault(503)]  # fmt: skip
+
+    def faulty(body: dict[str, Any]) -> Any:
+        key = repr(body["messages"])
+        seen[key] += 1
+        number = sum(key.encode()) % 18
+        return faults[number] if number < len(faults) and seen[key] == 1 else judge_by(goodness)(body)
+
+    rows = [{"prompt": f"q{i}", "responses": [f"one {i} [0.{i % 9}]", f"two {i} [0.{(i * 7) % 9}]"]} for i in range(60)]
+    calm, _ = judge(tmp_path / "calm", rows, serve(judge_by(goodness)).url)
+    rough, done = judge(tmp_path / "rough", rows, serve(faulty).url)
+    assert done.meter.retries > 10
+    assert labels(calm) == labels(rough)
+
+
+# Settings that change
+
+
+def test_a_changed_identity_is_refused_and_a_restart_is_not(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    server = serve(judge_by(goodness), models=("m", "other"))
+    run = tmp_path / "run"
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["a [0.1]", "b [0.9]"]}])
+    rlaif("generate", run, "--import", source)
+    common = ("judge", run, "--judge", "helpful", "--base-url", server.url)
+    rlaif(*common, "--model", "m")
+    refused = rlaif(*common, "--model", "other", code=2)
+    assert "judges was [['helpful', 'm', 1.0]], now [['helpful', 'other', 1.0]]" in refused.stderr
+    assert "--restart" in refused.stderr
+    rlaif(*common, "--model", "other", "--restart")
+    assert {line["model"] for line in read_jsonl(run / "journal" / "verdicts.jsonl")} == {"m", "other"}
+
+
+def test_the_same_seed_gives_the_same_queue(serve: Serve, tmp_path: Path) -> None:
+    server = serve(judge_by(goodness))
+    rows = [
+        {"prompt": f"q{i}", "responses": [f"one {i} [0.{i % 9}]", f"two {i} [0.{(i * 7) % 9}]"]} for i in range(200)
+    ]
+    queues = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        run, _ = judge(tmp_path / name, rows, server.url, seed=seed)
+        queue = run.pairs().filter(pl.col("route").is_in(["audit", "targeted"]))
+        assert queue["route_reason"].is_not_null().all()
+        assert queue.filter(pl.col("route") == "audit")["inclusion_probability"].is_between(0, 1, closed="right").all()
+        queues.append(queue.select("pair_id", "route").sort("pair_id").rows())
+    assert queues[0] == queues[1] != queues[2]
+
+
+def test_dry_run_asks_and_writes_nothing(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    server = serve()
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(10)])
+    run = tmp_path / "run"
+    arguments = ("generate", run, "--prompts", source, "-n", "2", "--heldout-share", "0", "--model", "m", "--base-url",
+                 server.url)  # fmt: skip
+    told = rlaif(*arguments, "--dry-run")
+    assert "10 calls" in told.stderr
+    assert "No call was made" in told.stderr
+    assert '"prompt number 0"' in told.stdout
+    assert server.requests == []
+    assert not run.exists()
+    rlaif(*arguments)
+    assert "nothing is owed" in rlaif(*arguments, "--dry-run").stderr
+    judging = ("judge", run, "--judge", "helpful", "--model", "m", "--base-url", server.url, "--dry-run")
+    assert "at most 20 calls" in rlaif(*judging).stderr
+    assert len(server.requests) == 10
+
+
+def test_two_writers_at_once(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    server = serve(delay_s=0.5)
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(20)])
+    run = tmp_path / "run"
+    arguments = ("generate", run, "--prompts", source, "--model", "m", "--base-url", server.url, "--concurrency", "1")
+    first = start(*arguments)
+    while not server.requests:
+        time.sleep(0.01)
+    refused = rlaif(*arguments, code=1)
+    assert f"locked by process {first.pid}" in refused.stderr
+    assert f"{run} (being written now)" in rlaif("status", run).stdout
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert "(being written now)" not in rlaif("status", run).stdout
+
+
+def test_turns_tools_tags_and_models_reach_the_dataset(serve: Serve, tmp_path: Path) -> None:
+    """A system turn belongs to the prompt; tool schemas and tool calls come through as they were."""
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather in Rome?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+    ]
+    rows = [
+        {"id": "with-tools", "prompt": turns, "tools": tools, "tags": ["tool-use"], "models": ["large", "small"],
+         "responses": ["Sunny [0.9]", "No [0.1]"]},
+        {"prompt": "plain", "responses": ["Yes [0.8]", "Hm [0.2]"]},
+    ]  # fmt: skip
+    server = serve(judge_by(goodness))
+    run, _ = judge(tmp_path, rows, server.url, **{"pairs.human_share": 0.0, "pairs.test_share": 0.0})
+    import datasets
+
+    loaded = datasets.load_dataset("parquet", data_files=str(run.dataset / "train.parquet"), split="train",
+                                   cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    found = {row["prompt_id"]: row for row in loaded}
+    row = found.pop("with-tools")
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user", "assistant", "tool"]
+    assert row["prompt"][2]["tool_calls"] == [call]
+    assert row["prompt"][3]["tool_call_id"] == "c1"
+    assert json.loads(row["tools"]) == tools
+    assert row["chosen"] == [{"role": "assistant", "content": "Sunny [0.9]"}]
+    assert (row["chosen_model"], row["rejected_model"], row["tags"]) == ("large", "small", ["tool-use"])
+    (plain,) = found.values()
+    assert plain["tools"] is None
+    assert [(turn["role"], turn["content"]) for turn in plain["prompt"]] == [("user", "plain")]

@@ -1,0 +1,382 @@
+"""Real trainings with TRL: the demo model once, and for the rest a model of the same kind that is a hundred times
+smaller, with the demo model's tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlaif.config import Config
+from rlaif.errors import IdentityError, RunError, UsageError
+from rlaif.llm.demo import demo_checkpoint
+from rlaif.run.directory import Run
+from rlaif.train import checkpoints, dpo, measure, settings
+from rlaif.train.dpo import TrainResult
+
+pytestmark = pytest.mark.real
+
+PAIRS = [
+    ("Name a colour.", "Blue.", "No, I will not."),
+    ("What is two and two?", "Four.", "That is hard to say."),
+    ("Say hello.", "Hello there!", "Why should I?"),
+    ("Name a fruit.", "An apple.", "I would rather not."),
+    ("Is water wet?", "Yes, it is.", "Ask someone else."),
+    ("Name a city.", "Oslo.", "Cities bore me."),
+    ("What do cows drink?", "Water.", "I do not care."),
+    ("Name a day.", "Monday.", "Look it up."),
+]
+
+
+def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    made = []
+    for index in range(first, first + count):
+        question, good, bad = PAIRS[index % len(PAIRS)]
+        made.append(
+            {
+                "prompt": [{"role": "user", "content": f"{question} ({index})"}],
+                "chosen": [{"role": "assistant", "content": good}],
+                "rejected": [{"role": "assistant", "content": bad}],
+                "pair_id": f"pair-{index}",
+                "prompt_id": f"prompt-{index}",
+                "source": "human" if index % 4 == 0 else "judge",
+                "confidence": 0.9,
+                "margin": 1.0,
+                "chosen_model": "demo",
+                "rejected_model": "demo",
+                "tags": ["test"],
+            }
+        )
+    return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    run.dataset.mkdir(parents=True)
+    pl.DataFrame(rows(16)).write_parquet(run.dataset / "train.parquet")
+    pl.DataFrame(rows(4, first=16)).write_parquet(run.dataset / "test.parquet")
+    return run
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with random weights in bfloat16."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def train(run: Run, small: Path) -> Callable[..., TrainResult]:
+    def train(*, say: Callable[[str], None] = lambda _line: None, seed: int = 0, **changed: Any) -> TrainResult:
+        wanted = {
+            "model": str(small), "batch_size": 4, "max_length": 128, "max_steps": 2, "learning_rate": 1e-2, **changed
+        }  # fmt: skip
+        return dpo.train(run, Config.model_validate({"seed": seed, "train": wanted}), say=say)
+
+    return train
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    (file,) = folder.glob("*.safetensors")
+    return dict(load_file(file))
+
+
+def differ(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    assert left.keys() == right.keys()
+    return any(not left[name].equal(right[name]) for name in left)
+
+
+def close(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    import torch
+
+    assert left.keys() == right.keys()
+    return all(torch.allclose(left[name], right[name], atol=1e-6, rtol=1e-4) for name in left)
+
+
+def test_lora_of_the_demo_model(run: Run) -> None:
+    """From a dataset and a policy's name to an adapter and a whole model that load again, as a user would have it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lines: list[str] = []
+    config = Config.model_validate(
+        {
+            "sampler": {"model": "demo"},
+            "train": {"max_steps": 2, "batch_size": 4, "max_length": 128, "learning_rate": 1e-3, "save_steps": 2},
+        }
+    )
+    result = dpo.train(run, config, say=lines.append)
+
+    assert (result.pairs, result.steps, result.n, result.resumed_from) == (16, 2, 4, None)
+    assert result.seconds > 0
+    assert result.loss is not None
+    assert result.accuracy_before is not None
+    assert result.accuracy_after is not None
+    assert result.moved is not None
+    assert result.moved.value == 1.0  # the held-out pairs are the training pairs under other numbers
+    assert set(result.paths()) == {"adapter", "merged", "card"}
+    text = "\n".join(lines)
+    assert "<|im_start|>user\nName a colour. (0)<|im_end|>" in text
+    assert re.search(r"step 2/2, loss 0\.\d+, reward margin \S+, reward accuracy \S+, \S+ pairs/s", text)
+
+    base_path = demo_checkpoint()
+    base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(result.merged, dtype=torch.float32)
+    assert differ(base.state_dict(), merged.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(result.merged)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(base_path).chat_template
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(result.adapter).chat_template
+    ids = tokenizer("Name a colour.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        plain = base(ids).logits
+        whole = merged(ids).logits
+        adapted = PeftModel.from_pretrained(base, str(result.adapter))(ids).logits
+    assert (whole - plain).abs().max() > 0.1
+    # The merged weights are rounded to the base's bfloat16, so they agree up to that.
+    assert (whole - adapted).abs().mean() < 0.2 * (whole - plain).abs().mean()
+    assert not list(run.model.rglob("*.bin.index.json"))
+    assert [path.name for path in run.model.iterdir() if path.name.startswith(".")] == []
+
+    card = (run.model / "README.md").read_text(encoding="utf-8")
+    assert "Trained from `demo`" in card
+    assert "Labelled by: judge 12, human 4." in card
+    assert str(result.accuracy_after) in card
+
+    again = dpo.train(run, config, say=lines.append)
+    assert again == result
+    assert "already trained" in lines[-1]
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(
+    train: Callable[..., TrainResult], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "SAY_EVERY_S", 0)
+    lines: list[str] = []
+    whole = train(max_steps=6, save_steps=1, output=str(tmp_path / "whole"))  # more steps than one epoch has
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step 5/6"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(max_steps=6, save_steps=1, say=stop)
+    assert not (run.model / "adapter").exists()
+    state = run.model / "checkpoints" / "checkpoint-4" / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:1000])  # as a crash leaves it
+
+    resumed = train(max_steps=6, save_steps=1, say=lines.append)
+    assert "checkpoint-4 is incomplete and passed over" in lines
+    assert any(line.startswith("going on from step 3 of 6 steps") for line in lines)
+    assert (resumed.resumed_from, resumed.steps) == (3, 6)
+    assert resumed.adapter is not None
+    assert whole.adapter is not None
+    assert close(weights(resumed.adapter), weights(whole.adapter))
+    assert (resumed.accuracy_before, resumed.moved) == (whole.accuracy_before, whole.moved)
+
+
+def test_a_larger_max_steps_goes_on_and_a_smaller_one_is_refused(train: Callable[..., TrainResult]) -> None:
+    first = train(max_steps=1, save_steps=1)
+    assert first.adapter is not None
+    before = weights(first.adapter)
+    # How many pairs stand in memory at once may change: that is the way on after running out of it.
+    grown = train(max_steps=3, save_steps=1, per_device_batch_size=1)
+    assert (grown.resumed_from, grown.steps) == (1, 3)
+    assert grown.adapter is not None
+    assert differ(before, weights(grown.adapter))
+    with pytest.raises(IdentityError, match="max_steps may only grow: it was 3, now 2"):
+        train(max_steps=2)
+
+
+def test_killed_after_the_last_step(train: Callable[..., TrainResult], run: Run) -> None:
+    first = train(merge=False)
+    assert first.adapter is not None
+    assert first.merged is None
+    before = weights(first.adapter)
+    (run.model / "training.json").unlink()
+    finished = train(merge=True)
+    assert (finished.resumed_from, finished.steps, finished.loss) == (2, 2, first.loss)
+    assert finished.moved == first.moved
+    assert finished.adapter is not None
+    assert finished.merged is not None
+    assert not differ(before, weights(finished.adapter))
+
+
+def test_full_training_keeps_the_precision_of_the_base(train: Callable[..., TrainResult], small: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    result = train(lora=False, max_steps=1)
+    assert result.adapter is None
+    assert result.merged is not None
+    assert set(result.paths()) == {"merged", "card"}
+    model = AutoModelForCausalLM.from_pretrained(result.merged)
+    assert model.dtype == torch.bfloat16
+    assert differ(model.state_dict(), AutoModelForCausalLM.from_pretrained(small).state_dict())
+    assert "| Weights | all |" in (result.output / "README.md").read_text(encoding="utf-8")
+    assert train(lora=False, max_steps=1) == result
+    # Going on after the end of the first step, with all weights and the frozen reference.
+    assert train(lora=False, max_steps=2).resumed_from == 1
+
+
+def test_scoring_only_the_answers_changes_no_number(
+    train: Callable[..., TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import contextlib
+
+    quick = train(output=str(tmp_path / "quick"))
+    monkeypatch.setattr(measure, "only_answers_scored", contextlib.nullcontext)
+    plain = train(output=str(tmp_path / "plain"))
+    assert quick.adapter is not None
+    assert plain.adapter is not None
+    assert close(weights(quick.adapter), weights(plain.adapter))
+
+
+def test_losses_are_trls_own_and_can_be_combined(train: Callable[..., TrainResult]) -> None:
+    assert {"sigmoid", "robust", "ipo", "sft"} <= set(settings.loss_names())
+    extra = {"label_smoothing": 0.1, "loss_weights": [1.0, 0.2], "warmup_steps": 1}
+    result = train(loss=["robust", "sft"], dtype="bfloat16", extra=extra)
+    card = (result.output / "README.md").read_text(encoding="utf-8")
+    assert "loss robust + sft" in card
+    assert "| label_smoothing | 0.1 |" in card
+
+
+def test_prompts_with_tools_and_calls(train: Callable[..., TrainResult], run: Run) -> None:
+    call = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}]
+    asked = [
+        {"role": "user", "content": "Weather?", "tool_calls": None},
+        {"role": "assistant", "content": "", "tool_calls": call},
+        {"role": "tool", "content": "Rain", "tool_calls": None},
+    ]
+    tools = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
+    made = [{**row, "prompt": asked if index % 2 else row["prompt"], "tools": tools if index % 2 else None}
+            for index, row in enumerate(rows(8))]  # fmt: skip
+    pl.DataFrame(made).write_parquet(run.dataset / "train.parquet")
+    assert train(max_steps=1).pairs == 8
+
+
+def test_without_held_out_pairs_nothing_is_measured(train: Callable[..., TrainResult], run: Run) -> None:
+    (run.dataset / "test.parquet").unlink()
+    result = train(max_steps=1)
+    assert (result.n, result.accuracy_before, result.accuracy_after, result.moved) == (0, None, None, None)
+    assert "Not measured on held-out pairs" in (result.output / "README.md").read_text(encoding="utf-8")
+
+
+def test_other_settings_or_rows_are_refused_by_name(train: Callable[..., TrainResult], run: Run) -> None:
+    train(max_steps=1, save_steps=1)
+    with pytest.raises(IdentityError, match=r"beta was 0\.1, now 0\.3") as caught:
+        train(max_steps=1, beta=0.3)
+    assert caught.value.where == str(run.model / "checkpoints")
+    assert "--output" in (caught.value.mend or "")
+    with pytest.raises(IdentityError, match="seed was 0, now 1"):
+        train(max_steps=1, seed=1)
+    pl.DataFrame(rows(15)).write_parquet(run.dataset / "train.parquet")
+    with pytest.raises(IdentityError, match="the dataset has other rows"):
+        train(max_steps=1)
+
+
+def test_a_loss_that_is_no_number_ends_it(train: Callable[..., TrainResult], run: Run) -> None:
+    with pytest.raises(RunError, match=r"the loss is (nan|inf)") as caught:
+        train(lora=False, learning_rate=1e30, max_steps=3, save_steps=1)
+    assert "learning_rate" in (caught.value.mend or "")
+    assert not (run.model / "merged").exists()
+    newest, _ = checkpoints.newest(run.model / "checkpoints")
+    assert newest is not None
+    assert newest.name == "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"loss": ["sigmiod"]}, "TRL has no loss 'sigmiod'. Did you mean 'sigmoid'?"),
+        ({"extra": {"warmup_step": 3}}, "no setting 'warmup_step'. Did you mean 'warmup_steps'?"),
+        ({"extra": {"zzz": 3}}, "no setting 'zzz'. TRL's documentation"),
+        ({"extra": {"learning_rate": 3}}, "Set learning_rate under [train] instead."),
+        ({"extra": {"gradient_accumulation_steps": 3}}, "Set batch_size under [train] instead."),
+        ({"extra": {"trust_remote_code": True}}, "trust_remote_code cannot be set"),
+        ({"extra": {"hub_token": "secret"}}, "secrets come from the environment only"),
+        ({"extra": {"label_smoothing": 0.1}}, "label_smoothing does nothing under the loss sigmoid"),
+        ({"extra": {"lr_scheduler_type": "sideways"}}, "TRL refuses these settings"),
+        ({"loss": ["exo_pair"]}, "TRL refuses these settings: Label smoothing must be greater"),
+        ({"model": "/nowhere/model"}, "the model '/nowhere/model' cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_is_said_before_training(
+    train: Callable[..., TrainResult], changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        train(**changed)
+    assert message in str(caught.value)
+
+
+def test_an_adapter_is_no_model_to_train(train: Callable[..., TrainResult], run: Run) -> None:
+    result = train(max_steps=1)
+    for given in (result.output, result.adapter):
+        with pytest.raises(UsageError, match="the folder holds") as caught:
+            train(model=str(given), output="elsewhere")
+    assert "an adapter" in caught.value.what
+    # The whole model of one round is what the next one starts from.
+    assert train(model=str(result.merged), max_steps=1, output=str(run.path / "next")).steps == 1
+
+
+def test_the_model_is_the_only_policy(run: Run) -> None:
+    two = Config.model_validate({"sampler": {"model": ["m/one", "m/two"]}})
+    with pytest.raises(UsageError, match="2 policies") as caught:
+        dpo.train(run, two, say=print)
+    assert "--model" in (caught.value.mend or "")
+    with pytest.raises(UsageError, match="--model"):
+        dpo.train(run, Config(), say=print)
+
+
+def test_an_empty_dataset_is_refused(train: Callable[..., TrainResult], run: Run) -> None:
+    pl.DataFrame(rows(1)).clear().write_parquet(run.dataset / "train.parquet")
+    with pytest.raises(UsageError, match="no rows"):
+        train()
+    assert not run.model.exists()
+
+
+def test_an_output_that_cannot_be_written(train: Callable[..., TrainResult], run: Run) -> None:
+    with pytest.raises(RunError, match="cannot be written: Not a directory"):
+        train(output=str(run.dataset / "train.parquet" / "model"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file"), "a part"),
+        (ConnectionError("the hub is away"), None),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)
+def test_a_full_disk_is_told_from_a_mistake(error: Exception, reason: str | None) -> None:
+    found = dpo._not_writable(error)
+    assert (found is None) if reason is None else (reason in (found or ""))
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "expected"), [(8, 2, (2, 4)), (8, 16, (8, 1)), (7, 2, (1, 7)), (6, 4, (3, 2)), (1, 2, (1, 1))]
+)
+def test_the_effective_batch_is_what_was_asked_for(batch: int, most: int, expected: tuple[int, int]) -> None:
+    train = Config.model_validate({"train": {"batch_size": batch, "per_device_batch_size": most}}).train
+    assert settings.batches(train) == expected
