@@ -1,8 +1,4 @@
-"""What a person asks for: rlaif.toml, the environment (RLAIF_*), flags, and the defaults under them.
-
-The precedence is flag > environment > rlaif.toml > default. Environment names are ``RLAIF_<SECTION>_<FIELD>``
-(``RLAIF_SAMPLER_TEMPERATURE``; lists separated by commas; empty is not set) and ``RLAIF_SEED``. Keys (secrets) never
-stand here: the client takes them from the environment by itself.
+"""What a person asks for, with its defaults: one class a section of rlaif.toml. ``rlaif.settings`` fills them in.
 
 ``CHANGES`` is the one table that says what may change when a run is resumed: identity fields decide what the answers
 are and may not, once there is something that they decided; growing fields may become larger; everything else is
@@ -11,19 +7,14 @@ operational and free.
 
 from __future__ import annotations
 
-import os
-import tomllib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlaif.errors import IdentityError, UsageError, did_you_mean
+from rlaif.errors import IdentityError, UsageError
 from rlaif.records import key_of
-
-FILE_NAME = "rlaif.toml"
 
 Strategy = Literal["auto", "rate-then-compare", "round-robin", "rate-only"]
 
@@ -302,97 +293,3 @@ def check_identity(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]
 def _grew(before: Any, now: Any) -> bool:
     """None is no limit: larger than every number."""
     return now is None or (before is not None and now >= before)
-
-
-def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
-    """The settings of the run at ``run``: flags (dotted names; None means not given) over environment over rlaif.toml.
-
-    Raises :class:`UsageError` naming the file, the field and, for a typing error, the closest name there is.
-    """
-    path = run / FILE_NAME
-    values: dict[str, Any] = {}
-    if path.exists():
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"not readable as TOML: {error}", where=str(path), mend="Mend that line.") from None
-        except OSError as error:
-            raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    _build(values, str(path))  # a mistake in the file is reported as the file's, not as a flag's
-    flags = {name: value for name, value in flags.items() if value is not None and value != []}
-    given = {**_from_environment(environ), **flags}
-    for tables, names in {"policies": ["sampler.model"], "judges": ["judge.judges", "judge.model"]}.items():
-        if any(name in given for name in names):
-            values.pop(tables, None)
-        elif tables in values and names[-1].replace("model", "base_url") in flags:
-            raise UsageError(
-                f"--base-url does not go with [[{tables}]], each of which has its own",
-                where=str(path),
-                mend="Change it there, or give --model too.",
-            )
-    for name, value in given.items():
-        _put(values, name, value)
-    return _build(values, f"{path} with flags and environment" if path.exists() else "settings")
-
-
-def template() -> str:
-    """The commented rlaif.toml that ``rlaif init`` writes."""
-    return (Path(__file__).resolve().parent / "template.toml").read_text(encoding="utf-8")
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field, info in Config.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            for inner, inner_info in section.model_fields.items():
-                text = environ.get(f"RLAIF_{field}_{inner}".upper())
-                if text:
-                    many = "list" in str(inner_info.annotation)
-                    found[f"{field}.{inner}"] = [part.strip() for part in text.split(",")] if many else text
-        elif field == "seed" and environ.get("RLAIF_SEED"):
-            found["seed"] = environ["RLAIF_SEED"]
-    return found
-
-
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, last = dotted.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-    values[last] = value
-
-
-def _build(values: Mapping[str, Any], where: str) -> Config:
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(explain(error, Config), where=where) from None
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """A pydantic error in one line a problem: the dotted field, what is wrong, and the closest known name."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _fields_at(model, problem["loc"][:-1])
-            lines.append(f"unknown setting {place!r}. {did_you_mean(str(problem['loc'][-1]), known)}")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {message}" if place else message)
-    return "; ".join(lines)
-
-
-def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """The names that the part of ``model`` at ``location`` knows."""
-    for part in location:
-        if part in model.model_fields:  # and not a list's index, or which form of several a value has
-            model = next(_models_in(model.model_fields[str(part)].annotation))
-    return list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
 import orjson
 from pydantic import (
@@ -20,9 +21,12 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
+    ValidationError,
     field_validator,
     model_validator,
 )
+
+from rlaif.errors import did_you_mean
 
 SCHEMA_VERSION = 1
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a str joins paired ones into one character
@@ -255,3 +259,32 @@ class Failure(Record):
     kind: Literal["endpoint", "unreadable"]
     prompt_id: str = ""
     at: float = Field(default_factory=time.time)
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """A pydantic error in one line a problem: the dotted field, what is wrong, and the closest known name."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(model, problem["loc"][:-1])
+            lines.append(f"unknown setting {place!r}. {did_you_mean(str(problem['loc'][-1]), known)}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{place}: {message}" if place else message)
+    return "; ".join(lines)
+
+
+def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """The names that the part of ``model`` at ``location`` knows."""
+    for part in location:
+        if part in model.model_fields:  # and not a list's index, or which form of several a value has
+            model = next(_models_in(model.model_fields[str(part)].annotation))
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

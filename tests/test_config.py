@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from rlaif import config as settings
-from rlaif.config import CHANGES, Config, check_identity, identity, load
+from rlaif import records
+from rlaif.config import CHANGES, Config, check_identity, identity, identity_hash
 from rlaif.errors import IdentityError, UsageError
+from rlaif.settings import load, template
 
 
 def write(run: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -216,7 +217,7 @@ def settings_in_template() -> dict[str, tuple[Any, bool]]:
     """Every setting that the template shows: dotted name -> (value, whether it stands behind a "#")."""
     found: dict[str, tuple[Any, bool]] = {}
     section = ""
-    for line in settings.template().splitlines():
+    for line in template().splitlines():
         if header := re.fullmatch(r"(?:# )?\[+([a-z_.]+)\]+", line):
             section = header[1] + "."
         elif shown := re.fullmatch(r"(# )?([a-z_]+) = (.+)", line):
@@ -231,7 +232,7 @@ def fields(model: type[BaseModel] = Config, before: str = "") -> dict[str, Any]:
     """Every setting that Config has, down to free-form tables: dotted name -> default."""
     found: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        inner = next(settings._models_in(info.annotation), None)
+        inner = next(records._models_in(info.annotation), None)
         found |= (
             fields(inner, f"{before}{name}.") if inner else {before + name: info.get_default(call_default_factory=True)}
         )
@@ -242,7 +243,7 @@ FREE = ("sampler.vllm", "judge.vllm", "train.extra")  # tables of other programs
 
 
 def test_the_template_loads_as_it_is(tmp_path: Path) -> None:
-    config = load(write(tmp_path, settings.template()), {}, {})
+    config = load(write(tmp_path, template()), {}, {})
     assert config.prompts.source == ["everyday"]
     assert [policy.model for policy in config.pool()] == ["demo"]
     assert [seat.name for seat in config.panel()] == ["helpful", "quality"]
@@ -269,7 +270,7 @@ def test_every_default_that_the_template_shows_is_the_default() -> None:
 
 
 def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Path) -> None:
-    text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", settings.template())
+    text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", template())
     without = {
         "[[policies]]": r"(?m)^model = \[\"demo\"\]$",
         "[sampler.model]": r"(?ms)^\[\[policies\]\].*?(?=^\[judge\])",
@@ -361,7 +362,7 @@ def test_identity_survives_the_manifest() -> None:
         values = identity(stage, configured(prompts__limit=3))
         again = orjson.loads(orjson.dumps(values))
         assert again == values
-        assert settings.identity_hash(again) == settings.identity_hash(values)
+        assert identity_hash(again) == identity_hash(values)
         check_identity(stage, again, values, where="RUN")
 
 

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif import pipeline
-from rlaif.config import load
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
 from rlaif.run.directory import Run
+from rlaif.settings import load
 from tests.conftest import command, read_jsonl, write_jsonl
 from tests.judging import judge_by, material, words
 from tests.scripted import Fault, ScriptedServer, with_probabilities

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from rlaif.config import explain
 from rlaif.records import (
     Completion,
     Failure,
@@ -24,6 +23,7 @@ from rlaif.records import (
     canonical,
     clean,
     clean_json,
+    explain,
     key_of,
     unit_interval,
 )

@@ -1,4 +1,4 @@
-"""``rlaif``: the list of commands. Each lives in stages.py (a run's stages) or library.py (judges, prompts, doctor)."""
+"""``rlaif``: the list of commands. Each lives in the file of its name; judges, prompts and doctor in library.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from rlaif.cli import console, library, stages
+from rlaif.cli import console, library
+from rlaif.cli.export import export
+from rlaif.cli.generate import generate
+from rlaif.cli.init import init
+from rlaif.cli.judge import judge
+from rlaif.cli.review import review
+from rlaif.cli.status import status
+from rlaif.cli.train import train
 
 app = typer.Typer(
     name="rlaif",
@@ -19,9 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (stages.init, stages.generate, stages.judge, stages.review, stages.train, stages.export, stages.status):
+for command in (init, generate, judge, review, train, export, status, library.doctor):
     app.command()(command)
-app.command()(library.doctor)
 app.add_typer(library.judges, name="judges")
 app.add_typer(library.prompts, name="prompts")
 

@@ -10,8 +10,8 @@ from rlaif.cli import console
 
 Json = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
 
-judges = typer.Typer(help="Judges: folders that say what is decided and how it is asked.", no_args_is_help=True)
-prompts = typer.Typer(help="Packaged prompt sets.", no_args_is_help=True)
+judges = typer.Typer(help="The judges: list, show, check.", no_args_is_help=True)
+prompts = typer.Typer(help="The packaged prompt sets: list, show.", no_args_is_help=True)
 
 
 @judges.command("list")
@@ -76,7 +76,7 @@ def show_prompts(name: str) -> None:
 
 
 def doctor(json: Json = False) -> None:
-    """What this machine can do: Python, packages, GPU, memory, disk, keys."""
+    """What this machine has and lacks."""
     from rlaif.report import doctor as examining
 
     findings = examining.examine()

@@ -16,9 +16,8 @@ import orjson
 from pydantic import ValidationError
 
 from rlaif import packaged
-from rlaif.config import explain
 from rlaif.errors import InputError, UsageError, did_you_mean
-from rlaif.records import LONE_SURROGATE, Message, PromptRow, canonical, clean_json
+from rlaif.records import LONE_SURROGATE, Message, PromptRow, canonical, clean_json, explain
 
 Row = TypeVar("Row", bound=PromptRow)
 SHOWN = 10

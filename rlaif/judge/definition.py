@@ -19,9 +19,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from rlaif import packaged
-from rlaif.config import explain
 from rlaif.errors import UsageError, did_you_mean
-from rlaif.records import key_of
+from rlaif.records import explain, key_of
 
 # What is judged: fenced, and in the user part only.
 UNTRUSTED = {"compare": {"conversation", "reference", "response_a", "response_b"},

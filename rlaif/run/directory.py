@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from rlaif import config as settings
+from rlaif.config import CHANGES, Config, check_identity, identity, identity_hash
 from rlaif.errors import RunError
 from rlaif.records import SCHEMA_VERSION
 from rlaif.run.journal import Journal, read
+from rlaif.settings import FILE_NAME
 
 if TYPE_CHECKING:
     import polars as pl
@@ -121,21 +122,21 @@ class Run:
                 temporary.unlink(missing_ok=True)
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.manifest_path)) from None
 
-    def begin(self, stage: str, config: settings.Config, *, restart: bool = False) -> None:
+    def begin(self, stage: str, config: Config, *, restart: bool = False) -> None:
         """Check that ``stage`` may go on under ``config``, and record what runs.
 
         Raises :class:`IdentityError` naming the fields that changed, unless ``restart``. A field that has decided
         nothing yet may change: a mistyped model or file that failed at the start is mended in the same run.
         """
         facts: dict[str, Any] = {}
-        if stage in settings.CHANGES:
-            now = settings.identity(stage, config)
+        if stage in CHANGES:
+            now = identity(stage, config)
             before = self.manifest()["stages"].get(stage, {}).get("identity", {})
             if not restart:
                 bound = {name: value for name, value in before.items()
                          if value != now.get(name) and self._has_decided(stage, name)}  # fmt: skip
-                settings.check_identity(stage, bound, now, where=str(self.path))
-            facts = {"identity": now, "identity_hash": settings.identity_hash(now)}
+                check_identity(stage, bound, now, where=str(self.path))
+            facts = {"identity": now, "identity_hash": identity_hash(now)}
         self.update_manifest(
             stage,
             **facts,
@@ -215,7 +216,7 @@ def open_run(path: Path | str) -> Run:
     run = Run(path)
     if not run.path.is_dir():
         raise RunError("there is no such run", where=str(path), mend=f"Make one: rlaif init {path}")
-    if not run.journals.is_dir() and not (run.path / settings.FILE_NAME).exists():
+    if not run.journals.is_dir() and not (run.path / FILE_NAME).exists():
         raise RunError("this directory is not a run", where=str(path), mend=f"Make one: rlaif init {path}")
     return run
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import load
 from rlaif.errors import InputError, RunError
 from rlaif.generate.bring import Brought, bring
 from rlaif.run.directory import Run
+from rlaif.settings import load
 from tests.conftest import read_jsonl, write_jsonl
 
 

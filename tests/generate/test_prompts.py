@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif import packaged
-from rlaif.config import Config, load
+from rlaif.config import Config
 from rlaif.errors import InputError, UsageError
 from rlaif.generate.bring import bring
 from rlaif.generate.prompts import Similar, Taken, take, to_prompt
 from rlaif.generate.read import rows
 from rlaif.records import PromptRow
 from rlaif.run.directory import Run
+from rlaif.settings import load
 from tests.conftest import read_jsonl, write_jsonl
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.config import Config, load
+from rlaif.config import Config
 from rlaif.errors import EndpointError
 from rlaif.generate.prompts import take
 from rlaif.generate.sample import _share, requests, sample
 from rlaif.llm.budget import Meter, Usage
 from rlaif.llm.server import Engines
 from rlaif.run.directory import Run
+from rlaif.settings import load
 from tests.conftest import read_jsonl, write_jsonl
 from tests.scripted import Fault, ScriptedServer, echo, usage_of
 

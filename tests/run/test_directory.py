@@ -20,10 +20,10 @@ import polars as pl
 import pytest
 
 import rlaif
-from rlaif.config import load
 from rlaif.errors import IdentityError, RunError
 from rlaif.records import Completion, Failure, Message, Prompt, Record, Verdict, key_of
 from rlaif.run.directory import JournalName, Run, open_run
+from rlaif.settings import load
 
 HOLD = """
 import sys

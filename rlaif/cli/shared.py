@@ -1,0 +1,111 @@
+"""What several commands share: their options, the settings that these make, and how results are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rlaif.cli import console
+from rlaif.errors import UsageError
+
+if TYPE_CHECKING:
+    from rlaif.config import Config
+    from rlaif.pipeline.build import Built
+    from rlaif.run.directory import Run
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", metavar="M", show_default=False, help="The model that answers; several make a pool."),
+]
+BaseUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL",
+        show_default=False,
+        help="An OpenAI-compatible server, several for the least loaded. Without it rlaif runs vLLM itself.",
+    ),
+]
+Concurrency = Annotated[int | None, typer.Option(help="Requests in flight at most.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Fixes every choice left to chance.", show_default=False)]
+Limit = Annotated[int | None, typer.Option(help="Stop after this many prompts.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show one request, the number of calls and the cost.")]
+MaxFailures = Annotated[int | None, typer.Option(help="Answers that may be missing.", show_default=False)]
+Budget = Annotated[float | None, typer.Option(help="Send nothing more once this is spent.", show_default=False)]
+OnBadRow = Annotated[
+    Literal["stop", "skip"] | None, typer.Option(help="Stop at bad rows, or leave them out.", show_default=False)
+]
+
+
+def open_with(path: Path, flags: Mapping[str, Any]) -> tuple[Run, Config]:
+    """The run at ``path``, and its settings with ``flags`` (dotted names; None is not given) over them."""
+    from rlaif import settings
+    from rlaif.run.directory import Run
+
+    return Run(path), settings.load(path, flags)
+
+
+def as_judged(run: Run, settings: Config) -> Config:
+    """``settings`` with the panel and rules that the run was judged with, which flags may have given then."""
+    from rlaif.config import Config
+
+    stage = run.manifest()["stages"].get("judge")
+    if not stage:
+        raise UsageError("nothing was judged yet", where=str(run.path), mend=f"Run first: rlaif judge {run.path}")
+    before = Config.model_validate(stage["config"])
+    return settings.model_copy(update={"judge": before.judge, "judges": before.judges, "pairs": before.pairs,
+                                       "seed": before.seed})  # fmt: skip
+
+
+def client_flags(
+    concurrency: int | None, seed: int | None, max_failures: int | None, budget_usd: float | None
+) -> dict[str, Any]:
+    return {
+        "client.concurrency": concurrency,
+        "seed": seed,
+        "client.max_failures": max_failures,
+        "client.budget_usd": budget_usd,
+    }
+
+
+def engines_for(run: Run, settings: Config) -> Any:
+    from rlaif.llm.server import Engines
+
+    return Engines(run.log, settings.client, console.say)
+
+
+def say_stopped(reason: str | None) -> None:
+    if reason:
+        console.say(f"stopped early: {reason}. The same command goes on from here.")
+
+
+def show_plan(plan: Any) -> None:
+    console.put_json(plan.request)
+    console.say(plan.summary())
+
+
+def show_pairs(built: Built, run: Path) -> None:
+    def listed(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
+
+    console.say(f"{built.candidates:,} candidate pairs: {listed(built.outcomes)}")
+    console.say(f"routes: {listed(built.routes)}")
+    if built.left_out:
+        console.say(f"answers left out: {listed(built.left_out)}")
+    if built.without_pair:
+        console.say(f"{built.without_pair:,} prompts gave no pair worth comparing")
+    if built.merged.left_out:
+        console.say(f"not in the dataset: {listed(built.merged.left_out)}")
+    if built.agreement:
+        console.say(f"people agree with the judges on {built.agreement} of audited pairs")
+    for warning in built.warnings:
+        console.say(f"warning: {warning}")
+    waiting = built.merged.left_out["waits for review"]
+    following = f"rlaif review {run} --export queue.csv, or rlaif train {run}" if waiting else f"rlaif train {run}"
+    console.put(
+        f"{built.merged.train:,} pairs to train on and {built.merged.test:,} to test on in {run / 'dataset'}, "
+        f"{waiting:,} wait for review. Next: {following}"
+    )

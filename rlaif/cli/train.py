@@ -1,0 +1,54 @@
+"""``rlaif train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rlaif.cli import console
+from rlaif.cli.shared import RunPath, Seed, as_judged, open_with
+
+
+def train(
+    run: RunPath,
+    method: Annotated[Literal["dpo"] | None, typer.Option(help="How to train.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="M", show_default=False, help="Default: the run's policy.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Default: RUN/model.")
+    ] = None,
+    lora: Annotated[
+        bool | None, typer.Option("--lora/--full", help="An adapter, or all weights.", show_default=False)
+    ] = None,
+    loss: Annotated[list[str] | None, typer.Option(help="A DPO loss of TRL by name.", show_default=False)] = None,
+    beta: Annotated[float | None, typer.Option(help="Strength of the KL term.", show_default=False)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="By method if not given.", show_default=False)] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the pairs.", show_default=False)] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many.", show_default=False)] = None,
+    seed: Seed = None,
+) -> None:
+    """Train on the dataset with TRL's DPOTrainer."""
+    target, settings = open_with(
+        run,
+        {
+            "train.method": method,
+            "train.model": model,
+            "train.output": str(output) if output else None,
+            "train.lora": lora,
+            "train.loss": loss,
+            "train.beta": beta,
+            "train.learning_rate": learning_rate,
+            "train.epochs": epochs,
+            "train.max_steps": max_steps,
+            "seed": seed,
+        },
+    )
+    from rlaif import pipeline
+
+    result = pipeline.train(target, as_judged(target, settings), console.Console())
+    console.put(f"trained on {result.pairs:,} pairs in {result.steps:,} steps ({result.seconds:,.0f} s)")
+    for name, path in result.paths().items():
+        console.put(f"{name}: {path}")
