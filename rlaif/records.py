@@ -34,6 +34,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a str joins paired ones into o
 Order = Literal["ab", "ba"]
 Side = Literal["a", "b"]
 Choice = Literal["left", "right", "tie", "both_bad", "skip"]
+Label = Literal["refuse", "partial", "comply"]
 Outcome = Literal["win", "tie", "inconsistent", "unparsed"]
 Route = Literal["judge", "audit", "targeted", "dropped"]
 
@@ -204,15 +205,18 @@ class Completion(Record):
 
 
 class Verdict(Record):
-    """What one judge said once: of two answers in one order (kind compare), or of one answer and one aspect (rate).
+    """What one judge said once: of two answers in one order (kind compare), of one answer and one aspect (rate), or of
+    one answer (check, reward, classify).
 
     ``p_a`` is the probability that completion ``a`` is better, already turned back where ``order`` is "ba".
-    ``score`` is the expected score and ``variance`` its variance over the judge's scale. ``mass`` is the share of
-    probability that lay on readable verdicts (null where the server gave none).
+    ``score`` of a rating is the expected score and ``variance`` its variance over the judge's scale; of a check the
+    share of the prompt's checks that are met; of a reward model its raw scalar; of a classification the probability of
+    its ``label``. ``mass`` is the share of probability that lay on readable verdicts (null where the server gave none).
+    What no model was asked for (checks, the text classifier of refusals) has an empty ``model``.
     """
 
     key: str
-    kind: Literal["compare", "rate"]
+    kind: Literal["compare", "rate", "check", "reward", "classify"]
     judge: str
     judge_hash: str
     model: str
@@ -225,6 +229,7 @@ class Verdict(Record):
     p_a: float | None = Field(default=None, ge=0, le=1)
     score: float | None = None
     variance: float | None = None
+    label: Label | None = None
     mass: float | None = None
     reply: str = ""
     flags: list[str] = []

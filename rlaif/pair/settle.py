@@ -13,24 +13,83 @@ import polars as pl
 from rlaif.pair.select import Judged, Strategy, seats_frame
 
 
-def comparisons(verdicts: pl.DataFrame, panel: Sequence[Judged]) -> pl.DataFrame:
-    """What the panel said of each pair. Columns: a, b, p_ab and p_ba (probability that ``a`` is better, when shown
-    first and when shown second), flags."""
-    said = verdicts.filter(pl.col("kind") == "compare").join(seats_frame(panel), on=["judge", "judge_hash", "model"])
-    by_seat = (
-        said.group_by("a", "b", "judge", "model", "weight")
+def by_seat(verdicts: pl.DataFrame, panel: Sequence[Judged], pairs: pl.DataFrame | None = None) -> pl.DataFrame:
+    """What each seat of the panel said of each pair. Columns: a, b, seat ("judge@model"), weight, p_ab and p_ba
+    (probability that ``a`` is better, when shown first and when shown second), flags.
+
+    A reward model sees one answer at a time, so its probability is the same in both orders: sigmoid of the scores'
+    difference (Bradley and Terry 1952). It is given for the pairs in ``pairs`` (columns a, b), or, without them, for
+    all pairs of answers to one prompt.
+    """
+    known = verdicts.join(seats_frame(panel), on=["judge", "judge_hash", "model"])
+    known = known.with_columns(seat=pl.format("{}@{}", "judge", "model"))
+    compared = (
+        known.filter(pl.col("kind") == "compare")
+        .group_by("a", "b", "seat", "weight")
         .agg(
             p_ab=pl.col("p_a").filter(pl.col("order") == "ab").mean(),
             p_ba=pl.col("p_a").filter(pl.col("order") == "ba").mean(),
-            flags=pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique(),
+            flags=pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique().sort(),
         )
         .filter(pl.col("p_ab").is_not_null() & pl.col("p_ba").is_not_null())
     )
+    rewarded = known.filter(pl.col("kind") == "reward").select("prompt_id", "seat", "weight", "score", "flags", key="a")
+    if pairs is None:
+        pairs = rewarded.join(rewarded, on=["prompt_id", "seat"], suffix="_b").filter(pl.col("key") < pl.col("key_b"))
+        pairs = pairs.select(a="key", b="key_b").unique()
+    scores = (
+        pairs.select("a", "b")
+        .join(rewarded.rename({"key": "a"}), on="a")
+        .join(rewarded.select("seat", "score", "flags", b="key"), on=["b", "seat"], suffix="_b")
+        .with_columns(p_ab=1.0 / (1.0 + (pl.col("score_b") - pl.col("score")).exp()))
+        .select("a", "b", "seat", "weight", "p_ab", p_ba="p_ab", flags=_flags_of_both())
+    )
+    return pl.concat([compared, scores]).sort("a", "b", "seat")
+
+
+def _flags_of_both() -> pl.Expr:
+    """A reward model's flags are told of one answer each; of a pair they say which one."""
+    first, second = (
+        pl.col(flags).list.eval(pl.format(f"{side} {{}}", pl.element()))
+        for side, flags in (("a", "flags"), ("b", "flags_b"))
+    )
+    return first.list.concat(second)
+
+
+def checked(verdicts: pl.DataFrame) -> pl.DataFrame:
+    """The share of its prompt's checks that each answer meets, by the newest run of the checks. Columns: key, check."""
+    told = verdicts.filter(pl.col("kind") == "check").unique("a", keep="last", maintain_order=True)
+    return told.select(key="a", check="score")
+
+
+def comparisons(verdicts: pl.DataFrame, panel: Sequence[Judged], pairs: pl.DataFrame | None = None) -> pl.DataFrame:
+    """What is known of each pair (``pairs`` as for :func:`by_seat`). Columns: a, b, p_ab and p_ba (probability that
+    ``a`` is better, when shown first and when shown second), flags, by ("panel": the weighted mean over the seats;
+    "check": one answer meets more of the prompt's checks than the other, which outranks every model).
+    """
+    seats = by_seat(verdicts, panel, pairs)
     weight = pl.col("weight")
-    return by_seat.group_by("a", "b").agg(
+    said = seats.group_by("a", "b").agg(
         p_ab=(pl.col("p_ab") * weight).sum() / weight.sum(),
         p_ba=(pl.col("p_ba") * weight).sum() / weight.sum(),
         flags=pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique().sort(),
+    )
+    checks = checked(verdicts)
+    wanted = said.select("a", "b") if pairs is None else pairs.select("a", "b")
+    decided = (
+        wanted.join(checks.rename({"key": "a", "check": "check_a"}), on="a")
+        .join(checks.rename({"key": "b", "check": "check_b"}), on="b")
+        .filter(pl.col("check_a") != pl.col("check_b"))
+        .select("a", "b", won=(pl.col("check_a") > pl.col("check_b")).cast(pl.Float64))
+    )
+    won = pl.col("won")
+    return said.join(decided, on=["a", "b"], how="full", coalesce=True).select(
+        "a",
+        "b",
+        p_ab=won.fill_null(pl.col("p_ab")),
+        p_ba=won.fill_null(pl.col("p_ba")),
+        flags=pl.col("flags").fill_null([]),
+        by=pl.when(won.is_not_null()).then(pl.lit("check")).otherwise(pl.lit("panel")),
     )
 
 
@@ -47,12 +106,14 @@ def settle(
     win: p at least ``min_probability`` for one side; inconsistent: less, and the orders contradict each other; tie:
     less, and they do not; unparsed: no verdict.
     """
+    settled = candidates.join(compared, on=["a", "b"], how="left")
     if strategy == "rate-only":
-        settled = candidates.with_columns(
-            p_ab=_p_from_scores(), p_ba=_p_from_scores(), flags=pl.lit([], pl.List(pl.String))
+        settled = settled.with_columns(
+            p_ab=pl.col("p_ab").fill_null(_p_from_scores()),
+            p_ba=pl.col("p_ba").fill_null(_p_from_scores()),
+            flags=pl.col("flags").fill_null([]),
+            by=pl.col("by").fill_null("panel"),
         )
-    else:
-        settled = candidates.join(compared, on=["a", "b"], how="left")
     sure = pl.max_horizontal("p_a", 1.0 - pl.col("p_a"))
     settled = settled.with_columns(p_a=(pl.col("p_ab") + pl.col("p_ba")) / 2.0).with_columns(
         outcome=pl.when(pl.col("p_a").is_null())
@@ -99,7 +160,9 @@ def _strength(settled: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
     )
     towards_a = pl.when(pl.col("preferred") == "b").then(-1.0).otherwise(1.0)
     gap = ((pl.col("s_a") - pl.col("s_b")) * towards_a).round(9)
-    return joined.with_columns(gap=gap, agrees=(gap >= 0).fill_null(False)).drop("s_a", "s_b")
+    return joined.with_columns(
+        gap=gap, agrees=(gap >= 0).fill_null(False) | (pl.col("by") == "check").fill_null(False)
+    ).drop("s_a", "s_b")
 
 
 def _keep(settled: pl.DataFrame, per_prompt: int, min_probability: float) -> pl.DataFrame:

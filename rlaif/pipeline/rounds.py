@@ -124,15 +124,15 @@ class Rounds:
         )
 
     def _settle(self, candidates: pl.DataFrame) -> pl.DataFrame:
-        compared = settle.comparisons(self._verdicts(), self.known)
+        compared = settle.comparisons(self._verdicts(), self.known, candidates.select("a", "b"))
         pairs = self.config.pairs
         return settle.settle(
             candidates, compared, self.how, min_probability=pairs.min_probability, per_prompt=pairs.per_prompt
         )
 
     def _verdicts(self) -> pl.DataFrame:
-        columns = ("key", "kind", "judge", "judge_hash", "model", "a", "b", "order", "aspect", "sample",
-                   "p_a", "score", "variance", "flags")  # fmt: skip
+        columns = ("key", "kind", "judge", "judge_hash", "model", "prompt_id", "a", "b", "order", "aspect", "sample",
+                   "p_a", "score", "variance", "label", "flags")  # fmt: skip
         schema = {name: tables.VERDICTS[name] for name in columns}
         return tables.scan(self.run.journal_path("verdicts"), schema)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,17 @@ def completions(*rows: tuple[str, str, str, str | None]) -> pl.DataFrame:
 def verdict(a: str, b: str | None, **fields: Any) -> dict[str, Any]:
     kind = "rate" if b is None else "compare"
     seat = RATER if b is None else SEAT
-    base = {"kind": kind, "judge": seat.judge, "judge_hash": seat.judge_hash, "model": seat.model, "a": a, "b": b,
-            "order": None, "aspect": None, "sample": 0, "p_a": None, "score": None, "variance": None,
-            "flags": []}  # fmt: skip
+    base = {"kind": kind, "judge": seat.judge, "judge_hash": seat.judge_hash, "model": seat.model, "prompt_id": "p",
+            "a": a, "b": b, "order": None, "aspect": None, "sample": 0, "p_a": None, "score": None, "variance": None,
+            "label": None, "flags": []}  # fmt: skip
     return base | fields
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    schema = {"kind": pl.String, "judge": pl.String, "judge_hash": pl.String, "model": pl.String, "a": pl.String,
+    schema = {"kind": pl.String, "judge": pl.String, "judge_hash": pl.String, "model": pl.String,
+              "prompt_id": pl.String, "a": pl.String,
               "b": pl.String, "order": pl.String, "aspect": pl.String, "sample": pl.Int64, "p_a": pl.Float64,
-              "score": pl.Float64, "variance": pl.Float64, "flags": pl.List(pl.String)}  # fmt: skip
+              "score": pl.Float64, "variance": pl.Float64, "label": pl.String, "flags": pl.List(pl.String)}  # fmt: skip
     return pl.DataFrame(rows, schema=schema)
 
 
@@ -106,6 +108,51 @@ def test_of_eight_answers_the_rejected_one_is_not_the_worst_outlier() -> None:
     target = mean - 2 * (sum((s - mean) ** 2 for s in scores) / 8) ** 0.5
     nearest = min(range(7), key=lambda i: abs(scores[i] - target))
     assert chosen == (str(nearest), "7")
+
+
+REWARD = select.Judged("reward", "r", "rm", 3.0)
+
+
+def scored(key: str, score: float, kind: str = "reward", **fields: Any) -> dict[str, Any]:
+    seat = REWARD if kind == "reward" else select.Judged("check", "c", "", 1.0)
+    return verdict(key, None, kind=kind, judge=seat.judge, judge_hash=seat.judge_hash, model=seat.model, score=score,
+                   **fields)  # fmt: skip
+
+
+def test_a_reward_model_is_a_seat_like_any_other() -> None:
+    """Bradley-Terry in both orders, weighted; pairs of another prompt or of another reward model give nothing."""
+    rows = [*compare("x", "y", 0.9, 0.7), scored("x", 1.0), scored("y", 3.0, flags=["addresses the judge"]),
+            scored("z", 0.0, prompt_id="other"), scored("y", -9.0, judge_hash="stale")]  # fmt: skip
+    seats = settle.by_seat(frame(rows), [SEAT, REWARD])
+    p = 1 / (1 + math.exp(2))
+    assert seats.columns == ["a", "b", "seat", "weight", "p_ab", "p_ba", "flags"]
+    assert seats.rows() == [("x", "y", "helpful@m", 1.0, 0.9, 0.7, []),
+                            ("x", "y", "reward@rm", 3.0, pytest.approx(p), pytest.approx(p),
+                             ["b addresses the judge"])]  # fmt: skip
+    (told,) = settle.comparisons(frame(rows), [SEAT, REWARD]).rows(named=True)
+    assert told == {"a": "x", "b": "y", "p_ab": pytest.approx((0.9 + 3 * p) / 4), "p_ba": pytest.approx((0.7 + 3 * p) / 4),
+                    "flags": ["b addresses the judge"], "by": "panel"}  # fmt: skip
+    wanted = pl.DataFrame({"a": ["x"], "b": ["z"]})
+    assert settle.by_seat(frame(rows), [SEAT, REWARD], wanted).filter(pl.col("b") == "z").height == 1
+
+
+def test_a_check_outranks_every_model_and_an_equal_check_says_nothing() -> None:
+    rows = [*compare("x", "y", 0.99, 0.99), *compare("x", "z", 0.8, 0.6), scored("x", 0.5, "check"),
+            scored("y", 0.0, "check"), scored("y", 1.0, "check"), scored("z", 0.5, "check")]  # fmt: skip
+    pairs = pl.DataFrame({"a": ["x", "x", "y"], "b": ["y", "z", "z"]})
+    told = {(a, b): rest for a, b, *rest in settle.comparisons(frame(rows), [SEAT], pairs).rows()}
+    assert told == {("x", "y"): [0.0, 0.0, [], "check"], ("x", "z"): [0.8, 0.6, [], "panel"],
+                    ("y", "z"): [1.0, 1.0, [], "check"]}  # fmt: skip
+    assert settle.comparisons(frame(rows), [SEAT]).height == 2
+
+
+def test_a_check_decides_under_every_strategy() -> None:
+    rows = [*compare("x", "y", 0.9, 0.9), scored("x", 0.0, "check"), scored("y", 1.0, "check")]
+    pairs = candidate(("p", "x", "y")).with_columns(score_a=5.0, score_b=1.0, spread_a=0.1, spread_b=0.1)
+    compared = settle.comparisons(frame(rows), [SEAT], pairs)
+    for how in ("rate-then-compare", "round-robin", "rate-only"):
+        settled = settle.settle(pairs, compared, how, min_probability=0.65, per_prompt=1)
+        assert settled.select("preferred", "p_a", "outcome", "kept", "by").row(0) == ("b", 0.0, "win", True, "check")
 
 
 def candidate(*pairs: tuple[str, str, str]) -> pl.DataFrame:
