@@ -261,7 +261,7 @@ class Failure(Record):
 
     key: str
     error: str
-    kind: Literal["endpoint", "unreadable"]
+    kind: Literal["endpoint", "unreadable", "check"]
     prompt_id: str = ""
     at: float = Field(default_factory=time.time)
 

@@ -115,8 +115,8 @@ REWARD = select.Judged("reward", "r", "rm", 3.0)
 
 def scored(key: str, score: float, kind: str = "reward", **fields: Any) -> dict[str, Any]:
     seat = REWARD if kind == "reward" else select.Judged("check", "c", "", 1.0)
-    return verdict(key, None, kind=kind, judge=seat.judge, judge_hash=seat.judge_hash, model=seat.model, score=score,
-                   **fields)  # fmt: skip
+    base = {"kind": kind, "judge": seat.judge, "judge_hash": seat.judge_hash, "model": seat.model, "score": score}
+    return verdict(key, None, **base | fields)
 
 
 def test_a_reward_model_is_a_seat_like_any_other() -> None:
@@ -130,8 +130,9 @@ def test_a_reward_model_is_a_seat_like_any_other() -> None:
                             ("x", "y", "reward@rm", 3.0, pytest.approx(p), pytest.approx(p),
                              ["b addresses the judge"])]  # fmt: skip
     (told,) = settle.comparisons(frame(rows), [SEAT, REWARD]).rows(named=True)
-    assert told == {"a": "x", "b": "y", "p_ab": pytest.approx((0.9 + 3 * p) / 4), "p_ba": pytest.approx((0.7 + 3 * p) / 4),
-                    "flags": ["b addresses the judge"], "by": "panel"}  # fmt: skip
+    assert told == {"a": "x", "b": "y", "p_ab": pytest.approx((0.9 + 3 * p) / 4),
+                    "p_ba": pytest.approx((0.7 + 3 * p) / 4), "flags": ["b addresses the judge"],
+                    "by": "panel"}  # fmt: skip
     wanted = pl.DataFrame({"a": ["x"], "b": ["z"]})
     assert settle.by_seat(frame(rows), [SEAT, REWARD], wanted).filter(pl.col("b") == "z").height == 1
 
