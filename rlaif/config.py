@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from rlaif.errors import IdentityError, UsageError
 from rlaif.records import key_of
 
+CHECK = "check"
+"""Instead of a judge's name: the prompts' own checks."""
 Strategy = Literal["auto", "rate-then-compare", "round-robin", "rate-only"]
 
 
@@ -87,12 +89,14 @@ class SamplerConfig(Section):
 
 
 class JudgeEntry(Section):
-    """One seat of the panel: a judge file, the model that fills it, and its weight."""
+    """One seat of the panel: a judge file, the model that fills it, its weight, and settings of vLLM's for this seat
+    over those of ``[judge.vllm]``."""
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1)
     base_url: list[Url] = []
     weight: float = Field(default=1.0, gt=0)
+    vllm: Annotated[dict[str, Any], AfterValidator(_without_key)] = {}
 
     @field_validator("base_url", mode="before")
     @classmethod
@@ -205,11 +209,14 @@ class Config(Section):
         return [PolicyConfig(model=name, base_url=self.sampler.base_url) for name in self.sampler.model]
 
     def panel(self) -> list[JudgeEntry]:
-        """The seats of the panel: ``[[judges]]``, or each of ``judge.judges`` (``NAME`` or ``NAME@MODEL``)."""
+        """The seats of the panel: ``[[judges]]``, or each of ``judge.judges`` (``NAME`` or ``NAME@MODEL``). Checks are
+        no seat: they run wherever a prompt has them, and ``check`` alone asks no model at all."""
         if self.judges:
             return self.judges
         seats = []
         for spec in self.judge.judges:
+            if spec == CHECK:
+                continue
             name, _, model = spec.partition("@")
             model = model or self.judge.model or ""
             if not name:
@@ -220,7 +227,7 @@ class Config(Section):
                     mend="Give --model NAME (for every judge), --judge NAME@MODEL, or set model under [judge].",
                 )
             seats.append(JudgeEntry(name=name, model=model, base_url=self.judge.base_url))
-        if not seats:
+        if not seats and CHECK not in self.judge.judges:
             raise UsageError("no judge is named", mend="Give --judge NAME; `rlaif judges list` shows them.")
         return seats
 

@@ -106,6 +106,7 @@ class Prompt(Record):
     prompt_id: str
     messages: list[Message]
     reference: str | None = None
+    checklist: list[str] = []
     checks: list[dict[str, Any]] = []
     tags: list[str] = []
     tools: list[dict[str, Any]] | None = None
@@ -121,9 +122,12 @@ def _text_or_messages(value: Any) -> str:
     return "messages" if isinstance(value, list) else "text"
 
 
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
 class PromptRow(BaseModel):
-    """One row of a prompt file: ``{"prompt": str | messages, "id"?, "system"?, "reference"?, "checks"?, "tags"?,
-    "tools"?}``. Also the left part of an ``--import`` row."""
+    """One row of a prompt file: ``{"prompt": str | messages, "id"?, "system"?, "reference"?, "checklist"?, "checks"?,
+    "tags"?, "tools"?}``. Also the left part of an ``--import`` row."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
 
@@ -133,6 +137,7 @@ class PromptRow(BaseModel):
     id: str | None = None
     system: str | None = None
     reference: str | None = None
+    checklist: list[NonEmpty] = []
     checks: list[dict[str, Any]] = []
     tags: list[str] = []
     tools: list[dict[str, Any]] | None = None
@@ -164,9 +169,6 @@ class PromptRow(BaseModel):
     def messages(self) -> list[Message]:
         turns = [Message(role="user", content=self.prompt)] if isinstance(self.prompt, str) else list(self.prompt)
         return [Message(role="system", content=self.system), *turns] if self.system else turns
-
-
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class ImportRow(PromptRow):

@@ -21,11 +21,11 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from rlaif.config import CHECK
 from rlaif.errors import MissingPart, UsageError, did_you_mean
 from rlaif.judge import checkers
 from rlaif.records import Failure, Verdict, canonical, key_of
 
-NAME = "check"
 VERSION = "1"
 """Of the checkers: raised when one of them would say something else of an answer than before."""
 SAMPLE = "Here are two short sentences. They only show that a check can be evaluated at all.\n\nAnd a third: 42."
@@ -223,7 +223,7 @@ def run(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> Verdict | Failu
     return Verdict(
         key=key_for(prompt, answer["key"]),
         kind="check",
-        judge=NAME,
+        judge=CHECK,
         judge_hash=hash_of_checkers(),
         model="",
         prompt_id=prompt["prompt_id"],

@@ -127,15 +127,16 @@ class Client:
             raise EndpointError(f"has no model {self.model!r}. {shown}", where=endpoint.url)
         return any(card.get("owned_by") == "vllm" for card in cards)
 
-    async def chat(self, body: dict[str, Any]) -> Reply:
-        """Send one request (``model`` is added) and return its reply, retried as the module says.
+    async def chat(self, body: dict[str, Any], path: str = wire.CHAT) -> Reply:
+        """Send one request (``model`` is added) and return its reply, retried as the module says. ``path`` is
+        ``wire.CLASSIFY`` for a reward model.
 
         Raises :class:`RequestFailed`, :class:`NotSent` or :class:`EndpointError`.
         """
         data = orjson.dumps({**body, "model": self.model})
         tokens = len(data) // 4 + body.get("max_tokens", 0) * body.get("n", 1)
         try:
-            return await self._retrying(self._once, data, tokens)
+            return await self._retrying(self._once, data, tokens, path)
         except Refused as error:
             raise RequestFailed(f"HTTP {error.status}: {self.hide(error.told[:500])}") from None
         except (Lost, Malformed) as error:
@@ -158,15 +159,15 @@ class Client:
         tokens = reply.choices[0].logprobs
         return bool(tokens and isinstance(tokens[0], dict) and tokens[0].get("top_logprobs"))
 
-    def read(self, value: Any, url: str, *, discount: float = 1.0) -> Reply:
-        """A chat completion's JSON as a reply. Raises :class:`Malformed`."""
+    def read(self, value: Any, url: str, *, discount: float = 1.0, path: str = wire.CHAT) -> Reply:
+        """The JSON that came from ``path`` as a reply. Raises :class:`Malformed`."""
 
         def dollars(prompt: int, cached: int, completion: int) -> float:
             return (price(self.model, url, prompt, cached, completion) or 0.0) * discount
 
-        return wire.read(value, dollars, self.hide)
+        return wire.read(value, dollars, self.hide, path)
 
-    async def _once(self, data: bytes, tokens: int) -> Reply:
+    async def _once(self, data: bytes, tokens: int, path: str) -> Reply:
         if len(self.endpoints) == 1:
             endpoint = self.endpoints[0]
         else:
@@ -180,7 +181,7 @@ class Client:
                 if self._no_more():
                     raise NotSent
             sent = time.monotonic()
-            raw = await endpoint.send("POST", "/chat/completions", self.config.timeout_s, data)
+            raw = await endpoint.send("POST", path, self.config.timeout_s, data)
         except Refused as error:
             self._note(endpoint, error, sent)
             raise
@@ -189,7 +190,7 @@ class Client:
             raise
         finally:
             endpoint.in_flight -= 1
-        reply = self.read(wire.loads(raw), endpoint.url)
+        reply = self.read(wire.loads(raw), endpoint.url, path=path)
         self._answered = True
         endpoint.answered()
         endpoint.pace.correct(reply.usage.prompt_tokens + reply.usage.completion_tokens - tokens)

@@ -16,7 +16,7 @@ import aiohttp
 
 from rlaif.errors import UsageError
 from rlaif.llm.budget import is_local
-from rlaif.llm.wire import complaint, retry_after
+from rlaif.llm.wire import CLASSIFY, complaint, retry_after
 
 REST_S = 10.0
 """How long an endpoint that failed is passed over while another one is there; twice as long each time after that."""
@@ -102,7 +102,7 @@ class Endpoint:
         headers = {"Content-Type": "application/json"} if json and data is not None else {}
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._session.request(method, self.url + path, data=data, headers=headers) as response:
+                async with self._session.request(method, self._at(path), data=data, headers=headers) as response:
                     raw = await response.read()
         except TimeoutError:
             raise Lost(f"no answer within {timeout_s:g} s") from None
@@ -111,6 +111,9 @@ class Endpoint:
         if response.status >= 300:
             raise Refused(response.status, complaint(raw), retry_after(response.headers.get("Retry-After", "")))
         return raw
+
+    def _at(self, path: str) -> str:
+        return (self.url.removesuffix("/v1") if path == CLASSIFY else self.url) + path
 
     async def close(self) -> None:
         if self._session:

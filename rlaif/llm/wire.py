@@ -6,6 +6,7 @@ A body that is no chat completion is :class:`Malformed`; a field that is odd whe
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -16,8 +17,14 @@ from typing import Any
 
 import orjson
 
+from rlaif.errors import EndpointError
 from rlaif.llm.budget import Usage
 from rlaif.records import clean, clean_json
+
+
+CHAT = "/chat/completions"
+CLASSIFY = "/classify"
+"""vLLM's, for sequence-classification models. It stands beside /v1."""
 
 
 class Malformed(Exception):
@@ -37,8 +44,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """``choices`` of a chat, or the ``score`` that a reward model gave."""
+
     choices: list[Choice]
     usage: Usage
+    score: float | None = None
 
 
 Price = Callable[[int, int, int], float | None]
@@ -57,15 +67,17 @@ def loads(raw: bytes) -> Any:
         raise Malformed(f"the body is not JSON: {str(error)[:120]} ({raw[:80]!r})") from None
 
 
-def read(value: Any, price: Price, hide: Callable[[str], str] = str) -> Reply:
-    """``value`` (a reply's JSON) as a :class:`Reply`. ``hide`` takes secrets out of what a server says of an error.
+def read(value: Any, price: Price, hide: Callable[[str], str] = str, path: str = CHAT) -> Reply:
+    """``value`` (the JSON that came from ``path``) as a :class:`Reply`. ``hide`` takes secrets out of what a server
+    says of an error.
 
     Raises :class:`Malformed`.
     """
     if not isinstance(value, dict):
         raise Malformed(f"the body is a {type(value).__name__}, not an object")
-    choices = value.get("choices")
-    if not isinstance(choices, list) or not choices:
+    score = _score(value) if path == CLASSIFY else None
+    choices = value.get("choices") if score is None else []
+    if not isinstance(choices, list) or (score is None and not choices):
         told = value.get("error")
         told = told.get("message") if isinstance(told, dict) else told
         raise Malformed("the reply has no choices" + (f": {hide(told[:200])}" if isinstance(told, str) else ""))
@@ -75,7 +87,24 @@ def read(value: Any, price: Price, hide: Callable[[str], str] = str) -> Reply:
     details = usage.get("prompt_tokens_details")
     cached = min(prompt_tokens, _count(details, "cached_tokens")) if isinstance(details, dict) else 0
     usd = price(prompt_tokens, cached, completion_tokens) or 0.0
-    return Reply([_choice(choice) for choice in choices], Usage(prompt_tokens, cached, completion_tokens, usd))
+    used = Usage(prompt_tokens, cached, completion_tokens, usd)
+    return Reply([_choice(choice) for choice in choices], used, score)
+
+
+def _score(value: dict[str, Any]) -> float:
+    """The one number that a reward model gives of one conversation."""
+    data = value.get("data")
+    first = data[0] if isinstance(data, list) and data else None
+    numbers = first.get("probs") if isinstance(first, dict) else None
+    if isinstance(numbers, list) and len(numbers) > 1:
+        raise EndpointError(
+            f"the model has {len(numbers)} labels; a reward model has one",
+            mend="Name a sequence-classification model with num_labels = 1.",
+        )
+    number = numbers[0] if isinstance(numbers, list) and numbers else None
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
+        raise Malformed(f"the reply holds no score ({number!r})")
+    return float(number)
 
 
 def _choice(value: Any) -> Choice:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from rlaif.pair.select import Judged, Strategy, seats_frame
+from rlaif.pair.select import Judged, Strategy, seats_frame, with_checks
 
 
 def by_seat(verdicts: pl.DataFrame, panel: Sequence[Judged], pairs: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -77,8 +77,7 @@ def comparisons(verdicts: pl.DataFrame, panel: Sequence[Judged], pairs: pl.DataF
     checks = checked(verdicts)
     wanted = said.select("a", "b") if pairs is None else pairs.select("a", "b")
     decided = (
-        wanted.join(checks.rename({"key": "a", "check": "check_a"}), on="a")
-        .join(checks.rename({"key": "b", "check": "check_b"}), on="b")
+        with_checks(wanted, checks)
         .filter(pl.col("check_a") != pl.col("check_b"))
         .select("a", "b", won=(pl.col("check_a") > pl.col("check_b")).cast(pl.Float64))
     )
