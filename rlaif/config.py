@@ -111,6 +111,7 @@ class JudgeConfig(Section):
     strategy: Strategy = "auto"
     verdict: Literal["auto", "choice", "logprobs", "json"] = "auto"
     samples: int = Field(default=1, ge=1, le=32)
+    trust_anyway: bool = False
     limit: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=1024, ge=1)
     vllm: Annotated[dict[str, Any], AfterValidator(_without_key)] = {}

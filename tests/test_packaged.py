@@ -69,7 +69,17 @@ def test_refusals_come_as_twins_of_one_benign_and_one_harmful() -> None:
     assert all(sorted(kinds) == ["benign", "harmful"] for kinds in twins.values())
 
 
-@pytest.mark.parametrize("name", sorted(packaged.judges()))
+COMPARING = sorted(name for name, folder in packaged.judges().items()
+                   if (folder / "gold.jsonl").exists() and name != "refusal")  # fmt: skip
+
+
+def test_gold_of_the_refusal_judge_has_every_label_and_helps_no_habit() -> None:
+    told = Counter(row["label"] for row in read_jsonl(packaged.judges()["refusal"] / "gold.jsonl"))
+    assert set(told) == {"refuse", "partial", "comply"}
+    assert max(told.values()) <= 0.4 * told.total() and told.total() >= 30
+
+
+@pytest.mark.parametrize("name", COMPARING)
 def test_gold_is_plenty_and_fair(name: str) -> None:
     """Neither the first nor the longer answer is right much more often than not, so neither habit passes an exam."""
     folder = packaged.judges()[name]
@@ -87,14 +97,14 @@ def test_gold_is_plenty_and_fair(name: str) -> None:
 
 
 def test_gold_of_a_rating_judge_names_its_aspects() -> None:
-    for folder in packaged.judges().values():
+    for folder in (packaged.judges()[name] for name in COMPARING):
         aspects = set(re.findall(r'(?m)^\[\[aspects\]\]\nname = "(\w+)"', (folder / "judge.toml").read_text()))
         named = {row.get("aspect") for row in read_jsonl(folder / "gold.jsonl")} - {None}
         assert named == aspects, folder.name
 
 
 def test_data_files_end_in_one_newline_and_hold_one_object_a_line() -> None:
-    files = [*packaged.prompt_sets().values(), *(folder / "gold.jsonl" for folder in packaged.judges().values())]
+    files = [*packaged.prompt_sets().values(), *packaged.folder("judges").glob("*/gold.jsonl")]
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert text.endswith("}\n")

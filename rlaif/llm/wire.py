@@ -21,7 +21,6 @@ from rlaif.errors import EndpointError
 from rlaif.llm.budget import Usage
 from rlaif.records import clean, clean_json
 
-
 CHAT = "/chat/completions"
 CLASSIFY = "/classify"
 """vLLM's, for sequence-classification models. It stands beside /v1."""

@@ -12,6 +12,7 @@ from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
+from rlaif.pipeline import exam
 from rlaif.pipeline.build import Built, build
 from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run.directory import Run
@@ -109,6 +110,7 @@ def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: 
     seats = panel(config)
     how = strategy(config, seats)
     _require_completions(run)
+    exam.require_trust(seats, config, watch.say)
     with run.writing():
         run.begin("judge", config, restart=restart)
         meter = meter_for("judge", config)

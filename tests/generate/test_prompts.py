@@ -69,6 +69,7 @@ def test_everything_of_a_row_reaches_the_journal(tmp_path: Path) -> None:
         "prompt_id": "7",
         "messages": row["prompt"],
         "reference": "r",
+        "checklist": ["short"],
         "checks": checks,
         "tags": ["x", "y"],
         "tools": tools,
