@@ -296,7 +296,14 @@ def test_every_name_in_the_table_of_changes_is_a_setting() -> None:
 
 def test_a_setting_of_a_stage_is_identity_unless_it_only_says_how() -> None:
     """A new setting has to be put into the table, or named here as one that changes no answer."""
-    free = {"sampler.base_url", "sampler.vllm", "prompts.on_bad_row", "judge.base_url", "judge.vllm"}
+    free = {
+        "sampler.base_url",
+        "sampler.vllm",
+        "prompts.on_bad_row",
+        "judge.base_url",
+        "judge.vllm",
+        "judge.trust_anyway",
+    }
     by_table = {"sampler.model", "judge.judges", "judge.model"}  # as policies and judges
     for stage, sections in {"generate": ("prompts.", "sampler."), "judge": ("judge.",)}.items():
         of_stage = {name for name in fields() if name.startswith(sections)}

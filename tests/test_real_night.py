@@ -110,7 +110,7 @@ def test_the_whole_night(night: Path, rlaif: Cli, tmp_path: Path) -> None:
     assert {line["aspect"] for line in verdicts if line["kind"] == "rate"} == {
         "instruction_following", "truthfulness", "honesty", "helpfulness",
     }  # fmt: skip
-    assert all(line["mass"] > 0.99 for line in verdicts)  # held to the verdict words
+    assert all(line["mass"] > 0.99 for line in verdicts if line["model"])  # held to the verdict words
     assert pairs["p_a"].is_between(0, 1).all()
     assert sum(line["cached_tokens"] for line in verdicts) > 0
 
