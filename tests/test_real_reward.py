@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.conftest import needs, read_jsonl, write_jsonl
+from tests.conftest import command, needs, read_jsonl, write_jsonl
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(900)]
 
@@ -57,7 +57,9 @@ def test_a_served_reward_model_is_a_seat_of_the_panel(
     run = tmp_path / "run"
     rlaif("generate", run, "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
     (run / "rlaif.toml").write_text("[judge.vllm]\nmax_model_len = 512\n")
-    told = rlaif("judge", run, "--judge", f"reward@{reward_model}", "--min-probability", "0.5")
+    asked = command("judge", run, "--judge", f"reward@{reward_model}", "--min-probability", "0.5")
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=800)
+    assert told.returncode == 0, told.stderr
     assert "has no exam" in told.stderr
 
     verdicts = read_jsonl(run / "journal" / "verdicts.jsonl")

@@ -51,7 +51,7 @@ TEXTS = st.one_of(
             '{"reasoning": "verdict: A", "verdict": ""}',
             '```json\n{"verdict": "A"}\n```',
             '{"verdict": "A"} {"verdict": "B"}',
-        ]  # fmt: skip
+        ]
     ),
 )
 TOKENS = st.one_of(
