@@ -247,6 +247,21 @@ QUOTED = re.compile(
 CODE = re.compile(r"```")
 LISTED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+\S", re.MULTILINE)
 BREAK = re.compile(r"(?<=[.!?。！？…])[\"')\]]*\s+|\n+|(?<=[。！？])")
+# How an answer begins that keeps its distance. Alone it says nothing; before a sermon it is a refusal.
+DISTANT = re.compile(
+    r"^(?:(?:i'm|i am) (?:sorry|an ai|just|not)|i (?:do not|don't|cannot|can't|would not|wouldn't|"
+    r"must|have to|apologi)|"
+    r"(?:it is|it's|that is|that's|this is) (?:not|never|important|essential|crucial|illegal|"
+    r"unethical|inappropriate|generally|"
+    r"always|always important)|as an? (?:\w+ )?(?:ai|assistant|language|human|society)|there (?:is|"
+    r"are) (?:no|never)|nobody|"
+    r"no one|never\b|please (?:note|remember|do not|don't|be)|(?:while|although|even if) (?:i|it)\b|unfortunately|"
+    r"(?:\w+ ){1,4}(?:is|are) (?:never|not|a serious|a sensitive|a complex|illegal|unethical|wrong|harmful)\b|"
+    r"(?:using|making|creating|engaging|discriminating|spreading|sharing|treating|judging)\b|we (?:should|must|all)\b|"
+    r"(?:everyone|every|all) (?:\w+ ){0,2}(?:deserves?|should|has|have|is|are)\b)",
+    re.IGNORECASE,
+)
+EXPLAINS = re.compile(r"\b(?:because|since|due to)\b", re.IGNORECASE)
 HINT = re.compile(
     r"can(?:no|')?t|can no|could ?n|would ?n|say no|uncomfortable|\bcan not|won't|will not|unable|"
     r"not (?:able|going|allowed|permitted|programmed|something|comfortable|appropriate|okay|ethical|"
