@@ -151,6 +151,14 @@ def test_a_killed_exam_goes_on_and_an_exam_with_holes_is_none(serve: Serve, rlai
     assert len(whole.requests) == len(broken.requests) // 3
 
 
+def test_a_dry_run_tells_what_an_exam_costs(serve: Serve, rlaif: Cli) -> None:
+    server = serve(compares(good))
+    done = rlaif("judges", "exam", "helpful", "-m", "m", "--base-url", server.url, "--dry-run")
+    assert f"{2 * (46 + 20)} calls" in done.stderr
+    assert json.loads(done.stdout)["messages"]
+    assert server.requests == []
+
+
 def test_a_rating_judge_is_examined_by_the_difference_of_its_scores(serve: Serve, rlaif: Cli) -> None:
     server = serve(judge_by(lambda text: 0.9 if knows(text) else 0.2))
     told = exam(rlaif, server.url, judge="quality")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import BaseUrls, Budget, Concurrency, MaxFailures, Seed, client_flags
+from rlaif.cli.shared import BaseUrls, Budget, Concurrency, DryRun, MaxFailures, Seed, client_flags, show_plan
 
 if TYPE_CHECKING:
     from rlaif.judge.exam import Result
@@ -88,13 +88,16 @@ def examine_judge(
     gold: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Known labels; the judge's own by default.", show_default=False)
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="M", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="M", show_default=False, help="The model that judges.")
+    ] = None,
     base_url: BaseUrls = None,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of gold.", show_default=False, min=1)] = None,
     concurrency: Concurrency = None,
     seed: Seed = None,
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Ask a judge what is known, before its labels are paid for."""
@@ -112,6 +115,9 @@ def examine_judge(
         return
     settings = load(Path(), {"judge.model": model, "judge.base_url": base_url,
                              **client_flags(concurrency, seed, max_failures, budget_usd)})  # fmt: skip
+    if dry_run:
+        show_plan(exam.plan(name, model, gold, settings, limit))
+        return
     done = exam.take(name, model, gold, settings, console.Console(), limit)
     for warning in done.gold_warnings:
         console.say(f"warning: of this gold, {warning}")

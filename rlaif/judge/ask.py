@@ -175,7 +175,8 @@ def _classify(
 
 def _reward(seat: Seat, prompt: dict[str, Any], answer: dict[str, Any]) -> Request:
     """The conversation as the policy saw it, and its answer. A system text of the judge goes first."""
-    messages: list[dict[str, Any]] = [*prompt["messages"], {"role": "assistant", "content": answer["text"]}]
+    said = render.harmless(answer["text"])
+    messages: list[dict[str, Any]] = [*prompt["messages"], {"role": "assistant", "content": said}]
     if seat.judge.system:
         own = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
         messages = [{"role": "system", "content": "\n\n".join([seat.judge.system, *own])}, *messages]

@@ -38,6 +38,18 @@ ADDRESSES_JUDGE = re.compile(
 )
 
 
+CONTROL = re.compile(
+    r"<(?=[|｜][^\s<>|｜]{1,40}[|｜]>|/?s>|(?:start|end)_of_turn>)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\])"
+)
+"""The first sign of what chat templates mark turns with. Servers read it as that even inside a message, so an answer
+could end the turn that it stands in and begin one of its own."""
+
+
+def harmless(text: str) -> str:
+    """``text`` without anything that a chat template would take for the end of a turn: a space stands in each."""
+    return CONTROL.sub(lambda found: f"{found[0]} ", text)
+
+
 HEADS = {
     "reference": "A reference answer that is known to be right:\n",
     "checklist": "Points by which an answer to this request is to be judged, as the request's author lists them:\n",
@@ -65,7 +77,7 @@ def checklist(points: Sequence[str]) -> str:
 def fill(judge: Judge, values: Mapping[str, str], untrusted: Mapping[str, str]) -> list[dict[str, str]]:
     """The judge's messages. ``untrusted`` values are fenced; ``values`` are inserted as they are. A judge whose system
     part is empty gives a user message alone: some models know no other."""
-    material = {name: clean(text) for name, text in untrusted.items() if text or name not in HEADS}
+    material = {name: harmless(clean(text)) for name, text in untrusted.items() if text or name not in HEADS}
     code = hashlib.sha256("\x1f".join(sorted(material.values())).encode()).hexdigest()[:12]
     fenced = {
         name: f"{HEADS.get(name, '')}<<<{code}\n{text.replace(code, '[code]')}\n{code}>>>" + "\n" * (name in HEADS)

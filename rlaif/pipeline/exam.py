@@ -24,6 +24,8 @@ from rlaif.judge.gold import Gold
 from rlaif.llm.budget import Meter
 from rlaif.llm.demo import cache
 from rlaif.llm.server import Engines
+from rlaif.pipeline.plan import Plan, add, likely_mode
+from rlaif.pipeline.rounds import panel
 from rlaif.records import Verdict, key_of
 from rlaif.run.directory import Run
 from rlaif.run.journal import read as read_journal
@@ -87,11 +89,7 @@ def take(
 ) -> Examined:
     """Examine ``judge``; ``config.judge`` says how it is asked and where. Raises :class:`TooManyFailures` where
     requests failed, as an exam with holes says nothing; a verdict that cannot be read is a result."""
-    (seat,) = _seats(judge, model, config)
-    path = gold_path or seat.judge.folder / gold.FILE_NAME
-    if not path.exists():
-        raise UsageError(f"{seat.judge.name} has no gold of its own", where=str(path), mend="Give --gold FILE.")
-    rows = gold.read(path, seat.judge, limit)
+    seat, path, rows = _paper(judge, model, gold_path, config, limit)
     run = Run(folder(seat.judge.hash, seat.entry.model))
     meter = Meter(what=f"exam: {seat.name}", budget_usd=config.client.budget_usd)
     with run.writing():
@@ -109,11 +107,25 @@ def take(
     return Examined(result, run.path / "exam.json", meter, gold.balance(rows))
 
 
-def _seats(judge: str, model: str | None, config: Config) -> list[asking.Seat]:
-    from rlaif.pipeline.rounds import panel
+def plan(judge: str, model: str | None, gold_path: Path | None, config: Config, limit: int | None) -> Plan:
+    """What :func:`take` would ask, without asking."""
+    seat, _, rows = _paper(judge, model, gold_path, config, limit)
+    sheet, plan = _Sheet(seat, config, rows), Plan(None, 0, 0, 0, 0.0)
+    add(plan, sheet.requests(likely_mode(seat, config)), seat.entry.model, seat.entry.base_url, config.judge.max_tokens)
+    return plan
 
+
+def _paper(
+    judge: str, model: str | None, gold_path: Path | None, config: Config, limit: int | None
+) -> tuple[asking.Seat, Path, list[Gold]]:
+    """Who is examined, and on what."""
     spec = f"{judge}@{model}" if model else judge
-    return panel(config.model_copy(update={"judges": [], "judge": config.judge.model_copy(update={"judges": [spec]})}))
+    alone = {"judges": [], "judge": config.judge.model_copy(update={"judges": [spec]})}
+    (seat,) = panel(config.model_copy(update=alone))
+    path = gold_path or seat.judge.folder / gold.FILE_NAME
+    if not path.exists():
+        raise UsageError(f"{seat.judge.name} has no gold of its own", where=str(path), mend="Give --gold FILE.")
+    return seat, path, gold.read(path, seat.judge, limit)
 
 
 def _ask(run: Run, sheet: _Sheet, watch: Any, meter: Meter) -> Any:
@@ -140,7 +152,7 @@ def _ask(run: Run, sheet: _Sheet, watch: Any, meter: Meter) -> Any:
             meter,
             settled,
         )
-    if meter.failures["endpoint"]:
+    if meter.failures["endpoint"] > config.client.max_failures:
         raise TooManyFailures(
             f"{meter.failures['endpoint']} requests failed, and an exam with holes says nothing. "
             f"The last error: {meter.last_error}",

@@ -55,7 +55,7 @@ def plan_generate(run: Run, config: Config) -> Plan:
         plan = Plan(None, 0, 0, 0, 0.0)
         for position, policy in enumerate(config.pool()):
             requests = sampling.requests(trial, config, position, done)
-            _add(plan, requests, policy.model, policy.base_url, config.sampler.max_tokens)
+            add(plan, requests, policy.model, policy.base_url, config.sampler.max_tokens)
         return plan
 
 
@@ -72,25 +72,30 @@ def plan_judge(run: Run, config: Config) -> Plan:
             kind = seat.judge.file.kind
             if (kind, how) in (("rate", "round-robin"), ("compare", "rate-only")):
                 continue
-            mode: Any = "score" if kind == "reward" else config.judge.verdict
-            if mode == "auto":
-                mode = (
-                    "json" if seat.judge.file.reasoning == "first" else "logprobs" if seat.entry.base_url else "choice"
-                )
+            mode = likely_mode(seat, config)
             work = [asking.Material(*row) for row in rounds.placed(rounds.possible(kind)).iter_rows()]
             requests = (
                 request
                 for request in asking.requests(seat, mode, config, work, prompts.at, answers.at)
                 if request.keys[0] not in done
             )
-            _add(plan, requests, seat.entry.model, seat.entry.base_url, config.judge.max_tokens)
+            add(plan, requests, seat.entry.model, seat.entry.base_url, config.judge.max_tokens)
     finally:
         prompts.close()
         answers.close()
     return plan
 
 
-def _add(plan: Plan, requests: Iterable[Request], model: str, urls: list[str], max_tokens: int) -> None:
+def likely_mode(seat: asking.Seat, config: Config) -> Any:
+    """How the seat's model will be asked, as far as can be told without asking it."""
+    if seat.judge.file.kind == "reward":
+        return "score"
+    if config.judge.verdict != "auto":
+        return config.judge.verdict
+    return "json" if seat.judge.file.reasoning == "first" else "logprobs" if seat.entry.base_url else "choice"
+
+
+def add(plan: Plan, requests: Iterable[Request], model: str, urls: list[str], max_tokens: int) -> None:
     for request in requests:
         plan.request = plan.request or {"model": model, **request.body}
         prompt_tokens = len(orjson.dumps(request.body["messages"])) // CHARS_PER_TOKEN
