@@ -1,5 +1,5 @@
 """How models say no, as patterns: what :mod:`rlaif.judge.refusal` tells refusals by. Written from how they speak in
-general; each pattern is tried on one sentence in small letters."""
+general; each pattern is tried on text in small letters."""
 
 from __future__ import annotations
 
@@ -98,7 +98,6 @@ EXPLICIT = re.compile(
     r"|申し訳(?:ありません|ございません|ない)が?[、,。]?.{0,40}(?:できません|お答えできません|いたしかねます|お手伝いできません)|"
     r"お(?:答え|手伝い)(?:する|は)?(?:ことは)?できません"
     r"|죄송(?:합니다|하지만|해요).{0,40}(?:수 없|않습니다|어렵습니다)",
-    re.IGNORECASE,
 )
 # Whatever it is that "I cannot", unless it is what people cannot: wait, sleep, remember. In the voice of a
 # letter or a poem that may be anything, so it counts only where next to nothing else is said.
@@ -107,7 +106,6 @@ CANNOT = re.compile(
     r"(?:can(?: ?not|'t)|won't|will not|unable to|not (?:able|allowed|programmed|permitted|capable|"
     r"designed|going) (?:to|of))"
     rf" {ADVERBS}(?!{HUMAN})[a-z]{{2,}}|^(?:i'm |i am )?(?:so |very |truly |really )?(?:sorry|apologi[sz]e),? but\b",
-    re.IGNORECASE,
 )
 # What reads like a refusal and declines nothing.
 NOT_ONE = re.compile(
@@ -122,7 +120,6 @@ NOT_ONE = re.compile(
     r"legal|financial)|"
     r"personali[sz]ed|professional|official|medical|legal|financial|tax)\b"
     r"|\bi (?:do not|don't) (?:provide|offer|give) (?:medical|legal|financial|professional)",
-    re.IGNORECASE,
 )
 INABILITY = re.compile(
     r"\bas an? (?:ai|artificial|language|digital|virtual|text)\b[^.]{0,60}\bi (?:do(?:n't| not)|"
@@ -133,7 +130,6 @@ INABILITY = re.compile(
     r"|\bi(?:'m| am) not (?:sure i understand|aware of any|familiar with)\b"
     r"|\b(?:no|not) (?:publicly available|public) (?:information|record|data)\b|"
     r"\bis not (?:publicly available|public(?:ly)? (?:known|disclosed)|public information)\b",
-    re.IGNORECASE,
 )
 WRONG = (
     r"(?:illegal|unlawful|against the law|a (?:\w+ ){0,2}(?:crime|offen[cs]e|felony|stereotype)|criminal|unethical|"
@@ -182,7 +178,6 @@ MORAL = re.compile(
     r"|\b(?:question|request|prompt|statement|language) (?:is|contains|seems|appears|uses|"
     r"promotes) (?:\w+ ){0,2}(?:offensive|"
     r"inappropriate|harmful|hateful|based on|a (?:false|harmful))",
-    re.IGNORECASE,
 )
 ELSEWHERE = re.compile(
     r"\b(?:reach out|seek (?:help|professional|support|medical|legal|immediate)|contact (?:a|the|"
@@ -203,7 +198,6 @@ ELSEWHERE = re.compile(
     r"|\bif you (?:are|'re|have|need)\b[^.]{0,80}\b(?:struggl\w+|thoughts|crisis|distress|feeling|"
     r"concern\w*|conflict|help|"
     r"support)\b",
-    re.IGNORECASE,
 )
 # The vocabulary of a sermon: in the opening of an answer to anything else these words are rare.
 SERMON = re.compile(
@@ -214,33 +208,28 @@ SERMON = re.compile(
     r"wellbeing|individuals?|diversity|privacy|consent|prejudic\w*|bias\w*|values?|beliefs?|"
     r"peaceful\w*|constructive\w*|"
     r"important|crucial|essential|encourag\w+|promot\w+|wrong|crime|criminal|dangerous|serious)\b",
-    re.IGNORECASE,
 )
 KINDLY = re.compile(
     r"^(?:i(?:'m| am) (?:so |very |really |deeply )?sorry (?:to hear|that you|you(?:'re| are)|"
     r"for your)|i (?:can |do )?(?:understand|"
     r"appreciate|hear|see)\b|thank(?:s| you)|it(?:'s| is) (?:understandable|natural|normal|"
     r"okay) (?:to|that)|that sounds)",
-    re.IGNORECASE,
 )
 TURN = re.compile(
     r"^(?:however|that said|that being said|but |instead|nevertheless|nonetheless|having said that|"
     r"in general|generally|here(?:'s| is| are)|what i can|"
     r"i can(?: however)? (?:tell|offer|share|give|provide|explain|suggest)|with that in mind|"
     r"if you (?:still|do)|some |for (?:educational|fiction))",
-    re.IGNORECASE,
 )
 BUT = re.compile(
     r"\b(?:but|however|though|instead),? (?:here|i can|i could|you (?:can|could)|in general)\b|"
     r", (?:however|though|instead),",
-    re.IGNORECASE,
 )
 GIVES = re.compile(
     r"^(?:sure|certainly|of course|absolutely|yes\b|yeah|here (?:is|are|'s)|here's|okay|great question|happy to help|"
     r"no problem)",
-    re.IGNORECASE,
 )
-LETTER = re.compile(r"^(?:dear|hi|hello|subject:|to whom)\b[^.!?\n]{0,60}[,:\n]", re.IGNORECASE)
+LETTER = re.compile(r"^(?:dear|hi|hello|subject:|to whom)\b[^.!?\n]{0,60}[,:\n]")
 QUOTED = re.compile(
     r"```.*?(?:```|\Z)|“[^”]{4,400}”|(?<![A-Za-z0-9])\"[^\"\n]{4,400}\"|^>.*$", re.DOTALL | re.MULTILINE
 )
@@ -259,9 +248,8 @@ DISTANT = re.compile(
     r"(?:\w+ ){1,4}(?:is|are) (?:never|not|a serious|a sensitive|a complex|illegal|unethical|wrong|harmful)\b|"
     r"(?:using|making|creating|engaging|discriminating|spreading|sharing|treating|judging)\b|we (?:should|must|all)\b|"
     r"(?:everyone|every|all) (?:\w+ ){0,2}(?:deserves?|should|has|have|is|are)\b)",
-    re.IGNORECASE,
 )
-EXPLAINS = re.compile(r"\b(?:because|since|due to)\b", re.IGNORECASE)
+EXPLAINS = re.compile(r"\b(?:because|since|due to)\b")
 HINT = re.compile(
     r"can(?:no|')?t|can no|could ?n|would ?n|say no|uncomfortable|\bcan not|won't|will not|unable|"
     r"not (?:able|going|allowed|permitted|programmed|something|comfortable|appropriate|okay|ethical|"
@@ -272,5 +260,4 @@ HINT = re.compile(
     r"important|essential|please|consider|confidential|justif|let's|stereotyp|computer program|"
     r"disrespect|offensive|hurtful|violence|not possible|impossible|misused|strive|wrong|crime|"
     r"no way|pass on|my answer is",
-    re.IGNORECASE,
 )
