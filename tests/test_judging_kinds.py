@@ -12,11 +12,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rlaif.judge import refusal
+from rlaif import pipeline
+from rlaif.errors import TooManyFailures
+from rlaif.judge import check, checkers, refusal
 from rlaif.llm import wire
+from rlaif.llm.server import Engines
+from rlaif.run.directory import Run
+from rlaif.settings import load
 from tests.conftest import read_jsonl, write_jsonl
 from tests.judging import judge_by, material, words
 from tests.scripted import ScriptedServer, with_probabilities
+from tests.test_pipeline import Quiet
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., ScriptedServer]
@@ -187,3 +193,33 @@ def test_a_new_judge_can_be_written_checked_locked_and_used(serve: Serve, rlaif:
     assert "Raise version" in done.stderr
     listed = rlaif("judges", "list", cwd=tmp_path).stdout
     assert all(f"my-{kind}" in listed for kind in ("compare", "rate", "classify", "reward"))
+
+
+def test_an_answer_that_a_checker_breaks_on_has_no_score_and_its_pair_no_label(
+    rlaif: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(text: str, pattern: str) -> bool:
+        if "slow" in text:
+            raise TimeoutError("regex timed out")
+        return "," in text
+
+    monkeypatch.setattr(checkers, "matches", breaks)
+    monkeypatch.setattr(check, "SAMPLE", "a plain text")
+    check._prepared.cache_clear()
+    answers = {"p": ["a, b", "slow"], "q": ["c, d", "c d"]}
+    rows = [{"prompt": prompt, "responses": told, "checks": NO_COMMA} for prompt, told in answers.items()]
+    run = Run(import_rows(rlaif, tmp_path, rows))
+    config = load(run.path, {"judge.judges": ["check"]})
+    said = r"1 check; [\s\S]*check 1 \(regex\) of prompt .* broke: TimeoutError"
+    with Engines(run.log, config.client, lambda line: None) as engines, pytest.raises(TooManyFailures, match=said):
+        pipeline.judge(run, config, Quiet(), engines)
+    told = {row["prompt"]: (row["outcome"], row["p_a"]) for row in pairs(run.path)}
+    assert sorted(outcome for outcome, _ in told.values()) == ["unparsed", "win"]
+    assert [p for outcome, p in told.values() if outcome == "unparsed"] == [None]
+    failed = [line for line in read_jsonl(run.journal_path("verdicts")) if "error" in line]
+    assert [line["kind"] for line in failed] == ["check"]
+    monkeypatch.undo()
+    check._prepared.cache_clear()
+    with Engines(run.log, config.client, lambda line: None) as engines:
+        pipeline.judge(run, config, Quiet(), engines)  # mended: what was owed is evaluated now
+    assert {row["outcome"] for row in pairs(run.path)} == {"win"}
