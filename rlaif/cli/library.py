@@ -135,7 +135,7 @@ def _show_exam(result: Result, json: bool) -> None:
         if value is not None:
             figures = (f"{number:.3f}" if abs(number) < 10 else f"{number:,.0f}"
                        for number in (value.value, value.low, value.high))  # fmt: skip
-            console.put("{:<28} {:>8} [{}, {}]  n = {:,}".format(name, *figures, value.n))
+            console.put("{:<30} {:>7} [{}, {}]  n = {:,}".format(name, *figures, value.n))
     if result.reliability:
         console.put("\nreliability: | how sure, o how often right, - its interval")
         for line in exam.plot(result.reliability):
