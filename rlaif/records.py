@@ -243,17 +243,26 @@ class Verdict(Record):
 
 
 class Review(Record):
-    """One person's label of one pair. ``preferred`` is already in the pair's own a/b; null for tie, both bad, skip."""
+    """One person's label of one pair. ``preferred`` is already in the pair's own a/b; null for tie, both bad, skip.
+
+    ``edited`` is a better answer that the person wrote, ``sure`` how sure they are (1 a guess, 3 certain), ``seconds``
+    how long the pair was looked at. An adjudicator's label outranks everybody's. Route ``gold`` is a pair with a known
+    label that tests the people: it stands in no table of pairs and never enters the dataset.
+    """
 
     key: str
     pair_id: str
     prompt_id: str
     annotator: str
+    role: Literal["annotator", "adjudicator"] = "annotator"
     choice: Choice
     left: Side
     preferred: Side | None
     comment: str = ""
-    route: Route
+    edited: str | None = None
+    sure: int | None = Field(default=None, ge=1, le=3)
+    seconds: float | None = Field(default=None, ge=0)
+    route: Route | Literal["gold"]
     inclusion_probability: float | None = None
     at: float = Field(default_factory=time.time)
 

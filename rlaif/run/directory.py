@@ -165,14 +165,18 @@ class Run:
     # The lock
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, part: Literal["run", "reviews"] = "run") -> Iterator[None]:
         """Hold the run's lock. The kernel drops it when the process dies, however it dies.
+
+        The reviews journal has a lock of its own, held for the moment of a write: people go on labelling while a
+        night's judging or training holds the run, and a page left open keeps nothing from starting.
 
         Raises :class:`RunError` naming the process that holds it.
         """
+        name = ".lock" if part == "run" else ".lock-reviews"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunError(f"cannot be written to: {error.strerror}", where=str(self.path)) from None
         try:

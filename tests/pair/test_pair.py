@@ -260,7 +260,10 @@ def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) 
         }
     )
     pairs.write_parquet(tmp_path / "pairs.parquet")
-    labels = pl.DataFrame({"pair_id": ["2", "3", "4"], "label": ["b", "tie", "disagreement"]})
+    labels = merge.human_labels(
+        reviews(("2", "ada", "left", "b", 1.0), ("3", "ada", "tie", None, 1.0),
+                ("4", "ada", "left", "a", 1.0), ("4", "bob", "left", "b", 1.0))
+    )  # fmt: skip
     models = pl.DataFrame({"key": ["x", "y"], "model": ["small", "large"]})
     prompts = pl.DataFrame(
         {"prompt_id": [f"p{i}" for i in range(n)], "tags": [["t"]] * n, "tools": [None] * n, "calls": [False] * n},
@@ -284,7 +287,10 @@ def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) 
         "chosen_model": "small",
         "rejected_model": "large",
         "tags": ["t"],
+        "decided": "judges",
+        "labels": 0,
     }
+    assert (rows["2"]["decided"], rows["2"]["labels"]) == ("single", 1)
     assert rows["2"]["source"] == "human"
     assert rows["2"]["chosen"][0]["content"] == "right"
     assert (rows["2"]["margin"], rows["2"]["chosen_model"]) == (-2.0, "large")
@@ -304,7 +310,7 @@ def test_the_split_is_by_prompt(tmp_path: Path) -> None:
         {"prompt_id": [f"p{i}" for i in range(100)], "tags": [[]] * 100, "tools": [None] * 100, "calls": [False] * 100},
         schema_overrides={"tools": pl.String, "tags": pl.List(pl.String)},
     )
-    labels = pl.DataFrame(schema={"pair_id": pl.String, "label": pl.String})
+    labels = merge.human_labels(reviews())
     models = pl.DataFrame({"key": ["x", "y"], "model": ["m", "m"]})
     merge.merge(tmp_path / "pairs.parquet", labels, models, prompts, tmp_path / "set", seed=0, test_share=0.2)
     train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))

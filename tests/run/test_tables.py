@@ -38,7 +38,8 @@ RECORDS: dict[str, Any] = {
                         order="ba", aspect="z", sample=2, p_a=0.75, score=3.5, variance=0.5, mass=0.9, reply="A",
                         flags=["f"], prompt_tokens=1, cached_tokens=2, completion_tokens=3, usd=0.5, at=3.5),
     "REVIEWS": Review(key=key(1), pair_id="1", prompt_id="p", annotator="n", choice="left", left="b", preferred="b",
-                      comment="c", route="audit", inclusion_probability=0.1, at=4.5),
+                      role="adjudicator", comment="c", edited="e", sure=2, seconds=1.5, route="audit",
+                      inclusion_probability=0.1, at=4.5),
 }  # fmt: skip
 
 
