@@ -139,6 +139,31 @@ class PairsConfig(Section):
     test_share: float = Field(default=0.05, ge=0, lt=1)
 
 
+class ReviewConfig(Section):
+    """Who labels the queue and how often. Gold pairs and second labels need people with links (``annotators``)."""
+
+    annotators: list[Annotated[str, Field(min_length=1)]] = []
+    lead: str = Field(default="lead", min_length=1)
+    labels: int = Field(default=1, ge=1, le=9)
+    overlap: float = Field(default=0.15, ge=0, le=1)
+    gold: str | None = None
+    gold_share: float = Field(default=0.05, ge=0, le=0.5)
+    guidelines: str | None = None
+
+    @field_validator("annotators", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        return [name.strip() if isinstance(name, str) else name for name in names] if isinstance(names, list) else names
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> ReviewConfig:
+        names = [*self.annotators, self.lead]
+        if len(set(names)) < len(names):
+            raise ValueError("every annotator and the lead need a name of their own")
+        return self
+
+
 class TrainConfig(Section):
     """What training is asked to do.
 
@@ -198,6 +223,7 @@ class Config(Section):
     judge: JudgeConfig = JudgeConfig()
     judges: list[JudgeEntry] = []
     pairs: PairsConfig = PairsConfig()
+    review: ReviewConfig = ReviewConfig()
     train: TrainConfig = TrainConfig()
     client: ClientConfig = ClientConfig()
 

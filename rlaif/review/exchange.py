@@ -256,20 +256,20 @@ def _summary(faults: list[_Fault]) -> InputError:
 
 def _journal(run: Run, labels: Iterable[_Label], annotator: str) -> dict[str, int]:
     """Write what is new into the reviews journal."""
-    import polars as pl
-
     counts = {"added": 0, "changed": 0, "unchanged": 0}
     chosen = [(found, found.choice) for found in labels if found.choice is not None]
     if not chosen:
         return counts
-    with run.writing():
+    with run.writing("reviews"):
         # Read under the lock: another import may have just ended.
-        mine = newest(run.reviews().filter(pl.col("annotator") == annotator))
+        mine = newest(run.reviews()).filter(annotator=annotator, role="annotator")
         before = {row["pair_id"]: row for row in mine.iter_rows(named=True)}
         records = []
         for found, choice in chosen:
             old = before.get(found.item.pair_id)
-            record = label(found.item, annotator=annotator, choice=choice, comment=found.comment, before=old)
+            # What a file cannot say stays as it was said on the page, for as long as the choice does.
+            kept = {name: old[name] for name in ("edited", "sure")} if old and old["choice"] == choice else {}
+            record = label(found.item, annotator=annotator, choice=choice, comment=found.comment, before=old, **kept)
             if record is None:
                 counts["unchanged"] += 1
             else:

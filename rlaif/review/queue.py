@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
     from rlaif.run.directory import Run
 
+Role = Literal["annotator", "adjudicator"]
 ROUTES = ("audit", "targeted")
 """The routes of ``tables/pairs.parquet`` that lead to people."""
 
-COLUMNS = ("pair_id", "prompt_id", "prompt", "response_a", "response_b", "route", "inclusion_probability")
-"""The columns of ``tables/pairs.parquet`` that reviewing needs."""
+COLUMNS = ("pair_id", "prompt_id", "prompt", "response_a", "response_b", "route", "inclusion_probability",
+           "p_a", "preferred", "route_reason")  # fmt: skip
+"""The columns of ``tables/pairs.parquet`` that reviewing needs; the last three only after a person has chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Item:
     left: str
     right: str
     left_is: Side
-    route: Route
+    route: Route | Literal["gold"]
     inclusion_probability: float | None
 
 
@@ -104,48 +106,68 @@ def _said(message: Mapping[str, Any]) -> str:
 
 
 def newest(reviews: pl.DataFrame) -> pl.DataFrame:
-    """One row for each annotator and pair: the label that counts."""
-    ordered = reviews.sort("at", maintain_order=True)
-    return ordered.unique(["annotator", "pair_id"], keep="last", maintain_order=True)
+    """One row for each annotator, role and pair: the label that counts."""
+    import polars as pl
+
+    ordered = reviews.with_columns(pl.col("role").fill_null("annotator")).sort("at", maintain_order=True)
+    return ordered.unique(["annotator", "role", "pair_id"], keep="last", maintain_order=True)
 
 
 def label(
-    item: Item, *, annotator: str, choice: Choice, comment: str = "", before: Mapping[str, Any] | None = None
+    item: Item,
+    *,
+    annotator: str,
+    choice: Choice,
+    comment: str = "",
+    edited: str | None = None,
+    sure: int | None = None,
+    seconds: float | None = None,
+    role: Role = "annotator",
+    before: Mapping[str, Any] | None = None,
 ) -> Review | None:
     """The record of a label, or None where ``before`` (the newest of this annotator for the pair) says the same.
 
-    The key hangs on the label before it, so that going back to an earlier choice is a record of its own.
+    The key hangs on the label before it, so that going back to an earlier choice is a record of its own. How long it
+    took is no part of what was said.
     """
-    comment = clean(comment).strip()
-    if before is not None and (before["choice"], before["left"], before["comment"] or "") == (
-        choice,
-        item.left_is,
-        comment,
-    ):
+    said = {
+        "choice": choice,
+        "left": item.left_is,
+        "comment": clean(comment).strip(),
+        "edited": clean(edited).replace("\r\n", "\n") if edited and edited.strip() else None,
+        "sure": sure,
+    }
+    if before is not None and said == {name: before.get(name) or None for name in said} | {
+        "comment": before["comment"] or ""
+    }:
         return None
     other: Side = "b" if item.left_is == "a" else "a"
     preferred: dict[str, Side] = {"left": item.left_is, "right": other}
+    # What is not said is no part of the key, so that a file and the page give one label one key.
+    extra = {name: said[name] for name in ("edited", "sure") if said[name] is not None}
+    extra |= {"role": role} if role != "annotator" else {}
     key = key_of(
         pair_id=item.pair_id,
         annotator=annotator,
         choice=choice,
         left=item.left_is,
-        comment=comment,
+        comment=said["comment"],
         before=before["key"] if before else None,
+        **extra,
     )
     return Review(
         key=key,
         pair_id=item.pair_id,
         prompt_id=item.prompt_id,
         annotator=annotator,
-        choice=choice,
-        left=item.left_is,
+        role=role,
         preferred=preferred.get(choice),
-        comment=comment,
+        seconds=seconds,
         route=item.route,
         inclusion_probability=item.inclusion_probability,
         # A clock that was set back must not make a newer label the older one.
         at=max(time.time(), before["at"] + 1e-3) if before else time.time(),
+        **said,
     )
 
 

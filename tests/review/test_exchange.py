@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rlaif.errors import InputError, RlaifError, RunError, UsageError
 from rlaif.review.cells import from_cell, to_cell
 from rlaif.review.exchange import ImportResult, export_queue, import_reviews
-from rlaif.review.queue import left_side, newest, prompt_text, queue
+from rlaif.review.queue import item, label, left_side, newest, prompt_text, queue
 from rlaif.review.sheets import COLUMNS
 from rlaif.run.directory import Run
 
@@ -409,11 +409,27 @@ def test_a_pair_that_is_no_longer_queued_still_takes_its_label(run: Run) -> None
     assert set(run.reviews()["route"]) == {"judge"}
 
 
-def test_a_locked_run_takes_no_labels(run: Run) -> None:
+def test_one_writer_of_labels_at_a_time_and_a_night_of_judging_is_none(run: Run) -> None:
     path = fill(exported(run), lambda _: "left")
-    with run.writing(), pytest.raises(RunError, match="locked"):
+    with run.writing("reviews"), pytest.raises(RunError, match="locked"):
         load(run, path)
     assert run.reviews().is_empty()
+    with run.writing():
+        assert counts(load(run, path))[0] == 4
+
+
+def test_a_file_keeps_what_only_the_page_can_say(run: Run) -> None:
+    """An edit and how sure somebody was stay while the choice does, and go with it."""
+    path = fill(exported(run), lambda _: "left")
+    row = run.pairs().filter(pl.col("route") == "audit").row(0, named=True)
+    said = label(item(row, annotator="ann", seed=SEED), annotator="ann", choice="left", edited="Better.", sure=3)
+    assert said
+    with run.writing("reviews"), run.journal("reviews") as journal:
+        journal.append([said])
+    assert counts(load(run, path))[:3] == (3, 0, 1)
+    fill(path, lambda _: "right")
+    assert counts(load(run, path))[:3] == (0, 4, 0)
+    assert newest(run.reviews())["edited"].to_list() == [None] * 4
 
 
 # Bad rows

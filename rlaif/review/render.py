@@ -1,0 +1,191 @@
+"""A model's answer as HTML that only shows: no script, no request, nothing invisible.
+
+Contract: :func:`to_html` gives HTML of the elements and attributes listed here and of no others, whatever the text
+says. Markup in the text is shown as text. Images are never loaded: their description and address are shown. A link
+opens only http, https or mailto, in a page of its own that learns nothing of this one, and its host is written beside
+it. Characters that change how other text looks (terminal codes, right-to-left overrides, invisible tags) are shown by
+name: :func:`visible`. Code is coloured by class names; TeX becomes MathML, or stays as it is where it cannot.
+
+A text longer than ``MARKDOWN_LIMIT`` characters is not parsed: None, and the page shows it as plain text.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from rlaif.errors import MissingPart
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.renderer import RendererHTML
+    from markdown_it.rules_inline import StateInline
+
+MARKDOWN_LIMIT = 40_000
+TEX_LIMIT = 2_000
+
+_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
+# Embeddings, overrides and isolates turn the text around them; C1 codes, zero-width and tag characters hide in it.
+# Joiners (U+200C, U+200D) stay: emoji and several scripts are written with them.
+_HIDDEN = [
+    *range(0x80, 0xA0), 0xAD, 0x200B, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,
+    *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080),
+]  # fmt: skip
+_VISIBLE = _PICTURES | {code: f"[U+{code:04X}]" for code in _HIDDEN}
+
+TAGS = set(
+    "a blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr li ol p pre s small span strong table tbody td th "
+    "thead tr ul math menclose mfenced mfrac mi mn mo mover mpadded mphantom mroot mrow ms mspace msqrt mstyle msub "
+    "msubsup msup mtable mtd mtext mtr munder munderover mmultiscripts mprescripts".split()
+)
+ATTRIBUTES = {
+    "a": {"href", "title", "target"},
+    "code": {"class"},
+    "span": {"class"},
+    "pre": {"class", "tabindex"},
+    "div": {"class", "tabindex"},
+    "ol": {"start"},
+    "math": {"display", "alttext"},
+    "mo": {"stretchy", "fence", "form"},
+    "mstyle": {"displaystyle", "scriptlevel"},
+    "mspace": {"width"},
+    "mfrac": {"linethickness"},
+    "menclose": {"notation"},
+    "mtable": {"columnalign", "rowspacing", "columnspacing"},
+    "mover": {"accent"},
+}
+_MATHS = (("\\(", "\\)", False), ("\\[", "\\]", True), ("$$", "$$", True), ("$", "$", False))
+_DEFINES = re.compile(r"\\(?:def|let|newcommand|renewcommand|DeclareMathOperator|newenvironment)")
+
+
+def require() -> None:
+    """Raises :class:`MissingPart` where the packages of the review page are not installed."""
+    try:
+        import jinja2  # noqa: F401
+        import latex2mathml  # noqa: F401
+        import markdown_it  # noqa: F401
+        import nh3  # noqa: F401
+        import pygments  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingPart(
+            f"the review page needs {error.name}, which is not installed",
+            mend="Run: pip install 'rlaif[review]'. Or label in a spreadsheet: rlaif review RUN --export queue.csv",
+        ) from None
+
+
+def visible(text: str) -> str:
+    """``text`` with every character that hides or turns text shown by its picture or number; line ends as LF."""
+    text = text.replace("\r\n", "\n")
+    return text if text.isascii() and text.isprintable() else text.translate(_VISIBLE)
+
+
+def to_html(text: str) -> str | None:
+    """``text`` (Markdown) as safe HTML, or None where it is too long to be parsed."""
+    import nh3
+
+    if len(text) > MARKDOWN_LIMIT:
+        return None
+    html = _markdown().render(visible(text))
+    return nh3.clean(
+        html, tags=TAGS, attributes=ATTRIBUTES, url_schemes={"http", "https", "mailto"},
+        link_rel="noopener noreferrer nofollow",
+    )  # fmt: skip
+
+
+@cache
+def _markdown() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    parser.inline.ruler.before("escape", "maths", _maths)
+    parser.add_render_rule("maths", _render_maths)
+    parser.add_render_rule("image", _render_image)
+    parser.add_render_rule("link_open", _render_link)
+    parser.add_render_rule("link_close", _render_link_end)
+    parser.add_render_rule("fence", _render_code)
+    parser.add_render_rule("code_block", _render_code)
+    parser.add_render_rule("table_open", lambda *_: '<div class="wide" tabindex="0"><table>')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>")
+    return parser
+
+
+def _maths(state: StateInline, silent: bool) -> bool:
+    r"""``\( \)``, ``\[ \]``, ``$$ $$`` and ``$ $``, the last not where it may be an amount of money."""
+    source, start = state.src, state.pos
+    if source[start] not in "\\$":
+        return False
+    for opening, closing, display in _MATHS:
+        if not source.startswith(opening, start):
+            continue
+        begin = start + len(opening)
+        end = source.find(closing, begin, begin + TEX_LIMIT)
+        tex = source[begin:end] if end >= 0 else ""
+        if not tex.strip():
+            return False
+        after = source[end + 1 : end + 2]
+        if opening == "$" and (tex[0].isspace() or tex[-1].isspace() or "\n" in tex or after.isdigit()):
+            return False
+        if not silent:
+            token = state.push("maths", "math", 0)
+            token.content, token.meta = tex.strip(), {"display": display}
+        state.pos = end + len(closing)
+        return True
+    return False
+
+
+def _render_maths(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
+    from latex2mathml.converter import convert
+
+    tex, display = tokens[at].content, tokens[at].meta["display"]
+    written = f'<code class="tex">{_escape(tex)}</code>'
+    if _DEFINES.search(tex):  # a few nested definitions expand to more than fits into memory
+        return written
+    try:
+        return str(convert(tex, display="block" if display else "inline"))
+    except Exception:  # the converter raises whatever its parser trips over: then people read the source
+        return written
+
+
+def _render_image(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
+    token = tokens[at]
+    address = _escape(str(token.attrGet("src") or ""))
+    return f'<span class="image">[image: {_escape(token.content)}] <code>{address}</code></span>'
+
+
+def _render_link(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
+    return f'<a href="{_escape(str(tokens[at].attrGet("href") or ""))}" target="_blank">'
+
+
+def _render_link_end(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
+    opened = next(token for token in reversed(tokens[:at]) if token.type == "link_open")
+    href = str(opened.attrGet("href") or "")
+    try:
+        host = urlsplit(href).hostname or href
+    except ValueError:
+        host = href
+    return f'</a> <span class="host">({_escape(host)})</span>'
+
+
+def _render_code(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import TextLexer, get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    token = tokens[at]
+    language = (token.info or "").split()[0] if (token.info or "").strip() else ""
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False) if language else TextLexer(stripnl=False)
+    except ClassNotFound:
+        lexer = TextLexer(stripnl=False)
+    body = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
+    label = f'<span class="language">{_escape(language)}</span>' if language else ""
+    return f'<pre class="code" tabindex="0">{label}<code>{body}</code></pre>\n'
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
