@@ -4,12 +4,24 @@
     rounds.py     whom the judges are asked about, round by round
     plan.py       what a command would ask, for --dry-run
     build.py      tables/ and dataset/ from what the rounds gave
+    people.py     the review page, with the judges' rubrics and gold pairs
 
 Each command takes a run, its settings and a :class:`Watch` that is told what happens, holds the run's lock while it
 writes, and may be called again: what is journaled is not asked for twice.
 """
 
 from rlaif.pipeline.commands import Watch, generate, import_completions, judge, rebuild, train
+from rlaif.pipeline.people import review
 from rlaif.pipeline.plan import plan_generate, plan_judge
 
-__all__ = ["Watch", "generate", "import_completions", "judge", "plan_generate", "plan_judge", "rebuild", "train"]
+__all__ = [
+    "Watch",
+    "generate",
+    "import_completions",
+    "judge",
+    "plan_generate",
+    "plan_judge",
+    "rebuild",
+    "review",
+    "train",
+]

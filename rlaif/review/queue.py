@@ -71,9 +71,13 @@ def queue(pairs: pl.DataFrame, reviews: pl.DataFrame, *, annotator: str, seed: i
 
     done = reviews.filter(pl.col("annotator") == annotator).select("pair_id")
     waiting = pairs.filter(pl.col("route").is_in(ROUTES)).join(done, on="pair_id", how="anti", maintain_order="left")
-    places = [unit_interval(seed, "queue", pair_id, annotator) for pair_id in waiting["pair_id"]]
-    place = pl.Series("_place", places, dtype=pl.Float64)
-    return waiting.with_columns(place).sort("_place").drop("_place")
+    places = [place(seed, pair_id, annotator) for pair_id in waiting["pair_id"]]
+    return waiting.with_columns(pl.Series("_place", places, dtype=pl.Float64)).sort("_place").drop("_place")
+
+
+def place(seed: int, pair_id: str, annotator: str) -> float:
+    """Where a pair stands in this annotator's order."""
+    return unit_interval(seed, "queue", pair_id, annotator)
 
 
 def item(row: Mapping[str, Any], *, annotator: str, seed: int) -> Item:
@@ -95,11 +99,12 @@ def item(row: Mapping[str, Any], *, annotator: str, seed: int) -> Item:
 def prompt_text(messages: list[dict[str, Any]]) -> str:
     """The prompt for a reader: a single user turn as it is; otherwise every turn under its ``[role]``."""
     if len(messages) == 1 and messages[0]["role"] == "user":
-        return _said(messages[0])
-    return "\n\n".join(f"[{message['role']}]\n{_said(message)}" for message in messages)
+        return turn_text(messages[0])
+    return "\n\n".join(f"[{message['role']}]\n{turn_text(message)}" for message in messages)
 
 
-def _said(message: Mapping[str, Any]) -> str:
+def turn_text(message: Mapping[str, Any]) -> str:
+    """What a turn says: its text, and its tool calls as JSON."""
     parts = [message.get("content") or ""]
     parts += [orjson.dumps(call.get("function", call)).decode() for call in message.get("tool_calls") or []]
     return "\n".join(part for part in parts if part)

@@ -1,0 +1,91 @@
+// Words that differ between two answers, highlighted where they stand without touching the document.
+// Myers' greedy algorithm on words (Myers 1986), after a common beginning and end are taken away. Two texts that have
+// too little in common for it are compared by which words the other has at all.
+
+const MOST_EDITS = 1200;
+const WORD = /[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu;
+
+export const supported = typeof Highlight === "function" && CSS.highlights !== undefined;
+
+export function show(left, right) {
+  const [a, b] = [words(left), words(right)];
+  const [inA, inB] = differing(a.map((word) => word.text), b.map((word) => word.text));
+  CSS.highlights.set("differs", new Highlight(...ranges(a, inA), ...ranges(b, inB)));
+}
+
+export const hide = () => CSS.highlights.delete("differs");
+
+function words(root) {
+  const found = [];
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    for (const match of node.data.matchAll(WORD)) found.push({ text: match[0], node, start: match.index, end: match.index + match[0].length });
+  }
+  return found;
+}
+
+function ranges(list, marked) {
+  const found = [];
+  list.forEach((word, at) => {
+    if (!marked[at]) return;
+    const range = new StaticRange({ startContainer: word.node, startOffset: word.start, endContainer: word.node, endOffset: word.end });
+    found.push(range);
+  });
+  return found;
+}
+
+// Two arrays of flags: which words of a and of b have no counterpart in the other.
+export function differing(a, b) {
+  const [inA, inB] = [new Uint8Array(a.length), new Uint8Array(b.length)];
+  let start = 0;
+  while (start < a.length && start < b.length && a[start] === b[start]) start++;
+  let [endA, endB] = [a.length, b.length];
+  while (endA > start && endB > start && a[endA - 1] === b[endB - 1]) endA--, endB--;
+  inA.fill(1, start, endA);
+  inB.fill(1, start, endB);
+  const [middleA, middleB] = [a.slice(start, endA), b.slice(start, endB)];
+  if (!middleA.length || !middleB.length) return [inA, inB];
+  const common = alignment(middleA, middleB);
+  if (common) {
+    for (const [x, y] of common) (inA[start + x] = 0), (inB[start + y] = 0);
+  } else {
+    const [wordsA, wordsB] = [new Set(middleA), new Set(middleB)];
+    middleA.forEach((word, at) => (inA[start + at] = wordsB.has(word) ? 0 : 1));
+    middleB.forEach((word, at) => (inB[start + at] = wordsA.has(word) ? 0 : 1));
+  }
+  return [inA, inB];
+}
+
+function alignment(a, b) {
+  const most = Math.min(a.length + b.length, MOST_EDITS);
+  const reach = new Int32Array(2 * most + 3);
+  const trace = [];
+  for (let edits = 0; edits <= most; edits++) {
+    for (let k = -edits; k <= edits; k += 2) {
+      const at = k + most + 1;
+      let x = k === -edits || (k !== edits && reach[at - 1] < reach[at + 1]) ? reach[at + 1] : reach[at - 1] + 1;
+      while (x < a.length && x - k < b.length && a[x] === b[x - k]) x++;
+      reach[at] = x;
+      if (x >= a.length && x - k >= b.length) return walkBack(a, b, trace, edits, k);
+    }
+    trace.push(reach.slice(most + 1 - edits, most + 2 + edits));
+  }
+  return null;
+}
+
+function walkBack(a, b, trace, edits, k) {
+  const common = [];
+  let x = a.length;
+  for (; edits > 0; edits--) {
+    const before = trace[edits - 1];
+    const at = (of) => (Math.abs(of) <= edits - 1 ? before[of + edits - 1] : -1);
+    const down = k === -edits || (k !== edits && at(k - 1) < at(k + 1));
+    const from = down ? k + 1 : k - 1;
+    const begin = down ? at(from) : at(from) + 1;
+    while (x > begin) common.push([--x, x - k]);
+    x = at(from);
+    k = from;
+  }
+  while (x > 0) common.push([--x, x]);
+  return common;
+}
