@@ -46,9 +46,9 @@ class Quiet:
 
 def rows(n: int) -> list[dict[str, Any]]:
     """Prompts with two answers each; the one that says "good" is the one that the scripted judge prefers."""
-    topics = "bread rivers chess clouds maps tea bridges bees paper glass salt trains music wool stars".split()
-    return [{"prompt": f"Tell me thing number {i} about {topics[i % 15]}.",
-             "responses": [f"A **good** answer about {topics[i % 15]}, number {i}.", f"A poor one, number {i}."]}
+    topics = ["bread", "rivers", "chess", "clouds", "maps", "tea", "bridges", "bees", "paper", "glass", "salt"]
+    return [{"prompt": f"Tell me thing number {i} about {topics[i % 11]}.",
+             "responses": [f"A **good** answer about {topics[i % 11]}, number {i}.", f"A poor one, number {i}."]}
             for i in range(n)]  # fmt: skip
 
 
@@ -110,7 +110,7 @@ class PageServer:
         if data is not None:
             named.setdefault("Content-Type", "application/json")
         url = path if path.startswith("http") else f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data, named)  # noqa: S310
+        request = urllib.request.Request(url, data, named)
         try:
             with urllib.request.urlopen(request, timeout=20) as reply:
                 status, text, got = reply.status, reply.read(), dict(reply.headers)

@@ -1,0 +1,346 @@
+"""The review page in a real Chromium, through the command as people give it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlaif.records import unit_interval
+from rlaif.run.directory import Run
+from tests.conftest import needs, read_jsonl
+from tests.reviewing import AXE, CHROMIUM, FLAGS, PageServer, judged_run, needs_browser, rows
+
+KEYS = ["ArrowLeft", "ArrowRight", "t", "b", "ArrowLeft", "s"]
+CHOICES = {"ArrowLeft": "left", "ArrowRight": "right", "t": "tie", "b": "both_bad", "s": "skip"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    needs("playwright")
+    needs_browser()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+class Tab:
+    """A tab of one person. What its console says is kept, and must be nothing at the end of the test."""
+
+    def __init__(self, context: Any, link: str) -> None:
+        self.page = context.new_page()
+        self.noise: list[str] = []
+        self.page.on("console", lambda message: self.noise.append(message.text))
+        self.page.on("pageerror", lambda error: self.noise.append(str(error)))
+        self.open(link)
+
+    def open(self, link: str) -> None:
+        self.page.goto(link)
+        self.settle()
+
+    def settle(self) -> None:
+        self.page.wait_for_selector("#pair:not([hidden]), #empty:not([hidden])")
+
+    @property
+    def prompt(self) -> str:
+        return str(self.page.inner_text("#prompt"))
+
+    def side(self, name: str) -> str:
+        return str(self.page.inner_text(f"#{name} .text"))
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.page.is_visible("#empty"))
+
+    def choose(self, key: str) -> None:
+        """Press a key and wait until the next pair is there."""
+        before = self.prompt
+        self.page.keyboard.press(key)
+        self.page.wait_for_function(
+            "before => document.getElementById('prompt').innerText !== before"
+            " || !document.getElementById('empty').hidden", arg=before,
+        )  # fmt: skip
+
+
+def tab(browser: Any, link: str, **options: Any) -> Tab:
+    return Tab(browser.new_context(**options), link)
+
+
+def reviews(run: Run) -> list[dict[str, Any]]:
+    return read_jsonl(run.journal_path("reviews")) if run.journal_path("reviews").exists() else []
+
+
+def said_of(run: Run) -> dict[str, tuple[str, str | None]]:
+    """By prompt: the choice, and the text of the answer that was preferred."""
+    pairs = {row["pair_id"]: row for row in run.pairs().iter_rows(named=True)}
+    found = {}
+    for label in reviews(run):
+        row, side = pairs[label["pair_id"]], label.get("preferred")
+        found[json.loads(row["prompt"])[-1]["content"]] = (label["choice"], row[f"response_{side}"] if side else None)
+    return found
+
+
+def test_fifty_pairs_by_keyboard_over_a_killed_server(browser: Any, tmp_path: Path, rlaif: Any) -> None:
+    """Every key that was pressed is a label, none is doubled, and the dataset holds exactly what people chose."""
+    run = judged_run(tmp_path / "run", rows(50))
+    pressed: dict[str, tuple[str, str | None]] = {}
+    server = PageServer(run.path, "--annotator", "ada")
+    person = tab(browser, server.links["ada"])
+
+    def press(key: str) -> None:
+        choice = CHOICES[key]
+        pressed[person.prompt] = (choice, person.side(choice) if choice in ("left", "right") else None)
+        person.choose(key)
+
+    for number in range(20):
+        press(KEYS[number % len(KEYS)])
+    server.kill()
+    # Nobody answers: the page says so, keeps the choice, and stays where it is.
+    here = person.prompt
+    pressed[here] = ("left", person.side("left"))
+    person.page.keyboard.press("ArrowLeft")
+    person.page.wait_for_selector("#trouble:not([hidden])")
+    assert person.prompt == here
+    assert len(reviews(run)) == 20
+    with PageServer(run.path, "--annotator", "ada", port=server.port):
+        person.page.wait_for_function("before => document.getElementById('prompt').innerText !== before", arg=here)
+        assert person.page.is_hidden("#trouble")
+        for number in range(21, 50):
+            press(KEYS[number % len(KEYS)])
+        assert person.is_over
+        assert "50 pairs" in person.page.inner_text("#empty-text")
+    assert [noise for noise in person.noise if "ERR_CONNECTION_REFUSED" not in noise] == []
+    assert len(reviews(run)) == len({label["pair_id"] for label in reviews(run)}) == 50
+    rendered = {
+        prompt: (choice, text.replace("**", "") if text else None) for prompt, (choice, text) in said_of(run).items()
+    }
+    assert rendered == pressed
+    rlaif("review", run.path, "--merge")
+    data = pl.concat(pl.read_parquet(run.dataset / f"{name}.parquet") for name in ("train", "test"))
+    assert set(data["source"]) == {"human"}
+    chosen = {
+        row["prompt"][-1]["content"]: row["chosen"][0]["content"].replace("**", "")
+        for row in data.iter_rows(named=True)
+    }
+    assert chosen == {prompt: text for prompt, (choice, text) in pressed.items() if choice in ("left", "right")}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return judged_run(tmp_path_factory.mktemp("judged") / "run", rows(30))
+
+
+@pytest.fixture
+def run(judged: Run) -> Iterator[Run]:
+    """The judged run without labels."""
+    yield judged
+    judged.journal_path("reviews").unlink(missing_ok=True)
+
+
+def test_what_was_typed_survives_reload_back_and_undo(browser: Any, run: Run) -> None:
+    with PageServer(run.path, "--annotator", "ada") as server:
+        ada = tab(browser, server.links["ada"])
+        first, keys = ada.prompt, ada.page.keyboard
+        keys.press("c")
+        keys.type("left out the year: a t b s 1")  # typing is no choosing
+        keys.press("Escape")
+        keys.press("e")
+        keys.type("A better answer,\nin two lines.")
+        keys.press("Escape")
+        keys.press("3")
+        ada.page.reload()
+        ada.settle()
+        ada.page.goto("about:blank")
+        ada.page.go_back()
+        ada.settle()
+        assert ada.prompt == first
+        assert ada.page.input_value("#comment") == "left out the year: a t b s 1"
+        assert ada.page.input_value("#edited") == "A better answer,\nin two lines."
+        assert reviews(run) == []
+        ada.choose("ArrowRight")
+        second = ada.prompt
+        label = reviews(run)[0]
+        assert (label["choice"], label["sure"], label["edited"]) == ("right", 3, "A better answer,\nin two lines.")
+        assert ada.page.input_value("#comment") == ""
+        # Undo goes back to what was said, and another choice replaces it.
+        ada.choose("u")
+        assert ada.prompt == first
+        assert ada.page.input_value("#comment") == "left out the year: a t b s 1"
+        assert ada.page.get_attribute("[data-choice=right]", "aria-pressed") == "true"
+        ada.choose("ArrowLeft")
+        assert ada.prompt == second
+        ada.choose("u")
+        ada.choose("n")  # on again, nothing said
+        assert ada.prompt == second
+        assert [label["choice"] for label in reviews(run)] == ["right", "left"]
+        assert ada.noise == []
+
+
+def test_the_judges_opinion_and_the_side_keys_show_only_after_the_choice(browser: Any, run: Run) -> None:
+    with PageServer(run.path, "--annotator", "ada") as server:
+        ada = tab(browser, server.links["ada"])
+        ada.page.keyboard.press("j")
+        assert ada.page.is_hidden("#verdict")
+        left_is_good = "good" in ada.side("left")
+        ada.choose("t")
+        ada.page.keyboard.press("j")
+        assert ada.page.inner_text("#verdict").startswith(
+            f"The pair before: The judges preferred the {'left' if left_is_good else 'right'} one, p = 0.90."
+        )
+        ada.page.keyboard.press("g")
+        assert "careful person would rather have received" in ada.page.inner_text("#guidelines")
+        ada.page.keyboard.press("Escape")
+        ada.page.keyboard.press("r")
+        assert "**good**" in ada.side("left") + ada.side("right")
+        ada.page.keyboard.press("d")
+        assert ada.page.evaluate("CSS.highlights.get('differs').size") > 0
+        ada.page.keyboard.press("?")
+        assert ada.page.is_visible("#keys")
+        assert ada.noise == []
+
+
+def test_everything_goes_by_mouse_too(browser: Any, run: Run) -> None:
+    with PageServer(run.path, "--annotator", "ada") as server:
+        ada = tab(browser, server.links["ada"])
+        left = ada.side("left")
+        for name in ("[data-sure='2']", "#write", "#from-left"):
+            ada.page.click(name)
+        assert ada.page.input_value("#edited").replace("**", "") == left
+        ada.page.fill("#edited", "Mine.")
+        ada.page.click("#edit-done")
+        ada.page.click("[data-choice=both_bad]")
+        ada.page.wait_for_function("() => document.getElementById('edited').value === ''")
+        label = reviews(run)[0]
+        assert (label["choice"], label["sure"], label["edited"]) == ("both_bad", 2, "Mine.")
+        for name in ("#undo", "#onward", "#say", "#diff", "#raw", "#guide", "#guide-close", "#judge", "#help"):
+            ada.page.click(name)
+            ada.page.wait_for_timeout(50)
+        ada.page.click("#keys-close")
+        assert ada.noise == []
+
+
+def test_two_people_and_two_tabs_share_the_queue_without_doubling(browser: Any, run: Run) -> None:
+    """Without overlap each pair goes to one person; all three tabs are empty when all pairs have one label."""
+    (run.path / "rlaif.toml").write_text("[review]\noverlap = 0\ngold_share = 0\n")
+    try:
+        with PageServer(run.path, "--annotators", "ada,bob") as server:
+            mine = browser.new_context()
+            tabs = [Tab(mine, server.links["ada"]), Tab(mine, server.links["ada"]), tab(browser, server.links["bob"])]
+            seen = []
+            assert len({person.prompt for person in tabs}) == 3
+            while not all(person.is_over for person in tabs):
+                for person in tabs:
+                    if not person.is_over:
+                        seen.append(person.prompt)
+                        person.choose("ArrowLeft")
+            assert len(seen) == len(set(seen)) == 30
+            assert {label["annotator"] for label in reviews(run)} == {"ada", "bob"}
+            assert [person.noise for person in tabs] == [[], [], []]
+    finally:
+        (run.path / "rlaif.toml").unlink()
+
+
+def test_overlap_gold_agreement_and_adjudication(browser: Any, run: Run) -> None:
+    (run.path / "rlaif.toml").write_text("[review]\noverlap = 0.4\ngold_share = 0.2\n")
+    double = {pair for pair in run.pairs()["pair_id"] if unit_interval(0, "overlap", pair) < 0.4}
+    try:
+        with PageServer(run.path, "--annotators", "ada,bob") as server:
+            for name, key in (("ada", "ArrowLeft"), ("bob", "ArrowLeft")):
+                person = tab(browser, server.links[name])
+                while not person.is_over:
+                    good = next(side for side in ("left", "right") if "good" in person.side(side) or side == "right")
+                    wants = good if name == "ada" else "left" if good == "right" else "right"
+                    person.choose("ArrowLeft" if wants == "left" else "ArrowRight")
+                assert person.noise == []
+            people: dict[str, set[str]] = {}
+            for label in reviews(run):
+                if label["route"] != "gold":
+                    people.setdefault(label["pair_id"], set()).add(label["annotator"])
+            assert {pair for pair, names in people.items() if len(names) == 2} == double
+            assert len(people) == 30
+            gold = [label for label in reviews(run) if label["route"] == "gold"]
+            assert gold
+            lead = browser.new_context().new_page()
+            lead.goto(server.links["lead"])
+            lead.wait_for_selector("#kappas td")
+            assert f"{len(double)} (0 adjudicated)" in lead.inner_text("#figures")
+            assert "ada and bob" in lead.inner_text("#kappas")
+            assert lead.inner_text("#people").count("(n = ") == 2  # gold results of both
+            lead.click("#adjudicate")
+            lead.wait_for_selector("#votes li")
+            assert {"ada", "bob"} == set(lead.locator("#votes b").all_inner_texts())
+            for _ in double:
+                before = lead.inner_text("#prompt")
+                lead.keyboard.press("ArrowLeft")
+                lead.wait_for_function("before => document.getElementById('prompt').innerText !== before"
+                                       " || !document.getElementById('empty').hidden", arg=before)  # fmt: skip
+            assert lead.is_visible("#empty")
+            assert sum(label["role"] == "adjudicator" for label in reviews(run)) == len(double)
+    finally:
+        (run.path / "rlaif.toml").unlink()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},
+        {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
+        {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "is_mobile": True, "has_touch": True},
+    ],
+    ids=["light", "dark", "phone"],
+)
+def test_no_serious_accessibility_finding(browser: Any, run: Run, options: dict[str, Any]) -> None:
+    """axe-core on the page as it opens, with everything unfolded, at its end, and on the lead's page."""
+    with PageServer(run.path, "--annotator", "ada") as server:
+        # axe is a script from elsewhere, which the page's policy rightly refuses: for this test alone it is let in.
+        context = browser.new_context(**options, bypass_csp=True)
+        ada = Tab(context, server.links["ada"])
+
+        def check(page: Any, what: str) -> None:
+            page.evaluate(AXE.read_text(encoding="utf-8"))
+            found = page.evaluate("axe.run(document)")
+            serious = [(rule["id"], rule["nodes"][0]["html"][:120]) for rule in found["violations"]
+                       if rule["impact"] in ("serious", "critical")]  # fmt: skip
+            assert not serious, what
+            assert len(found["passes"]) > 10
+
+        check(ada.page, "as it opens")
+        ada.choose("ArrowLeft")
+        for key in ("c", "Escape", "e", "Escape", "j", "d", "2"):
+            ada.page.keyboard.press(key)
+        ada.page.click("#say")
+        ada.page.click("#write")
+        check(ada.page, "unfolded")
+        ada.page.keyboard.press("Escape")
+        ada.page.click("#guide")
+        check(ada.page, "guidelines")
+        ada.page.keyboard.press("Escape")
+        ada.page.evaluate("document.getElementById('keys').showModal()")
+        check(ada.page, "keys")
+        ada.page.goto(server.links["lead"])
+        ada.page.wait_for_selector("#people td")
+        check(ada.page, "the lead's page")
+        assert ada.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out at the side"
+
+
+def test_a_full_disk_is_told_and_the_choice_is_sent_again(browser: Any, run: Run) -> None:
+    """The label's place is taken away and given back: the page waits, says why, and goes on by itself."""
+    with PageServer(run.path, "--annotator", "ada") as server:
+        ada = tab(browser, server.links["ada"])
+        path = run.journal_path("reviews")
+        path.mkdir()
+        here = ada.prompt
+        ada.page.keyboard.press("ArrowLeft")
+        ada.page.wait_for_selector("#trouble:not([hidden])")
+        assert "cannot be opened for writing" in ada.page.inner_text("#trouble")
+        assert ada.prompt == here
+        path.rmdir()
+        ada.page.wait_for_function("before => document.getElementById('prompt').innerText !== before", arg=here)
+        assert len(reviews(run)) == 1
