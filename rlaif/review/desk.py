@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 LEASE_S = 30 * 60.0
 """How long a pair that was shown and not labelled is kept for whom it was shown to."""
 
+OWN_LEASE_S = 60.0
+"""The same towards the person's own other tabs, which may have been closed."""
+
 Row = Mapping[str, Any]
 
 
@@ -143,12 +146,12 @@ class Desk:
 
     def _is_free(self, pair: str, person: Person, tab: str) -> bool:
         """Whether ``pair`` still wants a label when those who are looking at it have given theirs."""
-        now, leases = self._clock(), self._leases.get(pair, {})
-        looking = {
-            name for (name, other), until in leases.items() if until > now and (name, other) != (person.name, tab)
-        }
-        if person.name in looking:
-            return False  # in another tab
+        now, looking = self._clock(), set()
+        for (name, other), until in self._leases.get(pair, {}).items():
+            if name != person.name and until > now:
+                looking.add(name)
+            elif name == person.name and other != tab and until - LEASE_S + OWN_LEASE_S > now:
+                return False
         people = self._people.get(pair, set()) - {person.name}
         return len(people | looking) < self.rules.wanted(self.seed, pair)
 

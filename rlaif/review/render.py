@@ -6,7 +6,8 @@ opens only http, https or mailto, in a page of its own that learns nothing of th
 it. Characters that change how other text looks (terminal codes, right-to-left overrides, invisible tags) are shown by
 name: :func:`visible`. Code is coloured by class names; TeX becomes MathML, or stays as it is where it cannot.
 
-A text longer than ``MARKDOWN_LIMIT`` characters is not parsed: None, and the page shows it as plain text.
+A text longer than ``MARKDOWN_LIMIT`` characters, or nested absurdly deep, is not parsed: None, and the page shows it
+as plain text.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ ATTRIBUTES = {
     "mover": {"accent"},
 }
 _MATHS = (("\\(", "\\)", False), ("\\[", "\\]", True), ("$$", "$$", True), ("$", "$", False))
+# The parser leaves out what is nested deeper than it goes, and an answer must not hide a part of itself.
+_NESTING = 60
+_DEEP = re.compile(rf"^(?:[ \t]*(?:>|[-*+](?=[ \t])|\d{{1,9}}[.)](?=[ \t]))){{{_NESTING // 3},}}", re.MULTILINE)
 _DEFINES = re.compile(r"\\(?:def|let|newcommand|renewcommand|DeclareMathOperator|newenvironment)")
 
 
@@ -84,10 +88,10 @@ def visible(text: str) -> str:
 
 
 def to_html(text: str) -> str | None:
-    """``text`` (Markdown) as safe HTML, or None where it is too long to be parsed."""
+    """``text`` (Markdown) as safe HTML, or None where it is too long or too deep to be parsed."""
     import nh3
 
-    if len(text) > MARKDOWN_LIMIT:
+    if len(text) > MARKDOWN_LIMIT or _DEEP.search(text):
         return None
     html = _markdown().render(visible(text))
     return nh3.clean(
@@ -100,7 +104,9 @@ def to_html(text: str) -> str | None:
 def _markdown() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": _NESTING}).enable(
+        ["table", "strikethrough"]
+    )
     parser.inline.ruler.before("escape", "maths", _maths)
     parser.add_render_rule("maths", _render_maths)
     parser.add_render_rule("image", _render_image)

@@ -7,6 +7,7 @@ import { get, post, Refusal } from "./server.js";
 import { body, element, prompt } from "./text.js";
 
 const AHEAD = 4;
+const LOOK_AGAIN = 5000;
 const $ = (id) => document.getElementById(id);
 const SAID = { left: "left is better", right: "right is better", tie: "a tie", both_bad: "both bad", skip: "skipped" };
 
@@ -77,6 +78,16 @@ function end() {
     : "The queue is empty, or others have labelled what there is.";
   $("empty").hidden = false;
   $("empty").focus();
+  setTimeout(again, LOOK_AGAIN);
+}
+
+// Pairs come back that others skipped or left, and new ones from a night's judging.
+async function again() {
+  if (state.pair || state.busy) return;
+  await refill().catch(() => {});
+  if (state.pair || state.busy) return;
+  if (state.ahead.length) await move();
+  else setTimeout(again, LOOK_AGAIN);
 }
 
 function progress({ done, left }) {
