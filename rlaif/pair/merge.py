@@ -112,9 +112,9 @@ def merge(
     """Write dataset/train.parquet and test.parquet from tables/pairs.parquet.
 
     ``labels``: :func:`human_labels`; each row says who ``decided`` (judges | single | majority | adjudicated) and how
-    many people's ``labels`` stand behind it. ``models``: key, model. ``prompts``: prompt_id, tags, tools (JSON text or null),
-    calls (whether a turn carries tool calls). Turns have the fields for tool calls only where some prompt has them.
-    Read and written in pieces, so that memory does not grow with the run.
+    many people's ``labels`` stand behind it. ``models``: key, model. ``prompts``: prompt_id, tags, tools (JSON text or
+    null), calls (whether a turn carries tool calls). Turns have the fields for tool calls only where some prompt has
+    them. Read and written in pieces, so that memory does not grow with the run.
     """
     merged = Merged()
     with_tools = prompts["tools"].is_not_null().any()

@@ -178,7 +178,7 @@ def application(page: Page, host: str) -> Starlette:
     return Starlette(routes=routes, middleware=[Middleware(Guard, host=host)])
 
 
-class _Refused(Exception):  # noqa: N818
+class _Refused(Exception):
     def __init__(self, status: int, what: str, mend: str | None) -> None:
         super().__init__(what)
         self.status, self.what, self.mend = status, what, mend

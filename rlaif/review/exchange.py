@@ -5,6 +5,7 @@ which response stands on the left is fixed by seed, pair and annotator. CSV is R
 :mod:`rlaif.review.cells` says, so that a spreadsheet neither runs nor changes a model's answer; JSON Lines holds the
 texts as they are. An annotator fills in ``choice`` (left, right, tie, both_bad, skip; case and spaces do not matter)
 and, at will, ``comment``. An empty choice is a pair not labelled yet.
+Argilla's records and Label Studio's tasks: :mod:`rlaif.review.tools`.
 
 Contract of the import: with ``on_bad_row="stop"`` every row is checked before anything is written, and one error
 names the first bad row, how many share its fault, and how many more there are. With ``"skip"`` the bad rows come back
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +30,22 @@ from rlaif.errors import InputError, UsageError, did_you_mean
 from rlaif.records import Choice
 from rlaif.review.cells import to_cell
 from rlaif.review.queue import Item, annotator_name, item, label, newest, queue, read_pairs
-from rlaif.review.sheets import COLUMNS, FORMATS, Row, Sheet, read_sheet
+from rlaif.review.sheets import COLUMNS, FORMATS, Row, read_file, read_sheet
+from rlaif.review.sheets import Sheet as TextSheet
+from rlaif.review.tools import COMPANIONS, TOOLS, ToolSheet, read_tool_sheet, written
 
 if TYPE_CHECKING:
     from rlaif.run.directory import Run
 
+HOW_TO_LABEL: Mapping[Format, str] = {
+    **dict.fromkeys(("csv", "jsonl"), "Fill in choice (left, right, tie, both_bad, skip)"),
+    "argilla": "Log it with the settings beside it (docs/review.md), label, and write it with dataset.records.to_json",
+    "label-studio": "Import it into a project with the labelling config beside it, label, and export as JSON",
+}
 CHOICES: Mapping[str, Choice] = {choice: choice for choice in get_args(Choice)}
+Format = Literal["csv", "jsonl", "argilla", "label-studio"]
+ENDINGS: Mapping[str, str] = {**FORMATS, **dict.fromkeys(TOOLS, ".json")}
+Sheet = TextSheet | ToolSheet
 SPREADSHEET_CELL = 32_767
 """Characters that fit into a cell of the most used spreadsheet; it cuts what is longer without a word."""
 
@@ -68,14 +80,14 @@ class _Fault:
 
     @property
     def line(self) -> int:
-        return int(str(self.error.where).rpartition(":")[2])
+        return int(re.findall(r"\d+$", str(self.error.where))[0])
 
 
 def export_queue(
     run: Run,
     path: Path,
     *,
-    format: Literal["csv", "jsonl"],  # noqa: A002
+    format: Format,  # noqa: A002
     annotator: str,
     seed: int,
     bom: bool = False,
@@ -86,25 +98,29 @@ def export_queue(
     Off by default, as it becomes part of the first column's name for a program that reads plain UTF-8.
     Raises :class:`UsageError` rather than overwrite labels.
     """
-    if format not in FORMATS:
-        raise UsageError(f"no review file format is called {format!r}", mend=did_you_mean(format, FORMATS))
-    if path.suffix.lower() != FORMATS[format]:
+    if format not in ENDINGS:
+        raise UsageError(f"no review file format is called {format!r}", mend=did_you_mean(format, ENDINGS))
+    if path.suffix.lower() != ENDINGS[format]:
         raise UsageError(
-            f"the file's name does not end in {FORMATS[format]}",
+            f"the file's name does not end in {ENDINGS[format]}",
             where=str(path),
-            mend=f"The import knows a file by its extension: name it {path.with_suffix(FORMATS[format]).name}.",
+            mend=f"The import knows a file by its extension: name it {path.with_suffix(ENDINGS[format]).name}.",
         )
     _refuse_to_lose_labels(path)
     annotator = annotator_name(annotator)
     waiting = queue(read_pairs(run), run.reviews(), annotator=annotator, seed=seed)
     items = (item(row, annotator=annotator, seed=seed) for row in waiting.iter_rows(named=True))
-    write = _write_csv if format == "csv" else _write_jsonl
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        encoding = "utf-8-sig" if bom and format == "csv" else "utf-8"
-        with temporary.open("w", encoding=encoding, newline="") as file:
-            write(file, items)
+        if format == "argilla" or format == "label-studio":
+            records, companion = written(format, items)
+            temporary.write_bytes(records)
+            path.with_suffix(COMPANIONS[format]).write_bytes(companion)
+        else:
+            encoding = "utf-8-sig" if bom and format == "csv" else "utf-8"
+            with temporary.open("w", encoding=encoding, newline="") as file:
+                (_write_csv if format == "csv" else _write_jsonl)(file, items)
         temporary.replace(path)
     except OSError as error:
         raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from None
@@ -132,7 +148,7 @@ def _refuse_to_lose_labels(path: Path) -> None:
     mend = "Import it first and move it away, or export to another file."
     labelled = 0
     try:
-        for row in read_sheet(path).rows(()):
+        for row in _open(path).rows(()):
             if isinstance(row, InputError):
                 raise row
             labelled += bool(row.cells["choice"].strip() or row.cells["comment"].strip())
@@ -143,12 +159,24 @@ def _refuse_to_lose_labels(path: Path) -> None:
         raise UsageError(f"already exists and holds choices or comments in {labelled} rows", where=str(path), mend=mend)
 
 
+def _open(path: Path) -> Sheet:
+    return read_tool_sheet(path, read_file(path)) if path.suffix.lower() == ".json" else read_sheet(path)
+
+
 def import_reviews(
-    run: Run, path: Path, *, annotator: str, seed: int, on_bad_row: Literal["stop", "skip"] = "stop"
-) -> ImportResult:
-    """Add the labels in ``path`` to the run's reviews journal. Raises :class:`InputError` as the contract says."""
+    run: Run, path: Path, *, annotator: str, seed: int, on_bad_row: Literal["stop", "skip"] = "stop",
+    format: Format | None = None,  # noqa: A002
+) -> ImportResult:  # fmt: skip
+    """Add the labels in ``path`` to the run's reviews journal. Raises :class:`InputError` as the contract says.
+
+    What a file is, its extension and its content say; ``format`` only checks it.
+    """
     annotator = annotator_name(annotator)
-    sheet = read_sheet(path)
+    sheet = _open(path)
+    if (format and path.suffix.lower() != ENDINGS[format]) or (
+        isinstance(sheet, ToolSheet) and format not in (None, sheet.tool)
+    ):
+        raise InputError(f"not a file of the format {format}", where=str(path), mend="Leave --format away.")
     pairs = read_pairs(run, ids=sheet.candidates())
     shown = {row["pair_id"]: item(row, annotator=annotator, seed=seed) for row in pairs.iter_rows(named=True)}
     labels: list[_Label] = []
@@ -163,10 +191,10 @@ def import_reviews(
         else:
             faults.append(outcome)
             sheet.reject(row.line)
-    labels, repeats = _one_a_pair(path, labels)
+    labels, repeats = _one_a_pair(sheet, labels)
     faults = sorted(faults + repeats, key=lambda fault: fault.line)
     if faults and on_bad_row == "stop":
-        raise _summary(faults)
+        raise _summary(faults, sheet.unit)
     counts = _journal(run, labels, annotator)
     return ImportResult(
         added=counts["added"],
@@ -180,7 +208,7 @@ def import_reviews(
 
 def _read(sheet: Sheet, row: Row, shown: Item | None, annotator: str) -> _Label | _Fault:
     """What a row says, or what is wrong with it."""
-    where = f"{sheet.path}:{row.line}"
+    where = sheet.where(row.line)
     if shown is None:
         return _fault(
             "pair",
@@ -219,7 +247,7 @@ def _fault(kind: str, what: str, where: str, mend: str) -> _Fault:
     return _Fault(kind, InputError(what, where=where, mend=mend))
 
 
-def _one_a_pair(path: Path, labels: Iterable[_Label]) -> tuple[list[_Label], list[_Fault]]:
+def _one_a_pair(sheet: Sheet, labels: Iterable[_Label]) -> tuple[list[_Label], list[_Fault]]:
     """One row for each pair. Where the rows of a pair contradict each other, none of them stands."""
     rows_of: dict[str, list[_Label]] = {}
     for found in labels:
@@ -234,20 +262,20 @@ def _one_a_pair(path: Path, labels: Iterable[_Label]) -> tuple[list[_Label], lis
         for row in rows:
             if row is not stands:
                 other = next(other.line for other in rows if other is not row)
-                what = f"repeated pair_id {pair_id!r}: it stands in line {other} too"
+                what = f"repeated pair_id {pair_id!r}: it stands in {sheet.unit} {other} too"
                 mend = "Leave one row a pair." if agree else "The two choices differ: leave the row that is meant."
-                faults.append(_fault("repeated", what, f"{path}:{row.line}", mend))
+                faults.append(_fault("repeated", what, sheet.where(row.line), mend))
     return good, faults
 
 
-def _summary(faults: list[_Fault]) -> InputError:
+def _summary(faults: list[_Fault], unit: str) -> InputError:
     """One error for all: the first, the lines that share its fault, and the number of the rest."""
     first = faults[0]
     alike = [fault.line for fault in faults if fault.kind == first.kind]
     what = first.error.what
     if len(alike) > 1:
         lines = ", ".join(map(str, alike[:10])) + (", ..." if len(alike) > 10 else "")
-        what += f" ({len(alike)} rows with this fault: lines {lines})"
+        what += f" ({len(alike)} rows with this fault: {unit}s {lines})"
     if len(faults) > len(alike):
         what += f"; {len(faults) - len(alike)} more bad rows after other faults"
     mend = f"{first.error.mend} Nothing was imported; --on-bad-row skip leaves the bad rows out."

@@ -1,4 +1,4 @@
-"""The lead's numbers: pace, time, agreement among people, gold results. Read from a :class:`Desk`, nothing is written."""
+"""The lead's numbers: pace, time, agreement among people, gold results. Read from a desk, nothing is written."""
 
 from __future__ import annotations
 

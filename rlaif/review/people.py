@@ -20,7 +20,7 @@ from rlaif.errors import RunError
 from rlaif.records import unit_interval
 from rlaif.review.queue import Role, annotator_name
 
-SECRET_NAME = ".review-secret"
+SECRET_NAME = ".review-secret"  # noqa: S105
 
 
 @dataclass(frozen=True, slots=True)

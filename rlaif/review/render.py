@@ -36,11 +36,13 @@ _HIDDEN = [
 ]  # fmt: skip
 _VISIBLE = _PICTURES | {code: f"[U+{code:04X}]" for code in _HIDDEN}
 
-TAGS = set(
-    "a blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr li ol p pre s small span strong table tbody td th "
-    "thead tr ul math menclose mfenced mfrac mi mn mo mover mpadded mphantom mroot mrow ms mspace msqrt mstyle msub "
-    "msubsup msup mtable mtd mtext mtr munder munderover mmultiscripts mprescripts".split()
-)
+TAGS = {
+    "a", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p",
+    "pre", "s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
+    "math", "menclose", "mfenced", "mfrac", "mi", "mmultiscripts", "mn", "mo", "mover", "mpadded", "mphantom",
+    "mprescripts", "mroot", "mrow", "ms", "mspace", "msqrt", "mstyle", "msub", "msubsup", "msup", "mtable", "mtd",
+    "mtext", "mtr", "munder", "munderover",
+}  # fmt: skip
 ATTRIBUTES = {
     "a": {"href", "title", "target"},
     "code": {"class"},

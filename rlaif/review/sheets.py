@@ -48,6 +48,8 @@ class Row:
 class CsvSheet:
     """The rows of a CSV file after its header."""
 
+    unit = "line"
+
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         self._lines = list(io.StringIO(text, newline=""))
@@ -61,6 +63,9 @@ class CsvSheet:
         self._base = self._at = self._first
         self._reader = self._reader_at(self._first)
         self.ignored = tuple(name for name in self._columns if name and name not in COLUMNS)
+
+    def where(self, line: int) -> str:
+        return f"{self.path}:{line}"
 
     def same(self, cell: str, shown: str) -> bool:
         return same_text(cell, shown)
@@ -147,12 +152,16 @@ class JsonlSheet:
     """The rows of a JSON Lines file: one object a line."""
 
     ignored: tuple[str, ...] = ()
+    unit = "line"
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         if not text.strip():
             raise _empty(path)
         self._lines = text.split("\n")
+
+    def where(self, line: int) -> str:
+        return f"{self.path}:{line}"
 
     def same(self, cell: str, shown: str) -> bool:
         return cell == shown
@@ -192,20 +201,24 @@ Sheet = CsvSheet | JsonlSheet
 
 
 def read_sheet(path: Path) -> Sheet:
-    """The file at ``path``, by its extension. Raises :class:`InputError` where it cannot be a review file."""
+    """The CSV or JSON Lines file at ``path``, by its extension. Raises :class:`InputError` where it is neither."""
     extension = path.suffix.lower()
     if extension not in FORMATS.values():
         raise InputError(
-            f"cannot tell what {extension or 'a file without an extension'} is: a review file is .csv or .jsonl",
+            f"cannot tell what {extension or 'a file without an extension'} is: a review file is .csv or .jsonl, "
+            "or .json from Argilla or Label Studio",
             where=str(path),
             mend="In a spreadsheet, save it as CSV (UTF-8).",
         )
+    text = _decode(path, read_file(path))
+    return CsvSheet(path, text) if extension == ".csv" else JsonlSheet(path, text)
+
+
+def read_file(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    text = _decode(path, data)
-    return CsvSheet(path, text) if extension == ".csv" else JsonlSheet(path, text)
 
 
 def _decode(path: Path, data: bytes) -> str:

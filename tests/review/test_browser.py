@@ -252,7 +252,7 @@ def test_overlap_gold_agreement_and_adjudication(browser: Any, run: Run) -> None
     double = {pair for pair in run.pairs()["pair_id"] if unit_interval(0, "overlap", pair) < 0.4}
     try:
         with PageServer(run.path, "--annotators", "ada,bob") as server:
-            for name, key in (("ada", "ArrowLeft"), ("bob", "ArrowLeft")):
+            for name in ("ada", "bob"):
                 person = tab(browser, server.links[name])
                 while not person.is_over:
                     good = next(side for side in ("left", "right") if "good" in person.side(side) or side == "right")
