@@ -241,6 +241,73 @@ def test_the_newest_label_of_each_person_counts_and_people_must_agree() -> None:
     assert found == {"1": "b", "2": "a", "3": "disagreement", "4": "tie", "6": "both_bad"}
 
 
+def review(pair: str, name: str, preferred: str | None, choice: str = "left", **more: Any) -> dict[str, Any]:
+    return {"pair_id": pair, "annotator": name, "choice": choice, "preferred": preferred, "at": 1.0,
+            "edited": None, "role": "annotator", "route": "audit", **more}  # fmt: skip
+
+
+def test_a_majority_decides_and_an_adjudicator_outranks_it() -> None:
+    rows = [
+        *(review("majority", name, side) for name, side in (("ada", "a"), ("bob", "b"), ("cyd", "b"))),
+        *(review("split", name, side) for name, side in (("ada", "a"), ("bob", "b"))),
+        *(review("outranked", name, "a") for name in ("ada", "bob", "cyd")),
+        review("outranked", "lead", None, "tie", role="adjudicator"),
+        review("outranked", "lead", "b", role="adjudicator", at=2.0),
+        *(review("passed on", name, "a") for name in ("ada", "bob")),
+        review("passed on", "lead", None, "skip", role="adjudicator"),
+        review("gold", "ada", "a", route="gold"),
+        review("three ways", "ada", "a"), review("three ways", "bob", "b"), review("three ways", "cyd", None, "tie"),
+    ]  # fmt: skip
+    schema = {"edited": pl.String, "preferred": pl.String}
+    found = {row["pair_id"]: row for row in merge.human_labels(pl.DataFrame(rows, schema_overrides=schema)).to_dicts()}
+    assert {pair: (row["label"], row["decided"], row["annotators"]) for pair, row in found.items()} == {
+        "majority": ("b", "majority", 3),
+        "split": ("disagreement", "majority", 2),
+        "outranked": ("b", "adjudicated", 4),
+        "passed on": ("a", "majority", 2),
+        "three ways": ("disagreement", "majority", 3),
+    }
+
+
+def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_path: Path) -> None:
+    """Also where neither was good: then against the one that the judges preferred. An edit by somebody who was
+    outvoted, or whose pair is left undecided, is not used."""
+    rows = [
+        review("0", "ada", "b", edited="better"),
+        review("1", "ada", None, "both_bad", edited="written anew"),
+        review("2", "ada", "a", edited="lost"), review("2", "bob", "b"), review("2", "cyd", "b"),
+        review("3", "ada", "a", edited="undecided"), review("3", "bob", "b"),
+        review("4", "ada", "a", edited="hers"), review("4", "lead", "a", role="adjudicator", edited="the lead's"),
+    ]  # fmt: skip
+    n = 5
+    pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i}" for i in range(n)],
+         "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["A"] * n, "response_b": ["B"] * n,
+         "completion_a": ["x"] * n, "completion_b": ["y"] * n, "p_a": [0.2] * n, "preferred": ["b"] * n,
+         "route": ["audit"] * n, "margin": [-1.0] * n}
+    ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
+    prompts = pl.DataFrame(
+        {"prompt_id": [f"p{i}" for i in range(n)], "tags": [["t"]] * n, "tools": [None] * n, "calls": [False] * n},
+        schema_overrides={"tools": pl.String},
+    )
+    labels = merge.human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited": pl.String}))
+    models = pl.DataFrame({"key": ["x", "y"], "model": ["small", "large"]})
+    merged = merge.merge(tmp_path / "pairs.parquet", labels, models, prompts, tmp_path / "set", seed=0, test_share=0.0)
+    found = {
+        row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"],
+                         row["rejected_model"], row["margin"], row["decided"], row["labels"])
+        for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)
+    }  # fmt: skip
+    assert found == {
+        "0": ("better", "A", "human:ada", "small", None, "single", 1),
+        "1": ("written anew", "B", "human:ada", "large", None, "single", 1),
+        "2": ("B", "A", "large", "small", 1.0, "majority", 3),
+        "4": ("the lead's", "B", "human:lead", "large", None, "adjudicated", 2),
+    }
+    assert merged.edited == 3
+    assert dict(merged.left_out) == {"people disagree": 1}
+
+
 def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) -> None:
     n = 8
     routes = ["judge", "judge", "audit", "audit", "targeted", "targeted", "dropped", "dropped"]

@@ -123,7 +123,7 @@ def put(tool: Tool, record: dict[str, Any], part: str, value: Any) -> None:
     [
         (lambda tool, records: put(tool, records[2], "pair_id", "foreign"), "unknown pair_id 'foreign'"),
         (lambda tool, records: put(tool, records[2], "choice", ["best"]), "choice 'best' is not one"),
-        (lambda tool, records: put(tool, records[2], "choice", ["left", "tie"]), "2 people chose differently: left, tie"),
+        (lambda tool, records: put(tool, records[2], "choice", ["left", "tie"]), "2 people chose differently"),
         (lambda tool, records: put(tool, records[2], "prompt", "edited"), "prompt of pair .* changed since the export"),
         (lambda tool, records: put(tool, records[2], "right", None), "(right|answer2) is None, not text"),
         (lambda tool, records: records.__setitem__(2, "x"), "the record has no"),
@@ -171,7 +171,7 @@ def test_a_side_and_a_tie_at_once_is_no_choice(run: Run) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "not JSON"), ("[{]", "not JSON"), ("{}", "not a list of records"), ("[]", "not a list of records"),
-     ('[{"prompt": "p", "comparison": {}}]', "neither Argilla's records nor Label Studio's tasks; found: prompt, comparison")],
+     ('[{"prompt": "p", "comparison": {}}]', "neither Argilla's records nor Label Studio's .*: prompt, comparison")],
 )  # fmt: skip
 def test_what_is_no_export_is_refused(run: Run, text: str, message: str) -> None:
     path = run.path.parent / "x.json"
