@@ -16,8 +16,14 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH := $(if $(UV_FIND_LINKS),,$(if $(filter cpu,$(ENGINE)),--torch-backend=cpu))
 READY := $(VENV)/.ready-$(ENGINE)
 
+# What the tests of the review page need besides: a browser, its accessibility checker, and the packages of two
+# labelling tools, which want other versions than ours and so live in an environment of their own.
+AXE := axe-core@4.14.1
+TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2
+BROWSER := $(VENV)/.browser
+
 .PHONY: setup demo test check format clean
-setup: $(READY)
+setup: $(READY) $(BROWSER)
 
 $(READY): pyproject.toml
 	@echo "== Setting up $(VENV) with the $(ENGINE) build of vLLM, TRL and the tests' tools."
@@ -29,11 +35,24 @@ $(READY): pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) -e '.[$(ENGINE),train,checks,review]' --group dev
 	@rm -f $(VENV)/.ready-* && touch $@
 
+# Where a part cannot be had, its tests say so and are skipped; under CI=true they fail.
+$(BROWSER): $(READY) Makefile
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
+		echo "   No chromium: install it (Debian: apt-get install chromium) to run the browser tests."
+	@rm -rf $(VENV)/axe && mkdir -p $(VENV)/axe && cd $(VENV)/axe && \
+		{ npm pack --silent $(AXE) >/dev/null && tar xzf axe-core-*.tgz package/axe.min.js && rm axe-core-*.tgz; } || \
+		echo "   No npm, or no $(AXE): the accessibility tests need it (Debian: apt-get install npm)."
+	@{ test -x $(VENV)/tools/bin/python || $(BIN)/uv venv --quiet $(VENV)/tools; } && \
+		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python $(TOOLS) || \
+		echo "   No $(TOOLS): the exchange is then tested without these packages."
+	@touch $@
+
 demo: $(READY)
 	@BIN=$(BIN) RUN=$(RUN) sh examples/demo/run.sh
 
 # Tests that share the one vLLM server stay together in one worker; training runs beside them in the other.
-test: $(READY)
+test: $(READY) $(BROWSER)
 	@echo "== Running every test, real vLLM and TRL included: usually 6 to 8 minutes on 2 cores."
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
 

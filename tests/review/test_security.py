@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import stat
+import subprocess
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from rlaif.review.guard import HEADERS
 from rlaif.review.people import SECRET_NAME, people_of
 from rlaif.review.render import MARKDOWN_LIMIT, to_html, visible
 from rlaif.run.directory import Run
-from tests.conftest import needs, read_jsonl
+from tests.conftest import command, needs, read_jsonl
 from tests.reviewing import CHROMIUM, FLAGS, PageServer, judged_run, needs_browser, rows
 
 HOSTILE = """# good
@@ -278,6 +280,18 @@ def test_beyond_this_machine_only_with_links(run: Run) -> None:
         assert "/p/" in server.links["ada"]
         assert server.ask("/")[0] == 403
     assert "not encrypted" in server.said
+
+
+@pytest.mark.parametrize("package", ["starlette", "nh3", "latex2mathml"])
+def test_without_its_packages_the_page_says_what_to_install(run: Run, tmp_path: Path, package: str) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ImportError('no', name={package!r})")
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    done = subprocess.run(command("review", run.path, "--port", "0"), capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    assert done.returncode == 4
+    assert f"the review page needs {package}" in done.stderr
+    assert "pip install 'rlaif[review]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_nothing_that_reaches_the_browser_tells_who_wrote_what(page: PageServer) -> None:
