@@ -39,7 +39,7 @@ def review(
     )
     judges = [definition.find(seat.name) for seat in config.panel()]
     gold = read_gold(_gold_files(settings.gold, judges)) if rules.gold_share else {}
-    guidelines = _text(settings.guidelines) if settings.guidelines else "\n\n".join(map(_rubric, judges))
+    guidelines = _text(settings.guidelines) if settings.guidelines else _rubrics(judges)
     desk = Desk(run, config.seed, rules, gold)
     page = app.Page(desk=desk, people=people, title=run.path.resolve().name, guidelines=guidelines)
     application = app.application(page, host)
@@ -59,14 +59,16 @@ def _gold_files(given: str | None, judges: list[definition.Judge]) -> list[Path]
     ]
 
 
-def _rubric(judge: definition.Judge) -> str:
-    """What the judge goes by, for a person: a comparing judge's system part, a rating judge's aspects."""
-    if judge.file.kind == "compare":
-        return f"## {judge.name}\n\n{judge.system}"
-    aspects = "\n\n".join(
-        f"**{aspect.name.replace('_', ' ')}.** {aspect.text.strip()}" for aspect in judge.file.aspects
-    )
-    return f"## {judge.name}\n\n{aspects}"
+def _rubrics(judges: list[definition.Judge]) -> str:
+    """What the judges go by, for a person: a comparing judge's system part, a rating judge's aspects."""
+    parts = []
+    for judge in judges:
+        if judge.file.kind == "compare":
+            parts.append(f"## {judge.name}\n\n{judge.system}")
+        elif judge.file.aspects:
+            said = [f"**{aspect.name.replace('_', ' ')}.** {aspect.text.strip()}" for aspect in judge.file.aspects]
+            parts.append("\n\n".join([f"## {judge.name}", *said]))
+    return "\n\n".join(parts) or "Which of the two would a careful person rather have received?"
 
 
 def _text(path: str) -> str:
