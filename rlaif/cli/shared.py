@@ -99,12 +99,14 @@ def show_pairs(built: Built, run: Path) -> None:
         console.say(f"{built.without_pair:,} prompts gave no pair worth comparing")
     if built.merged.left_out:
         console.say(f"not in the dataset: {listed(built.merged.left_out)}")
+    if built.merged.edited:
+        console.say(f"in {built.merged.edited:,} pairs the chosen answer is one that a person wrote")
     for line in built.sentences():
         console.say(line)
     for warning in built.warnings:
         console.say(f"warning: {warning}")
     waiting = built.merged.left_out["waits for review"]
-    following = f"rlaif review {run} --export queue.csv, or rlaif train {run}" if waiting else f"rlaif train {run}"
+    following = f"rlaif review {run} (the page), or rlaif train {run}" if waiting else f"rlaif train {run}"
     console.put(
         f"{built.merged.train:,} pairs to train on and {built.merged.test:,} to test on in {run / 'dataset'}, "
         f"{waiting:,} wait for review. Next: {following}"

@@ -70,7 +70,7 @@ def _next(run: Run, facts: Mapping[str, Any]) -> str:
         return f"rlaif judge {run.path}"
     waiting = facts["pairs"]["dataset_left_out"].get("waits for review", 0)
     if waiting:
-        return f"rlaif review {run.path} --export queue.csv"
+        return f"rlaif review {run.path}"
     return f"rlaif train {run.path}" if not facts["trained"] else "the model is in " + str(run.model)
 
 

@@ -228,7 +228,7 @@ function verdict(shown) {
   const { p_left: p, reason } = state.judge ?? {};
   const sides = p == null ? "The judges gave no verdict on it." : p === 0.5 ? "The judges saw no difference."
     : `The judges preferred the ${p > 0.5 ? "left" : "right"} one, p = ${Math.max(p, 1 - p).toFixed(2)}.`;
-  $("verdict").textContent = `The pair before: ${sides}${reason ? ` It came to you as ${reason}.` : ""}`;
+  $("verdict").textContent = `The pair before: ${sides}${reason ? ` Sent to people as ${reason}.` : ""}`;
   $("verdict").hidden = !shown;
   $("judge").setAttribute("aria-expanded", String(shown));
 }

@@ -41,11 +41,11 @@ function show(facts) {
     ["Labels still due", whole(pairs.labels_due)],
     ["Labels an hour", whole(facts.per_hour)],
     ["Time left", duration(facts.eta_hours)],
-    ["People disagree on", `${whole(facts.disagreements)} (${whole(facts.adjudicated)} adjudicated)`],
-    ["People agree with judges", estimate(facts.with_judges, true)],
+    ["People disagree on", whole(facts.disagreements), `(${whole(facts.adjudicated)} adjudicated)`],
+    ["People agree with judges", ...estimate(facts.with_judges, true).split(/ (?=\[)/)],
   ];
-  $("figures").replaceChildren(...figures.map(([name, value]) =>
-    element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value }))));
+  $("figures").replaceChildren(...figures.map(([name, value, more = ""]) =>
+    element("div", {}, element("dt", { textContent: name }), element("dd", {}, `${value} `, element("small", { textContent: more })))));
   table("people", ["Name", "Labels", "Skips", "Edits", "An hour", "Seconds a pair", "Chose left", "Gold right", "Last label"],
     facts.people.map((row) => [row.name, whole(row.labels), whole(row.skips), whole(row.edits), whole(row.per_hour),
       row.seconds == null ? "–" : row.seconds.toFixed(1), share(row.left_share), estimate(row.gold, true), ago(row.last_at)]));
