@@ -10,14 +10,13 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rlaif import pipeline
-from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
 from rlaif.run.directory import Run
 from rlaif.settings import load
@@ -33,15 +32,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 AXE = ROOT / ".venv" / "axe" / "package" / "axe.min.js"
 
 
-class Quiet:
-    """A watch that nobody looks at."""
-
-    def say(self, line: str) -> None:
-        pass
-
-    @contextlib.contextmanager
-    def watch(self, meter: Meter) -> Iterator[None]:
-        yield
+QUIET = SimpleNamespace(say=lambda line: None, watch=lambda meter: contextlib.nullcontext())
 
 
 def rows(n: int) -> list[dict[str, Any]]:
@@ -62,8 +53,8 @@ def judged_run(path: Path, prompts: list[dict[str, Any]], **flags: Any) -> Run:
     with ScriptedServer(judge_by(lambda text: 0.9 if "good" in text else 0.1)) as server:
         config = load(run.path, {**chosen, "judge.base_url": [server.url]})
         with Engines(run.log, config.client, lambda line: None) as engines:
-            pipeline.import_completions(run, config, str(source), Quiet())
-            pipeline.judge(run, config, Quiet(), engines)
+            pipeline.import_completions(run, config, str(source), QUIET)
+            pipeline.judge(run, config, QUIET, engines)
     return run
 
 

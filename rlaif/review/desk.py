@@ -204,8 +204,7 @@ class Desk:
             row = self._row(pair_id)
             # Only what another process wrote makes the journal be read again; it may have left a torn line, too.
             if self._journal is None or _stamp(self.run.journal_path("reviews")) != self._reviews_seen:
-                if self._journal:
-                    self._journal.close()
+                self.close()
                 self._journal = self.run.journal("reviews")
                 self._read_reviews()
             it = item(row, annotator=person.name, seed=self.seed)

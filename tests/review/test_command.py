@@ -1,0 +1,60 @@
+"""``rlaif review`` as a command: what cannot be asked is said, and what comes next."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.run.directory import Run
+from tests.reviewing import PageServer, judged_run, rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return judged_run(tmp_path_factory.mktemp("command") / "run", rows(8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--merge", "--export", "x.csv"], "one thing at a time"),
+        (["--annotator", "ada", "--annotators", "bob"], "--annotator is one person"),
+        (["--annotators", "ada,ada"], "a name of their own"),
+        (["--annotators", "ada,lead"], "a name of their own"),
+        (["--port", "9", "--merge"], "belong to the page"),
+        (["--annotator", " "], "the annotator has no name"),
+        (["--host", "203.0.113.1", "--port", "0"], "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_what_cannot_be_asked(run: Run, rlaif: Any, options: list[str], message: str) -> None:
+    assert message in rlaif("review", run.path, *options, code=2).stderr
+
+
+def test_a_run_without_pairs_has_no_page(tmp_path: Path, rlaif: Any) -> None:
+    assert "rlaif judge" in rlaif("review", tmp_path / "run", code=2).stderr
+
+
+def test_a_taken_port_is_named(run: Run, rlaif: Any) -> None:
+    with PageServer(run.path) as server:
+        said = rlaif("review", run.path, "--port", str(server.port), code=2).stderr
+    assert f"cannot listen on 127.0.0.1 port {server.port}" in said
+    assert "--port N" in said
+
+
+def test_an_open_page_keeps_no_other_command_waiting_and_the_dataset_follows_the_labels(run: Run, rlaif: Any) -> None:
+    """Merged beside the open page, again after another label, and the card with it."""
+    with PageServer(run.path, "--annotator", "ada") as server:
+        csrf = re.search('name="csrf" content="([^"]+)"', server.ask("/")[1])[1]  # type: ignore[index]
+        items = server.ask("/api/next?tab=t&count=3")[1]["items"]
+        for number, item in enumerate(items, 1):
+            label = {"id": item["id"], "choice": "left", "edited": "Mine." if number == 3 else None}
+            assert server.ask("/api/label", label, X_CSRF_Token=csrf)[0] == 200
+            if number != 2:
+                said = rlaif("review", run.path, "--merge")
+                assert f"{8 - number} wait for review" in said.stdout
+        assert "1 pairs the chosen answer is one that a person wrote" in said.stderr
+        assert "| human | 3 |" in (run.dataset / "README.md").read_text(encoding="utf-8")
+    assert "3 labels were given" in server.said
