@@ -41,7 +41,7 @@ class Desk:
     def __init__(self, run: Run, seed: int, rules: Rules, gold: Mapping[str, Row], clock: Any = time.time) -> None:
         self.run, self.seed, self.rules, self.gold = run, seed, rules, gold
         self._clock = clock
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._journal: Journal | None = None
         self._reviews_seen: object = None
         self._pairs_seen: object = None
@@ -57,7 +57,7 @@ class Desk:
 
     def catch_up(self) -> None:
         """See what other processes have written since."""
-        with self._lock:
+        with self.lock:
             pairs = _stamp(self.run.pairs_path)
             if pairs != self._pairs_seen:
                 # Pairs that have left the queue stay known: somebody may be looking at one.
@@ -92,7 +92,7 @@ class Desk:
 
     def next(self, person: Person, tab: str, have: Collection[str], count: int) -> list[dict[str, Any]]:
         """Up to ``count`` more pairs for ``person`` in ``tab`` which already has ``have``, and keeps them."""
-        with self._lock:
+        with self.lock:
             self.catch_up()
             for pair_id in have:
                 self._lease(pair_id, person, tab)
@@ -174,19 +174,21 @@ class Desk:
         if mine:
             found["mine"] = {name: mine[name] for name in ("choice", "comment", "edited", "sure")}
         if person.is_lead:
-            found["votes"] = [_vote(vote, it) for vote in self.votes(it.pair_id)]
+            with self.lock:
+                found["votes"] = [_vote(vote, it) for vote in self.votes(it.pair_id)]
         return found
 
     def one(self, person: Person, pair_id: str) -> dict[str, Any]:
         """A pair that ``person`` goes back to."""
-        with self._lock:
+        with self.lock:
             self.catch_up()
             row = self._row(pair_id)
         return self.shown(row, person)
 
     def history(self, person: Person) -> list[str]:
         """The pairs that ``person`` labelled, the newest last."""
-        return [pair for pair in self.of(person) if pair in self.rows]
+        with self.lock:
+            return [pair for pair in self.of(person) if pair in self.rows]
 
     def _row(self, pair_id: str) -> Row:
         if pair_id not in self.rows:
@@ -200,7 +202,7 @@ class Desk:
         sure: int | None = None, seconds: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Journal a label. Returns what the judges thought, seen from this person's sides: the choice is made."""
-        with self._lock, self.run.writing("reviews"):
+        with self.lock, self.run.writing("reviews"):
             row = self._row(pair_id)
             # Only what another process wrote makes the journal be read again; it may have left a torn line, too.
             if self._journal is None or _stamp(self.run.journal_path("reviews")) != self._reviews_seen:
@@ -221,7 +223,7 @@ class Desk:
             return {"saved": "unchanged" if not record else "changed" if before else "added", "judge": _judge(row, it)}
 
     def close(self) -> None:
-        with self._lock:
+        with self.lock:
             if self._journal:
                 self._journal.close()
                 self._journal = None
@@ -245,7 +247,7 @@ class Desk:
 
     def progress(self, person: Person) -> dict[str, int]:
         """``done``: pairs this person has labelled (skips too). ``left``: those that still may come."""
-        with self._lock:
+        with self.lock:
             mine = self.of(person)
             if person.is_lead:
                 return {"done": len(mine), "left": sum(pair not in mine for pair in self.disagreements())}
@@ -273,7 +275,7 @@ def _judge(row: Row, it: Item) -> dict[str, Any]:
     return {"p_left": p_left, "reason": reason}
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=512)
 def _html(text: str) -> str | None:
     return to_html(text)
 

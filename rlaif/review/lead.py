@@ -22,7 +22,12 @@ EXCERPT = 120
 def facts(desk: Desk, people: People, now: float) -> dict[str, Any]:
     """As JSON. ``seconds`` are medians a pair, ``per_hour`` the labels of the last half hour by two, ``eta_hours`` what
     is left at the pace of everybody together; each figure is null where nothing is known yet."""
-    desk.catch_up()
+    with desk.lock:
+        desk.catch_up()
+        return _facts(desk, people, now)
+
+
+def _facts(desk: Desk, people: People, now: float) -> dict[str, Any]:
     known = {person.name: person for person in people.annotators}
     names = sorted({name for name, role in desk.labels if role == "annotator"} | set(known))
     rows = [_person(desk, name, now) for name in names]

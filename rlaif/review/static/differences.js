@@ -3,6 +3,7 @@
 // too little in common for it are compared by which words the other has at all.
 
 const MOST_EDITS = 1200;
+const MOST_WORDS = 30_000; // of each answer: more than anybody reads, and less than makes the page wait
 const WORD = /[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu;
 
 export const supported = typeof Highlight === "function" && CSS.highlights !== undefined;
@@ -18,8 +19,8 @@ export const hide = () => CSS.highlights.delete("differs");
 function words(root) {
   const found = [];
   const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
-  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-    for (const match of node.data.matchAll(WORD)) found.push({ text: match[0], node, start: match.index, end: match.index + match[0].length });
+  for (let node = walker.nextNode(); node && found.length < MOST_WORDS; node = walker.nextNode()) {
+    for (const match of node.data.slice(0, 8 * MOST_WORDS).matchAll(WORD)) found.push({ text: match[0], node, start: match.index, end: match.index + match[0].length });
   }
   return found;
 }
