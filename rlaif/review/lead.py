@@ -52,12 +52,12 @@ def _facts(desk: Desk, people: People, now: float) -> dict[str, Any]:
 
 def agreement(desk: Desk, names: list[str]) -> dict[str, Any]:
     """Krippendorff's alpha over all pairs with several labels, and Cohen's kappa of every two people. What a label
-    says of the pair counts, not which side was clicked; gold pairs count too, as people do not know them."""
+    says of the pair counts, not which side was clicked. Gold pairs are left out: they are chosen to be clear."""
     units: dict[str, dict[str, str]] = {}
     for (name, role), rows in desk.labels.items():
         if role == "annotator":
             for pair, row in rows.items():
-                if row["choice"] != "skip":
+                if row["choice"] != "skip" and pair not in desk.gold:
                     units.setdefault(pair, {})[name] = said(row)
     shared = [unit for unit in units.values() if len(unit) > 1]
     kappas = []

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MARKDOWN_LIMIT = 40_000
 TEX_LIMIT = 2_000
+SCHEMES = {"http", "https", "mailto"}
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
 # Embeddings, overrides and isolates turn the text around them; C1 codes, zero-width and tag characters hide in it.
@@ -97,7 +98,7 @@ def to_html(text: str) -> str | None:
         return None
     html = _markdown().render(visible(text))
     return nh3.clean(
-        html, tags=TAGS, attributes=ATTRIBUTES, url_schemes={"http", "https", "mailto"},
+        html, tags=TAGS, attributes=ATTRIBUTES, url_schemes=SCHEMES,
         link_rel="noopener noreferrer nofollow",
     )  # fmt: skip
 
@@ -165,17 +166,27 @@ def _render_image(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
 
 
 def _render_link(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
-    return f'<a href="{_escape(str(tokens[at].attrGet("href") or ""))}" target="_blank">'
+    href = str(tokens[at].attrGet("href") or "")
+    return f'<a href="{_escape(href)}" target="_blank">' if _host(href) else ""
 
 
 def _render_link_end(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
     opened = next(token for token in reversed(tokens[:at]) if token.type == "link_open")
     href = str(opened.attrGet("href") or "")
+    host = _host(href)
+    end = "</a>" if host else ""
+    return f'{end} <span class="host">({_escape(host or href)})</span>'
+
+
+def _host(href: str) -> str | None:
+    """Where a link leads, or None where it leads nowhere outside: such a link is text."""
     try:
-        host = urlsplit(href).hostname or href
+        parts = urlsplit(href)
+        return (
+            (parts.hostname or (parts.path if parts.scheme == "mailto" else None)) if parts.scheme in SCHEMES else None
+        )
     except ValueError:
-        host = href
-    return f'</a> <span class="host">({_escape(host)})</span>'
+        return None
 
 
 def _render_code(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:

@@ -126,6 +126,21 @@ def test_no_text_becomes_markup_that_acts(text: str) -> None:
     Seen().feed(to_html(text) or "")
 
 
+@pytest.mark.parametrize(
+    "href", ["", "/lead/", "//evil.example", "../x", "?y", "javascript:x", "http:", "http://[", "x y"]
+)
+def test_a_link_that_leads_nowhere_outside_is_text(href: str) -> None:
+    html = to_html(f"[here](<{href}>)") or ""
+    assert "<a" not in html
+    assert "here" in html
+
+
+def test_a_links_host_is_written_beside_it() -> None:
+    html = to_html("[your bank](https://evil.example/login) <a@b.example>") or ""
+    assert '>your bank</a> <span class="host">(evil.example)</span>' in html
+    assert html.count('rel="noopener noreferrer nofollow"') == 2
+
+
 def test_only_what_hides_is_replaced() -> None:
     plain = "Grüße, 你好, שלום, 👩\u200d🚀, x\ty\n"
     assert visible(plain) == plain
