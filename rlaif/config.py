@@ -160,8 +160,14 @@ class TrainConfig(Section):
 
 
 class ClientConfig(Section):
+    """How models are asked. The limits a minute hold for each endpoint; ``timeout_s`` for one attempt, ``deadline_s``
+    for a request with all its attempts."""
+
     concurrency: int = Field(default=64, ge=1, le=4096)
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout_s: float = Field(default=600, gt=0)
+    deadline_s: float = Field(default=3600, gt=0)
     attempts: int = Field(default=6, ge=1, le=50)
     max_failures: int = Field(default=0, ge=0)
     budget_usd: float | None = Field(default=None, gt=0)

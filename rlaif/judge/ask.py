@@ -16,7 +16,8 @@ from rlaif.judge import read, render
 from rlaif.judge.definition import Judge
 from rlaif.llm.ask import Request, ask_all
 from rlaif.llm.budget import Meter
-from rlaif.llm.client import Client, Reply
+from rlaif.llm.client import Client
+from rlaif.llm.wire import Reply
 from rlaif.records import Order, Verdict, key_of
 from rlaif.run.journal import Journal
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rlaif.llm.ask import Unreadable
-from rlaif.llm.client import Choice
+from rlaif.llm.wire import Choice
 
 Mode = Literal["choice", "logprobs", "json"]
 MIN_MASS = 0.5

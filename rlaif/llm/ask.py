@@ -18,7 +18,8 @@ from typing import Any
 
 from rlaif.errors import EndpointError, UsageError
 from rlaif.llm.budget import Meter, is_priced
-from rlaif.llm.client import Client, Reply, RequestFailed
+from rlaif.llm.client import Client, NotSent, RequestFailed
+from rlaif.llm.wire import Reply
 from rlaif.records import Failure, Record
 from rlaif.run.journal import Journal
 
@@ -198,6 +199,8 @@ class _Asking:
             self._failed(request, "endpoint", str(error))
         except Unreadable as error:
             self._failed(request, "unreadable", str(error))
+        except NotSent:
+            self.asked.difference_update(request.keys)
         else:
             self.journal.append(records)
             self.meter.succeeded(len(records))

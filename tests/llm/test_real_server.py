@@ -14,8 +14,9 @@ from rlaif.config import ClientConfig
 from rlaif.errors import ServerError
 from rlaif.judge import read
 from rlaif.llm.budget import Meter
-from rlaif.llm.client import Client, Reply
+from rlaif.llm.client import Client
 from rlaif.llm.server import Engines
+from rlaif.llm.wire import Reply
 from tests.llm.processes import carrying, until
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(900)]
