@@ -7,6 +7,7 @@ operational and free.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -175,6 +176,39 @@ class ClientConfig(Section):
     server_start_s: float = Field(default=1800, gt=0)
 
 
+def duration_s(text: str) -> float:
+    """``8h``, ``90m``, ``1h30m``, ``45s`` in seconds. Raises ValueError."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.strip())
+    if not text.strip() or not match:
+        raise ValueError(f"{text!r} is no duration: write it like 8h, 90m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    total = hours * 3600 + minutes * 60 + seconds
+    if total <= 0:
+        raise ValueError(f"{text!r} is no time at all")
+    return total
+
+
+def _duration(text: str) -> str:
+    duration_s(text)
+    return text
+
+
+class RunConfig(Section):
+    """What ``rlaif run`` does around the stages. ``until`` is a time of day, ``duration`` counts from the start; the
+    earlier one is the deadline. ``pilot``: prompts that are taken through generate and judge first, for the estimate;
+    0 for none. ``train_share``: of the time to the deadline, where training is asked for and not all fits."""
+
+    until: Annotated[str, Field(pattern=r"^([01]?\d|2[0-3]):[0-5]\d$")] | None = None
+    duration: Annotated[str, AfterValidator(_duration)] | None = None
+    train: bool = False
+    pilot: int = Field(default=64, ge=0)
+    train_share: float = Field(default=0.25, ge=0, lt=1)
+    min_free_gb: float = Field(default=2.0, ge=0)
+    # A webhook's address is often a secret: it is left out of what is written into the manifest.
+    notify_url: str | None = Field(default=None, exclude=True, repr=False)
+    notify_command: str | None = None
+
+
 class Config(Section):
     """The resolved settings of a run. ``policies`` and ``panel`` are what the stages read."""
 
@@ -187,6 +221,7 @@ class Config(Section):
     pairs: PairsConfig = PairsConfig()
     train: TrainConfig = TrainConfig()
     client: ClientConfig = ClientConfig()
+    run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
     def _one_way_to_name_policies(self) -> Config:

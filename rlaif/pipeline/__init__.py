@@ -1,5 +1,8 @@
 """The stages joined into commands: the only place that knows several of them, and what notebooks call.
 
+    night.py      all of it as one job: checks, pilot, estimate, stages, notification
+    outlook.py    what a night finds out before it begins
+    diary.py      its log, and who is told of its end
     commands.py   generate, import_completions, judge, rebuild, train
     rounds.py     whom the judges are asked about, round by round
     plan.py       what a command would ask, for --dry-run
@@ -10,6 +13,17 @@ writes, and may be called again: what is journaled is not asked for twice.
 """
 
 from rlaif.pipeline.commands import Watch, generate, import_completions, judge, rebuild, train
+from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.plan import plan_generate, plan_judge
 
-__all__ = ["Watch", "generate", "import_completions", "judge", "plan_generate", "plan_judge", "rebuild", "train"]
+__all__ = [
+    "Watch",
+    "generate",
+    "import_completions",
+    "judge",
+    "plan_generate",
+    "plan_judge",
+    "rebuild",
+    "train",
+    "whole_night",
+]

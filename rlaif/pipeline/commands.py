@@ -49,22 +49,42 @@ class Judged:
     stopped: str | None
 
 
-def meter_for(what: str, config: Config) -> Meter:
-    return Meter(what=what, budget_usd=config.client.budget_usd)
+@dataclass(frozen=True)
+class Limits:
+    """What a stage may use where that is not the settings' whole: dollars, and until when (``time.monotonic()``)."""
+
+    budget_usd: float | None = None
+    deadline: float | None = None
 
 
-def generate(run: Run, config: Config, watch: Watch, engines: Engines) -> Generated:
-    """Take the prompts in and sample the answers they owe. Raises :class:`TooManyFailures` at the end."""
+def meter_for(what: str, config: Config, limits: Limits | None) -> Meter:
+    limits = limits or Limits(config.client.budget_usd)
+    return Meter(what=what, budget_usd=limits.budget_usd, deadline=limits.deadline)
+
+
+def generate(
+    run: Run,
+    config: Config,
+    watch: Watch,
+    engines: Engines,
+    *,
+    limits: Limits | None = None,
+    only: int | None = None,
+) -> Generated:
+    """Take the prompts in and sample the answers they owe; with ``only``, those of the first so many prompts.
+
+    Raises :class:`TooManyFailures` at the end.
+    """
     config.pool()
     with run.writing():
         run.begin("generate", config)
         taken = taking.take(run, config, watch.say)
-        meter = meter_for("generate", config)
-        meter.total = (taken.prompts - taken.heldout) * config.sampler.n
+        meter = meter_for("generate", config, limits)
+        meter.total = min(taken.prompts - taken.heldout, only or taken.prompts) * config.sampler.n
         try:
             with watch.watch(meter):
                 meter.skipped = _answered(run)
-                sampling.sample(run, config, engines, meter)
+                sampling.sample(run, config, engines, meter, only=only)
         finally:
             run.end("generate", **meter.facts(), prompts=taken.prompts, heldout=taken.heldout)
         with run.journal("completions") as journal:
@@ -104,14 +124,22 @@ def _enforce(config: Config, meter: Meter) -> None:
         )
 
 
-def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: bool = False) -> Judged:
+def judge(
+    run: Run,
+    config: Config,
+    watch: Watch,
+    engines: Engines,
+    *,
+    restart: bool = False,
+    limits: Limits | None = None,
+) -> Judged:
     """Ask the panel, settle and route the pairs, write tables/ and dataset/. Raises :class:`TooManyFailures`."""
     seats = panel(config)
     how = strategy(config, seats)
     _require_completions(run)
     with run.writing():
         run.begin("judge", config, restart=restart)
-        meter = meter_for("judge", config)
+        meter = meter_for("judge", config, limits)
         try:
             with run.journal("verdicts") as journal, watch.watch(meter):
                 rounds = Rounds(run, config, engines, seats, how, journal, meter)

@@ -44,6 +44,7 @@ class Run:
         self.dataset = self.path / "dataset"
         self.model = self.path / "model"
         self.manifest_path = self.path / "manifest.json"
+        self._held = False
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -166,10 +167,14 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the run's lock. The kernel drops it when the process dies, however it dies.
+        """Hold the run's lock. The kernel drops it when the process dies, however it dies. Inside, it may be held once
+        more by the same object: a night holds it over its stages.
 
         Raises :class:`RunError` naming the process that holds it.
         """
+        if self._held:
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -194,9 +199,11 @@ class Run:
             os.ftruncate(fd, 0)
             with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
                 os.pwrite(fd, f"process {os.getpid()} (rlaif {' '.join(sys.argv[1:2])})\n".encode(), 0)
+            self._held = True
             yield
             os.ftruncate(fd, 0)
         finally:
+            self._held = False
             os.close(fd)
 
     def is_being_written(self) -> bool:
