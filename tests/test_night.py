@@ -455,7 +455,7 @@ def test_training_stops_at_the_deadline_and_the_night_is_told(
     monkeypatch.setattr(commands, "train", train)
     monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
     path = settle(tmp_path / "run", serve(model).url, prompts=10, extra="train = true\n")
-    told, said = spend(path, run__duration="2s")
+    told, said = spend(path, run__duration="6s")
     assert told.stopped == "the deadline is reached"
     assert "training is stopped by the deadline; the same command goes on from its newest checkpoint" in said
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
