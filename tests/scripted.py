@@ -21,13 +21,14 @@ from aiohttp import web
 @dataclass
 class Fault:
     """An HTTP reply that is not an answer. ``status`` 0 cuts the connection. ``promised`` is a Content-Length that the
-    body falls short of. ``raw`` goes out as it is, HTTP or not."""
+    body falls short of. ``raw`` goes out as it is, HTTP or not. Nothing is said for ``silent_s``."""
 
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b'{"error": {"message": "scripted fault"}}'
     promised: int | None = None
     raw: bytes = b""
+    silent_s: float = 0.0
 
 
 Answer = Callable[[dict[str, Any]], "list[str] | dict[str, Any] | Fault"]
@@ -126,6 +127,7 @@ class ScriptedServer:
         finally:
             self.in_flight -= 1
         if isinstance(said, Fault):
+            await asyncio.sleep(said.silent_s)
             return await _faulty(request, said)
         if isinstance(said, list):
             choices = [{"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

@@ -10,6 +10,7 @@ import datetime
 import fcntl
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -197,6 +198,8 @@ class Run:
                     mend="One writer at a time: wait for it or stop it. `rlaif status` reads without a lock.",
                 )
             os.ftruncate(fd, 0)
+            for folder in (self.path, self.pairs_path.parent, self.dataset):
+                sweep(folder)
             with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
                 os.pwrite(fd, f"process {os.getpid()} (rlaif {' '.join(sys.argv[1:2])})\n".encode(), 0)
             self._held = True
@@ -216,6 +219,15 @@ class Run:
             except BlockingIOError:
                 return True
         return False
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written in ``folder``: ``.NAME.PID``, where no such process lives."""
+    for path in folder.glob(".*.*"):
+        number = path.suffix.removeprefix(".")
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def open_run(path: Path | str) -> Run:
