@@ -165,6 +165,7 @@ class ClientConfig(Section):
     for a request with all its attempts."""
 
     concurrency: int = Field(default=64, ge=1, le=4096)
+    batch: bool = False
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout_s: float = Field(default=600, gt=0)

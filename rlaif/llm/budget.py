@@ -45,6 +45,8 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     last_error: str = ""
+    waiting: str = ""  # what for, where requests are not under way one by one
+    halted: str | None = None  # another reason to stop
     _asked_s: float = 0.0
     _asking_since: float | None = None
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -92,6 +94,8 @@ class Meter:
         """Why no further request may be sent, or None. Those in flight are let finish."""
         if self.interrupted:
             return "interrupted"
+        if self.halted:
+            return self.halted
         if self.budget_usd is not None and self.usd >= self.budget_usd:
             return f"the budget of ${self.budget_usd:g} is spent"
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -124,6 +128,8 @@ def progress(meter: Meter) -> str:
     parts.append(f"{short(meter.prompt_tokens)} + {short(meter.completion_tokens)} tokens")
     if meter.usd:
         parts.append(f"${meter.usd:,.4f}")
+    if meter.waiting:
+        parts.append(meter.waiting)
     if meter.retries:
         parts.append(f"{meter.retries} retries")
     if meter.failed:
