@@ -194,12 +194,18 @@ def _duration(text: str) -> str:
     return text
 
 
+def _time_of_day(text: str) -> str:
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", text):
+        raise ValueError(f"{text!r} is no time of day: write it like 07:00")
+    return text
+
+
 class RunConfig(Section):
     """What ``rlaif run`` does around the stages. ``until`` is a time of day, ``duration`` counts from the start; the
     earlier one is the deadline. ``pilot``: prompts that are taken through generate and judge first, for the estimate;
     0 for none. ``train_share``: of the time to the deadline, where training is asked for and not all fits."""
 
-    until: Annotated[str, Field(pattern=r"^([01]?\d|2[0-3]):[0-5]\d$")] | None = None
+    until: Annotated[str, AfterValidator(_time_of_day)] | None = None
     duration: Annotated[str, AfterValidator(_duration)] | None = None
     train: bool = False
     pilot: int = Field(default=64, ge=0)

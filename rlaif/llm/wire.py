@@ -63,7 +63,7 @@ def read(value: Any, price: Price, hide: Callable[[str], str] = str) -> Reply:
     Raises :class:`Malformed`.
     """
     if not isinstance(value, dict):
-        raise Malformed(f"the body is a {type(value).__name__}, not an object")
+        raise Malformed(f"the body is no object but {type(value).__name__}")
     choices = value.get("choices")
     if not isinstance(choices, list) or not choices:
         told = value.get("error")
