@@ -73,6 +73,7 @@ class Rounds:
         self.run, self.config, self.engines = run, config, engines
         self.seats, self.how, self.journal, self.meter = seats, how, journal, meter
         self.known = _as_frames_know(seats)
+        self._read: pl.DataFrame | None = None
         completions = tables.scan(run.journal_path("completions"), tables.COMPLETIONS, select.shorten)
         self.answers, self.left_out = select.usable(completions)
         self.prompts = tables.scan(run.journal_path("prompts"), tables.PROMPTS).select(
@@ -131,6 +132,12 @@ class Rounds:
         )
 
     def _verdicts(self) -> pl.DataFrame:
+        """What the journal holds. Read again only after something was asked: it is the largest file of a run."""
+        if self._read is None:
+            self._read = self._scan()
+        return self._read
+
+    def _scan(self) -> pl.DataFrame:
         columns = ("key", "kind", "judge", "judge_hash", "model", "a", "b", "order", "aspect", "sample",
                    "p_a", "score", "variance", "flags")  # fmt: skip
         schema = {name: tables.VERDICTS[name] for name in columns}
@@ -140,6 +147,7 @@ class Rounds:
         seats = [seat for seat in self.seats if seat.judge.file.kind == kind]
         if self.engines is None or wanted.is_empty():
             return
+        self._read = None
         placed = self.placed(wanted)
         prompts, answers = Reader(self.run.journal_path("prompts")), Reader(self.run.journal_path("completions"))
         try:
