@@ -11,7 +11,6 @@ import polars as pl
 
 import rlaif
 from rlaif.config import Config
-from rlaif.errors import RunError, system_says
 from rlaif.judge.ask import Seat
 from rlaif.pair import card, merge, route, select
 from rlaif.records import key_of
@@ -44,27 +43,7 @@ def build(
     answers: pl.DataFrame,
     left_out: dict[str, int],
 ) -> Built:
-    """Route the settled candidates, write tables/pairs.parquet and the dataset. Raises :class:`RunError` where they
-    cannot be written."""
-    try:
-        return _build(run, config, seats, how, candidates, answers, left_out)
-    except OSError as error:
-        raise RunError(
-            f"cannot be written: {system_says(error)}",
-            where=str(run.dataset),
-            mend="Make room or mend the permission, then give the same command again: no answer is lost.",
-        ) from None
-
-
-def _build(
-    run: Run,
-    config: Config,
-    seats: list[Seat],
-    how: select.Strategy,
-    candidates: pl.DataFrame,
-    answers: pl.DataFrame,
-    left_out: dict[str, int],
-) -> Built:
+    """Route the settled candidates, write tables/pairs.parquet and the dataset."""
     prompts = tables.scan(run.journal_path("prompts"), tables.PROMPTS)
     reviews = run.reviews()
     pairs = candidates.with_columns(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlaif.config import Config
-from rlaif.errors import TooManyFailures, UsageError
+from rlaif.errors import RunError, TooManyFailures, UsageError, system_says
 from rlaif.generate import bring as bringing
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
@@ -146,7 +148,8 @@ def judge(
                 candidates = rounds.all()
         finally:
             run.end("judge", **meter.facts())
-        built = build(run, config, seats, how, candidates, rounds.answers, rounds.left_out)
+        with _writing_tables(run):
+            built = build(run, config, seats, how, candidates, rounds.answers, rounds.left_out)
     _enforce(config, meter)
     return Judged(built, meter, meter.failed, meter.reason_to_stop())
 
@@ -158,7 +161,21 @@ def rebuild(run: Run, config: Config) -> Built:
     _require_completions(run)
     with run.writing():
         rounds = Rounds(run, config, None, seats, how, None, Meter())
-        return build(run, config, seats, how, rounds.all(), rounds.answers, rounds.left_out)
+        with _writing_tables(run):
+            return build(run, config, seats, how, rounds.all(), rounds.answers, rounds.left_out)
+
+
+@contextlib.contextmanager
+def _writing_tables(run: Run) -> Iterator[None]:
+    """A disk that is full or may not be written is told as what it is, wherever it was met."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot be written: {system_says(error)}",
+            where=str(run.path),
+            mend="Make room or mend the permission, then give the same command again: no answer is lost.",
+        ) from None
 
 
 def _require_completions(run: Run) -> None:
