@@ -174,7 +174,9 @@ class _Night:
     def _take_pilot(self, engines: Engines) -> dict[str, Any] | None:
         """The facts of the pilot, kept in the manifest for the next start. None where nothing can be told by it."""
         first = max(self.config.run.pilot, min(self.config.client.concurrency, 10 * self.config.run.pilot))
-        if not self.generates or not first or "judge" in self.run.manifest()["stages"]:
+        if not self.generates or not first or self.config.client.batch:
+            return None  # by batch a few prompts may take as long as all of them
+        if "judge" in self.run.manifest()["stages"]:
             return None  # what was judged before was more than a pilot: there is no going back to fewer
         self.diary.say(f"pilot: {first:,} prompts go through generate and judge first")
         made = self._stage("generate", self._generating(engines, self.deadline, self._left_usd(), only=first))
