@@ -187,18 +187,27 @@ def test_what_is_ahead_is_the_pilot_multiplied_less_what_is_there() -> None:
 
 
 def test_a_deadline_stops_and_another_night_finishes(
-    serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]]
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
 ) -> None:
-    """What was answered by the deadline is judged too, and the second night asks only for what is owed."""
-    server = serve(model, delay_s=0.05)
-    path = settle(tmp_path / "run", server.url, extra="train = false\n")
-    stopped = rlaif("run", path, "--for", "3s", "--concurrency", "2", "--pilot", "4")
-    assert "it does not fit" in stopped.stderr
-    assert "stopped early: not all that is owed fits" in stopped.stderr
+    """By a clock that goes on by a second with each request: what was answered by the deadline is judged too, and the
+    second night asks only for what is owed."""
+    real, gone = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
+
+    def answer(body: dict[str, Any]) -> Any:
+        gone[0] += 1.0
+        return model(body)
+
+    server = serve(answer)
+    path = settle(tmp_path / "run", server.url)
+    told, said = spend(path, run__duration="200s")
+    assert any("it does not fit" in line for line in said)
+    assert told.stopped == "not all that is owed fits before the deadline and into the budget"
+    assert 100 < len(server.requests) < 250
     some = dataset(path)
-    assert 0 < len(some) < len(calm)
-    server.delay_s = 0.0
-    rlaif("run", path)
+    assert 8 < len(some) < len(calm)
+    again, _ = spend(path)
+    assert again.stopped is None
     assert dataset(path) == calm
     asked = [json.dumps(body, sort_keys=True) for body in server.requests]
     assert len(asked) == len(set(asked))
@@ -452,10 +461,17 @@ def test_training_stops_at_the_deadline_and_the_night_is_told(
                 time.sleep(0.01)
         raise AssertionError("the deadline was not felt")
 
+    real = nights._Night._train
+
+    def soon(self: nights._Night) -> None:
+        self.deadline = time.monotonic() + 0.3
+        real(self)
+
+    monkeypatch.setattr(nights._Night, "_train", soon)
     monkeypatch.setattr(commands, "train", train)
     monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
     path = settle(tmp_path / "run", serve(model).url, prompts=10, extra="train = true\n")
-    told, said = spend(path, run__duration="6s")
+    told, said = spend(path, run__duration="1h")
     assert told.stopped == "the deadline is reached"
     assert "training is stopped by the deadline; the same command goes on from its newest checkpoint" in said
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
