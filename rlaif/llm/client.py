@@ -114,7 +114,7 @@ class Client:
             return False
         except Lost as error:
             raise EndpointError(
-                f"no server answers there ({error})",
+                f"no server answers there ({str(error).removeprefix('connection lost (').removesuffix(')')})",
                 where=endpoint.url,
                 mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
             ) from None

@@ -77,6 +77,8 @@ def whole_night(run: Run, config: Config, watch: commands.Watch) -> Night:
     Raises what ended it (KeyboardInterrupt included), and :class:`TooManyFailures` after all stages are through.
     """
     began = time.monotonic()
+    if not _names_a_policy(config) and not run.journal_path("completions").exists():
+        config.pool()  # says what is missing
     with run.writing():
         diary = Diary(run.log / "run.log", watch)
         told = Night()
@@ -91,7 +93,7 @@ def whole_night(run: Run, config: Config, watch: commands.Watch) -> Night:
             how = "interrupted; the same command goes on from here"
             raise
         except RlaifError as error:
-            how = "failed: " + " ".join(str(error).split())
+            how = "failed: " + (f"{error.where}: " if error.where else "") + " ".join(error.what.split())
             raise
         finally:
             told.seconds = time.monotonic() - began
@@ -108,6 +110,10 @@ def whole_night(run: Run, config: Config, watch: commands.Watch) -> Night:
     return told
 
 
+def _names_a_policy(config: Config) -> bool:
+    return bool(config.policies or config.sampler.model)
+
+
 class _Night:
     def __init__(self, run: Run, config: Config, diary: Diary, told: Night) -> None:
         self.run, self.config, self.diary, self.told = run, config, diary, told
@@ -115,9 +121,7 @@ class _Night:
         self.split: outlook.Outlook | None = None
         """What is owed, where it is more than fits."""
         self.missing: dict[str, TooManyFailures] = {}
-        self.generates = bool(config.policies or config.sampler.model)
-        if not self.generates and not run.journal_path("completions").exists():
-            config.pool()  # says what is missing
+        self.generates = _names_a_policy(config)
 
     def go(self) -> None:
         self._open()
