@@ -338,8 +338,23 @@ def _open(run: Path) -> None:
         print(f"    {len(journal.done):,} answers known")
 
 
+def _answer_all(run: Path) -> None:
+    """An answer under the key of each request that the run owes."""
+    from rlaif.generate import sample
+    from rlaif.run.directory import Run
+    from rlaif.settings import load
+
+    config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
+    with (run / "journal" / "completions.jsonl").open("w") as file:
+        for number, request in enumerate(sample.requests(Run(run), config, 0, ())):
+            file.write(
+                f'{{"key":"{request.keys[0]}","prompt_id":"{request.prompt_id}","index":0,"model":"m","finish_reason":'
+                f'"stop","text":"{text(number, 24)}","prompt_tokens":40,"completion_tokens":30,"source":"sampled",'
+                '"usd":0.0,"at":1700000000.0}\n'
+            )
+
+
 def _nothing_owed(run: Path) -> None:
-    from rlaif.config import Config  # noqa: F401
     from rlaif.generate import sample
     from rlaif.run.directory import Run
     from rlaif.settings import load
@@ -354,6 +369,7 @@ def reopen(requests: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         write_run(run, requests, 1, verdicts=False)
+        in_child(_answer_all, run)
         for work in (_open, _nothing_owed):
             seconds, peak = in_child(work, run)
             print(
