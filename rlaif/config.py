@@ -7,6 +7,7 @@ operational and free.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -202,6 +203,7 @@ class ClientConfig(Section):
     for a request with all its attempts."""
 
     concurrency: int = Field(default=64, ge=1, le=4096)
+    batch: bool = False
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout_s: float = Field(default=600, gt=0)
@@ -211,6 +213,45 @@ class ClientConfig(Section):
     budget_usd: float | None = Field(default=None, gt=0)
     server_python: str | None = None
     server_start_s: float = Field(default=1800, gt=0)
+
+
+def duration_s(text: str) -> float:
+    """``8h``, ``90m``, ``1h30m``, ``45s`` in seconds. Raises ValueError."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.strip())
+    if not text.strip() or not match:
+        raise ValueError(f"{text!r} is no duration: write it like 8h, 90m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    total = hours * 3600 + minutes * 60 + seconds
+    if total <= 0:
+        raise ValueError(f"{text!r} is no time at all")
+    return total
+
+
+def _duration(text: str) -> str:
+    duration_s(text)
+    return text
+
+
+def _time_of_day(text: str) -> str:
+    if not re.fullmatch(r"([01]?\d|2[0-3]):[0-5]\d", text):
+        raise ValueError(f"{text!r} is no time of day: write it like 07:00")
+    return text
+
+
+class RunConfig(Section):
+    """What ``rlaif run`` does around the stages. ``until`` is a time of day, ``duration`` counts from the start; the
+    earlier one is the deadline. ``pilot``: prompts that are taken through generate and judge first, for the estimate;
+    0 for none. ``train_share``: of the time to the deadline, where training is asked for and not all fits."""
+
+    until: Annotated[str, AfterValidator(_time_of_day)] | None = None
+    duration: Annotated[str, AfterValidator(_duration)] | None = None
+    train: bool = False
+    pilot: int = Field(default=64, ge=0)
+    train_share: float = Field(default=0.25, ge=0, lt=1)
+    min_free_gb: float = Field(default=2.0, ge=0)
+    # A webhook's address is often a secret: it is left out of what is written into the manifest.
+    notify_url: str | None = Field(default=None, exclude=True, repr=False)
+    notify_command: str | None = None
 
 
 class Config(Section):
@@ -226,6 +267,7 @@ class Config(Section):
     review: ReviewConfig = ReviewConfig()
     train: TrainConfig = TrainConfig()
     client: ClientConfig = ClientConfig()
+    run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
     def _one_way_to_name_policies(self) -> Config:

@@ -68,6 +68,11 @@ class MissingPart(RlaifError):
     exit_code = 4
 
 
+def system_says(error: OSError) -> str:
+    """The operating system's own words, out of what a library wraps around them ("... [errno 27] File too large")."""
+    return (error.strerror or str(error)).rpartition("] ")[2] or type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that names the closest known word, or lists what there is."""
     names = sorted(known)

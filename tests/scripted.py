@@ -21,13 +21,14 @@ from aiohttp import web
 @dataclass
 class Fault:
     """An HTTP reply that is not an answer. ``status`` 0 cuts the connection. ``promised`` is a Content-Length that the
-    body falls short of. ``raw`` goes out as it is, HTTP or not."""
+    body falls short of. ``raw`` goes out as it is, HTTP or not. Nothing is said for ``silent_s``."""
 
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b'{"error": {"message": "scripted fault"}}'
     promised: int | None = None
     raw: bytes = b""
+    silent_s: float = 0.0
 
 
 Answer = Callable[[dict[str, Any]], "list[str] | dict[str, Any] | Fault"]
@@ -86,11 +87,15 @@ class ScriptedServer:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._chat)
+        self.routes(app)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+
+    def routes(self, app: web.Application) -> None:
+        """Further ones."""
 
     async def _stop(self) -> None:
         await self._runner.cleanup()
@@ -126,6 +131,7 @@ class ScriptedServer:
         finally:
             self.in_flight -= 1
         if isinstance(said, Fault):
+            await asyncio.sleep(said.silent_s)
             return await _faulty(request, said)
         if isinstance(said, list):
             choices = [{"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

@@ -12,21 +12,22 @@ from rlaif.cli.generate import generate
 from rlaif.cli.init import init
 from rlaif.cli.judge import judge
 from rlaif.cli.review import review
+from rlaif.cli.run import run
 from rlaif.cli.status import status
 from rlaif.cli.train import train
 
 app = typer.Typer(
     name="rlaif",
     help="Prompts and a rubric in, a preference dataset and a better model out.\n\n"
-    "A night: rlaif init RUN, then generate, judge, review, train. Every command can be given again and goes on "
-    "from where it stopped.",
+    "A night: rlaif init RUN, then rlaif run RUN; or generate, judge, review and train by hand. Every command can be "
+    "given again and goes on from where it stopped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (init, generate, judge, review, train, export, status, library.doctor):
+for command in (init, run, generate, judge, review, train, export, status, library.doctor):
     app.command()(command)
 app.add_typer(library.judges, name="judges")
 app.add_typer(library.prompts, name="prompts")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -51,12 +52,14 @@ class Console:
     @contextlib.contextmanager
     def watch(self, meter: Meter) -> Iterator[None]:
         """Show ``meter`` while open: one line that is rewritten on a terminal, a line now and then elsewhere."""
+        from rlaif.llm.budget import progress
+
         over = threading.Event()
         terminal = sys.stderr.isatty()
 
         def show() -> None:
             while not over.wait(0.5 if terminal else PLAIN_EVERY_S):
-                if meter.requests or meter.failed:
+                if meter.requests or meter.failed or meter.waiting:
                     text = progress(meter)
                     sys.stderr.write(f"\r\x1b[K{text[: _width() - 1]}" if terminal else "")
                     sys.stderr.flush()
@@ -72,38 +75,8 @@ class Console:
             thread.join()
             if terminal:
                 sys.stderr.write("\r\x1b[K")
-            if meter.requests or meter.failed:
+            if meter.requests or meter.failed or meter.waiting:
                 say(progress(meter))
-
-
-def progress(meter: Meter) -> str:
-    """One line: done of total, rate, time left, tokens, dollars, failures."""
-    done, rate = meter.answers + meter.skipped, meter.rate()
-    parts = [f"{meter.what}: {done:,}" + (f" of {meter.total:,}" if meter.total else "")]
-    parts.append(f"{rate:.1f}/s" if rate < 100 else f"{rate:,.0f}/s")
-    if meter.total and rate and meter.total > done:
-        parts.append(f"{_duration((meter.total - done) / rate)} left")
-    parts.append(f"{_short(meter.prompt_tokens)} + {_short(meter.completion_tokens)} tokens")
-    if meter.usd:
-        parts.append(f"${meter.usd:,.4f}")
-    if meter.retries:
-        parts.append(f"{meter.retries} retries")
-    if meter.failed:
-        parts.append(f"{meter.failed} failed")
-    return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _short(tokens: int) -> str:
-    if tokens < 10_000:
-        return f"{tokens:,}"
-    return f"{tokens / 1e3:.0f}k" if tokens < 1_000_000 else f"{tokens / 1e6:.1f}M"
 
 
 def _width() -> int:
@@ -115,6 +88,8 @@ def _width() -> int:
 
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call ``main`` and exit: 0 done, 1 failed, 2 usage, 3 failures, 4 something missing, 130 interrupted."""
+    # As Ctrl-C: what is in flight is kept, servers are ended. A job scheduler says it this way.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except RlaifError as error:

@@ -10,6 +10,7 @@ import typer
 from rlaif.cli import console
 from rlaif.cli.shared import (
     BaseUrls,
+    Batch,
     Budget,
     Concurrency,
     DryRun,
@@ -54,6 +55,7 @@ def generate(
     limit: Limit = None,
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
+    batch: Batch = None,
     dry_run: DryRun = False,
 ) -> None:
     """Sample answers to prompts, or --import them."""
@@ -71,6 +73,7 @@ def generate(
             "prompts.decontaminate": decontaminate,
             "prompts.on_bad_row": on_bad_row,
             "prompts.limit": limit,
+            "client.batch": batch,
             **client_flags(concurrency, seed, max_failures, budget_usd),
         },
     )

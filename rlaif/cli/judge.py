@@ -9,6 +9,7 @@ import typer
 from rlaif.cli import console
 from rlaif.cli.shared import (
     BaseUrls,
+    Batch,
     Budget,
     Concurrency,
     DryRun,
@@ -53,6 +54,7 @@ def judge(
     limit: Limit = None,
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
+    batch: Batch = None,
     dry_run: DryRun = False,
 ) -> None:
     """Judge answers, pair them, fill the queue."""
@@ -68,6 +70,7 @@ def judge(
             "pairs.human_share": human_share,
             "pairs.min_probability": min_probability,
             "pairs.min_margin": min_margin,
+            "client.batch": batch,
             **client_flags(concurrency, seed, max_failures, budget_usd),
         },
     )

@@ -35,6 +35,10 @@ Limit = Annotated[int | None, typer.Option(help="Stop after this many prompts.",
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show one request, the number of calls and the cost.")]
 MaxFailures = Annotated[int | None, typer.Option(help="Answers that may be missing.", show_default=False)]
 Budget = Annotated[float | None, typer.Option(help="Send nothing more once this is spent.", show_default=False)]
+Batch = Annotated[
+    bool | None,
+    typer.Option("--batch", help="By the provider's batch API: half the price, within a day.", show_default=False),
+]
 OnBadRow = Annotated[
     Literal["stop", "skip"] | None, typer.Option(help="Stop at bad rows, or leave them out.", show_default=False)
 ]

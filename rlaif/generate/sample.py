@@ -10,6 +10,7 @@ alone is the sample that it would have been.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,9 @@ from rlaif.run.journal import Journal
 from rlaif.run.journal import read as read_journal
 
 
-def sample(run: Run, config: Config, engines: Engines, meter: Meter) -> None:
-    """Ask for every completion that the run's prompts owe, one model of the pool after the other."""
+def sample(run: Run, config: Config, engines: Engines, meter: Meter, *, only: int | None = None) -> None:
+    """Ask for every completion that the run's prompts (the first ``only`` of them) owe, one model of the pool after the
+    other."""
     pool = config.pool()
     with run.journal("completions") as journal:
         for position, policy in enumerate(pool):
@@ -39,11 +41,11 @@ def sample(run: Run, config: Config, engines: Engines, meter: Meter) -> None:
                 return engines.client(model, urls, config.sampler.vllm, meter)
 
             async def prepare(_client: Client, _engine: str, place: int = position) -> Iterable[Request]:
-                return requests(run, config, place, _Settled(journal))
+                return requests(run, config, place, _Settled(journal), only)
 
             settled = _Settled(journal)
             # More than one round only where a server gives fewer choices than were asked for.
-            while any(True for _ in requests(run, config, position, settled)) and not meter.reason_to_stop():
+            while any(True for _ in requests(run, config, position, settled, only)) and not meter.reason_to_stop():
                 before = len(journal.done)
                 ask_all(open_client, prepare, read, journal, meter)
                 if len(journal.done) == before:
@@ -62,12 +64,13 @@ class _Settled:
         return key in self.journal or (isinstance(key, str) and bytes.fromhex(key) in self.journal.failed)
 
 
-def requests(run: Run, config: Config, position: int, done: Container[str]) -> Iterator[Request]:
+def requests(
+    run: Run, config: Config, position: int, done: Container[str], only: int | None = None
+) -> Iterator[Request]:
     """What is owed by the policy at ``position`` of the pool, prompt by prompt. ``done``: the keys that are not."""
     pool = config.pool()
-    for _, prompt in read_journal(run.journal_path("prompts")):
-        if prompt["split"] != "train":
-            continue
+    prompts = (prompt for _, prompt in read_journal(run.journal_path("prompts")) if prompt["split"] == "train")
+    for prompt in itertools.islice(prompts, only):
         indexes = [i for i in range(config.sampler.n) if _position(prompt["key"], i, len(pool)) == position]
         body, base = _body(prompt, config, pool[position].model, position)
         keys = [key_of(**body, model=pool[position].model, seed=base, index=i) for i in indexes]

@@ -68,6 +68,11 @@ def ask_all(
             engine = await client.check()
             if meter.budget_usd is not None:
                 _require_prices(client)
+            if client.config.batch:
+                from rlaif.llm import batch
+
+                await batch.ask(client, engine, prepare, read, journal, meter)
+                return
             requests = await prepare(client, engine)
             await _Asking(client, read, journal, meter).run(iter(requests))
 
@@ -105,7 +110,8 @@ def _require_prices(client: Client) -> None:
 
 
 @contextlib.contextmanager
-def _on_interrupt(call: Callable[[], None]) -> Iterator[None]:
+def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM call ``call`` while open."""
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Any] = {}
     with contextlib.suppress(RuntimeError, ValueError):  # not the main thread: the caller's own business
@@ -134,7 +140,7 @@ class _Asking:
         """Keys in flight, and those that failed: they are owed to the next start."""
 
     async def run(self, requests: Iterator[Request]) -> None:
-        with _on_interrupt(self._interrupt), self.meter.asking():
+        with on_interrupt(self._interrupt), self.meter.asking():
             try:
                 try:
                     await self._send(requests)

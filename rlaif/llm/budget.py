@@ -45,6 +45,8 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     last_error: str = ""
+    waiting: str = ""  # what for, where requests are not under way one by one
+    halted: str | None = None  # another reason to stop
     _asked_s: float = 0.0
     _asking_since: float | None = None
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -92,6 +94,8 @@ class Meter:
         """Why no further request may be sent, or None. Those in flight are let finish."""
         if self.interrupted:
             return "interrupted"
+        if self.halted:
+            return self.halted
         if self.budget_usd is not None and self.usd >= self.budget_usd:
             return f"the budget of ${self.budget_usd:g} is spent"
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -109,7 +113,43 @@ class Meter:
             "completion_tokens": self.completion_tokens,
             "usd": round(self.usd, 6),
             "seconds": round(time.monotonic() - self.started, 3),
+            "asking_s": round(self._asked_s, 3),
+            "waited_s": round(self.waited_s, 3),
         }
+
+
+def progress(meter: Meter) -> str:
+    """One line: done of total, rate, time left, tokens, dollars, failures."""
+    done, rate = meter.answers + meter.skipped, meter.rate()
+    parts = [f"{meter.what}: {done:,}" + (f" of {meter.total:,}" if meter.total else "")]
+    parts.append(f"{rate:.1f}/s" if rate < 100 else f"{rate:,.0f}/s")
+    if meter.total and rate and meter.total > done:
+        parts.append(f"{duration((meter.total - done) / rate)} left")
+    parts.append(f"{short(meter.prompt_tokens)} + {short(meter.completion_tokens)} tokens")
+    if meter.usd:
+        parts.append(f"${meter.usd:,.4f}")
+    if meter.waiting:
+        parts.append(meter.waiting)
+    if meter.retries:
+        parts.append(f"{meter.retries} retries")
+    if meter.failed:
+        parts.append(f"{meter.failed} failed")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def short(tokens: float) -> str:
+    """A large count in a few characters."""
+    if tokens < 10_000:
+        return f"{tokens:,.0f}"
+    return f"{tokens / 1e3:.0f}k" if tokens < 1_000_000 else f"{tokens / 1e6:.1f}M"
 
 
 def is_local(url: str) -> bool:

@@ -70,6 +70,7 @@ class Client:
         self.limit = float(config.concurrency)
         self._slowed_at = 0.0
         self._answered = False
+        self._gives_logprobs: bool | None = None
         self._revive = revive
         self.endpoints = [Endpoint(url, self.key, config.requests_per_minute, config.tokens_per_minute) for url in urls]
         self._retrying = tenacity.AsyncRetrying(
@@ -113,7 +114,7 @@ class Client:
             return False
         except Lost as error:
             raise EndpointError(
-                f"no server answers there ({error})",
+                f"no server answers there ({str(error).removeprefix('connection lost (').removesuffix(')')})",
                 where=endpoint.url,
                 mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
             ) from None
@@ -142,8 +143,31 @@ class Client:
         except (Lost, Malformed) as error:
             raise RequestFailed(str(error)) from None
 
+    async def steadily(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """``call`` (any exchange with an endpoint) with the retries of a chat request.
+
+        Raises :class:`RequestFailed`, or :class:`EndpointError` where the key is refused.
+        """
+
+        async def once() -> Any:  # tenacity awaits coroutine functions only
+            return await call()
+
+        try:
+            return await self._retrying(once)
+        except Refused as error:
+            if error.status in (401, 403):
+                raise self._key_refused(self.url, error) from None
+            raise RequestFailed(f"HTTP {error.status}: {self.hide(error.told[:500])}") from None
+        except (Lost, Malformed) as error:
+            raise RequestFailed(str(error)) from None
+
     async def gives_logprobs(self, top: int = 20) -> bool:
-        """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token."""
+        """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token, once."""
+        if self._gives_logprobs is None:
+            self._gives_logprobs = await self._probe(top)
+        return self._gives_logprobs
+
+    async def _probe(self, top: int) -> bool:
         body = {
             "messages": [{"role": "user", "content": "Reply with the letter A."}],
             "max_tokens": 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,17 +93,10 @@ class Endpoint:
 
     async def send(self, method: str, path: str, timeout_s: float, data: Any = None, *, json: bool = True) -> bytes:
         """One HTTP exchange, tried once. Raises :class:`Refused` or :class:`Lost`."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0),
-                trust_env=not is_local(self.url),  # a proxy from the environment is for what lies outside this machine
-                headers=self._headers,
-            )
         headers = {"Content-Type": "application/json"} if json and data is not None else {}
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._session.request(method, self._at(path), data=data, headers=headers) as response:
+                async with self._opened().request(method, self._at(path), data=data, headers=headers) as response:
                     raw = await response.read()
         except TimeoutError:
             raise Lost(f"no answer within {timeout_s:g} s") from None
@@ -114,6 +108,28 @@ class Endpoint:
 
     def _at(self, path: str) -> str:
         return (self.url.removesuffix("/v1") if path == CLASSIFY else self.url) + path
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:  # it wants a running loop
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=900.0),
+                trust_env=not is_local(self.url),  # a proxy from the environment is for what lies outside this machine
+                headers=self._headers,
+            )
+        return self._session
+
+    async def download(self, path: str, to: Path) -> None:
+        """The body of a GET into a file, piece by piece. Raises :class:`Refused`, :class:`Lost` or OSError."""
+        try:
+            async with self._opened().get(self.url + path) as response:
+                if response.status >= 300:
+                    raise Refused(response.status, complaint(await response.read()), None)
+                with to.open("wb") as file:
+                    async for piece in response.content.iter_chunked(1 << 16):
+                        file.write(piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Lost(f"connection lost ({_cause(error)})") from None
 
     async def close(self) -> None:
         if self._session:

@@ -73,7 +73,7 @@ def read(value: Any, price: Price, hide: Callable[[str], str] = str, path: str =
     Raises :class:`Malformed`.
     """
     if not isinstance(value, dict):
-        raise Malformed(f"the body is a {type(value).__name__}, not an object")
+        raise Malformed(f"the body is no object but {type(value).__name__}")
     score = _score(value) if path == CLASSIFY else None
     choices = value.get("choices") if score is None else []
     if not isinstance(choices, list) or (score is None and not choices):

@@ -44,7 +44,8 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from rlaif.errors import UsageError, did_you_mean
+from rlaif.errors import RunError, UsageError, did_you_mean, system_says
+from rlaif.run.directory import sweep
 
 Format = Literal["trl", "h4", "llama-factory", "axolotl", "openrlhf"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -108,7 +109,8 @@ class _Export:
 
 
 def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Path]:  # noqa: A002
-    """Write the dataset for another trainer. Raises :class:`UsageError` where there is none, or ``output`` is taken."""
+    """Write the dataset for another trainer. Raises :class:`UsageError` where there is none, or ``output`` is taken,
+    and :class:`RunError` where it cannot be written."""
     match format:
         case "trl":
             write = _trl
@@ -125,6 +127,7 @@ def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Pat
     splits = _splits_with_rows(run_dataset_dir)
     _check_free(output, format)
     building = output / f".export.{os.getpid()}"
+    sweep(output)
     try:
         building.mkdir(parents=True)
         export = _Export(splits, building, output)
@@ -135,7 +138,7 @@ def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Pat
         (building / "README.md").write_text(_readme(export, format, use), encoding="utf-8")
         return _move_in(building, output)
     except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror or error}", where=str(output)) from None
+        raise RunError(f"cannot be written: {system_says(error)}", where=str(output)) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -1,5 +1,8 @@
 """The stages joined into commands: the only place that knows several of them, and what notebooks call.
 
+    night.py      all of it as one job: checks, pilot, estimate, stages, notification
+    outlook.py    what a night finds out before it begins
+    diary.py      its log, and who is told of its end
     commands.py   generate, import_completions, judge, rebuild, train
     rounds.py     whom the judges are asked about, round by round
     plan.py       what a command would ask, for --dry-run
@@ -11,6 +14,7 @@ writes, and may be called again: what is journaled is not asked for twice.
 """
 
 from rlaif.pipeline.commands import Watch, generate, import_completions, judge, rebuild, train
+from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.people import review
 from rlaif.pipeline.plan import plan_generate, plan_judge
 
@@ -24,4 +28,5 @@ __all__ = [
     "rebuild",
     "review",
     "train",
+    "whole_night",
 ]

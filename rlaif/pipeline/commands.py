@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlaif.config import Config
-from rlaif.errors import TooManyFailures, UsageError
+from rlaif.errors import RunError, TooManyFailures, UsageError, system_says
 from rlaif.generate import bring as bringing
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
@@ -50,22 +52,42 @@ class Judged:
     stopped: str | None
 
 
-def meter_for(what: str, config: Config) -> Meter:
-    return Meter(what=what, budget_usd=config.client.budget_usd)
+@dataclass(frozen=True)
+class Limits:
+    """What a stage may use where that is not the settings' whole: dollars, and until when (``time.monotonic()``)."""
+
+    budget_usd: float | None = None
+    deadline: float | None = None
 
 
-def generate(run: Run, config: Config, watch: Watch, engines: Engines) -> Generated:
-    """Take the prompts in and sample the answers they owe. Raises :class:`TooManyFailures` at the end."""
+def meter_for(what: str, config: Config, limits: Limits | None) -> Meter:
+    limits = limits or Limits(config.client.budget_usd)
+    return Meter(what=what, budget_usd=limits.budget_usd, deadline=limits.deadline)
+
+
+def generate(
+    run: Run,
+    config: Config,
+    watch: Watch,
+    engines: Engines,
+    *,
+    limits: Limits | None = None,
+    only: int | None = None,
+) -> Generated:
+    """Take the prompts in and sample the answers they owe; with ``only``, those of the first so many prompts.
+
+    Raises :class:`TooManyFailures` at the end.
+    """
     config.pool()
     with run.writing():
         run.begin("generate", config)
         taken = taking.take(run, config, watch.say)
-        meter = meter_for("generate", config)
-        meter.total = (taken.prompts - taken.heldout) * config.sampler.n
+        meter = meter_for("generate", config, limits)
+        meter.total = min(taken.prompts - taken.heldout, only or taken.prompts) * config.sampler.n
         try:
             with watch.watch(meter):
                 meter.skipped = _answered(run)
-                sampling.sample(run, config, engines, meter)
+                sampling.sample(run, config, engines, meter, only=only)
         finally:
             run.end("generate", **meter.facts(), prompts=taken.prompts, heldout=taken.heldout)
         with run.journal("completions") as journal:
@@ -105,7 +127,15 @@ def _enforce(config: Config, meter: Meter) -> None:
         )
 
 
-def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: bool = False) -> Judged:
+def judge(
+    run: Run,
+    config: Config,
+    watch: Watch,
+    engines: Engines,
+    *,
+    restart: bool = False,
+    limits: Limits | None = None,
+) -> Judged:
     """Ask the panel, settle and route the pairs, write tables/ and dataset/. Raises :class:`TooManyFailures`."""
     seats = panel(config)
     how = strategy(config, seats)
@@ -113,14 +143,15 @@ def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: 
     exam.require_trust(seats, config, watch.say)
     with run.writing():
         run.begin("judge", config, restart=restart)
-        meter = meter_for("judge", config)
+        meter = meter_for("judge", config, limits)
         try:
             with run.journal("verdicts") as journal, watch.watch(meter):
                 rounds = Rounds(run, config, engines, seats, how, journal, meter)
                 candidates = rounds.all()
         finally:
             run.end("judge", **meter.facts())
-        built = build(rounds, candidates)
+        with _writing_tables(run):
+            built = build(rounds, candidates)
     _enforce(config, meter)
     return Judged(built, meter, meter.failed, meter.reason_to_stop())
 
@@ -132,7 +163,21 @@ def rebuild(run: Run, config: Config) -> Built:
     _require_completions(run)
     with run.writing():
         rounds = Rounds(run, config, None, seats, how, None, Meter())
-        return build(rounds, rounds.all())
+        with _writing_tables(run):
+            return build(rounds, rounds.all())
+
+
+@contextlib.contextmanager
+def _writing_tables(run: Run) -> Iterator[None]:
+    """A disk that is full or may not be written is told as what it is, wherever it was met."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot be written: {system_says(error)}",
+            where=str(run.path),
+            mend="Make room or mend the permission, then give the same command again: no answer is lost.",
+        ) from None
 
 
 def _require_completions(run: Run) -> None:

@@ -83,6 +83,7 @@ class Rounds:
         self.run, self.config, self.engines = run, config, engines
         self.seats, self.how, self.journal, self.meter = seats, how, journal, meter
         self.known = _as_frames_know(seats)
+        self._read: pl.DataFrame | None = None
         completions = tables.scan(run.journal_path("completions"), tables.COMPLETIONS, select.shorten)
         self.answers, self.left_out = select.usable(completions)
         self.prompts = tables.scan(run.journal_path("prompts"), tables.PROMPTS).select(
@@ -134,6 +135,7 @@ class Rounds:
 
     def answered_without_a_model(self, journal: Journal, several: pl.DataFrame) -> None:
         """Journal what the prompts' checks and the text classifier of refusals say of each answer."""
+        self._read = None
         prompts, answers = Reader(self.run.journal_path("prompts")), Reader(self.run.journal_path("completions"))
         try:
             found = without_model.verdicts(self.placed(several).iter_rows(), prompts.at, answers.at, journal)
@@ -186,6 +188,12 @@ class Rounds:
         return settle.by_seat(verdicts, self.known, pairs.select("a", "b")), balance.classes(verdicts)
 
     def _verdicts(self) -> pl.DataFrame:
+        """What the journal holds. Read again only after something was asked: it is the largest file of a run."""
+        if self._read is None:
+            self._read = self._scan()
+        return self._read
+
+    def _scan(self) -> pl.DataFrame:
         columns = ("key", "kind", "judge", "judge_hash", "model", "prompt_id", "a", "b", "order", "aspect", "sample",
                    "p_a", "score", "variance", "label", "flags")  # fmt: skip
         schema = {name: tables.VERDICTS[name] for name in columns}
@@ -193,8 +201,9 @@ class Rounds:
 
     def _ask(self, kind: str, wanted: pl.DataFrame) -> None:
         seats = [seat for seat in self.seats if seat.judge.file.kind == kind]
-        if self.engines is None or wanted.is_empty():
+        if self.engines is None or wanted.is_empty() or not seats:
             return
+        self._read = None
         placed = self.placed(wanted)
         prompts, answers = Reader(self.run.journal_path("prompts")), Reader(self.run.journal_path("completions"))
         try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlaif.llm.parts import parts
 from rlaif.run.directory import JournalName, Run
 from rlaif.run.journal import read
 
@@ -22,7 +23,7 @@ def runs_below(folder: Path) -> list[Run]:
 def of(run: Run) -> dict[str, Any]:
     """As JSON: run, busy, settings (whether there is a rlaif.toml), prompts, heldout, completions, verdicts, reviews
     (answers, failures and dollars of each), stages (started, ended, starts,
-    seconds of all starts), pairs, next."""
+    seconds of all starts), pairs, batches (those that are with a provider), next."""
     stages = run.manifest()["stages"]
     prompts = [(record["split"], record["prompt_id"]) for _, record in read(run.journal_path("prompts"))]
     facts: dict[str, Any] = {
@@ -41,6 +42,11 @@ def of(run: Run) -> dict[str, Any]:
             for name, stage in stages.items()
         },
         "pairs": stages.get("judge", {}).get("pairs"),
+        "batches": [
+            part.model_dump(include={"journal", "model", "batch", "status", "lines"})
+            for part in parts(run.journals / "batches.jsonl")
+            if part.event != "ended"
+        ],
         "trained": (run.model / "README.md").exists(),
     }
     facts["next"] = _next(run, facts)
@@ -88,6 +94,11 @@ def as_text(facts: Mapping[str, Any]) -> str:
         listed = ", ".join(f"{count:,} {route}" for route, count in pairs["routes"].items())
         lines.append(f"  pairs        {pairs['candidates']:,} candidates: {listed}")
         lines.append(f"  dataset      {pairs['dataset']['train']:,} train, {pairs['dataset']['test']:,} test")
+    lines += [
+        f"  batch        {part['lines']:,} requests for {part['journal']} by {part['model']}: "
+        f"{part['batch'] or 'not submitted'}, {part['status'] or 'not looked at yet'}"
+        for part in facts["batches"]
+    ]
     for name, stage in facts["stages"].items():
         ended = f"ended {stage['ended']}" if stage["ended"] else "not ended"
         starts = f" ({stage['starts']} starts, {stage['seconds']:,.0f} s)" if stage["starts"] > 1 else ""

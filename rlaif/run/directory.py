@@ -10,6 +10,7 @@ import datetime
 import fcntl
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ class Run:
         self.dataset = self.path / "dataset"
         self.model = self.path / "model"
         self.manifest_path = self.path / "manifest.json"
+        self._held = False
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -166,13 +168,17 @@ class Run:
 
     @contextlib.contextmanager
     def writing(self, part: Literal["run", "reviews"] = "run") -> Iterator[None]:
-        """Hold the run's lock. The kernel drops it when the process dies, however it dies.
+        """Hold the run's lock. The kernel drops it when the process dies, however it dies. Inside, it may be held once
+        more by the same object: a night holds it over its stages.
 
         The reviews journal has a lock of its own, held for the moment of a write: people go on labelling while a
         night's judging or training holds the run, and a page left open keeps nothing from starting.
 
         Raises :class:`RunError` naming the process that holds it.
         """
+        if part == "run" and self._held:
+            yield
+            return
         name = ".lock" if part == "run" else ".lock-reviews"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -196,11 +202,17 @@ class Run:
                     mend="One writer at a time: wait for it or stop it. `rlaif status` reads without a lock.",
                 )
             os.ftruncate(fd, 0)
+            if part == "run":
+                self._held = True
+                for folder in (self.path, self.pairs_path.parent, self.dataset):
+                    sweep(folder)
             with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
                 os.pwrite(fd, f"process {os.getpid()} (rlaif {' '.join(sys.argv[1:2])})\n".encode(), 0)
             yield
             os.ftruncate(fd, 0)
         finally:
+            if part == "run":
+                self._held = False
             os.close(fd)
 
     def is_being_written(self) -> bool:
@@ -213,6 +225,15 @@ class Run:
             except BlockingIOError:
                 return True
         return False
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written in ``folder``: ``.NAME.PID``, where no such process lives."""
+    for path in folder.glob(".*.*"):
+        number = path.suffix.removeprefix(".")
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def open_run(path: Path | str) -> Run:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlaif.errors import RunError
+from rlaif.errors import RunError, system_says
 from rlaif.run.journal import blocks, read
 
 PROMPTS: Mapping[str, Any] = {
@@ -110,7 +110,10 @@ def scan(
     if not frames:
         empty = pl.DataFrame(schema={**columns, "offset": pl.Int64})
         return reduce(empty.drop("error"))
-    return pl.concat(frames).unique("key", keep="last", maintain_order=True)
+    whole = pl.concat(frames)
+    if whole["key"].hash().n_unique() == whole.height:  # by far the most journals: nothing is copied for them
+        return whole
+    return whole.unique("key", keep="last", maintain_order=True)
 
 
 def write_parquet_pieces(pieces: Iterator[pl.DataFrame], path: Path) -> None:
@@ -129,7 +132,7 @@ def write_parquet_pieces(pieces: Iterator[pl.DataFrame], path: Path) -> None:
         writer.close()
         temporary.replace(path)
     except OSError as error:
-        raise RunError(f"cannot be written: {error.strerror or error}", where=str(path)) from None
+        raise RunError(f"cannot be written: {system_says(error)}", where=str(path)) from None
     finally:
         with contextlib.suppress(OSError):  # what could not be written cannot be finished either
             if writer:

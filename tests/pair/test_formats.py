@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlaif.errors import UsageError
+from rlaif.errors import RunError, UsageError
 from rlaif.pair.formats import BATCH, FORMATS, export_dataset
 
 Row = dict[str, Any]
@@ -347,7 +347,7 @@ def test_a_failed_export_leaves_the_one_before(source: Path, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pyarrow.parquet.ParquetWriter, "write_table", full)
-    with pytest.raises(UsageError, match="cannot be written: No space left"):
+    with pytest.raises(RunError, match="cannot be written: No space left"):
         export_dataset(source, "h4", tmp_path / "out")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == first
     assert not list((tmp_path / "out").glob(".export*"))

@@ -159,7 +159,7 @@ def test_a_full_disk_does_not_keep_the_lock_from_holding(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "pwrite", full)
     run = Run(tmp_path / "run")
-    with run.writing(), pytest.raises(RunError, match="locked by another process"), run.writing():
+    with run.writing(), pytest.raises(RunError, match="locked by another process"), Run(run.path).writing():
         raise AssertionError("two writers")
 
 

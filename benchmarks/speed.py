@@ -1,0 +1,490 @@
+"""How fast, how much memory, how far: python benchmarks/speed.py judge|reopen|pairs|memory|prefix|sampling|facts
+
+Each prints ratios within one run, with the facts of the machine. benchmarks/speed.md has the tables and how to repeat
+them. ``serve`` and ``bare`` are the other processes of ``judge``: a server that answers after 50 ms, and the openai
+package on its aiohttp transport, called with the same bodies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+ROOT = HERE.parent.parent
+CONCURRENCY = 256
+DELAY_S = 0.05
+GIB = 2**30
+
+
+# The server
+
+
+def reply_body() -> bytes:
+    tokens = [{"token": "A", "logprob": -0.2, "bytes": [65]}, {"token": "B", "logprob": -1.7, "bytes": [66]}]
+    tokens += [{"token": f"t{i}", "logprob": -9.0 - i, "bytes": [116]} for i in range(18)]
+    content = [{**tokens[0], "top_logprobs": tokens}]
+    return json.dumps({
+        "id": "chatcmpl-0123456789abcdef", "object": "chat.completion", "created": 1_700_000_000, "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "A"}, "finish_reason": "length",
+                     "logprobs": {"content": content}}],
+        "usage": {"prompt_tokens": 400, "completion_tokens": 1, "total_tokens": 401,
+                  "prompt_tokens_details": {"cached_tokens": 256}},
+    }).encode()  # fmt: skip
+
+
+class Protocol(asyncio.Protocol):
+    """Just enough of HTTP to be no bottleneck beside the clients that it is for."""
+
+    def __init__(self, models: bytes, reply: bytes) -> None:
+        self.models, self.reply, self.buffer = models, reply, b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
+            head = self.buffer[:end].lower()
+            place = head.find(b"content-length:")
+            length = int(head[place + 15 :].split(b"\r\n", 1)[0]) if place >= 0 else 0
+            if len(self.buffer) < end + 4 + length:
+                return
+            self.buffer = self.buffer[end + 4 + length :]
+            if head.startswith(b"get"):
+                self.transport.write(self.models)
+            else:
+                asyncio.get_running_loop().call_later(DELAY_S, self._answer)
+
+    def _answer(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(self.reply)
+
+
+async def serve(port: int) -> None:
+    def http(body: bytes) -> bytes:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        return head.encode() + body
+
+    models = http(json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "vllm"}]}).encode())
+    reply = http(reply_body())
+    server = await asyncio.get_running_loop().create_server(lambda: Protocol(models, reply), "127.0.0.1", port,
+                                                            backlog=1024)  # fmt: skip
+    await server.serve_forever()
+
+
+class Server:
+    """The 50 ms server in a process of its own."""
+
+    def __enter__(self) -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.process = subprocess.Popen([sys.executable, HERE, "serve", str(port)])
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        return f"http://127.0.0.1:{port}/v1"
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+# Runs
+
+
+WORDS = "the answer to this is that one has to look at how it was asked before saying what it is".split()  # noqa: SIM905
+
+
+def text(number: int, length: int = 60) -> str:
+    return " ".join(WORDS[(number * 7 + i * 3) % len(WORDS)] for i in range(length)) + f" ({number})"
+
+
+def imported(folder: Path, prompts: int, answers: int = 2) -> Path:
+    """A run of imported prompts and answers, written as the journals would hold them."""
+    source = folder / "rows.jsonl"
+    with source.open("w", encoding="utf-8") as file:
+        for i in range(prompts):
+            row = {"id": f"p{i}", "prompt": f"Question {i}: {text(i, 20)}",
+                   "responses": [text(i * answers + j) for j in range(answers)]}  # fmt: skip
+            file.write(json.dumps(row) + "\n")
+    run = folder / "run"
+    rlaif("generate", run, "--import", source)
+    source.unlink()
+    return run
+
+
+def rlaif(*arguments: str | Path) -> tuple[float, float, str]:
+    """A command. Gives (seconds, peak GiB, stderr)."""
+    began = time.monotonic()
+    process = subprocess.Popen(["/usr/bin/env", "python", "-m", "rlaif", *map(str, arguments)], stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True, env=environment())  # fmt: skip
+    assert process.stderr
+    told = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stderr.close()
+    if process.returncode:
+        sys.exit(f"{arguments}: exit {process.returncode}\n{told}")
+    return time.monotonic() - began, usage.ru_maxrss / 2**20, told
+
+
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+def facts() -> None:
+    load = os.getloadavg()[0]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, "
+          f"load before {load:.1f}")  # fmt: skip
+
+
+# Judging
+
+
+async def bare(url: str, bodies: list[dict[str, Any]]) -> None:
+    import openai
+
+    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, http_client=openai.DefaultAioHttpClient())
+    left = iter(bodies)
+
+    async def work() -> None:
+        for body in left:
+            extra = {name: body.pop(name) for name in ("structured_outputs",) if name in body}
+            await client.chat.completions.create(model="m", extra_body=extra, **body)
+
+    async with client:
+        await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+
+
+def judge(requests: int, times: int) -> None:
+    """Whole commands: process start to process end, imports, rendering, journal, pairs and dataset included."""
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as place, Server() as url:
+        whole = imported(Path(place), requests // 2)
+        bodies = Path(place) / "bodies.jsonl"
+        write_bodies(whole, bodies)
+        for number in range(times):
+            run = Path(place) / f"run{number}"
+            shutil.copytree(whole, run)
+            seconds, _, _ = rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", url,
+                                  "--concurrency", str(CONCURRENCY))  # fmt: skip
+            ours.append(requests / seconds)
+            began = time.monotonic()
+            subprocess.run([sys.executable, HERE, "bare", url, bodies], check=True, env=environment())
+            theirs.append(requests / (time.monotonic() - began))
+    for name, rates in (("rlaif judge, whole command", ours), ("openai on aiohttp, bare script", theirs)):
+        print(f"{name:<34}{spread(rates)} requests/s")
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    print(f"{'ratio':<34}{spread(ratios)}  (n={times} runs of {requests:,} requests)")
+
+
+def write_bodies(run: Path, to: Path) -> None:
+    """The bodies that ``rlaif judge`` will send."""
+    from rlaif.judge import ask
+    from rlaif.llm.budget import Meter
+    from rlaif.pipeline.rounds import Rounds, panel, strategy
+    from rlaif.run.directory import Run
+    from rlaif.run.journal import Reader
+    from rlaif.settings import load
+
+    config = load(run, {"judge.judges": ["helpful"], "judge.model": "m"})
+    seats = panel(config)
+    rounds = Rounds(Run(run), config, None, seats, strategy(config, seats), None, Meter())
+    prompts, answers = (Reader(run / "journal" / f"{name}.jsonl") for name in ("prompts", "completions"))
+    work = [ask.Material(*row) for row in rounds.placed(rounds.possible("compare")).iter_rows()]
+    with to.open("w") as file:
+        for request in ask.requests(seats[0], "choice", config, work, prompts.at, answers.at):
+            file.write(json.dumps(request.body) + "\n")
+
+
+def spread(values: list[float]) -> str:
+    """Median, with the least and the most."""
+    ordered = sorted(values)
+    middle = ordered[len(ordered) // 2]
+    shown = [f"{value:,.0f}" if middle >= 10 else f"{value:.2f}" for value in (middle, ordered[0], ordered[-1])]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+# Large runs, written as journals
+
+
+JUDGE = """name = "score"
+version = "1"
+kind = "rate"
+[[aspects]]
+name = "overall"
+text = "How good is it?"
+"""
+JUDGE_PROMPT = "# System\nYou rate.\n# User\n{conversation}\n{reference}\n{response}\n{aspect}\n{reply}\n"
+
+
+def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
+    """A run with ``prompts`` x ``answers`` sampled completions and, if asked for, one score for each."""
+    from hashlib import sha256
+
+    from rlaif.judge.definition import load
+
+    journal, score = run / "journal", run / "score"
+    journal.mkdir(parents=True)
+    score.mkdir()
+    (score / "judge.toml").write_text(JUDGE)
+    (score / "prompt.md").write_text(JUDGE_PROMPT)
+    judge_hash = load(score).hash
+    usage = '"usd":0.0,"at":1700000000.0}\n'
+    with (
+        (journal / "prompts.jsonl").open("w") as prompt_file,
+        (journal / "completions.jsonl").open("w") as completion_file,
+        (journal / "verdicts.jsonl").open("w") as verdict_file,
+    ):
+        for i in range(prompts):
+            key = sha256(f"p{i}".encode()).hexdigest()
+            row = {"key": key, "prompt_id": key[:16], "checks": [], "tags": [], "split": "train", "source": "rows:1",
+                   "messages": [{"role": "user", "content": f"Question {i}: {text(i, 12)}"}]}  # fmt: skip
+            prompt_file.write(json.dumps(row) + "\n")
+            for j in range(answers):
+                answer = sha256(f"c{i}-{j}".encode()).hexdigest()
+                completion_file.write(
+                    f'{{"key":"{answer}","prompt_id":"{key[:16]}","index":{j},"model":"m","finish_reason":"stop",'
+                    f'"text":"{text(i * answers + j, 24)}","prompt_tokens":40,"completion_tokens":30,'
+                    f'"source":"sampled",{usage}'
+                )
+                if verdicts:
+                    given = 1 + 4 * (int(answer[:6], 16) / 0xFFFFFF)
+                    verdict_file.write(
+                        f'{{"key":"{sha256(answer.encode()).hexdigest()}","kind":"rate","judge":"score","judge_hash":'
+                        f'"{judge_hash}","model":"m","prompt_id":"{key[:16]}","a":"{answer}","aspect":"overall",'
+                        f'"sample":0,"score":{given:.4f},"variance":0.3,"mass":1.0,"reply":"4","flags":[],'
+                        f'"prompt_tokens":400,"cached_tokens":256,"completion_tokens":1,{usage}'
+                    )
+    (run / "rlaif.toml").write_text(f'[judge]\njudges = ["{score}"]\nmodel = "m"\nstrategy = "rate-only"\n')
+
+
+def in_child(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+    """(seconds, peak GiB) of ``work`` in a process that does nothing else."""
+    began = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        try:
+            work(*arguments)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit(f"{work.__name__}: failed")
+    return time.monotonic() - began, usage.ru_maxrss / 2**20
+
+
+def _frames(run: Path) -> None:
+    """Scored completions to settled and routed pairs: everything but writing texts."""
+    from rlaif.judge.definition import find  # noqa: F401
+    from rlaif.llm.budget import Meter
+    from rlaif.pipeline.rounds import Rounds, panel, strategy
+    from rlaif.run.directory import Run
+    from rlaif.settings import load
+
+    config = load(run, {})
+    seats = panel(config)
+    candidates = Rounds(Run(run), config, None, seats, strategy(config, seats), None, Meter()).all()
+    print(f"    {candidates.height:,} candidates")
+
+
+def _whole(run: Path) -> None:
+    """The same, with tables/pairs.parquet and the dataset written."""
+    from rlaif import pipeline
+    from rlaif.run.directory import Run
+    from rlaif.settings import load
+
+    built = pipeline.rebuild(Run(run), load(run, {}))
+    print(f"    {built.merged.train + built.merged.test:,} rows in the dataset")
+
+
+def pairs(prompts: int) -> None:
+    for size in (prompts // 2, prompts):
+        with tempfile.TemporaryDirectory() as place:
+            run = Path(place) / "run"
+            write_run(run, size, 4, verdicts=True)
+            gb = sum(path.stat().st_size for path in (run / "journal").iterdir()) / 1e9
+            for work in (_frames, _whole):
+                seconds, peak = in_child(work, run)
+                print(f"{size:>9,} x 4 ({gb:.1f} GB of journals), {work.__name__[1:]:<7} {seconds:6.1f} s, "
+                      f"{peak:.2f} GiB", flush=True)  # fmt: skip
+
+
+def _open(run: Path) -> None:
+    from rlaif.run.journal import Journal
+
+    with Journal(run / "journal" / "completions.jsonl") as journal:
+        print(f"    {len(journal.done):,} answers known")
+
+
+def _answer_all(run: Path) -> None:
+    """An answer under the key of each request that the run owes."""
+    from rlaif.generate import sample
+    from rlaif.run.directory import Run
+    from rlaif.settings import load
+
+    config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
+    with (run / "journal" / "completions.jsonl").open("w") as file:
+        for number, request in enumerate(sample.requests(Run(run), config, 0, ())):
+            file.write(
+                f'{{"key":"{request.keys[0]}","prompt_id":"{request.prompt_id}","index":0,"model":"m","finish_reason":'
+                f'"stop","text":"{text(number, 24)}","prompt_tokens":40,"completion_tokens":30,"source":"sampled",'
+                '"usd":0.0,"at":1700000000.0}\n'
+            )
+
+
+def _nothing_owed(run: Path) -> None:
+    from rlaif.generate import sample
+    from rlaif.run.directory import Run
+    from rlaif.settings import load
+
+    config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
+    with Run(run).journal("completions") as journal:
+        print(f"    {sum(1 for _ in sample.requests(Run(run), config, 0, sample._Settled(journal))):,} owed")
+
+
+def reopen(requests: int) -> None:
+    """A run with so many finished requests: its journal opened, and all of it asked whether anything is owed."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        write_run(run, requests, 1, verdicts=False)
+        in_child(_answer_all, run)
+        for work in (_open, _nothing_owed):
+            seconds, peak = in_child(work, run)
+            print(
+                f"{requests:>9,} finished requests, {work.__name__[1:]:<13} {seconds:5.1f} s, {peak:.2f} GiB",
+                flush=True,
+            )
+
+
+def memory(sizes: list[int]) -> None:
+    """Peak memory of whole ``rlaif judge`` commands, two requests a prompt."""
+    with Server() as url:
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as place:
+                run = Path(place) / "run"
+                write_run(run, size, 2, verdicts=False)
+                (run / "rlaif.toml").unlink()
+                seconds, peak, _ = rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", url,
+                                         "--concurrency", str(CONCURRENCY))  # fmt: skip
+                print(
+                    f"{size:>9,} prompts: {seconds:7.1f} s ({2 * size / seconds:,.0f} requests/s), {peak:.2f} GiB",
+                    flush=True,
+                )
+
+
+# On the real vLLM
+
+
+def prefix(prompts: int) -> None:
+    """Which share of the judge's prompt tokens a real vLLM reads from its prefix cache."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        rlaif("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
+              "--max-tokens", "48")  # fmt: skip
+        rlaif("judge", run, "--judge", "quality", "--judge", "helpful", "--model", "demo", "--max-failures", "1000")
+        tokens = cached = count = 0
+        for line in (run / "journal" / "verdicts.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            if "error" not in record:
+                count += 1
+                tokens += record["prompt_tokens"]
+                cached += record["cached_tokens"]
+        print(f"{cached:,} of {tokens:,} prompt tokens of {count:,} verdicts from the cache: {cached / tokens:.3f}")
+
+
+def sampling(prompts: int) -> None:
+    """``rlaif generate`` after the server is up, against vLLM's own LLM.chat on the same prompts and settings."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        arguments = ("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
+                     "--max-tokens", "64", "--heldout-share", "0")  # fmt: skip
+        rlaif(*arguments)
+        stage = json.loads((run / "manifest.json").read_text())["stages"]["generate"]["history"][0]
+        ours = stage["completion_tokens"] / stage["asking_s"]
+        done = subprocess.run([sys.executable, HERE, "vllm", run], check=True, env=environment(), capture_output=True,
+                              text=True)  # fmt: skip
+        theirs = float(done.stdout.strip().splitlines()[-1])
+        print(f"rlaif generate {ours:,.0f} tokens/s, bare vLLM {theirs:,.0f} tokens/s, ratio {ours / theirs:.3f} "
+              f"(n=1 run, {prompts} prompts x 4)")  # fmt: skip
+
+
+def bare_vllm(run: Path) -> None:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    from vllm import LLM, SamplingParams
+
+    from rlaif.llm import demo
+
+    messages = [json.loads(line)["messages"] for line in (run / "journal" / "prompts.jsonl").read_text().splitlines()]
+    llm = LLM(demo.resolve("demo"), enforce_eager=True, enable_chunked_prefill=False, max_model_len=4096,
+              max_num_batched_tokens=4096, generation_config="vllm")  # fmt: skip
+    settings = [SamplingParams(n=4, temperature=1.0, max_tokens=64, seed=i) for i in range(len(messages))]
+    began = time.monotonic()
+    outputs = llm.chat(messages, settings, use_tqdm=False)
+    seconds = time.monotonic() - began
+    print(sum(len(choice.token_ids) for output in outputs for choice in output.outputs) / seconds)
+
+
+def each(path: str) -> Iterator[dict[str, Any]]:
+    with Path(path).open() as file:
+        yield from map(json.loads, file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what")
+    parser.add_argument("rest", nargs="*")
+    asked = parser.parse_args()
+    numbers = [int(part) for part in asked.rest if part.isdigit()]
+    sys.path.insert(0, str(ROOT))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
+    if asked.what not in ("serve", "bare", "vllm"):
+        facts()
+    match asked.what:
+        case "serve":
+            asyncio.run(serve(numbers[0]))
+        case "bare":
+            asyncio.run(bare(asked.rest[0], list(each(asked.rest[1]))))
+        case "vllm":
+            bare_vllm(Path(asked.rest[0]))
+        case "judge":
+            judge(*(numbers or [8000, 3]))
+        case "pairs":
+            pairs(*(numbers or [1_000_000]))
+        case "reopen":
+            reopen(*(numbers or [1_000_000]))
+        case "memory":
+            memory(numbers or [10_000, 100_000, 1_000_000])
+        case "prefix":
+            prefix(*(numbers or [60]))
+        case "sampling":
+            sampling(*(numbers or [60]))
+        case "facts":
+            pass
+        case other:
+            parser.error(f"there is no benchmark {other}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""What is found out before a night begins: whether it can go through, and what it will take.
+
+The estimate comes from a pilot: the first prompts go through generate and judge, and what they took is multiplied.
+Time is requests x the mean wait for one / how many are in flight (Little 1961), so that a pilot that is too small to
+fill the server for long still tells the rate of a full one; servers' starts are added as they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import importlib.util
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import Config, RunConfig, duration_s
+from rlaif.errors import MissingPart, RlaifError, RunError
+from rlaif.llm import server
+from rlaif.llm.budget import Meter, duration, short
+from rlaif.llm.client import Client
+from rlaif.pipeline.diary import check_notification
+from rlaif.pipeline.rounds import panel, strategy
+from rlaif.run.directory import Run
+
+GB = 1e9
+FOR_TABLES = 2.5
+"""Bytes on disk in the end for each byte of journal: the journals, tables/ and dataset/."""
+
+
+def deadline_of(config: RunConfig, now: datetime.datetime | None = None) -> float | None:
+    """Seconds from now to the deadline, or None. ``until`` is the next time that the clock on the wall says so."""
+    now = now or datetime.datetime.now()
+    left = []
+    if config.until:
+        hour, minute = map(int, config.until.split(":"))
+        at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+        if at <= now:
+            at += datetime.timedelta(days=1)
+        left.append(at.timestamp() - now.timestamp())  # of local times: right when the clocks are changed that night
+    if config.duration:
+        left.append(duration_s(config.duration))
+    return min(left, default=None)
+
+
+def check(run: Run, config: Config, *, generates: bool) -> list[str]:
+    """Everything that can be known before the first request. Returns lines to say.
+
+    Raises what stands in the way: :class:`UsageError`, :class:`EndpointError`, :class:`MissingPart`, :class:`RunError`.
+    """
+    check_notification(config.run)
+    asked = [(policy.model, policy.base_url) for policy in config.pool()] if generates else []
+    seats = panel(config)
+    asked += [(seat.entry.model, seat.entry.base_url) for seat in seats]
+    strategy(config, seats)
+    if config.run.train:
+        absent = [name for name in ("torch", "trl", "peft", "accelerate") if importlib.util.find_spec(name) is None]
+        if absent:
+            raise MissingPart(f"training is asked for, and {', '.join(absent)} is not installed",
+                              mend="Install it: pip install 'rlaif[train]', or leave --train away.")  # fmt: skip
+    free = _free(run.path)
+    if free < config.run.min_free_gb * GB:
+        raise RunError(f"only {free / GB:.1f} GB are free, and min_free_gb is {config.run.min_free_gb:g}",
+                       where=str(run.path), mend="Make room, or lower it under [run] in rlaif.toml.")  # fmt: skip
+    lines = [f"{free / GB:,.0f} GB free"]
+    for model, urls in dict.fromkeys((model, tuple(urls)) for model, urls in asked):
+        if urls:
+            client = Client(model, list(urls), config.client, Meter())
+            engine = asyncio.run(_ask(client))
+            lines.append(f"{', '.join(urls)}: there, serves {model}" + (" by vLLM" if engine == "vllm" else ""))
+        elif config.client.server_python:
+            lines.append(f"{model}: by a vLLM of {config.client.server_python}")
+        else:
+            lines.append(f"{model}: by a vLLM that is started here ({server.build()} build)")
+    return lines
+
+
+async def _ask(client: Client) -> str:
+    async with client:
+        return await client.check()
+
+
+def _free(path: Path) -> int:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError as error:
+        raise RlaifError(f"the free space cannot be told: {error.strerror}", where=str(path)) from None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage, or of several."""
+
+    seconds: float = 0.0
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.seconds + other.seconds, self.prompt_tokens + other.prompt_tokens,
+                    self.completion_tokens + other.completion_tokens, self.usd + other.usd)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is still owed, by stage, at the pilot's rates. ``prompts``: to be answered and judged, the pilot's
+    included. ``bytes``: that the run will take on disk beyond what it has."""
+
+    prompts: int
+    generate: Cost
+    judge: Cost
+    bytes: float
+
+    @property
+    def whole(self) -> Cost:
+        return self.generate + self.judge
+
+    def share(self, available: float | None, budget_usd: float | None, train_share: float) -> float:
+        """Which part of what is owed fits: 1.0 or more is all of it. ``available``: seconds."""
+        parts = []
+        if available is not None and self.whole.seconds > 0:
+            parts.append(available * (1.0 - train_share) / self.whole.seconds)
+        if budget_usd is not None and self.whole.usd > 0:
+            parts.append(budget_usd / self.whole.usd)
+        return min(parts, default=float("inf"))
+
+    def told(self, available: float | None, budget_usd: float | None, train_share: float) -> list[str]:
+        """The estimate as lines to say, and whether it fits."""
+        whole = self.whole
+        by_stage = f"generate {duration(self.generate.seconds)}, judge {duration(self.judge.seconds)}"
+        end = datetime.datetime.now() + datetime.timedelta(seconds=whole.seconds)
+        cost = f"${whole.usd:,.2f}" if whole.usd else "no dollars"
+        estimate = (
+            f"estimate for {self.prompts:,} prompts: about {duration(whole.seconds)} more ({by_stage}), until about "
+            f"{end:%a %H:%M}; {short(whole.prompt_tokens)} + {short(whole.completion_tokens)} tokens, {cost}, "
+            f"{self.bytes / GB:,.1f} GB"
+        )
+        bounds = []
+        if available is not None:
+            kept = f", {train_share:.0%} of it kept for training" if train_share else ""
+            bounds.append(f"{duration(available)} to the deadline{kept}")
+        if budget_usd is not None:
+            bounds.append(f"${budget_usd:,.2f} of the budget left")
+        if not bounds:
+            return [estimate]
+        fits = self.share(available, budget_usd, train_share)
+        if fits >= 1.0:
+            return [estimate, f"it fits: {' and '.join(bounds)}"]
+        part = (
+            f"it does not fit: {' and '.join(bounds)}. Both are shared out, so that about {fits:.0%} of what is owed "
+            "is answered and judged; the same command goes on from there another night"
+        )
+        return [estimate, part]
+
+
+def facts_of(meters: Mapping[str, Meter], prompts: int, run: Run) -> dict[str, Any]:
+    """What a pilot of ``prompts`` took, as it is kept in the manifest."""
+    size = sum(run.journal_path(name).stat().st_size for name in ("completions", "verdicts")
+               if run.journal_path(name).exists())  # fmt: skip
+    return {"prompts": prompts, "bytes": size, **{name: meter.facts() for name, meter in meters.items()}}
+
+
+def outlook(pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int], concurrency: int) -> Outlook:
+    """``pilot``: :func:`facts_of`. ``answered``: what the journals of each stage hold already, in records."""
+    times = prompts / max(1, pilot["prompts"])
+    costs = {}
+    left = 0.0
+    for stage in ("generate", "judge"):
+        facts = pilot[stage]
+        expected = facts["answers"] * times
+        owed = max(0.0, expected - answered[stage])
+        part = owed / facts["answers"] if facts["answers"] else 0.0
+        start = max(0.0, facts["seconds"] - facts["asking_s"])
+        wait = facts["waited_s"] * part / min(concurrency, max(1.0, facts["requests"] * part))
+        costs[stage] = Cost(
+            seconds=wait + start if owed else 0.0,
+            prompt_tokens=facts["prompt_tokens"] * part,
+            completion_tokens=facts["completion_tokens"] * part,
+            usd=facts["usd"] * part,
+        )
+        left = max(left, owed / expected if expected else 0.0)
+    return Outlook(prompts, costs["generate"], costs["judge"], pilot["bytes"] * times * left * FOR_TABLES)
+
+
+def monotonic_deadline(config: RunConfig) -> float | None:
+    left = deadline_of(config)
+    return None if left is None else time.monotonic() + left
+
+
+def short_of_space(run: Run, needed: float) -> str | None:
+    """What to say where the disk will not hold what is coming, else None."""
+    free = _free(run.path)
+    return f"about {needed / GB:,.1f} GB are needed and {free / GB:,.1f} GB are free" if needed > free else None

@@ -1,0 +1,414 @@
+"""The batch API: submitted once, collected by whoever comes, only what failed in passing sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.config import ClientConfig
+from rlaif.errors import EndpointError
+from rlaif.llm import batch as batches
+from rlaif.llm.ask import Request, ask_all
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import Client
+from rlaif.llm.parts import parts
+from rlaif.run.journal import Journal
+from tests.batching import CALM, BatchServer
+from tests.conftest import ROOT, read_jsonl, write_jsonl
+from tests.llm.test_ask import failures, number_of, read, request, texts
+from tests.scripted import Fault, echo
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    monkeypatch.setattr(batches, "FIRST_POLL_S", 0.001)
+    monkeypatch.setattr(batches, "MOST_POLL_S", 0.002)
+
+
+@pytest.fixture
+def server() -> Iterator[BatchServer]:
+    with BatchServer() as running:
+        yield running
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "journal").mkdir()
+    return tmp_path / "journal" / "completions.jsonl"
+
+
+def door(path: Path, url: str, requests: Iterable[Request], meter: Meter | None = None, **config: Any) -> Meter:
+    """One command."""
+    meter, requests = meter or Meter(), list(requests)
+
+    async def prepare(_client: Client, _engine: str) -> Iterable[Request]:
+        return requests
+
+    with Journal(path) as journal:
+        client = ClientConfig(batch=True, **config)
+        ask_all(lambda: Client("m", [url], client, meter), prepare, read, journal, meter)
+    return meter
+
+
+def known(path: Path) -> list[tuple[str, str | None, str | None, int]]:
+    """(event, batch, status, answered) of each part."""
+    return [(part.event, part.batch, part.status, part.answered) for part in parts(path.with_name("batches.jsonl"))]
+
+
+def test_everything_is_asked_by_file_and_journaled_as_if_it_was_asked_one_by_one(
+    server: BatchServer, path: Path
+) -> None:
+    meter = door(path, server.url, (request(i, copies=2) for i in range(50)))
+    assert texts(path) == {f"p{i}": f"answer 1 to: {i}" for i in range(50)}
+    assert len(read_jsonl(path)) == 100
+    assert server.requests == []
+    assert (meter.requests, meter.answers, meter.skipped, meter.failed) == (50, 100, 0, 0)
+    assert known(path) == [("ended", "batch_0", "completed", 50)]
+    asked = request(0, copies=2)
+    assert server.lines[0]["custom_id"] == asked.keys[0]
+    assert server.lines[0]["body"] == {**asked.body, "model": "m"}
+    assert not list((path.parent.parent / "batch").iterdir())
+    again = door(path, server.url, (request(i, copies=2) for i in range(50)))
+    assert (again.skipped, len(server.batches)) == (100, 1)
+
+
+def test_parts_keep_to_the_limits_of_lines_and_bytes(
+    server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_LINES", 7)
+    door(path, server.url, map(request, range(20)))
+    assert [batch["request_counts"]["total"] for batch in server.batches.values()] == [7, 7, 6]
+    assert len(texts(path)) == 20
+    monkeypatch.setattr(batches, "MAX_LINES", 1000)
+    monkeypatch.setattr(batches, "MAX_BYTES", 1000)
+    door(path, server.url, map(request, range(30)))
+    sizes = [len(server.files[batch["input_file_id"]]) for batch in list(server.batches.values())[3:]]
+    assert all(0 < size <= 1000 for size in sizes)
+    assert len(sizes) >= 2
+    assert len(texts(path)) == 30
+
+
+@pytest.mark.parametrize(
+    ("course", "fate", "ended"),
+    [
+        (CALM, "answer", ["completed"]),
+        (["in_progress", "completed"], "answer", ["completed"]),
+        (["completed"], "answer", ["completed"]),
+        (["validating", "in_progress", "expired"], "expired", ["expired", "completed"]),
+        (["in_progress", "finalizing", "expired"], "lost", ["expired", "completed"]),
+        (["in_progress", "completed"], 500, ["completed", "completed"]),
+        (["in_progress", "completed"], 429, ["completed", "completed"]),
+        (["a status of tomorrow", "completed"], "answer", ["completed"]),
+    ],
+)
+def test_only_lines_that_failed_in_passing_or_expired_are_sent_again(
+    server: BatchServer, path: Path, course: list[str], fate: Any, ended: list[str]
+) -> None:
+    """A third of the first batch's lines meets its fate; the second batch has just those."""
+    first = True
+
+    def meet(body: dict[str, Any]) -> Any:
+        return fate if first and number_of(body) % 3 == 0 else "answer"
+
+    def script(number: int) -> list[str]:
+        nonlocal first
+        first = number == 0
+        return course if first else CALM
+
+    server.fate, server.script = meet, script
+    meter = door(path, server.url, map(request, range(30)))
+    assert texts(path) == {f"p{i}": f"answer 0 to: {i}" for i in range(30)}
+    assert [status for _, _, status, _ in known(path)] == ended
+    sent = Counter(number_of(line["body"]) for line in server.lines)
+    assert sent == {i: 1 + (len(ended) == 2 and i % 3 == 0) for i in range(30)}
+    assert not failures(path)
+    assert meter.failed == 0
+
+
+def test_what_always_fails_ends_as_a_failure_and_a_refused_line_is_not_sent_again(
+    server: BatchServer, path: Path
+) -> None:
+    server.fate = lambda body: {0: 400, 1: 500, 2: "expired"}.get(number_of(body), "answer")
+    meter = door(path, server.url, map(request, range(10)))
+    told = failures(path)
+    assert told["p0"] == ("endpoint", "HTTP 400: scripted 400")
+    assert told["p1"] == ("endpoint", "HTTP 500: scripted 500")
+    assert told["p2"][1].startswith("batch_expired: This request could not")
+    sent = Counter(number_of(line["body"]) for line in server.lines)
+    assert (sent[0], sent[1], sent[2], sent[3]) == (1, 4, 4, 1)
+    assert (meter.answers, meter.failures) == (7, {"endpoint": 3})
+    server.fate = lambda body: "answer"  # the next command asks for them again
+    door(path, server.url, map(request, range(10)))
+    assert len(texts(path)) == 10
+
+
+def test_an_unreadable_answer_is_asked_again_and_then_counted(server: BatchServer, path: Path) -> None:
+    server.answer = lambda body: ["unreadable"] if number_of(body) == 0 else echo(body)
+    meter = door(path, server.url, map(request, range(5)))
+    assert failures(path) == {"p0": ("unreadable", "it says nothing")}
+    assert meter.failures == {"unreadable": 1}
+
+
+def test_a_batch_that_the_provider_fails_ends_the_command_with_its_words(server: BatchServer, path: Path) -> None:
+    server.script = lambda number: ["validating", "failed"]
+    with pytest.raises(EndpointError, match=r"failed batch batch_0: Line 3 is no JSON\. \(line 3\)"):
+        door(path, server.url, map(request, range(5)))
+    assert known(path) == [("ended", "batch_0", "failed", 0)]
+    server.script = lambda number: CALM
+    door(path, server.url, map(request, range(5)))
+    assert len(texts(path)) == 5
+
+
+def test_a_queue_that_is_full_takes_smaller_parts(server: BatchServer, path: Path) -> None:
+    server.failure = [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached", "line": None}]
+    server.script = lambda number: ["failed"] if len(server.lines) - sum(
+        batch["request_counts"]["total"] for batch in list(server.batches.values())[:number]) > 5 else CALM  # fmt: skip
+    door(path, server.url, map(request, range(16)))
+    assert len(texts(path)) == 16
+    assert [batch["status"] for batch in server.batches.values()] == ["failed"] * 3 + ["completed"] * 4
+
+
+def test_a_cancelled_batch_keeps_what_it_answered_and_is_not_sent_again_unasked(
+    server: BatchServer, path: Path
+) -> None:
+    server.script = lambda number: ["in_progress", "cancelling", "cancelled"] if number == 0 else CALM
+    server.fate = lambda body: "answer" if len(server.batches) > 1 or number_of(body) < 4 else "lost"
+    with pytest.raises(EndpointError, match="batch_0 was cancelled by somebody; what it had answered is kept"):
+        door(path, server.url, map(request, range(10)))
+    assert len(texts(path)) == 4
+    assert len(server.batches) == 1
+    door(path, server.url, map(request, range(10)))
+    assert len(texts(path)) == 10
+    assert Counter(number_of(line["body"]) for line in server.lines) == {i: 1 if i < 4 else 2 for i in range(10)}
+
+
+# Interrupted, and another day
+
+
+class Crash(BaseException):
+    """The process is gone: nothing after it is executed."""
+
+
+def test_a_command_that_stops_leaves_its_batches_and_another_day_collects_them(server: BatchServer, path: Path) -> None:
+    server.script = lambda number: ["in_progress"]
+    meter = Meter()
+    server.before = lambda what: setattr(meter, "deadline", 0.0) if server.asked["look"] > 3 else None  # type: ignore[func-returns-value]
+    door(path, server.url, map(request, range(10)), meter)
+    assert meter.reason_to_stop() == "the deadline is reached"
+    assert known(path) == [("submitted", "batch_0", "in_progress", 0)]
+    assert texts(path) == {}
+    server.before = lambda what: None
+    server.courses["batch_0"], server.script = ["completed"], lambda number: CALM
+    door(path, server.url, map(request, range(12)))  # and two more are owed by now
+    assert len(texts(path)) == 12
+    assert Counter(number_of(line["body"]) for line in server.lines) == dict.fromkeys(range(12), 1)
+
+
+@pytest.mark.parametrize("moment", ["upload", "create", "created", "look", "download"])
+def test_a_crash_at_any_moment_sends_nothing_twice(
+    server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The process dies while the request of that moment is on its way: it arrives, and its answer is never seen."""
+    real = Client.steadily
+
+    async def dying(self: Client, call: Any) -> Any:
+        before = server.asked.copy()
+        done = await real(self, call)
+        if server.asked[moment] > before[moment]:
+            raise Crash
+        return done
+
+    monkeypatch.setattr(Client, "steadily", dying)
+    with pytest.raises(Crash):
+        door(path, server.url, map(request, range(10)))
+    monkeypatch.setattr(Client, "steadily", real)
+    door(path, server.url, map(request, range(10)))
+    assert len(texts(path)) == 10
+    assert len(server.batches) == 1
+    assert Counter(number_of(line["body"]) for line in server.lines) == dict.fromkeys(range(10), 1)
+
+
+def test_a_crash_between_two_answers_takes_each_once(
+    server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = Journal.append, [4]
+
+    def dying(self: Journal, records: Any) -> None:
+        if self.path == path:
+            left[0] -= 1
+            if not left[0]:
+                raise Crash
+        real(self, records)
+
+    monkeypatch.setattr(Journal, "append", dying)
+    with pytest.raises(Crash):
+        door(path, server.url, map(request, range(10)))
+    monkeypatch.setattr(Journal, "append", real)
+    assert len(texts(path)) == 3
+    door(path, server.url, map(request, range(10)))
+    assert len(texts(path)) == 10
+    assert len(server.batches) == 1
+
+
+def test_an_answer_that_is_lost_does_not_make_a_second_batch(server: BatchServer, path: Path) -> None:
+    """The batch was made and the connection cut: before it is asked for again, it is looked for."""
+    server.before = lambda what: Fault(0) if what == "created" and server.asked["created"] == 1 else None
+    for _ in range(3):  # further batches of somebody else, so that there are pages
+        server.batches[f"other_{_}"] = {"id": f"other_{_}", "status": "completed", "metadata": None}
+    door(path, server.url, map(request, range(10)))
+    assert len([name for name in server.batches if name.startswith("batch")]) == 1
+    assert server.asked["list"] >= 1
+    assert len(texts(path)) == 10
+
+
+FAULTS = [Fault(503), Fault(429, {"Retry-After": "1"}), Fault(0), Fault(200, body=b"<html>")]
+STEPS = ["upload", "create", "look", "list", "download"]
+
+
+# A file may hold anything: what is in it is looked at line by line.
+@pytest.mark.parametrize(("what", "fault"), [(step, fault) for step in STEPS for fault in FAULTS][:-1])
+def test_passing_faults_of_every_step_are_tried_again(server: BatchServer, path: Path, what: str, fault: Fault) -> None:
+    server.before = lambda step: fault if step == what and server.asked[step] <= 2 else None
+    if what == "list":
+        server.before = lambda step: (Fault(0) if step == "created" and server.asked[step] == 1 else
+                                      fault if step == what and server.asked[step] <= 2 else None)  # fmt: skip
+    door(path, server.url, map(request, range(5)))
+    assert len(texts(path)) == 5
+    assert len(server.batches) == 1
+
+
+def test_rubbish_in_a_file_is_owed_again(server: BatchServer, path: Path) -> None:
+    door_lines = [b"", b"not json\n", b"[]\n", b'{"custom_id": "nobody", "response": null}\n', b'{"custom_id": 7}\n']
+    real = server._finish
+
+    def spoil(batch: dict[str, Any]) -> None:
+        real(batch)
+        if len(server.batches) == 1:
+            whole = server.files[batch["output_file_id"]].splitlines(keepends=True)
+            server.files[batch["output_file_id"]] = b"".join(
+                [*door_lines, *whole[:3], whole[4], whole[4], whole[3][:40]]
+            )
+
+    server._finish = spoil  # type: ignore[method-assign]
+    door(path, server.url, map(request, range(5)))
+    assert len(texts(path)) == 5
+    assert sum(Counter(number_of(line["body"]) for line in server.lines).values()) == 6
+
+
+def test_an_endpoint_without_batches_says_so(path: Path) -> None:
+    from tests.scripted import ScriptedServer
+
+    with (
+        ScriptedServer() as plain,
+        pytest.raises(EndpointError, match="did not take a file for its batch API") as caught,
+    ):
+        door(path, plain.url, map(request, range(5)))
+    assert "leave --batch away" in str(caught.value)
+
+
+def test_a_budget_is_kept_before_anything_is_submitted(
+    server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a cent a request, half of it by batch, and nothing is known of what it will really be."""
+    monkeypatch.setattr(batches, "price", lambda *_: 0.01)
+    monkeypatch.setattr("rlaif.llm.client.price", lambda *_: 0.004)
+    meter = door(path, server.url, map(request, range(100)), Meter(budget_usd=0.05))
+    assert server.batches["batch_0"]["request_counts"]["total"] == 10
+    assert meter.usd == pytest.approx(len(texts(path)) * 0.002)
+    assert 10 < len(texts(path)) < 26
+    assert meter.usd <= 0.05
+    assert "could not bear" in str(meter.reason_to_stop())
+
+
+def test_an_interrupt_ends_the_waiting_and_the_next_start_collects(server: BatchServer, path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from tests.llm.test_batch import door, request
+door(Path(sys.argv[1]), sys.argv[2], map(request, range(10)))
+"""
+    server.script = lambda number: ["in_progress"]
+    process = subprocess.Popen([sys.executable, "-c", code, path, server.url], cwd=ROOT, stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not server.asked["look"] and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in told
+    server.courses["batch_0"] = ["completed"]
+    door(path, server.url, map(request, range(10)))
+    assert len(texts(path)) == 10
+    assert len(server.batches) == 1
+
+
+# As commands
+
+
+def test_generate_and_judge_by_batch_give_the_dataset_of_asking_one_by_one(
+    tmp_path: Path, rlaif: Cli, server: BatchServer
+) -> None:
+    from tests.test_faults import json_judge
+    from tests.test_pipeline import dataset
+
+    server.answer, server.script = json_judge, lambda number: ["completed"]
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(40)])
+    runs = {"one": [], "batch": ["--batch"]}
+    for name, flags in runs.items():
+        common = ["--model", "m", "--base-url", server.url, *flags]
+        rlaif("generate", tmp_path / name, "--prompts", source, "-n", "3", *common)
+        rlaif("judge", tmp_path / name, "--judge", "helpful", *common)
+    assert dataset(tmp_path / "one") == dataset(tmp_path / "batch")
+    assert len(dataset(tmp_path / "one")) > 20
+    assert [batch["request_counts"]["total"] for batch in server.batches.values()] == [
+        len({line["prompt_id"] for line in read_jsonl(tmp_path / "one" / "journal" / "completions.jsonl")}),
+        len(read_jsonl(tmp_path / "one" / "journal" / "verdicts.jsonl"))]  # fmt: skip
+
+
+def test_status_shows_what_is_with_the_provider(tmp_path: Path, rlaif: Cli, server: BatchServer) -> None:
+    server.script = lambda number: ["in_progress"]
+    source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(5)])
+    run = tmp_path / "run"
+    arguments = ("generate", run, "--prompts", source, "--model", "m", "--base-url", server.url, "--heldout-share", "0")
+    process = subprocess.Popen([sys.executable, "-m", "rlaif", *map(str, arguments), "--batch"], stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not server.asked["look"] and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    assert "batch        5 requests for completions by m: batch_0, in_progress" in rlaif("status", run).stdout
+    told = json.loads(rlaif("status", run, "--json").stdout)["batches"]
+    assert told == [{"journal": "completions", "model": "m", "batch": "batch_0", "status": "in_progress", "lines": 5}]
+    server.courses["batch_0"] = ["completed"]
+    rlaif(*arguments, "--batch")
+    assert len(read_jsonl(run / "journal" / "completions.jsonl")) == 20
+    assert json.loads(rlaif("status", run, "--json").stdout)["batches"] == []
+
+
+def test_polling_backs_off(monkeypatch: pytest.MonkeyPatch, server: BatchServer, path: Path) -> None:
+    pauses: list[float] = []
+
+    async def pause(self: Any, seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(batches, "FIRST_POLL_S", 5.0)
+    monkeypatch.setattr(batches, "MOST_POLL_S", 300.0)
+    monkeypatch.setattr(batches._Batches, "_pause", pause)
+    server.script = lambda number: ["in_progress"] * 15 + ["completed"]
+    door(path, server.url, map(request, range(2)))
+    assert pauses[0] == 5.0
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 300.0

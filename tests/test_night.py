@@ -1,0 +1,485 @@
+"""``rlaif run``: the night as one job, against scripted models: checks, estimate, deadline, budget, stops, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlaif import pipeline
+from rlaif.config import RunConfig, duration_s
+from rlaif.errors import EndpointError, MissingPart, RunError, TooManyFailures, UsageError
+from rlaif.pipeline import commands, outlook
+from rlaif.pipeline import night as nights
+from rlaif.pipeline.diary import check_notification, notify
+from rlaif.run.directory import Run
+from rlaif.settings import load
+from tests.conftest import command, read_jsonl, write_jsonl
+from tests.judging import judge_by, words
+from tests.scripted import Fault, ScriptedServer
+from tests.test_pipeline import Quiet, dataset, goodness
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Serve = Callable[..., ScriptedServer]
+
+
+def model(body: dict[str, Any]) -> Any:
+    """Answers and judges: both stages at one URL."""
+    if "structured_outputs" in body:
+        return judge_by(goodness)(body)
+    asked = body["messages"][-1]["content"]
+    return [f"{asked} {body['seed'] + i} [{(body['seed'] + i) % 11 / 10}]" for i in range(body.get("n", 1))]
+
+
+def settle(path: Path, url: str, *, prompts: int = 60, extra: str = "") -> Path:
+    """A run with its rlaif.toml."""
+    path.mkdir(parents=True)
+    rows = [{"prompt": f"prompt number {i * 7919}"} for i in range(prompts)]
+    source = write_jsonl(path / "prompts.jsonl", rows)
+    (path / "rlaif.toml").write_text(f"""
+[prompts]
+source = ["{source}"]
+[sampler]
+model = ["m"]
+base_url = ["{url}"]
+n = 3
+[judge]
+judges = ["helpful"]
+model = "m"
+base_url = ["{url}"]
+[client]
+concurrency = 8
+[run]
+pilot = 8
+{extra}""")
+    return path
+
+
+def spend(path: Path, **flags: Any) -> tuple[nights.Night, list[str]]:
+    """One night in this process. Gives what it told and the lines that it said."""
+    said: list[str] = []
+
+    class Watch(Quiet):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    told = pipeline.whole_night(
+        Run(path), load(path, {name.replace("__", "."): value for name, value in flags.items()}), Watch()
+    )
+    return told, said
+
+
+@pytest.fixture
+def calm(serve: Serve, tmp_path: Path) -> list[dict[str, Any]]:
+    """The dataset of a night in which nothing happens."""
+    path = settle(tmp_path / "calm", serve(model).url)
+    spend(path, run__pilot=0)
+    return dataset(path)
+
+
+class Hook:
+    """A webhook. ``status`` is what it answers."""
+
+    def __init__(self, status: int = 200) -> None:
+        told = self.told = list[dict[str, Any]]()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-token"
+
+    def __enter__(self) -> Hook:
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def test_a_night_is_generate_and_judge_with_an_estimate_a_log_and_a_line_at_the_end(
+    serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]]
+) -> None:
+    server = serve(model)
+    with Hook() as hook:
+        script = tmp_path / "tell.sh"
+        script.write_text(f'#!/bin/sh\nprintf "%s|%s" "$1" "$OPENAI_API_KEY" > {tmp_path}/told\n')
+        script.chmod(0o755)
+        path = settle(tmp_path / "run", server.url, extra=f'notify_url = "{hook.url}"\nnotify_command = "{script}"\n')
+        done = rlaif("run", path, "--for", "1h", env={**os.environ, "OPENAI_API_KEY": "sk-secret"})
+    assert dataset(path) == calm
+    assert len(calm) > 20
+    told = (tmp_path / "told").read_text()
+    assert told.endswith("wait for review|")  # the key is not handed on
+    assert f"rlaif run {path}: done in" in told
+    assert [entry["text"] for entry in hook.told] == [told[:-1]]
+    log = (path / "log" / "run.log").read_text()
+    said = [log.index(part) for part in ("===== rlaif run", "the night begins: for 1h", "GB free", "there, serves m",
+                                         "pilot: 8 prompts", "estimate for", "it fits", ": done in")]  # fmt: skip
+    assert said == sorted(said)
+    assert log.count("generate: ") == log.count("judge: helpful") == 2
+    assert "pairs to train on" in done.stdout
+    for place in (log, (path / "manifest.json").read_text(), done.stderr):
+        assert "secret" not in place
+    # Given again there is nothing to ask, and nothing changes.
+    asked = len(server.requests)
+    rlaif("run", path)
+    assert len(server.requests) == asked
+    assert dataset(path) == calm
+
+
+def test_the_estimate_comes_before_the_rest_and_is_kept(serve: Serve, tmp_path: Path) -> None:
+    server, at_estimate = serve(model), list[int]()
+    path = settle(tmp_path / "run", server.url)
+
+    class Watch(Quiet):
+        def say(self, line: str) -> None:
+            if line.startswith("estimate"):
+                at_estimate.append(len(server.requests))
+
+    pipeline.whole_night(Run(path), load(path, {}), Watch())
+    assert len(at_estimate) == 1
+    assert 8 + 8 < at_estimate[0] <= 8 + 3 * 2 * 8 * 3
+    assert at_estimate[0] < len(server.requests)
+    assert Run(path).manifest()["stages"]["run"]["pilot"]["prompts"] == 8
+
+
+def test_what_is_ahead_is_the_pilot_multiplied_less_what_is_there() -> None:
+    stage = {"requests": 10, "waited_s": 20.0, "seconds": 15.0, "asking_s": 5.0, "prompt_tokens": 1000,
+             "completion_tokens": 500, "usd": 0.5}  # fmt: skip
+    pilot = {"prompts": 10, "bytes": 1000, "generate": {**stage, "answers": 40}, "judge": {**stage, "answers": 20}}
+    seen = outlook.outlook(pilot, 100, {"generate": 40, "judge": 20}, concurrency=4)
+    # 90 requests are left of each stage: 2 s each, 4 at a time, and the server's start of 10 s.
+    assert seen.generate.seconds == pytest.approx(90 * 2.0 / 4 + 10)
+    assert seen.judge == seen.generate
+    assert (seen.whole.prompt_tokens, seen.whole.completion_tokens, seen.whole.usd) == (18_000, 9000, 9.0)
+    assert seen.bytes == pytest.approx(10_000 * 0.9 * outlook.FOR_TABLES)
+    assert seen.share(55.0, None, 0.0) == pytest.approx(0.5)
+    assert seen.share(220.0, 3.0, 0.5) == pytest.approx(1 / 3)
+    assert seen.share(None, None, 0.0) > 1
+    assert "it does not fit" in seen.told(55.0, 3.0, 0.0)[1]
+    assert "33%" in seen.told(55.0, 3.0, 0.0)[1]
+    assert "it fits" in seen.told(500.0, 30.0, 0.25)[1]
+    nothing = outlook.outlook(pilot, 100, {"generate": 400, "judge": 300}, concurrency=4)
+    assert nothing.whole.seconds == nothing.whole.usd == nothing.bytes == 0.0
+    assert nothing.share(10.0, 0.0, 0.0) > 1
+
+
+def test_a_deadline_stops_and_another_night_finishes(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
+) -> None:
+    """By a clock that goes on by a second with each request: what was answered by the deadline is judged too, and the
+    second night asks only for what is owed."""
+    real, gone = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
+
+    def answer(body: dict[str, Any]) -> Any:
+        gone[0] += 1.0
+        return model(body)
+
+    server = serve(answer)
+    path = settle(tmp_path / "run", server.url)
+    told, said = spend(path, run__duration="200s")
+    assert any("it does not fit" in line for line in said)
+    assert told.stopped == "not all that is owed fits before the deadline and into the budget"
+    assert 100 < len(server.requests) < 250
+    some = dataset(path)
+    assert 8 < len(some) < len(calm)
+    again, _ = spend(path)
+    assert again.stopped is None
+    assert dataset(path) == calm
+    asked = [json.dumps(body, sort_keys=True) for body in server.requests]
+    assert len(asked) == len(set(asked))
+
+
+def test_a_budget_is_for_the_whole_run_whenever_it_was_spent(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlaif.llm.client.price", lambda *_: 0.01)
+    server = serve(model)
+    path = settle(tmp_path / "run", server.url)
+    told, said = spend(path, client__budget_usd=0.6, client__concurrency=1)
+    assert told.stopped
+    assert any("it does not fit: $" in line and "of the budget left" in line for line in said)
+    assert told.usd == pytest.approx(len(server.requests) / 100)
+    assert 0.3 < told.usd <= 0.61
+    judged = sum("structured_outputs" in body for body in server.requests)
+    assert judged > len(server.requests) / 2  # each prompt costs one request to answer and two to judge
+    assert len(dataset(path)) > 0
+    again, _ = spend(path, client__budget_usd=0.6, client__concurrency=1)
+    assert again.usd <= 0.62
+    assert "budget" in str(again.stopped)
+
+
+def test_sigterm_keeps_what_is_in_flight_tells_the_end_and_the_next_start_goes_on(
+    serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]]
+) -> None:
+    server = serve(model, delay_s=0.1)
+    with Hook() as hook:
+        path = settle(tmp_path / "run", server.url, extra=f'notify_url = "{hook.url}"\n')
+        process = subprocess.Popen(command("run", path, "--pilot", "0"), stderr=subprocess.PIPE, text=True)
+        while len(server.requests) < 30:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert "interrupted; the same command goes on from here" in hook.told[0]["text"]
+    answers = {line["prompt_id"] for line in read_jsonl(path / "journal" / "completions.jsonl")}
+    assert len(answers) == len(server.requests) < 50
+    rlaif("run", path)
+    assert dataset(path) == calm
+    asked = [json.dumps(body, sort_keys=True) for body in server.requests]
+    assert len(asked) == len(set(asked))
+
+
+def test_sigterm_outside_of_asking_ends_as_an_interrupt(serve: Serve, tmp_path: Path) -> None:
+    """While an endpoint is given time to come back, and nothing is in flight."""
+    server = serve(lambda body: Fault(404))
+    path = settle(tmp_path / "run", server.url)
+    process = subprocess.Popen(command("run", path), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "to come back" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    said += process.stderr.readlines()
+    assert process.wait(30) == 130
+    process.stderr.close()
+    assert "interrupted" in "".join(said)
+
+
+def test_an_endpoint_that_fails_in_the_night_is_given_time(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(nights, "WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr("rlaif.llm.client._wait", lambda _: 0.0)
+    asked = [0]
+
+    def answer(body: dict[str, Any]) -> Any:
+        asked[0] += 1
+        return Fault(401) if asked[0] in (30, 200) else model(body)
+
+    path = settle(tmp_path / "run", serve(answer).url)
+    _, said = spend(path)
+    assert sum("0 s to come back" in line for line in said) == 2
+    assert dataset(path) == calm
+
+
+def test_an_endpoint_that_stays_away_ends_the_night_with_its_reason(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nights, "WAITS_S", (0.01, 0.01))
+    with Hook() as hook:
+        path = settle(tmp_path / "run", serve(lambda body: Fault(404)).url, extra=f'notify_url = "{hook.url}"\n')
+        with pytest.raises(EndpointError, match="no model"):
+            spend(path)
+    assert "failed: http://127.0.0.1" in hook.told[0]["text"]
+    assert Run(path).manifest()["stages"]["run"]["ended"]
+
+
+def test_answers_that_stay_missing_cost_their_rows_and_not_the_night(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    server = serve(lambda body: Fault(400) if "47514" in body["messages"][-1]["content"] else model(body))
+    path = settle(tmp_path / "run", server.url)
+    told = rlaif("run", path, code=3).stderr
+    assert "They are asked for once more" in told
+    assert "The night goes on without them" in told
+    assert "3 answers are missing (3 endpoint" in told
+    assert len(dataset(path)) > 20
+    rlaif("run", path, "--max-failures", "3")
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"notify_url": "http://127.0.0.1:9/secret"}, "the webhook could not be told"),
+        ({"notify_command": "false"}, "notify_command ended with 1"),
+        ({"notify_command": "sh -c 'echo no such room >&2; exit 7'"}, "ended with 7: no such room"),
+        ({"notify_command": "sh -c 'sleep 60'"}, "notify_command did not work (TimeoutExpired)"),
+        ({"notify_command": "/no/such/thing"}, "notify_command did not work (FileNotFoundError)"),
+    ],
+)
+def test_a_notification_that_fails_says_so_and_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], told: str
+) -> None:
+    monkeypatch.setattr("rlaif.pipeline.diary.PATIENCE_S", 0.3)
+    (problem,) = notify(RunConfig(**settings), "done", {})
+    assert told in problem
+    assert "secret" not in problem
+
+
+def test_a_webhook_that_refuses_is_named_by_its_status() -> None:
+    with Hook(status=500) as hook:
+        assert notify(RunConfig(notify_url=hook.url), "done", {}) == ["the webhook could not be told (500)"]
+
+
+def test_a_night_whose_end_nobody_hears_is_still_done(serve: Serve, tmp_path: Path) -> None:
+    path = settle(tmp_path / "run", serve(model).url, prompts=10, extra='notify_command = "false"\n')
+    told, said = spend(path)
+    assert told.built
+    assert "warning: notify_command ended with 1" in said
+
+
+@pytest.mark.parametrize(
+    "settings", [{"notify_command": "no-such-program-42"}, {"notify_command": "'unclosed"}, {"notify_url": "file:///x"}]
+)
+def test_a_notification_that_cannot_work_is_told_before_the_night(settings: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="notif"):
+        check_notification(RunConfig(**settings))
+
+
+# Before
+
+
+def test_what_stands_in_the_way_is_told_before_anything_is_asked(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(model)
+    path = settle(tmp_path / "run", server.url)
+    for flags, kind, told in [
+        ({"run__min_free_gb": 1e9}, RunError, "GB are free, and min_free_gb"),
+        ({"judge__judges": ["helpfull"]}, UsageError, "Did you mean 'helpful'"),
+        ({"judge__model": "other"}, EndpointError, "has no model 'other'"),
+        ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
+        ({"sampler__base_url": [server.url, "http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
+        ({"run__notify_command": "no-such-program-42"}, UsageError, "no command"),
+    ]:
+        with pytest.raises(kind, match=told):
+            spend(path, **flags)
+    monkeypatch.setattr("rlaif.pipeline.outlook.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPart, match="training is asked for"):
+        spend(path, run__train=True)
+    assert server.requests == []
+
+
+def test_imported_answers_need_no_sampler(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    server = serve(model)
+    rows = [{"prompt": f"q{i}", "responses": ["a [0.1]", "b [0.9]"]} for i in range(10)]
+    rlaif("generate", tmp_path / "run", "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
+    (tmp_path / "run" / "rlaif.toml").write_text(
+        f'[judge]\njudges = ["helpful"]\nmodel = "m"\nbase_url = ["{server.url}"]\n'
+    )
+    rlaif("run", tmp_path / "run")
+    assert len(dataset(tmp_path / "run")) == 9
+    assert all(words(body) for body in server.requests)
+
+
+def test_the_lock_is_held_between_the_stages(serve: Serve, tmp_path: Path) -> None:
+    path = settle(tmp_path / "run", serve(model).url, prompts=10)
+    refused = []
+
+    class Watch(Quiet):
+        def say(self, line: str) -> None:
+            try:
+                with Run(path).writing():
+                    raise AssertionError(f"not locked at: {line}")
+            except RunError as error:
+                refused.append(str(error))
+
+    pipeline.whole_night(Run(path), load(path, {}), Watch())
+    assert len(refused) >= 4
+    assert all("locked by process" in told for told in refused)
+    with Run(path).writing():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("until", "duration", "hours"),
+    [
+        ("07:00", None, 9.5),
+        ("22:00", None, 0.5),
+        ("21:30", None, 24.0),
+        ("7:15", "8h", 8.0),
+        ("22:00", "8h", 0.5),
+        (None, "1h30m", 1.5),
+        (None, "90m", 1.5),
+        (None, "5400s", 1.5),
+        (None, "1.5h", 1.5),
+        (None, None, None),
+    ],
+)
+def test_the_deadline_is_the_earlier_one(until: str | None, duration: str | None, hours: float | None) -> None:
+    now = datetime.datetime(2026, 11, 24, 21, 30)
+    left = outlook.deadline_of(RunConfig(until=until, duration=duration), now)
+    assert left == (None if hours is None else pytest.approx(hours * 3600))
+
+
+def test_a_deadline_over_a_change_of_clocks_is_what_the_wall_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        night = outlook.deadline_of(RunConfig(until="07:00"), datetime.datetime(2026, 10, 24, 22, 0))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert night == 10 * 3600
+
+
+@pytest.mark.parametrize("text", ["", "8", "h", "8 hours", "-1h", "0h", "8h8h", "1e3s", "tomorrow"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match=r"duration|no time"):
+        duration_s(text)
+
+
+# Training
+
+
+def test_training_stops_at_the_deadline_and_the_night_is_told(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training of somebody else's code, which keeps every Exception to itself."""
+
+    def train(*_: Any) -> None:
+        for _ in range(2000):
+            with contextlib.suppress(Exception):
+                time.sleep(0.01)
+        raise AssertionError("the deadline was not felt")
+
+    real = nights._Night._train
+
+    def soon(self: nights._Night) -> None:
+        self.deadline = time.monotonic() + 0.3
+        real(self)
+
+    monkeypatch.setattr(nights._Night, "_train", soon)
+    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    path = settle(tmp_path / "run", serve(model).url, prompts=10, extra="train = true\n")
+    told, said = spend(path, run__duration="1h")
+    assert told.stopped == "the deadline is reached"
+    assert "training is stopped by the deadline; the same command goes on from its newest checkpoint" in said
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve, tmp_path: Path) -> None:
+    server = serve(lambda body: ["?"] if "structured_outputs" in body else model(body))
+    path = settle(tmp_path / "run", server.url, prompts=10)
+    with pytest.raises(TooManyFailures, match="answers are missing"):
+        spend(path, run__pilot=0)
+    assert pl.read_parquet(path / "tables" / "pairs.parquet")["outcome"].unique().to_list() == ["unparsed"]
