@@ -159,6 +159,12 @@ class TrainConfig(Section):
         return [value] if isinstance(value, str) else value
 
 
+class RoundConfig(Section):
+    """Where this run stands in a series: ``previous`` is the run that it goes on from, as a path from this one."""
+
+    previous: str | None = None
+
+
 class ClientConfig(Section):
     concurrency: int = Field(default=64, ge=1, le=4096)
     timeout_s: float = Field(default=600, gt=0)
@@ -181,6 +187,7 @@ class Config(Section):
     pairs: PairsConfig = PairsConfig()
     train: TrainConfig = TrainConfig()
     client: ClientConfig = ClientConfig()
+    round: RoundConfig = RoundConfig()
 
     @model_validator(mode="after")
     def _one_way_to_name_policies(self) -> Config:

@@ -25,7 +25,17 @@ MAY = {
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "polars", "pyarrow", "openai"}
 # Modules that the command which needs them loads as a whole, inside a function.
-WHOLE = {"run/tables", "pair", "pipeline", "llm/client", "llm/ask", "llm/server", "judge/ask", "judge/read"}
+WHOLE = {
+    "run/tables",
+    "pair",
+    "pipeline",
+    "llm/client",
+    "llm/ask",
+    "llm/server",
+    "judge/ask",
+    "judge/read",
+    "report/quality",
+}
 
 
 def imports(path: Path, *, top_level_only: bool) -> set[str]:

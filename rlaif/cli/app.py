@@ -11,6 +11,7 @@ from rlaif.cli.export import export
 from rlaif.cli.generate import generate
 from rlaif.cli.init import init
 from rlaif.cli.judge import judge
+from rlaif.cli.report import report
 from rlaif.cli.review import review
 from rlaif.cli.status import status
 from rlaif.cli.train import train
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (init, generate, judge, review, train, export, status, library.doctor):
+for command in (init, generate, judge, review, train, report, export, status, library.doctor):
     app.command()(command)
 app.add_typer(library.judges, name="judges")
 app.add_typer(library.prompts, name="prompts")
