@@ -159,6 +159,23 @@ class TrainConfig(Section):
         return [value] if isinstance(value, str) else value
 
 
+class EvaluateConfig(Section):
+    """How the trained model is compared with its reference. Without ``judges``, by the run's own comparing judges.
+    ``drift_samples``: answers from which the KL divergence is estimated; 0 leaves it out."""
+
+    source: list[str] = []
+    limit: int | None = Field(default=None, ge=1)
+    judges: list[str] = []
+    model: str | None = None
+    base_url: list[Url] = []
+    drift_samples: int = Field(default=64, ge=0)
+
+    @field_validator("source", "judges", "base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class RoundConfig(Section):
     """Where this run stands in a series: ``previous`` is the run that it goes on from, as a path from this one."""
 
@@ -186,6 +203,7 @@ class Config(Section):
     judges: list[JudgeEntry] = []
     pairs: PairsConfig = PairsConfig()
     train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     client: ClientConfig = ClientConfig()
     round: RoundConfig = RoundConfig()
 

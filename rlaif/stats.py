@@ -20,7 +20,7 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Estimate | None:
+def wilson(successes: float, n: int, level: float = 0.95) -> Estimate | None:
     """A proportion with its Wilson score interval (Wilson 1927). None without observations."""
     if n == 0:
         return None

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import console, library
+from rlaif.cli.evaluate import evaluate
 from rlaif.cli.export import export
 from rlaif.cli.generate import generate
 from rlaif.cli.init import init
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (init, generate, judge, review, train, report, export, status, library.doctor):
+for command in (init, generate, judge, review, train, evaluate, report, export, status, library.doctor):
     app.command()(command)
 app.add_typer(library.judges, name="judges")
 app.add_typer(library.prompts, name="prompts")

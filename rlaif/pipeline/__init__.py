@@ -2,6 +2,7 @@
 
     commands.py   generate, import_completions, judge, rebuild, train
     rounds.py     whom the judges are asked about, round by round
+    evaluate.py   the trained model against its reference
     plan.py       what a command would ask, for --dry-run
     build.py      tables/ and dataset/ from what the rounds gave
 
@@ -10,6 +11,17 @@ writes, and may be called again: what is journaled is not asked for twice.
 """
 
 from rlaif.pipeline.commands import Watch, generate, import_completions, judge, rebuild, train
+from rlaif.pipeline.evaluate import evaluate
 from rlaif.pipeline.plan import plan_generate, plan_judge
 
-__all__ = ["Watch", "generate", "import_completions", "judge", "plan_generate", "plan_judge", "rebuild", "train"]
+__all__ = [
+    "Watch",
+    "evaluate",
+    "generate",
+    "import_completions",
+    "judge",
+    "plan_generate",
+    "plan_judge",
+    "rebuild",
+    "train",
+]
