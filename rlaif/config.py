@@ -130,19 +130,22 @@ class TrainConfig(Section):
     """What training is asked to do.
 
     ``batch_size`` is the effective one, in pairs a step; ``per_device_batch_size`` only says how many of them stand in
-    memory at once. ``learning_rate`` None is 1e-4 for an adapter and 1e-6 for all weights. ``max_steps`` None is
-    ``epochs``. ``extra`` passes further settings of TRL's DPOConfig through by name.
+    memory at once. ``learning_rate`` and ``loss`` left out are the method's own. ``max_steps`` None is ``epochs``.
+    ``quantize`` keeps an adapter's frozen base in 4 bits (QLoRA). ``extra`` passes further settings of TRL's
+    configuration through by name.
     """
 
-    method: Literal["dpo"] = "dpo"
+    method: Literal["dpo", "kto", "sft", "reward", "rloo"] = "dpo"
     model: str | None = None
     output: str | None = None
     lora: bool = True
+    quantize: bool = False
     lora_r: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
     merge: bool = True
     beta: float = Field(default=0.1, gt=0)
-    loss: list[str] = Field(default=["sigmoid"], min_length=1)
+    loss: list[str] = []
+    reward_model: str | None = None
     learning_rate: float | None = Field(default=None, gt=0)
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)

@@ -17,7 +17,7 @@ from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run.directory import Run
 
 if TYPE_CHECKING:
-    from rlaif.train.dpo import TrainResult
+    from rlaif.train.writing import TrainResult
 
 
 class Watch(Protocol):
@@ -142,12 +142,12 @@ def _require_completions(run: Run) -> None:
 
 def train(run: Run, config: Config, watch: Watch) -> TrainResult:
     """Merge what people have labelled since, then train."""
-    from rlaif.train import dpo
+    from rlaif.train import loop
 
     if run.pairs_path.exists():
         rebuild(run, config)
     with run.writing():
         run.begin("train", config)
-        result = dpo.train(run, config, say=watch.say)
+        result = loop.train(run, config, say=watch.say)
         run.end("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
     return result

@@ -15,8 +15,8 @@ from rlaif.config import Config
 from rlaif.errors import IdentityError, RunError, UsageError
 from rlaif.llm.demo import demo_checkpoint
 from rlaif.run.directory import Run
-from rlaif.train import checkpoints, dpo, measure, settings
-from rlaif.train.dpo import TrainResult
+from rlaif.train import checkpoints, loop, measure, methods, settings, writing
+from rlaif.train.writing import TrainResult
 
 pytestmark = pytest.mark.real
 
@@ -69,7 +69,7 @@ def train(run: Run, small: Path) -> Callable[..., TrainResult]:
         wanted = {
             "model": str(small), "batch_size": 4, "max_length": 128, "max_steps": 2, "learning_rate": 1e-2, **changed
         }  # fmt: skip
-        return dpo.train(run, Config.model_validate({"seed": seed, "train": wanted}), say=say)
+        return loop.train(run, Config.model_validate({"seed": seed, "train": wanted}), say=say)
 
     return train
 
@@ -106,7 +106,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
             "train": {"max_steps": 2, "batch_size": 4, "max_length": 128, "learning_rate": 1e-3, "save_steps": 2},
         }
     )
-    result = dpo.train(run, config, say=lines.append)
+    result = loop.train(run, config, say=lines.append)
 
     assert (result.pairs, result.steps, result.n, result.resumed_from) == (16, 2, 4, None)
     assert result.seconds > 0
@@ -118,7 +118,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert set(result.paths()) == {"adapter", "merged", "card"}
     text = "\n".join(lines)
     assert "<|im_start|>user\nName a colour. (0)<|im_end|>" in text
-    assert re.search(r"step 2/2, loss 0\.\d+, reward margin \S+, reward accuracy \S+, \S+ pairs/s", text)
+    assert re.search(r"step 2/2, loss 0\.\d+, reward margin \S+, reward accuracy \S+, KL \S+, \S+ pairs/s", text)
 
     base_path = demo_checkpoint()
     base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
@@ -143,7 +143,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert "Labelled by: judge 12, human 4." in card
     assert str(result.accuracy_after) in card
 
-    again = dpo.train(run, config, say=lines.append)
+    again = loop.train(run, config, say=lines.append)
     assert again == result
     assert "already trained" in lines[-1]
 
@@ -234,7 +234,7 @@ def test_scoring_only_the_answers_changes_no_number(
 
 
 def test_losses_are_trls_own_and_can_be_combined(train: Callable[..., TrainResult]) -> None:
-    assert {"sigmoid", "robust", "ipo", "sft"} <= set(settings.loss_names())
+    assert {"sigmoid", "robust", "ipo", "sft"} <= set(methods.loss_names())
     extra = {"label_smoothing": 0.1, "loss_weights": [1.0, 0.2], "warmup_steps": 1}
     result = train(loss=["robust", "sft"], dtype="bfloat16", extra=extra)
     card = (result.output / "README.md").read_text(encoding="utf-8")
@@ -323,10 +323,10 @@ def test_an_adapter_is_no_model_to_train(train: Callable[..., TrainResult], run:
 def test_the_model_is_the_only_policy(run: Run) -> None:
     two = Config.model_validate({"sampler": {"model": ["m/one", "m/two"]}})
     with pytest.raises(UsageError, match="2 policies") as caught:
-        dpo.train(run, two, say=print)
+        loop.train(run, two, say=print)
     assert "--model" in (caught.value.mend or "")
     with pytest.raises(UsageError, match="--model"):
-        dpo.train(run, Config(), say=print)
+        loop.train(run, Config(), say=print)
 
 
 def test_an_empty_dataset_is_refused(train: Callable[..., TrainResult], run: Run) -> None:
@@ -352,7 +352,7 @@ def test_an_output_that_cannot_be_written(train: Callable[..., TrainResult], run
     ],
 )
 def test_a_full_disk_is_told_from_a_mistake(error: Exception, reason: str | None) -> None:
-    found = dpo._not_writable(error)
+    found = writing.not_writable(error)
     assert (found is None) if reason is None else (reason in (found or ""))
 
 
