@@ -47,17 +47,27 @@ class Models:
     local: Local
 
 
-def models(run: Run, config: Config) -> Models:
-    """What was trained last, and from what. Raises :class:`UsageError` where nothing was trained."""
+def trained(run: Run, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The identity and the result of the last training. Raises :class:`UsageError` where there is none."""
     output = Path(config.train.output) if config.train.output else run.model
     try:
         stored = orjson.loads((output / "training.json").read_bytes())
-        identity, result = stored["identity"], stored["result"]
-        reference = str(identity["model"])
-    except (OSError, ValueError, KeyError, TypeError):
+        identity, result = dict(stored["identity"]), dict(stored["result"])
+        identity["model"].strip()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
             "no trained model is there", where=str(output), mend=f"Run first: rlaif train {run.path}"
         ) from None
+    return identity, result
+
+
+def models(run: Run, config: Config) -> Models:
+    """The two to compare. Raises :class:`UsageError` where nothing was trained that answers."""
+    identity, result = trained(run, config)
+    output, reference = Path(config.train.output) if config.train.output else run.model, str(identity["model"])
+    if identity.get("method") == "reward":
+        raise UsageError("a reward model was trained, which does not answer", where=str(output),
+                         mend="Examine it as a judge, or train with another --method.")  # fmt: skip
     name = f"{output.resolve().name}-{key_of(identity=identity, steps=result.get('steps'))[:8]}"
     if result.get("adapter"):
         rank = orjson.loads((Path(result["adapter"]) / "adapter_config.json").read_bytes())["r"]

@@ -198,7 +198,10 @@ def _unmeasured(told: Mapping[str, Any]) -> dict[str, str]:
         "training": f"nothing was trained yet: rlaif train {path}",
         "evaluation": f"the trained model was not compared with its reference yet: rlaif evaluate {path}",
     }
-    return {name: reason for name, reason in why.items() if told[name] is None}
+    absent = {name for name in why if told[name] is None}
+    if not verdict.estimate(told["labels"], "agreement"):
+        absent.add("labels")
+    return {name: reason for name, reason in why.items() if name in absent}
 
 
 def _plain(value: Any) -> Any:

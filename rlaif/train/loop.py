@@ -30,7 +30,7 @@ from rlaif.config import Config
 from rlaif.errors import MissingPart, RunError, UsageError
 from rlaif.llm import demo
 from rlaif.run.directory import Run
-from rlaif.train import card, checkpoints, measure, methods, preflight, settings, writing
+from rlaif.train import card, checkpoints, known, measure, methods, preflight, settings, writing
 from rlaif.train.writing import TrainResult
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def prepare(run: Run, config: Config) -> Prepared:
     path = demo.resolve(name)
     tokenizer = writing.tokenizer(name, path)
     findings += preflight.check_tokens(train, tokenizer, max_length=config.train.max_length)
+    findings += known.check(run, config.train)
     preflight.refuse(findings, where=run.dataset)
     digest = hashlib.sha256((run.dataset / "train.parquet").read_bytes()).hexdigest()
     test = _read_test(run.dataset / "test.parquet", config.seed)
