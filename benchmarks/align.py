@@ -42,8 +42,8 @@ from rlaif.train import loop
 
 TOPICS = (
     "rivers, bread, winter, bees, trains, honey, clocks, rain, tea, mountains, soap, whales, chess, kites, salt, "
-    "glass, owls, maps, bicycles, the moon, bridges, wool, cheese, volcanoes, paper, lighthouses, ants, violins, coffee, "
-    "deserts, candles, turtles, gardens, windmills, ice, apples, fog, horses, bells, sand"
+    "glass, owls, maps, bicycles, the moon, bridges, wool, cheese, volcanoes, paper, lighthouses, ants, violins, "
+    "coffee, deserts, candles, turtles, gardens, windmills, ice, apples, fog, horses, bells, sand"
 )
 KINDS: dict[str, tuple[str, Callable[[str], bool]]] = {
     "lowercase": ("Write everything in lowercase letters.", lambda text: text == text.lower()),

@@ -135,7 +135,7 @@ class TrainConfig(Section):
     configuration through by name.
     """
 
-    method: Literal["dpo", "kto", "sft", "reward", "rloo"] = "dpo"
+    method: Literal["dpo", "kto", "sft", "reward", "rloo", "ppo"] = "dpo"
     model: str | None = None
     output: str | None = None
     lora: bool = True
@@ -154,6 +154,9 @@ class TrainConfig(Section):
     max_length: int = Field(default=1024, ge=16)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     save_steps: int = Field(default=50, ge=1)
+    launcher: Literal["none", "accelerate"] = "none"
+    processes: int | None = Field(default=None, ge=1)
+    sharding: Literal["fsdp", "deepspeed", "ddp"] = "fsdp"
     extra: dict[str, Any] = {}
 
     @field_validator("loss", mode="before")

@@ -14,7 +14,7 @@ from rlaif.cli.shared import RunPath, Seed, as_judged, open_with
 def train(
     run: RunPath,
     method: Annotated[
-        Literal["dpo", "kto", "sft", "reward", "rloo"] | None,
+        Literal["dpo", "kto", "sft", "reward", "rloo", "ppo"] | None,
         typer.Option(help="How to train.", show_default=False),
     ] = None,
     model: Annotated[
@@ -35,9 +35,16 @@ def train(
         str | None, typer.Option(metavar="DIR", help="What rloo trains against.", show_default=False)
     ] = None,
     quantize: Annotated[bool | None, typer.Option("--qlora", help="The base in 4 bits.", show_default=False)] = None,
+    launcher: Annotated[
+        Literal["none", "accelerate"] | None, typer.Option(help="Several processes.", show_default=False)
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Default: one a GPU.", show_default=False)] = None,
+    sharding: Annotated[
+        Literal["fsdp", "deepspeed", "ddp"] | None, typer.Option(help="How weights are spread.", show_default=False)
+    ] = None,
     seed: Seed = None,
 ) -> None:
-    """Train on the dataset with TRL."""
+    """Train on the dataset with TRL; ppo writes what verl trains with."""
     target, settings = open_with(
         run,
         {
@@ -46,6 +53,9 @@ def train(
             "train.output": str(output) if output else None,
             "train.lora": lora,
             "train.loss": loss,
+            "train.launcher": launcher,
+            "train.processes": processes,
+            "train.sharding": sharding,
             "train.reward_model": reward_model,
             "train.quantize": quantize,
             "train.beta": beta,
@@ -58,6 +68,10 @@ def train(
     from rlaif import pipeline
     from rlaif.train import methods
 
+    if settings.train.method == "ppo":
+        folder = pipeline.hand_over(target, as_judged(target, settings))
+        console.put(f"handed over to verl, which trains where its GPUs are: {folder / 'launch.sh'}")
+        return
     result = pipeline.train(target, as_judged(target, settings), console.Console())
     unit = methods.of(settings.train.method).UNIT
     console.put(f"trained on {result.pairs:,} {unit} in {result.steps:,} steps ({result.seconds:,.0f} s)")

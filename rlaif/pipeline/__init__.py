@@ -10,7 +10,7 @@ Each command takes a run, its settings and a :class:`Watch` that is told what ha
 writes, and may be called again: what is journaled is not asked for twice.
 """
 
-from rlaif.pipeline.commands import Watch, generate, import_completions, judge, rebuild, train
+from rlaif.pipeline.commands import Watch, generate, hand_over, import_completions, judge, rebuild, train
 from rlaif.pipeline.evaluate import evaluate
 from rlaif.pipeline.plan import plan_generate, plan_judge
 
@@ -18,6 +18,7 @@ __all__ = [
     "Watch",
     "evaluate",
     "generate",
+    "hand_over",
     "import_completions",
     "judge",
     "plan_generate",

@@ -25,6 +25,8 @@ from rlaif.run.directory import Run
 from rlaif.stats import Estimate
 
 ROUNDS = 20
+NIGHT = "run"
+"""The stage of a whole night: its time and dollars are those of the stages inside it."""
 METER = ("requests", "answers", "retries", "prompt_tokens", "cached_tokens", "completion_tokens", "usd")
 
 
@@ -40,7 +42,8 @@ def gather(run: Run, *, samples: bool = True) -> dict[str, Any]:
         "version": rlaif.__version__,
         "status": status,
         "asked": _asked(stages),
-        "stages": [_stage(name, stage) for name, stage in stages.items()],
+        "stages": [_stage(name, stage) for name, stage in stages.items() if name != NIGHT],
+        "night": (stages.get(NIGHT, {}).get("history") or [{}])[-1].get("how"),
         "owed": _owed(stages, status),
         "labels": None,
         "balance": None,

@@ -99,7 +99,7 @@ def _cost(told: Mapping[str, Any]) -> Iterable[Html]:
     status = told["status"]
     heldout = f", {status['heldout']:,} of them held out" if status["heldout"] else ""
     has = f"{status['prompts']:,} prompts{heldout}; {status['completions']['answers']:,} answers"
-    asked = {**told["asked"], "the run has": has}
+    asked = {**told["asked"], "the run has": has, **({"the last night": told["night"]} if told["night"] else {})}
     yield tag("dl", *(join((tag("dt", name), tag("dd", _words(value)))) for name, value in asked.items()))
     if not told["stages"]:
         yield tag("p", "No stage has run yet.", class_="missing")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,16 @@ def dtype(train: TrainConfig) -> str:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
-def batches(train: TrainConfig) -> tuple[int, int]:
-    """Pairs on the device at once, and how many such batches make one step of ``batch_size`` pairs.
+def batches(train: TrainConfig, processes: int = 1) -> tuple[int, int]:
+    """Pairs on the device at once, and how many such batches make one step of ``batch_size`` pairs over all processes.
 
-    The first is the largest divisor of ``batch_size`` up to ``per_device_batch_size``, so that the effective batch is
-    what was asked for.
+    The first is the largest divisor of a process's share up to ``per_device_batch_size``, so that the effective batch
+    is what was asked for.
     """
-    most = min(train.per_device_batch_size, train.batch_size)
-    device = next(size for size in range(most, 0, -1) if train.batch_size % size == 0)
-    return device, train.batch_size // device
+    share = train.batch_size // processes
+    most = min(train.per_device_batch_size, share)
+    device = next(size for size in range(most, 0, -1) if share % size == 0)
+    return device, share // device
 
 
 def planned_steps(train: TrainConfig, pairs: int) -> int:
@@ -105,7 +107,7 @@ def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dic
     _check_names(method, train)
     cuda = torch.cuda.is_available()
     precision = dtype(train)
-    per_device, accumulation = batches(train)
+    per_device, accumulation = batches(train, int(os.environ.get("WORLD_SIZE", "1")))
     # An adapter's frozen base may be kept in bfloat16. Weights that are trained may not: 1e-6 would round away.
     weights = precision if train.lora else "float32"
     init = {**train.extra.get("model_init_kwargs", {}), "dtype": weights, "use_safetensors": True}

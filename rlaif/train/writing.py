@@ -148,17 +148,25 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 def finished(output: Path, identity: dict[str, Any], *, merge: bool) -> TrainResult | None:
     """The result of a training of this identity that ran to its end and is still there."""
-    stored = checkpoints.read(output / "training.json")
-    if stored is None or stored.get("identity") != identity:
+    facts = checkpoints.read(output / "training.json")
+    result = stored(output)
+    if facts is None or result is None or facts.get("identity") != identity:
         return None
-    values = dict(stored["result"])
+    wanted = [result.adapter or result.merged, *([result.merged] if merge else [])]
+    return result if all(path is not None and path.is_dir() for path in wanted) else None
+
+
+def stored(output: Path) -> TrainResult | None:
+    """The result that the last training in ``output`` wrote, whatever it was."""
+    facts = checkpoints.read(output / "training.json")
+    if facts is None:
+        return None
+    values = dict(facts["result"])
     for name in ("output", "adapter", "merged"):
         values[name] = Path(values[name]) if values[name] else None
     for name in ("accuracy_before", "accuracy_after", "moved"):
         values[name] = Estimate(**values[name]) if values[name] else None
-    result = TrainResult(**values)
-    wanted = [result.adapter or result.merged, *([result.merged] if merge else [])]
-    return result if all(path is not None and path.is_dir() for path in wanted) else None
+    return TrainResult(**values)
 
 
 def as_json(result: TrainResult) -> dict[str, Any]:
