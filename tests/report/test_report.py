@@ -73,7 +73,8 @@ def test_the_page_says_what_the_run_holds(judged: Run, rlaif: Callable[..., subp
     (seat,) = told["orders"]
     assert seat["consistent"]["value"] == 1.0
     assert seat["first"]["value"] == pytest.approx(0.5)
-    assert told["cost"]["requests"] == len(read_jsonl(judged.journal_path("verdicts")))
+    asked = [record for record in read_jsonl(judged.journal_path("verdicts")) if record["model"]]
+    assert told["cost"]["requests"] == len(asked)
     assert len(told["samples"]) == 20
     assert {sample["route"] for sample in told["samples"]} == set(pairs["route"])
     assert told["labels"] is None
