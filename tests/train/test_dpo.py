@@ -17,50 +17,9 @@ from rlaif.llm.demo import demo_checkpoint
 from rlaif.run.directory import Run
 from rlaif.train import checkpoints, loop, measure, methods, settings, writing
 from rlaif.train.writing import TrainResult
+from tests.train.pairs import rows
 
 pytestmark = pytest.mark.real
-
-PAIRS = [
-    ("Name a colour.", "Blue.", "No, I will not."),
-    ("What is two and two?", "Four.", "That is hard to say."),
-    ("Say hello.", "Hello there!", "Why should I?"),
-    ("Name a fruit.", "An apple.", "I would rather not."),
-    ("Is water wet?", "Yes, it is.", "Ask someone else."),
-    ("Name a city.", "Oslo.", "Cities bore me."),
-    ("What do cows drink?", "Water.", "I do not care."),
-    ("Name a day.", "Monday.", "Look it up."),
-]
-
-
-def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    made = []
-    for index in range(first, first + count):
-        question, good, bad = PAIRS[index % len(PAIRS)]
-        made.append(
-            {
-                "prompt": [{"role": "user", "content": f"{question} ({index})"}],
-                "chosen": [{"role": "assistant", "content": good}],
-                "rejected": [{"role": "assistant", "content": bad}],
-                "pair_id": f"pair-{index}",
-                "prompt_id": f"prompt-{index}",
-                "source": "human" if index % 4 == 0 else "judge",
-                "confidence": 0.9,
-                "margin": 1.0,
-                "chosen_model": "demo",
-                "rejected_model": "demo",
-                "tags": ["test"],
-            }
-        )
-    return made
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "run")
-    run.dataset.mkdir(parents=True)
-    pl.DataFrame(rows(16)).write_parquet(run.dataset / "train.parquet")
-    pl.DataFrame(rows(4, first=16)).write_parquet(run.dataset / "test.parquet")
-    return run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from rlaif.errors import MissingPart, RunError, UsageError
 from rlaif.run.directory import Run
 from rlaif.train import launch, loop
 from tests.train.test_dpo import close, weights
-from tests.train.test_methods import run  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.real
 
@@ -34,7 +33,7 @@ def test_accelerate_reads_the_presets(name: str, kind: str) -> None:
     assert told
 
 
-def test_two_processes_train_one_model(run: Run, small: Path) -> None:  # noqa: F811
+def test_two_processes_train_one_model(run: Run, small: Path) -> None:
     """The effective batch is the same, so the weights are those of one process."""
     lines: list[str] = []
     together = launch.train(run, config(small, run.path / "two"), say=lines.append)
@@ -48,7 +47,7 @@ def test_two_processes_train_one_model(run: Run, small: Path) -> None:  # noqa: 
     assert not (run.path / "two" / ".job.json").exists()
 
 
-def test_what_goes_wrong_in_a_process_is_told(run: Run, small: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_goes_wrong_in_a_process_is_told(run: Run, small: Path, tmp_path: Path) -> None:
     (run.dataset / "train.parquet").unlink()
     with pytest.raises(RunError, match=r"there is no train\.parquet yet"):
         launch.train(run, config(small, tmp_path / "out"), say=lambda _line: None)

@@ -16,20 +16,11 @@ from rlaif.records import Review, key_of
 from rlaif.run.directory import Run
 from rlaif.train import kto, loop, settings
 from rlaif.train.writing import TrainResult
-from tests.train.test_dpo import rows
+from tests.train.pairs import rows
 
 pytestmark = pytest.mark.real
 
 Train = Callable[..., TrainResult]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "run")
-    run.dataset.mkdir(parents=True)
-    pl.DataFrame(rows(16)).write_parquet(run.dataset / "train.parquet")
-    pl.DataFrame(rows(4, first=16)).write_parquet(run.dataset / "test.parquet")
-    return run
 
 
 @pytest.fixture
