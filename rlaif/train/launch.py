@@ -36,17 +36,18 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> writing.Tr
     process = subprocess.Popen(line, env={**os.environ, **environment}, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, errors="replace")  # fmt: skip
     try:
-        assert process.stdout is not None
-        for text in process.stdout:
-            said.append(text.rstrip())
-            del said[:-200]
-            if text.startswith(SAID):
-                say(text[len(SAID) :].rstrip())
-        code = process.wait()
-    except BaseException:
-        process.terminate()  # the launcher ends those that it started
-        process.wait()
-        raise
+        with process:
+            assert process.stdout is not None
+            try:
+                for text in process.stdout:
+                    said.append(text.rstrip())
+                    del said[:-200]
+                    if text.startswith(SAID):
+                        say(text[len(SAID) :].rstrip())
+            except BaseException:
+                process.terminate()  # the launcher ends those that it started
+                raise
+        code = process.returncode
     finally:
         job.unlink(missing_ok=True)
     if code:
