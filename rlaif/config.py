@@ -123,7 +123,15 @@ class JudgeConfig(Section):
 
 
 class PairsConfig(Section):
+    """Which pairs are kept, and who labels them.
+
+    ``min_score``: what the chosen answer must have been rated at least, of 1 to 5. ``max_near_ties``: the share of the
+    prompts that may be left without a pair because their answers are too much alike (1: as many as there are).
+    """
+
     min_probability: float = Field(default=0.65, ge=0.5, le=1)
+    min_score: float = Field(default=2.0, ge=0, le=5)
+    max_near_ties: float = Field(default=1.0, ge=0, le=1)
     min_margin: float = Field(default=1.0, ge=0)
     per_prompt: int = Field(default=1, ge=1)
     tries: int = Field(default=2, ge=1, le=8)

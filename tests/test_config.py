@@ -153,7 +153,7 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ("[[policies]]\nmodle = 'm'\nmodel = 'm'\n", "unknown setting 'policies.0.modle'. Did you mean 'model'?"),
         ("[[judges]]\nname = 'h'\nmodel = 'm'\n[[judges]]\nname = 'h'\nmodel = 'm'\nwieght = 2\n",
          "unknown setting 'judges.1.wieght'. Did you mean 'weight'?"),
-        ("[pairs]\nzzz = 1\n", "unknown setting 'pairs.zzz'. There is: human_share, min_margin, min_probability"),
+        ("[pairs]\nzzz = 1\n", "unknown setting 'pairs.zzz'. There is: human_share, max_near_ties, min_margin"),
         ("[sampler]\nn = 'four'\n", "sampler.n: Input should be a valid integer"),
         ("[sampler]\nn = 0\ntop_p = 2\n",
          "sampler.n: Input should be greater than or equal to 1; sampler.top_p: Input should be less than or equal to"),

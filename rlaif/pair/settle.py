@@ -99,11 +99,15 @@ def settle(
     *,
     min_probability: float,
     per_prompt: int,
+    min_score: float = 0.0,
+    max_near_ties: float = 1.0,
 ) -> pl.DataFrame:
     """``candidates`` with p_a, preferred, outcome, flags, kept and why (the reason, where it is not kept).
 
     win: p at least ``min_probability`` for one side; inconsistent: less, and the orders contradict each other; tie:
-    less, and they do not; unparsed: no verdict.
+    less, and they do not; unparsed: no verdict. A winner that was rated below ``min_score`` is no example to learn
+    from, whatever it was compared with. Of the prompts that could be judged, at most the share ``max_near_ties`` is
+    left without a pair for near-ties alone: where it would be more, the surest of them are kept all the same.
     """
     settled = candidates.join(compared, on=["a", "b"], how="left")
     if strategy == "rate-only":
@@ -128,7 +132,31 @@ def settle(
             pl.when(pl.col("p_a") > 0.5).then(pl.lit("a")).otherwise(pl.lit("b"))
         )
     )
-    return _keep(_strength(settled, strategy), per_prompt, min_probability)
+    kept = _keep(_strength(settled, strategy), per_prompt, min_probability, min_score)
+    return _rescue(kept, max_near_ties) if max_near_ties < 1 else kept
+
+
+def _rescue(settled: pl.DataFrame, max_near_ties: float) -> pl.DataFrame:
+    """Keeps the surest near-tie of as many prompts as lose their pair beyond ``max_near_ties``. Which of two equal
+    answers is ``preferred`` stays open (null): that is for people."""
+    judged = settled.filter(pl.col("p_a").is_not_null())
+    lost = judged.filter(~pl.col("kept").any().over("prompt_id"), pl.col("outcome").is_in(["tie", "inconsistent"]))
+    sure = pl.max_horizontal("p_a", 1.0 - pl.col("p_a")).round(9)
+    lost = lost.sort(sure, "a", "b", descending=[True, False, False]).unique(
+        "prompt_id", keep="first", maintain_order=True
+    )
+    allowed = int(max_near_ties * judged["prompt_id"].n_unique() + 1e-9)
+    rescued = lost.head(max(0, lost.height - allowed)).select("a", "b", rescued=pl.lit(True))
+    both = settled.join(rescued, on=["a", "b"], how="left", maintain_order="left")
+    tells = pl.col("rescued").is_not_null() & (pl.col("p_a") != 0.5)
+    return both.with_columns(
+        kept=pl.col("kept") | pl.col("rescued").is_not_null(),
+        why=pl.when(pl.col("rescued").is_null()).then("why"),
+        outcome=pl.when(tells).then(pl.lit("win")).otherwise("outcome"),
+        preferred=pl.when(tells)
+        .then(pl.when(pl.col("p_a") > 0.5).then(pl.lit("a")).otherwise(pl.lit("b")))
+        .otherwise("preferred"),
+    ).drop("rescued")
 
 
 def _p_from_scores() -> pl.Expr:
@@ -164,9 +192,11 @@ def _strength(settled: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
     ).drop("s_a", "s_b")
 
 
-def _keep(settled: pl.DataFrame, per_prompt: int, min_probability: float) -> pl.DataFrame:
+def _keep(settled: pl.DataFrame, per_prompt: int, min_probability: float, min_score: float) -> pl.DataFrame:
     """The first ``per_prompt`` wins of each prompt are kept, by falling gap, then by key."""
-    ordered = settled.with_columns(eligible=(pl.col("outcome") == "win") & pl.col("agrees")).sort(
+    score = pl.when(pl.col("preferred") == "a").then("score_a").otherwise("score_b")
+    good = (score >= min_score).fill_null(True)
+    ordered = settled.with_columns(eligible=(pl.col("outcome") == "win") & pl.col("agrees") & good).sort(
         ["prompt_id", "eligible", "gap", "a", "b"], descending=[False, True, True, False, False], nulls_last=True
     )
     place = pl.int_range(pl.len()).over("prompt_id")
@@ -181,6 +211,8 @@ def _keep(settled: pl.DataFrame, per_prompt: int, min_probability: float) -> pl.
         .then(pl.lit("the two orders contradict each other"))
         .when(pl.col("outcome") == "tie")
         .then(pl.format("near-tie: p {} is below {}", sure, pl.lit(min_probability)))
+        .when(~good)
+        .then(pl.format("the better answer was rated {}, below {}", score.round(2), pl.lit(min_score)))
         .when(~pl.col("agrees"))
         .then(pl.lit("contradicts the prompt's other comparisons"))
         .otherwise(pl.lit("another pair of this prompt is kept"))

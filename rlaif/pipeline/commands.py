@@ -120,7 +120,7 @@ def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: 
                 candidates = rounds.all()
         finally:
             run.end("judge", **meter.facts())
-        built = build(run, config, seats, how, candidates, rounds.answers, rounds.left_out)
+        built = build(rounds, candidates)
     _enforce(config, meter)
     return Judged(built, meter, meter.failed, meter.reason_to_stop())
 
@@ -132,7 +132,7 @@ def rebuild(run: Run, config: Config) -> Built:
     _require_completions(run)
     with run.writing():
         rounds = Rounds(run, config, None, seats, how, None, Meter())
-        return build(run, config, seats, how, rounds.all(), rounds.answers, rounds.left_out)
+        return build(rounds, rounds.all())
 
 
 def _require_completions(run: Run) -> None:

@@ -15,7 +15,7 @@ from rlaif.judge import ask as asking
 from rlaif.judge import definition, refusal, without_model
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
-from rlaif.pair import select, settle
+from rlaif.pair import balance, select, settle
 from rlaif.records import Failure
 from rlaif.run import tables
 from rlaif.run.directory import Run
@@ -170,8 +170,19 @@ class Rounds:
         compared = settle.comparisons(self._verdicts(), self.known, candidates.select("a", "b"))
         pairs = self.config.pairs
         return settle.settle(
-            candidates, compared, self.how, min_probability=pairs.min_probability, per_prompt=pairs.per_prompt
+            candidates,
+            compared,
+            self.how,
+            min_probability=pairs.min_probability,
+            per_prompt=pairs.per_prompt,
+            min_score=pairs.min_score,
+            max_near_ties=pairs.max_near_ties,
         )
+
+    def said(self, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """What each seat said of ``pairs`` (columns a, b), and what the answers were classified as."""
+        verdicts = self._verdicts()
+        return settle.by_seat(verdicts, self.known, pairs.select("a", "b")), balance.classes(verdicts)
 
     def _verdicts(self) -> pl.DataFrame:
         columns = ("key", "kind", "judge", "judge_hash", "model", "prompt_id", "a", "b", "order", "aspect", "sample",

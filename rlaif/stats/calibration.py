@@ -43,20 +43,21 @@ def expected_calibration_error(
     return Estimate(value, min(value, max(0.0, float(low))), max(value, float(high)), len(sure))
 
 
-def antisymmetric(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, *, l2: float = 1.0) -> Floats:
-    """w of logit P = sum_j w_j logit p_j, a logistic regression (Platt 1999) without intercept and with an L2 penalty,
-    so that exchanging the two answers of every pair turns every probability into its complement.
+def antisymmetric(logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0) -> Floats:
+    """w of logit P = sum_j w_j logit p_j, a logistic regression (Platt 1999) without intercept, so that exchanging the
+    two answers of every pair turns every probability into its complement, and with an L2 penalty on the distance from
+    ``prior`` (nothing, where it is not given), so that few labels change little.
 
     ``logits``: n rows by j features, each turning its sign with the pair. ``labels``: 1 where a is better, 0 where b
     is. Solved by Newton's method; the penalty makes it unique.
     """
     x, y = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
-    rows = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=float)
-    w = np.zeros(x.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-(x @ w)))
-        gradient = x.T @ (rows * (p - y)) + l2 * w
-        hessian = (x * (rows * p * (1 - p))[:, None]).T @ x + l2 * np.eye(len(w))
+    start = np.zeros(x.shape[1]) if prior is None else np.asarray(prior, dtype=float)
+    w = start.copy()
+    for _ in range(100):
+        p = sigmoid(x @ w)
+        gradient = x.T @ (p - y) + l2 * (w - start)
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + l2 * np.eye(len(w))
         step = np.linalg.solve(hessian, gradient)
         norm = float(np.abs(step).max())
         w = w - step * min(1.0, 4.0 / norm if norm else 1.0)
@@ -66,19 +67,18 @@ def antisymmetric(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | Non
 
 
 def cross_fitted(
-    logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, weights: ArrayLike | None = None, *, l2: float = 1.0
+    logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0
 ) -> Floats:
     """P(a is better) for every row, by :func:`antisymmetric` weights that no label of the row's own fold has touched.
 
     ``labels``: 1, 0, or nan where there is none. ``folds``: a whole number for each row; rows of one prompt share it.
     """
     x, y, fold = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float), np.asarray(folds)
-    rows = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=float)
     labelled = ~np.isnan(y)
     result = np.empty(len(y))
     for one in np.unique(fold):
         fit, out = labelled & (fold != one), fold == one
-        result[out] = sigmoid(x[out] @ antisymmetric(x[fit], y[fit], rows[fit], l2=l2))
+        result[out] = sigmoid(x[out] @ antisymmetric(x[fit], y[fit], prior, l2=l2))
     return result
 
 

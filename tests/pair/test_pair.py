@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.pair import merge, route, select, settle
+from rlaif.pair import merge, select, settle
 
 SEAT = select.Judged("helpful", "h", "m", 1.0)
 RATER = select.Judged("quality", "q", "m", 1.0, aspects=2)
@@ -218,73 +218,6 @@ def test_an_old_judges_verdicts_do_not_count() -> None:
     """Verdicts by another version of the judge, or another model, are as if never given."""
     rows = compare("x", "y", 0.9, 0.9, judge_hash="older") + compare("x", "y", 0.9, 0.9, model="other")
     assert settle.comparisons(frame(rows), [SEAT]).height == 0
-
-
-@pytest.mark.parametrize(("kept", "share", "audited", "expected"), [
-    (1000, 0.1, 0, (50, 50)), (1000, 0.1, 250, (25, 75)), (1000, 0.0, 0, (0, 0)), (3, 0.1, 0, (0, 0)),
-    (10, 0.1, 0, (1, 0)), (0, 0.1, 0, (0, 0)), (7, 1.0, 0, (4, 3)),
-])  # fmt: skip
-def test_the_budget(kept: int, share: float, audited: int, expected: tuple[int, int]) -> None:
-    assert route.sizes(kept, share, audited) == expected
-
-
-def settled_pairs(n: int, **columns: Any) -> pl.DataFrame:
-    base = {
-        "pair_id": [f"{i:04}" for i in range(n)],
-        "prompt_id": [f"p{i}" for i in range(n)],
-        "p_a": [0.66 + (i * 37 % n) / n * 0.34 for i in range(n)],
-        "kept": [True] * n,
-        "why": [None] * n,
-        "flags": [[] for _ in range(n)],
-    }
-    return pl.DataFrame(base | columns, schema_overrides={"why": pl.String, "flags": pl.List(pl.String)})
-
-
-def no_tags(n: int) -> pl.DataFrame:
-    return pl.DataFrame({"prompt_id": [f"p{i}" for i in range(n)], "tags": [[] for _ in range(n)]},
-                        schema_overrides={"tags": pl.List(pl.String)})  # fmt: skip
-
-
-def test_the_targeted_slice_is_the_least_sure_of_the_rest() -> None:
-    routed = route.route(settled_pairs(100), no_tags(100), human_share=0.2, seed=0, audited=0)
-    targeted = routed.filter(pl.col("route") == "targeted")["p_a"]
-    judged = routed.filter(pl.col("route") == "judge")["p_a"]
-    assert len(targeted) == 10
-    assert targeted.max() < judged.min()
-    assert routed.filter(pl.col("route") == "audit")["inclusion_probability"].to_list() == [0.1] * 10
-
-
-def test_stakes_and_answers_that_speak_to_the_judge_come_first() -> None:
-    sure = {"p_a": [0.99] * 20, "flags": [["a addresses the judge"] if i == 3 else [] for i in range(20)]}
-    tags = no_tags(20).with_columns(tags=pl.Series([["medical"] if i == 5 else [] for i in range(20)]))
-    for seed in range(20):
-        routed = route.route(settled_pairs(20, **sure), tags, human_share=0.2, seed=seed, audited=0)
-        audit = set(routed.filter(pl.col("route") == "audit")["pair_id"])
-        targeted = routed.filter(pl.col("route") == "targeted")
-        assert {"0003", "0005"} <= audit | set(targeted["pair_id"])
-        reasons = dict(targeted.select("pair_id", "route_reason").iter_rows())
-        if "0003" in reasons:
-            assert reasons["0003"] == "a addresses the judge"
-        if "0005" in reasons:
-            assert "at stake x2" in reasons["0005"]
-
-
-def test_the_audit_is_a_simple_random_sample() -> None:
-    """Over seeds every pair is drawn about equally often, whatever its probability."""
-    drawn = [0] * 40
-    for seed in range(400):
-        routed = route.route(settled_pairs(40), no_tags(40), human_share=0.25, seed=seed, audited=0)
-        for pair in routed.filter(pl.col("route") == "audit")["pair_id"]:
-            drawn[int(pair)] += 1
-    assert sum(drawn) == 400 * 5
-    assert all(50 * 0.35 < count < 50 * 1.65 for count in drawn)  # 5 standard deviations
-
-
-def test_the_order_of_rows_changes_no_route() -> None:
-    pairs = settled_pairs(60)
-    one = route.route(pairs, no_tags(60), human_share=0.2, seed=1, audited=0)
-    other = route.route(pairs.reverse(), no_tags(60).reverse(), human_share=0.2, seed=1, audited=0)
-    assert one.equals(other)
 
 
 def reviews(*rows: tuple[str, str, str, str | None, float]) -> pl.DataFrame:
