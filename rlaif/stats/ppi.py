@@ -45,7 +45,7 @@ def ppi_mean(
 def _least_variance(y: np.ndarray, f: np.ndarray, rest: np.ndarray, w: np.ndarray) -> float:
     """Lambda that minimises the variance: Cov(y, f) over Var(f), each as the weights have it, less where the unlabelled
     are few."""
-    squared = w**2
+    squared = w**2 * len(y) / (len(y) - 1)
     centred = f - w @ f
     within = float(squared @ centred**2) + float(rest.var()) / len(rest)
     if within <= 0:
