@@ -137,7 +137,7 @@ def inclusion(
         if left <= 1e-9:
             break
         sizes = np.bincount(topic[rows], minlength=len(names)).astype(float)
-        granted = sizes if first[rows[0]] else np.minimum(sizes, room)
+        granted = sizes if first[rows[0]] else np.minimum(sizes, np.maximum(0.0, room))
         granted = granted * min(1.0, left / granted.sum()) if granted.sum() else granted
         pi[rows] = (granted / np.maximum(sizes, 1.0))[topic[rows]]
         room, left = room - granted, left - granted.sum()
