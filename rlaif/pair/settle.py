@@ -170,7 +170,11 @@ def _strength(settled: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
     the stronger answer over all. For the rated strategies the rank says it; for round-robin Bradley-Terry, whose order
     in a complete round robin is the order of mean wins (Ford 1957)."""
     if strategy != "round-robin":
-        return settled.with_columns(gap=-pl.col("rank").cast(pl.Float64), agrees=pl.lit(True))
+        towards_a = pl.when(pl.col("preferred") == "b").then(-1.0).otherwise(1.0)
+        rated = ((pl.col("score_a") - pl.col("score_b")) * towards_a >= 0).fill_null(True)
+        return settled.with_columns(
+            gap=-pl.col("rank").cast(pl.Float64), agrees=rated | (pl.col("by") == "check").fill_null(False)
+        )
     seen = settled.filter(pl.col("p_a").is_not_null())
     wins = (
         pl.concat(

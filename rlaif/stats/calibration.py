@@ -54,14 +54,21 @@ def antisymmetric(logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None 
     x, y = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
     start = np.zeros(x.shape[1]) if prior is None else np.asarray(prior, dtype=float)
     w = start.copy()
+
+    def loss(at: Floats) -> float:
+        z = x @ at
+        return float(np.logaddexp(0.0, z).sum() - y @ z) + l2 / 2 * float((at - start) @ (at - start))
+
     for _ in range(100):
         p = sigmoid(x @ w)
         gradient = x.T @ (p - y) + l2 * (w - start)
         hessian = (x * (p * (1 - p))[:, None]).T @ x + l2 * np.eye(len(w))
         step = np.linalg.solve(hessian, gradient)
-        norm = float(np.abs(step).max())
-        w = w - step * min(1.0, 4.0 / norm if norm else 1.0)
-        if norm < 1e-10:
+        before, size = loss(w), 1.0
+        while size > 1e-6 and loss(w - size * step) > before - 0.25 * size * float(gradient @ step):
+            size /= 2  # a full Newton step may overshoot where verdicts are without doubt
+        w = w - size * step
+        if float(np.abs(step).max()) < 1e-10:
             break
     return w
 
