@@ -101,7 +101,7 @@ def pairs_of(path: Path, subsets: tuple[str, ...] = ("",)) -> list[Pair]:
         if not str(row.get("subset", "")).startswith(subsets):
             continue
         asked = row.get("prompt") or "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-        first, second = row["responses"]
+        first, second = map(str, row["responses"])
         if (asked, *sorted((first, second))) in seen or first.split() == second.split():
             continue
         seen.add((asked, *sorted((first, second))))

@@ -25,6 +25,7 @@ PRIOR = 10
 SURE = float(logit(1 - CLIP))
 """The logit of a verdict without doubt: the unit of all features."""
 FOLDS = 10
+TOLD = "the judges could not tell; people's labels of other pairs do"
 
 
 @dataclass(frozen=True)
@@ -77,26 +78,36 @@ def recalibrate(
     """Routed ``pairs`` settled anew from people's labels (pair_id, label), where there are ``MIN_LABELS`` of them.
 
     p_a and preferred change; a pair labelled by judges that is a near-tie now is dropped, as far as ``max_near_ties``
-    allows. What a check decided stays. The columns p_said and preferred_said keep what was known before.
+    allows, and one that was kept though the judges could not tell has a label. What a check decided stays. The columns
+    p_said and preferred_said keep what was known before.
     """
     pairs = pairs.with_columns(p_said="p_a", preferred_said="preferred")
-    open_ = (pl.col("route") != "dropped") & (pl.col("by") != "check")
+    undecided = (
+        (pl.col("route") == "dropped")
+        & pl.col("preferred").is_null()
+        & pl.col("inclusion_probability").is_not_null()
+        & pl.col("only_people").is_null()
+    )
+    pairs = pairs.with_columns(undecided=undecided)
+    open_ = ((pl.col("route") != "dropped") | pl.col("undecided")) & (pl.col("by") != "check")
     some = pairs.filter(open_).join(labels.select("pair_id", "label"), on="pair_id", how="left", maintain_order="left")
     label = some.select(
         pl.when(pl.col("label") == "a").then(1.0).when(pl.col("label") == "b").then(0.0).otherwise(float("nan"))
     ).to_series().to_numpy()  # fmt: skip
     n = int((~np.isnan(label)).sum())
     if n < MIN_LABELS:
-        return pairs, None
+        return pairs.drop("undecided"), None
     x, names, prior = features(some, seats)
     p, weights = calibrated(x, prior, label, some["prompt_id"])
     some = some.with_columns(pl.Series("p_new", p)).with_columns(
         near=pl.max_horizontal("p_new", 1.0 - pl.col("p_new")) < min_probability
     )
-    dropped_before = pairs.filter(pl.col("outcome").is_in(["tie", "inconsistent"]), pl.col("route") == "dropped").height
+    dropped_before = pairs.filter(
+        pl.col("outcome").is_in(["tie", "inconsistent"]), pl.col("route") == "dropped", ~pl.col("undecided")
+    ).height
     allowed = max(0, int(max_near_ties * pairs.filter(pl.col("p_a").is_not_null()).height) - dropped_before)
     near = (
-        some.filter(pl.col("near") & (pl.col("route") == "judge"))
+        some.filter(pl.col("near") & ((pl.col("route") == "judge") | pl.col("undecided")))
         .sort(pl.max_horizontal("p_new", 1.0 - pl.col("p_new")).round(9), "pair_id")
         .head(allowed)
     )
@@ -105,6 +116,7 @@ def recalibrate(
     p_a, gone = pl.coalesce("p_new", "p_a"), pl.col("near").fill_null(False)
     reason = pl.format("near-tie by what people say: p {} is below {}",
                        pl.max_horizontal(p_a, 1.0 - p_a).round(3), pl.lit(min_probability))  # fmt: skip
+    told = pl.col("undecided") & pl.col("p_new").is_not_null() & (pl.col("p_new") != 0.5)
     both = both.with_columns(
         p_a=p_a,
         preferred=pl.when(pl.col("p_new").is_null() | (pl.col("p_new") == 0.5))
@@ -112,9 +124,9 @@ def recalibrate(
         .when(pl.col("p_new") > 0.5)
         .then(pl.lit("a"))
         .otherwise(pl.lit("b")),
-        route=pl.when(gone).then(pl.lit("dropped")).otherwise("route"),
-        route_reason=pl.when(gone).then(reason).otherwise("route_reason"),
-    ).drop("p_new", "near")
+        route=pl.when(gone).then(pl.lit("dropped")).when(told).then(pl.lit("judge")).otherwise("route"),
+        route_reason=pl.when(gone).then(reason).when(told).then(pl.lit(TOLD)).otherwise("route_reason"),
+    ).drop("p_new", "near", "undecided")
     flipped = both.filter(pl.col("route") == "judge", pl.col("preferred") != pl.col("preferred_said")).height
     return both, Calibration(
         dict(zip(names, (round(float(w), 4) for w in weights), strict=True)), n, flipped, near.height

@@ -108,7 +108,9 @@ def _reason() -> pl.Expr:
         .then(pl.format("{}, and the people's share is spent", "only_people"))
         .when(pl.col("preferred").is_null())
         .then(pl.lit("the judges cannot tell, and the people's share is spent"))
-        .otherwise(pl.format("judges are sure enough: {}", what))
+        .otherwise(
+            pl.format("left to the judges, chance to be drawn {}: {}", pl.col("inclusion_probability").round(4), what)
+        )
     )
 
 
@@ -119,8 +121,8 @@ def inclusion(
 
     (1 - BY_CHANCE) of it goes to the rows of largest ``wrong`` x ``stakes`` (before all to those marked ``first``);
     rows of one level share alike, and no topic gets more than TOPIC_CAP of it, or than its share of the rows where
-    that is more. What is left is spread in proportion to the label's standard deviation, which estimates the mean
-    with the least variance (Neyman 1934).
+    that is more. What is left is spread over the rows that got nothing, in proportion to the label's standard
+    deviation, which estimates the mean with the least variance (Neyman 1934).
     """
     n = len(wrong)
     pi = np.zeros(n)
@@ -143,7 +145,10 @@ def inclusion(
         room, left = room - granted, left - granted.sum()
     likely = np.clip(wrong, 0.02, 0.5)
     worth = np.sqrt(likely * (1 - likely)) * stakes * np.where(suspicious, SUSPICIOUS, 1.0)
-    return pi, _spread(pi, worth, budget - float(pi.sum()))
+    rest = pi == 0
+    chance = _spread(np.where(rest, 0.0, 1.0), worth, budget - float(pi.sum())) if rest.any() else pi
+    pi_in_all = np.where(rest, chance, pi)
+    return pi, _spread(pi_in_all, worth, budget - float(pi_in_all.sum()))
 
 
 def _spread(pi: Floats, worth: Floats, budget: float) -> Floats:

@@ -108,8 +108,10 @@ def _kappa(seen: pl.DataFrame) -> Estimate | None:
 def _among_people(reviews: pl.DataFrame) -> tuple[Estimate | None, Estimate | None]:
     """Agreement among the first two who labelled a pair, and alpha over all labels of pairs with several."""
     latest = reviews.sort("at", maintain_order=True).unique(["pair_id", "annotator"], keep="last", maintain_order=True)
-    if "role" in latest.columns:  # an adjudicator has seen what the others said
-        latest = latest.filter(pl.col("role").fill_null("annotator") == "annotator")
+    # An adjudicator has seen what the others said, and a gold pair's label is known.
+    for column, own in (("role", "annotator"), ("route", "audit")):
+        if column in latest.columns:
+            latest = latest.filter(~pl.col(column).fill_null(own).is_in(["adjudicator", "gold"]))
     said = latest.filter(pl.col("choice") != "skip").with_columns(label=pl.coalesce("preferred", "choice"))
     units = said.sort("at", "annotator").group_by("pair_id").agg("label").filter(pl.col("label").list.len() >= 2)
     twice = units.sort("pair_id")["label"].to_list()

@@ -27,7 +27,8 @@ def judged(
     pairs = pl.DataFrame({
         "pair_id": [f"{i:04}" for i in range(N)], "prompt_id": [f"p{i}" for i in range(N)], "a": a, "b": b, "p_a": p,
         "preferred": ["a" if x > 0.5 else "b" for x in p], "by": "panel", "outcome": "win", "route": "judge",
-        "route_reason": "judges are sure enough", "inclusion_probability": 0.1, "chars_a": chars,
+        "route_reason": "", "inclusion_probability": 0.1,
+        "only_people": pl.Series([None] * N, dtype=pl.String), "chars_a": chars,
         "chars_b": 300 - chars if lengths else chars,
     })  # fmt: skip
     return pairs, said, truth
@@ -96,6 +97,21 @@ def test_exchanging_the_answers_of_every_pair_exchanges_every_label() -> None:
     other, _ = calibrate.recalibrate(queued(turned, 80), turned_said, labelled(~truth, 80), **KEEP)
     assert np.allclose(one["p_a"].to_numpy(), 1.0 - other["p_a"].to_numpy(), atol=1e-12)
     assert (one["preferred"] != other["preferred"]).all()
+
+
+def test_what_judges_could_not_tell_people_teach() -> None:
+    pairs, said, truth = judged(np.random.default_rng(12), {"coin": 0.5}, lengths=True)
+    open_ = pl.col("pair_id") >= "0400"
+    undecided = pairs.with_columns(
+        p_a=pl.when(open_).then(0.5).otherwise("p_a"), outcome=pl.when(open_).then(pl.lit("tie")).otherwise("outcome"),
+        preferred=pl.when(open_).then(pl.lit(None, pl.String)).otherwise("preferred"),
+        route=pl.when(open_).then(pl.lit("dropped")).otherwise("route"),
+    )  # fmt: skip
+    said = said.with_columns(p_ba=pl.when(pl.col("a").str.head(1) >= "4").then(1.0 - pl.col("p_ab")).otherwise("p_ba"))
+    after, _ = calibrate.recalibrate(queued(undecided, 80), said, labelled(truth, 80), **KEEP)
+    assert set(after["route"][400:]) == {"judge"}
+    assert set(after["route_reason"][400:]) == {calibrate.TOLD}
+    assert right(after, truth, 400) > 0.9
 
 
 def test_a_label_does_not_reach_its_own_pair_and_a_check_stays() -> None:

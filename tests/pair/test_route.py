@@ -75,7 +75,7 @@ def test_the_least_sure_are_certain_to_be_seen_and_every_other_may_be() -> None:
     reasons = dict(routed.select("route", "route_reason").iter_rows())
     assert reasons["targeted"].startswith("chance of a wrong label 0.")
     assert reasons["audit"].startswith("drawn with probability 0.")
-    assert reasons["judge"].startswith("judges are sure enough: chance of a wrong label 0.")
+    assert reasons["judge"].startswith("left to the judges, chance to be drawn 0.0")
 
 
 def test_pairs_are_drawn_as_often_as_they_are_said_to_be() -> None:
