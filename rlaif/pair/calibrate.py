@@ -1,11 +1,11 @@
 """People's labels put the panel right: how much each seat counts, and what an answer's length is worth.
 
-logit P(a better) = sum over seats of w_j logit p_j + w x log(length of a / length of b): every term turns its sign when
-a and b change places, so that a pair and the same pair turned get opposite labels. The weights start from the panel's
-own (and nothing for length), which count as ``PRIOR`` labels do, so that few labels change little and many decide. A
-pair's own label never calibrates it: labelled pairs are predicted from the other prompts' labels. Labels are not
-weighted by their inclusion probability: which pairs people saw depends on nothing but what the model conditions on, so
-the fit is consistent as it is, and weights would only make it noisier.
+logit P(a better) = sum over seats of w_j logit p_j + w x tanh(log(length of a / length of b)): every term turns its sign
+when a and b change places, so that a pair and the same pair turned get opposite labels. The weights start from the
+panel's own (and nothing for length), which count as ``PRIOR`` labels do, so that few labels change little and many
+decide. A pair's own label never calibrates it: labelled pairs are predicted from the other prompts' labels. Labels are
+not weighted by their inclusion probability: which pairs people saw depends on nothing but what the model conditions on,
+so the fit is consistent as it is, and weights would only make it noisier.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def features(pairs: pl.DataFrame, seats: pl.DataFrame) -> tuple[Floats, list[str
         weights.append(float(said["weight"][0]))
     if not names:
         columns, names, weights = [panel], ["ratings"], [1.0]
-    ratio = np.log1p(pairs["chars_a"].to_numpy()) - np.log1p(pairs["chars_b"].to_numpy())
-    columns.append(np.clip(ratio / 2.0, -1.0, 1.0) * SURE)
+    first, second = (pairs[name].to_numpy().astype(float) for name in ("chars_a", "chars_b"))
+    columns.append((first**2 - second**2) / np.maximum(1.0, first**2 + second**2) * SURE)
     prior = np.array([*(weight / sum(weights) for weight in weights), 0.0])
     return np.column_stack(columns), [*names, "length"], prior
 
