@@ -1,6 +1,6 @@
 """People's labels put the panel right: how much each seat counts, and what an answer's length is worth.
 
-logit P(a better) = sum over seats of w_j logit p_j + w x tanh(log(length of a / length of b)): every term turns its sign
+logit P(a better) = sum over seats of w_j logit p_j + w x tanh(log(length of a / length of b)): each term turns its sign
 when a and b change places, so that a pair and the same pair turned get opposite labels. The weights start from the
 panel's own (and nothing for length), which count as ``PRIOR`` labels do, so that few labels change little and many
 decide. A pair's own label never calibrates it: labelled pairs are predicted from the other prompts' labels. Labels are

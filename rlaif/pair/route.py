@@ -46,8 +46,12 @@ def route(settled: pl.DataFrame, tags: pl.DataFrame, *, human_share: float, seed
         if name not in settled.columns
     )  # fmt: skip
     kept = settled.filter("kept").sort("pair_id").join(tags, on="prompt_id", how="left", maintain_order="left")
-    stakes = [_stakes(names) for names in kept["tags"].to_list()]
-    topics = [_topic(names) for names in kept["tags"].to_list()]
+    told = {
+        names: (_stakes(names), _topic(names)) for names in {tuple(names or ()) for names in tags["tags"].to_list()}
+    }
+    stakes, topics = (
+        zip(*(told[tuple(names or ())] for names in kept["tags"].to_list()), strict=True) if kept.height else ((), ())
+    )
     speaks = pl.col("flags").list.len().fill_null(0) > 0
     kept = kept.with_columns(
         pl.Series("stakes", stakes, dtype=pl.Float64),
@@ -68,7 +72,14 @@ def route(settled: pl.DataFrame, tags: pl.DataFrame, *, human_share: float, seed
         pl.Series("inclusion_probability", pi, dtype=pl.Float64),
         pl.Series("chosen", chosen, dtype=pl.Boolean),
         # A pair may owe its place to either part of the budget: which of them it counts for is drawn as well.
-        pl.Series("for_risk", np.array([unit_interval(seed, "part", p) for p in kept["pair_id"]]) * pi < by_risk),
+        pl.Series(
+            "for_risk",
+            [
+                c and unit_interval(seed, "part", pair) * one < risk
+                for pair, c, one, risk in zip(kept["pair_id"], chosen, pi, by_risk, strict=True)
+            ],
+            dtype=pl.Boolean,
+        ),
     )
     unfit = pl.col("only_people").is_not_null() | pl.col("preferred").is_null()
     kept = kept.with_columns(
@@ -128,7 +139,8 @@ def inclusion(
     pi = np.zeros(n)
     if not n or not budget:
         return pi, pi
-    names, topic = np.unique([name or "" for name in topics], return_inverse=True)
+    place = {name: i for i, name in enumerate(sorted({name or "" for name in topics}))}
+    names, topic = np.array(list(place)), np.array([place[name or ""] for name in topics])
     left = (1 - BY_CHANCE) * budget
     room = np.maximum(TOPIC_CAP, np.bincount(topic) / n) * left
     room[names == ""] = np.inf
