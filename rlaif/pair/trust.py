@@ -165,7 +165,7 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     if facts["agreement"]:
         kappa = f", kappa {told('kappa')}" if facts["kappa"] else ""
-        lines.append(f"Over all kept pairs, judges and people agree on {told('agreement')}{kappa}.")
+        lines.append(f"Over all kept pairs, people agree with the judges on {told('agreement')}{kappa}.")
     if facts["people"]:
         lines.append(f"Two people who labelled one pair agree on {told('people')}.")
     if facts["error_left"]:
@@ -180,5 +180,5 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
             "few labels, or too little agreement."
         )
     if facts["noise_rate"] is not None:
-        lines.append(f"Estimated share of wrong labels in the whole dataset: {facts['noise_rate']:.3f}.")
+        lines.append(f"Noise rate for training (share of wrong labels, below one half): {facts['noise_rate']:.3f}.")
     return lines
