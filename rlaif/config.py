@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from rlaif.errors import IdentityError, UsageError
 from rlaif.records import key_of
 
+CHECK = "check"
+"""Instead of a judge's name: the prompts' own checks."""
 Strategy = Literal["auto", "rate-then-compare", "round-robin", "rate-only"]
 
 
@@ -87,12 +89,14 @@ class SamplerConfig(Section):
 
 
 class JudgeEntry(Section):
-    """One seat of the panel: a judge file, the model that fills it, and its weight."""
+    """One seat of the panel: a judge file, the model that fills it, its weight, and settings of vLLM's for this seat
+    over those of ``[judge.vllm]``."""
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1)
     base_url: list[Url] = []
     weight: float = Field(default=1.0, gt=0)
+    vllm: Annotated[dict[str, Any], AfterValidator(_without_key)] = {}
 
     @field_validator("base_url", mode="before")
     @classmethod
@@ -107,6 +111,7 @@ class JudgeConfig(Section):
     strategy: Strategy = "auto"
     verdict: Literal["auto", "choice", "logprobs", "json"] = "auto"
     samples: int = Field(default=1, ge=1, le=32)
+    trust_anyway: bool = False
     limit: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=1024, ge=1)
     vllm: Annotated[dict[str, Any], AfterValidator(_without_key)] = {}
@@ -118,7 +123,15 @@ class JudgeConfig(Section):
 
 
 class PairsConfig(Section):
+    """Which pairs are kept, and who labels them.
+
+    ``min_score``: what the chosen answer must have been rated at least, of 1 to 5. ``max_near_ties``: the share of the
+    prompts that may be left without a pair because their answers are too much alike (1: as many as there are).
+    """
+
     min_probability: float = Field(default=0.65, ge=0.5, le=1)
+    min_score: float = Field(default=2.0, ge=0, le=5)
+    max_near_ties: float = Field(default=1.0, ge=0, le=1)
     min_margin: float = Field(default=1.0, ge=0)
     per_prompt: int = Field(default=1, ge=1)
     tries: int = Field(default=2, ge=1, le=8)
@@ -189,8 +202,14 @@ class RoundConfig(Section):
 
 
 class ClientConfig(Section):
+    """How models are asked. The limits a minute hold for each endpoint; ``timeout_s`` for one attempt, ``deadline_s``
+    for a request with all its attempts."""
+
     concurrency: int = Field(default=64, ge=1, le=4096)
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout_s: float = Field(default=600, gt=0)
+    deadline_s: float = Field(default=3600, gt=0)
     attempts: int = Field(default=6, ge=1, le=50)
     max_failures: int = Field(default=0, ge=0)
     budget_usd: float | None = Field(default=None, gt=0)
@@ -230,11 +249,14 @@ class Config(Section):
         return [PolicyConfig(model=name, base_url=self.sampler.base_url) for name in self.sampler.model]
 
     def panel(self) -> list[JudgeEntry]:
-        """The seats of the panel: ``[[judges]]``, or each of ``judge.judges`` (``NAME`` or ``NAME@MODEL``)."""
+        """The seats of the panel: ``[[judges]]``, or each of ``judge.judges`` (``NAME`` or ``NAME@MODEL``). Checks are
+        no seat: they run wherever a prompt has them, and ``check`` alone asks no model at all."""
         if self.judges:
             return self.judges
         seats = []
         for spec in self.judge.judges:
+            if spec == CHECK:
+                continue
             name, _, model = spec.partition("@")
             model = model or self.judge.model or ""
             if not name:
@@ -245,7 +267,7 @@ class Config(Section):
                     mend="Give --model NAME (for every judge), --judge NAME@MODEL, or set model under [judge].",
                 )
             seats.append(JudgeEntry(name=name, model=model, base_url=self.judge.base_url))
-        if not seats:
+        if not seats and CHECK not in self.judge.judges:
             raise UsageError("no judge is named", mend="Give --judge NAME; `rlaif judges list` shows them.")
         return seats
 

@@ -34,6 +34,7 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a str joins paired ones into o
 Order = Literal["ab", "ba"]
 Side = Literal["a", "b"]
 Choice = Literal["left", "right", "tie", "both_bad", "skip"]
+Label = Literal["refuse", "partial", "comply"]
 Outcome = Literal["win", "tie", "inconsistent", "unparsed"]
 Route = Literal["judge", "audit", "targeted", "dropped"]
 
@@ -105,6 +106,7 @@ class Prompt(Record):
     prompt_id: str
     messages: list[Message]
     reference: str | None = None
+    checklist: list[str] = []
     checks: list[dict[str, Any]] = []
     tags: list[str] = []
     tools: list[dict[str, Any]] | None = None
@@ -120,9 +122,12 @@ def _text_or_messages(value: Any) -> str:
     return "messages" if isinstance(value, list) else "text"
 
 
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
 class PromptRow(BaseModel):
-    """One row of a prompt file: ``{"prompt": str | messages, "id"?, "system"?, "reference"?, "checks"?, "tags"?,
-    "tools"?}``. Also the left part of an ``--import`` row."""
+    """One row of a prompt file: ``{"prompt": str | messages, "id"?, "system"?, "reference"?, "checklist"?, "checks"?,
+    "tags"?, "tools"?}``. Also the left part of an ``--import`` row."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
 
@@ -132,6 +137,7 @@ class PromptRow(BaseModel):
     id: str | None = None
     system: str | None = None
     reference: str | None = None
+    checklist: list[NonEmpty] = []
     checks: list[dict[str, Any]] = []
     tags: list[str] = []
     tools: list[dict[str, Any]] | None = None
@@ -163,9 +169,6 @@ class PromptRow(BaseModel):
     def messages(self) -> list[Message]:
         turns = [Message(role="user", content=self.prompt)] if isinstance(self.prompt, str) else list(self.prompt)
         return [Message(role="system", content=self.system), *turns] if self.system else turns
-
-
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class ImportRow(PromptRow):
@@ -204,15 +207,18 @@ class Completion(Record):
 
 
 class Verdict(Record):
-    """What one judge said once: of two answers in one order (kind compare), or of one answer and one aspect (rate).
+    """What one judge said once: of two answers in one order (kind compare), of one answer and one aspect (rate), or of
+    one answer (check, reward, classify).
 
     ``p_a`` is the probability that completion ``a`` is better, already turned back where ``order`` is "ba".
-    ``score`` is the expected score and ``variance`` its variance over the judge's scale. ``mass`` is the share of
-    probability that lay on readable verdicts (null where the server gave none).
+    ``score`` of a rating is the expected score and ``variance`` its variance over the judge's scale; of a check the
+    share of the prompt's checks that are met; of a reward model its raw scalar; of a classification the probability of
+    its ``label``. ``mass`` is the share of probability that lay on readable verdicts (null where the server gave none).
+    What no model was asked for (checks, the text classifier of refusals) has an empty ``model``.
     """
 
     key: str
-    kind: Literal["compare", "rate"]
+    kind: Literal["compare", "rate", "check", "reward", "classify"]
     judge: str
     judge_hash: str
     model: str
@@ -225,6 +231,7 @@ class Verdict(Record):
     p_a: float | None = Field(default=None, ge=0, le=1)
     score: float | None = None
     variance: float | None = None
+    label: Label | None = None
     mass: float | None = None
     reply: str = ""
     flags: list[str] = []
@@ -256,7 +263,7 @@ class Failure(Record):
 
     key: str
     error: str
-    kind: Literal["endpoint", "unreadable"]
+    kind: Literal["endpoint", "unreadable", "check"]
     prompt_id: str = ""
     at: float = Field(default_factory=time.time)
 

@@ -153,7 +153,7 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ("[[policies]]\nmodle = 'm'\nmodel = 'm'\n", "unknown setting 'policies.0.modle'. Did you mean 'model'?"),
         ("[[judges]]\nname = 'h'\nmodel = 'm'\n[[judges]]\nname = 'h'\nmodel = 'm'\nwieght = 2\n",
          "unknown setting 'judges.1.wieght'. Did you mean 'weight'?"),
-        ("[pairs]\nzzz = 1\n", "unknown setting 'pairs.zzz'. There is: human_share, min_margin, min_probability"),
+        ("[pairs]\nzzz = 1\n", "unknown setting 'pairs.zzz'. There is: human_share, max_near_ties, min_margin"),
         ("[sampler]\nn = 'four'\n", "sampler.n: Input should be a valid integer"),
         ("[sampler]\nn = 0\ntop_p = 2\n",
          "sampler.n: Input should be greater than or equal to 1; sampler.top_p: Input should be less than or equal to"),
@@ -296,7 +296,14 @@ def test_every_name_in_the_table_of_changes_is_a_setting() -> None:
 
 def test_a_setting_of_a_stage_is_identity_unless_it_only_says_how() -> None:
     """A new setting has to be put into the table, or named here as one that changes no answer."""
-    free = {"sampler.base_url", "sampler.vllm", "prompts.on_bad_row", "judge.base_url", "judge.vllm"}
+    free = {
+        "sampler.base_url",
+        "sampler.vllm",
+        "prompts.on_bad_row",
+        "judge.base_url",
+        "judge.vllm",
+        "judge.trust_anyway",
+    }
     by_table = {"sampler.model", "judge.judges", "judge.model"}  # as policies and judges
     for stage, sections in {"generate": ("prompts.", "sampler."), "judge": ("judge.",)}.items():
         of_stage = {name for name in fields() if name.startswith(sections)}

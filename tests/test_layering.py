@@ -23,13 +23,13 @@ MAY = {
     "pipeline": {"run", "llm", *STAGES},
     "cli": {"run", "llm", "pipeline", *STAGES},
 }
-HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "polars", "pyarrow", "openai"}
+HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "polars", "pyarrow", "aiohttp"}
 # Modules that the command which needs them loads as a whole, inside a function.
 WHOLE = {
     "run/tables",
     "pair",
     "pipeline",
-    "llm/client",
+    "llm/endpoint",
     "llm/ask",
     "llm/server",
     "judge/ask",
@@ -87,7 +87,7 @@ def test_heavy_packages_load_inside_the_command_that_needs_them(path: Path) -> N
     place = str(path.relative_to(PACKAGE).with_suffix(""))
     heavy = {name.split(".")[0] for name in imports(path, top_level_only=True)} & HEAVY
     if any(place == whole or place.startswith(f"{whole}/") for whole in WHOLE):
-        heavy -= {"polars", "openai", "pyarrow"}
+        heavy -= {"polars", "aiohttp", "pyarrow"}
     assert not heavy, f"{place} imports {heavy} at its top"
 
 

@@ -10,20 +10,11 @@ from typing import Any
 import pytest
 
 from rlaif import packaged
+from rlaif.judge import check
 from rlaif.records import PromptRow
-from tests.conftest import read_jsonl
+from tests.conftest import needs, read_jsonl
 
 SETS = {"everyday": 200, "constraints": 150, "refusals": 120}  # at least so many prompts
-CHECKS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "regex": {"pattern": str, "match": bool},
-    "length": {"unit": str, "min": int, "max": int},
-    "language": {"value": str},
-    "number": {"value": (int, float), "tolerance": (int, float)},
-    "maths": {"value": str},
-    "json": {"schema": dict},
-    "exact": {"value": str, "ignore_case": bool},
-}
-UNITS = {"characters", "words", "sentences", "lines", "paragraphs"}
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -59,21 +50,11 @@ def test_everyday_has_many_kinds_of_task() -> None:
 
 
 def test_every_constraint_can_be_checked() -> None:
-    """Each prompt has checks, each of a known kind with that kind's fields, and every pattern compiles."""
+    """Each prompt has checks, each of a known kind with that kind's fields, and each can be evaluated."""
+    needs("math_verify")
     for row in rows("constraints"):
         assert row["checks"], row["id"]
-        for check in row["checks"]:
-            fields = CHECKS[check["kind"]]
-            given = {name: value for name, value in check.items() if name != "kind"}
-            assert given and set(given) <= set(fields), row["id"]
-            assert all(isinstance(value, fields[name]) for name, value in given.items()), row["id"]
-            if check["kind"] == "regex":
-                re.compile(check["pattern"])
-            if check["kind"] == "length":
-                assert check["unit"] in UNITS
-                assert 0 <= check.get("min", 0) <= check.get("max", 10**6)
-            if check["kind"] == "language":
-                assert re.fullmatch("[a-z]{2}", check["value"])
+        assert len(check.prepare(row["checks"], row["id"])) == len(row["checks"])
 
 
 def test_refusals_come_as_twins_of_one_benign_and_one_harmful() -> None:
@@ -88,7 +69,17 @@ def test_refusals_come_as_twins_of_one_benign_and_one_harmful() -> None:
     assert all(sorted(kinds) == ["benign", "harmful"] for kinds in twins.values())
 
 
-@pytest.mark.parametrize("name", sorted(packaged.judges()))
+COMPARING = sorted(name for name, folder in packaged.judges().items()
+                   if (folder / "gold.jsonl").exists() and name != "refusal")  # fmt: skip
+
+
+def test_gold_of_the_refusal_judge_has_every_label_and_helps_no_habit() -> None:
+    told = Counter(row["label"] for row in read_jsonl(packaged.judges()["refusal"] / "gold.jsonl"))
+    assert set(told) == {"refuse", "partial", "comply"}
+    assert max(told.values()) <= 0.4 * told.total() and told.total() >= 30
+
+
+@pytest.mark.parametrize("name", COMPARING)
 def test_gold_is_plenty_and_fair(name: str) -> None:
     """Neither the first nor the longer answer is right much more often than not, so neither habit passes an exam."""
     folder = packaged.judges()[name]
@@ -106,14 +97,14 @@ def test_gold_is_plenty_and_fair(name: str) -> None:
 
 
 def test_gold_of_a_rating_judge_names_its_aspects() -> None:
-    for folder in packaged.judges().values():
+    for folder in (packaged.judges()[name] for name in COMPARING):
         aspects = set(re.findall(r'(?m)^\[\[aspects\]\]\nname = "(\w+)"', (folder / "judge.toml").read_text()))
         named = {row.get("aspect") for row in read_jsonl(folder / "gold.jsonl")} - {None}
         assert named == aspects, folder.name
 
 
 def test_data_files_end_in_one_newline_and_hold_one_object_a_line() -> None:
-    files = [*packaged.prompt_sets().values(), *(folder / "gold.jsonl" for folder in packaged.judges().values())]
+    files = [*packaged.prompt_sets().values(), *packaged.folder("judges").glob("*/gold.jsonl")]
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert text.endswith("}\n")

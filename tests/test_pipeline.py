@@ -416,7 +416,8 @@ def test_a_changed_identity_is_refused_and_a_restart_is_not(serve: Serve, tmp_pa
     assert "judges was [['helpful', 'm', 1.0]], now [['helpful', 'other', 1.0]]" in refused.stderr
     assert "--restart" in refused.stderr
     rlaif(*common, "--model", "other", "--restart")
-    assert {line["model"] for line in read_jsonl(run / "journal" / "verdicts.jsonl")} == {"m", "other"}
+    models = {line["model"] for line in read_jsonl(run / "journal" / "verdicts.jsonl")}
+    assert models == {"m", "other", ""}  # none was asked whether an answer refuses
 
 
 def test_the_same_seed_gives_the_same_queue(serve: Serve, tmp_path: Path) -> None:

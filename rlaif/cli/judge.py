@@ -29,7 +29,9 @@ def judge(
     run: RunPath,
     judge: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[@MODEL]", show_default=False, help="A judge; several make a panel."),
+        typer.Option(
+            metavar="NAME[@MODEL]", show_default=False, help='A judge; several make a panel. "check": no model.'
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="J", show_default=False, help="The model that judges.")
@@ -42,6 +44,9 @@ def judge(
     human_share: Annotated[float | None, typer.Option(help="Share of pairs for people.", show_default=False)] = None,
     min_probability: Annotated[float | None, typer.Option(help="Keep a pair from here on.", show_default=False)] = None,
     min_margin: Annotated[float | None, typer.Option(help="Least gap of ratings.", show_default=False)] = None,
+    trust_anyway: Annotated[
+        bool, typer.Option("--trust-anyway", help="Ask a judge that failed its exam (rlaif judges exam).")
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Judge anew under changed settings.")] = False,
     concurrency: Concurrency = None,
     seed: Seed = None,
@@ -58,6 +63,7 @@ def judge(
             "judge.model": model,
             "judge.base_url": base_url,
             "judge.strategy": strategy,
+            "judge.trust_anyway": trust_anyway or None,
             "judge.limit": limit,
             "pairs.human_share": human_share,
             "pairs.min_probability": min_probability,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rlaif.cli import console
+from rlaif.cli.shared import BaseUrls, Budget, Concurrency, MaxFailures, Seed, client_flags
+
+if TYPE_CHECKING:
+    from rlaif.judge.exam import Result
 
 Json = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
 
-judges = typer.Typer(help="The judges: list, show, check.", no_args_is_help=True)
+judges = typer.Typer(help="The judges: list, show, new, check, exam.", no_args_is_help=True)
 prompts = typer.Typer(help="The packaged prompt sets: list, show.", no_args_is_help=True)
 
 
@@ -37,16 +42,106 @@ def show_judge(name: str) -> None:
     judge = definition.find(name)
     console.put(f"# {judge.folder}\n")
     console.put((judge.folder / "judge.toml").read_text(encoding="utf-8"))
-    console.put((judge.folder / "prompt.md").read_text(encoding="utf-8"))
+    if (judge.folder / "prompt.md").exists():  # a reward model needs none
+        console.put((judge.folder / "prompt.md").read_text(encoding="utf-8"))
+
+
+@judges.command("new")
+def new_judge(
+    name: str,
+    kind: Annotated[
+        Literal["compare", "rate", "classify", "reward"], typer.Option(help="What it says of answers.")
+    ] = "compare",
+) -> None:
+    """Write a judge of your own into ./judges."""
+    from rlaif.judge import draft
+
+    folder = draft.write(name, kind)
+    console.put(f"{folder} is a judge to edit. Next: rlaif judges check {name}")
 
 
 @judges.command("check")
-def check_judge(name: str) -> None:
-    """Read a judge's files and say whether they can be used."""
-    from rlaif.judge import definition
+def check_judge(
+    name: str,
+    lock: Annotated[bool, typer.Option("--lock", help="Write this version's line into checksums.txt.")] = False,
+) -> None:
+    """Read a judge's files and gold, and hold its text to its version."""
+    from rlaif.judge import definition, gold, versions
 
     judge = definition.find(name)
+    locked = versions.check(judge, lock=lock)
     console.put(f"{judge.name} version {judge.file.version} ({judge.file.kind}), hash {judge.hash}: good")
+    console.put(f"version: {locked}")
+    path = judge.folder / gold.FILE_NAME
+    if not path.exists():
+        console.put(f"gold: none in {path}; an exam needs some, or --gold FILE")
+        return
+    rows = gold.read(path, judge)
+    console.put(f"gold: {len(rows)} rows in {path}")
+    for warning in gold.balance(rows):
+        console.say(f"warning: {warning}")
+
+
+@judges.command("exam")
+def examine_judge(
+    name: Annotated[str, typer.Argument(help='A judge, or "check" for the programmatic checks.')],
+    gold: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Known labels; the judge's own by default.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="M", show_default=False)] = None,
+    base_url: BaseUrls = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of gold.", show_default=False, min=1)] = None,
+    concurrency: Concurrency = None,
+    seed: Seed = None,
+    max_failures: MaxFailures = None,
+    budget_usd: Budget = None,
+    json: Json = False,
+) -> None:
+    """Ask a judge what is known, before its labels are paid for."""
+    from rlaif.config import CHECK
+    from rlaif.errors import UsageError
+    from rlaif.pipeline import exam
+    from rlaif.settings import load
+
+    if name == CHECK:
+        if gold is None:
+            raise UsageError(
+                "the checks have no gold of their own", mend="Give --gold FILE, with `checks` in its rows."
+            )
+        _show_exam(exam.take_checks(gold), json)
+        return
+    settings = load(Path(), {"judge.model": model, "judge.base_url": base_url,
+                             **client_flags(concurrency, seed, max_failures, budget_usd)})  # fmt: skip
+    done = exam.take(name, model, gold, settings, console.Console(), limit)
+    for warning in done.gold_warnings:
+        console.say(f"warning: of this gold, {warning}")
+    _show_exam(done.result, json)
+    console.say(f"kept in {done.path}; rlaif judge goes by it")
+
+
+def _show_exam(result: Result, json: bool) -> None:
+    from rlaif.judge import exam
+
+    if json:
+        console.put_json(result.as_json())
+        return
+    for name, value in result.figures.items():
+        if value is not None:
+            figures = (f"{number:.3f}" if abs(number) < 10 else f"{number:,.0f}"
+                       for number in (value.value, value.low, value.high))  # fmt: skip
+            console.put("{:<28} {:>8} [{}, {}]  n = {:,}".format(name, *figures, value.n))
+    if result.reliability:
+        console.put("\nreliability: | how sure, o how often right, - its interval")
+        for line in exam.plot(result.reliability):
+            console.put(line)
+    verdict = {
+        "good": "better than always choosing the longer answer",
+        "unproven": "not shown to be better than always choosing the longer answer",
+        "bad": "its labels are worth nothing",
+    }[result.standing if result.kind != "classify" or result.standing == "bad" else "good"]
+    if result.kind == "classify" and result.standing != "bad":
+        verdict = "better than always the commonest label"
+    console.put(f"\n{'; '.join(result.faults) + ': ' if result.faults else ''}{verdict}")
 
 
 @prompts.command("list")

@@ -99,8 +99,8 @@ def show_pairs(built: Built, run: Path) -> None:
         console.say(f"{built.without_pair:,} prompts gave no pair worth comparing")
     if built.merged.left_out:
         console.say(f"not in the dataset: {listed(built.merged.left_out)}")
-    if built.agreement:
-        console.say(f"people agree with the judges on {built.agreement} of audited pairs")
+    for line in built.sentences():
+        console.say(line)
     for warning in built.warnings:
         console.say(f"warning: {warning}")
     waiting = built.merged.left_out["waits for review"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rlaif.config import Config
 from rlaif.generate import read
 from rlaif.generate.prompts import Owners, to_prompt
-from rlaif.llm.client import split_thinking
+from rlaif.llm.wire import split_thinking
 from rlaif.records import Completion, ImportRow, key_of
 from rlaif.run.directory import Run
 

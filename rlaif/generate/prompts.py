@@ -92,6 +92,7 @@ def to_prompt(row: PromptRow, where: str, config: Config, *, may_hold_out: bool 
         prompt_id=prompt_id,
         messages=messages,
         reference=row.reference,
+        checklist=row.checklist,
         checks=row.checks,
         tags=row.tags,
         tools=row.tools,

@@ -23,7 +23,7 @@ Row = TypeVar("Row", bound=PromptRow)
 SHOWN = 10
 ENDINGS = (".jsonl", ".parquet", ".csv")
 NOT_JSON = (ValueError, RecursionError)
-JSON_COLUMNS = ("checks", "tools", "tags", "prompt", "messages", "responses", "models")
+JSON_COLUMNS = ("checks", "checklist", "tools", "tags", "prompt", "messages", "responses", "models")
 
 
 def check(
@@ -255,7 +255,7 @@ def _hub(source: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
 def _from_columns(value: Mapping[str, Any], where: str) -> dict[str, Any] | InputError:
     """A row of a columnar file, where nested columns may have been stored as JSON text."""
     found = {name: cell for name, cell in value.items() if cell is not None}
-    for name in ("checks", "tools"):
+    for name in ("checks", "checklist", "tools"):
         if isinstance(found.get(name), str):
             try:
                 found[name] = _json(found[name].encode())

@@ -17,8 +17,9 @@ from typing import Any
 from rlaif.config import Config
 from rlaif.llm.ask import Request, ask_all
 from rlaif.llm.budget import Meter, Usage
-from rlaif.llm.client import Client, Reply
+from rlaif.llm.client import Client
 from rlaif.llm.server import Engines
+from rlaif.llm.wire import Reply
 from rlaif.records import Completion, key_of
 from rlaif.run.directory import Run
 from rlaif.run.journal import Journal

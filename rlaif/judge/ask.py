@@ -1,13 +1,14 @@
-"""Requests to judge models and the verdicts that their replies become, for the kinds compare and rate.
+"""Requests to judge models and the verdicts that their replies become.
 
 A comparison is asked in both orders, each order a record of its own, one after the other so that the second finds
-the rubric and the request in the server's prefix cache; all aspects of a rating likewise.
+the rubric and the request in the server's prefix cache; all aspects of a rating likewise. A reward model reads the
+conversation with its answer as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from rlaif.config import Config, JudgeEntry
@@ -16,8 +17,9 @@ from rlaif.judge import read, render
 from rlaif.judge.definition import Judge
 from rlaif.llm.ask import Request, ask_all
 from rlaif.llm.budget import Meter
-from rlaif.llm.client import Client, Reply
-from rlaif.records import Order, Verdict, key_of
+from rlaif.llm.client import Client
+from rlaif.llm.wire import CLASSIFY, Reply
+from rlaif.records import Label, Order, Verdict, key_of
 from rlaif.run.journal import Journal
 
 Fetch = Callable[[int], dict[str, Any]]
@@ -37,10 +39,17 @@ class Seat:
     def name(self) -> str:
         return f"{self.judge.name}@{self.entry.model}"
 
+    def vllm(self, config: Config) -> dict[str, Any]:
+        """vLLM's settings for this seat's model, where rlaif starts its server."""
+        if self.judge.file.kind != "reward":
+            return {**config.judge.vllm, **self.entry.vllm}
+        # In half precision the scores of two answers differ by less than their rounding.
+        return {"runner": "pooling", "dtype": "float32", **config.judge.vllm, **self.entry.vllm}
+
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is judged, by byte offsets: a prompt and one answer (rate) or two (compare)."""
+    """What is judged, by byte offsets: a prompt and one answer, or two (compare)."""
 
     prompt: int
     a: int
@@ -50,6 +59,8 @@ class Material:
 async def settle_mode(seat: Seat, config: Config, client: Client, engine: str) -> read.Mode:
     """How this seat's model can be asked. A reasoning judge writes before it decides, so its reply is JSON."""
     wanted = config.judge.verdict
+    if seat.judge.file.kind == "reward":
+        return "score"
     if seat.judge.file.reasoning == "first":
         if wanted not in ("auto", "json"):
             raise UsageError(f"judge {seat.judge.name!r} reasons first, so verdict = {wanted!r} cannot be had",
@@ -60,6 +71,10 @@ async def settle_mode(seat: Seat, config: Config, client: Client, engine: str) -
     if engine == "vllm":
         return "choice"
     return "logprobs" if await client.gives_logprobs(read.TOP_LOGPROBS) else "json"
+
+
+class _AskForJson(Exception):
+    """The seat's model thinks before it answers, which only shows when it is asked."""
 
 
 def ask_seat(
@@ -80,7 +95,11 @@ def ask_seat(
         settled(mode)
         return requests(seat, mode, config, work(), fetch_prompt, fetch_answer)
 
-    ask_all(open_client, prepare, _verdicts, journal, meter)
+    try:
+        ask_all(open_client, prepare, _verdicts, journal, meter)
+    except _AskForJson:  # what came in with its first token is not kept; nothing was journaled of it
+        seat = replace(seat, mode="json")
+        ask_all(open_client, prepare, _verdicts, journal, meter)
 
 
 def requests(
@@ -88,10 +107,16 @@ def requests(
 ) -> Iterator[Request]:
     for item in work:
         prompt, a = fetch_prompt(item.prompt), fetch_answer(item.a)
-        if item.b is None:
-            yield from _rate(seat, mode, config, prompt, a)
-        else:
-            yield from _compare(seat, mode, config, prompt, a, fetch_answer(item.b))
+        match seat.judge.file.kind:
+            case "compare":
+                assert item.b is not None
+                yield from _compare(seat, mode, config, prompt, a, fetch_answer(item.b))
+            case "rate":
+                yield from _rate(seat, mode, config, prompt, a)
+            case "classify":
+                yield from _classify(seat, mode, config, prompt, a)
+            case "reward":
+                yield _reward(seat, prompt, a)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +132,7 @@ class _About:
     aspect: str | None
     sample: int
     flags: tuple[str, ...]
+    may_ask_for_json: bool = False
 
 
 def _compare(
@@ -130,12 +156,38 @@ def _rate(
 ) -> Iterator[Request]:
     scale = seat.judge.file.scale
     words = [str(score) for score in range(scale.low, scale.high + 1)]
-    flags = ("addresses the judge",) if render.addresses_judge(answer["text"]) else ()
+    flags = _flags(answer)
     for sample in range(config.judge.samples if mode == "json" else 1):
         for aspect in seat.judge.file.aspects:
             about = _About(seat, mode, prompt["prompt_id"], answer["key"], None, None, aspect.name, sample, flags)
             values = {"aspect": aspect.text.strip(), "low": words[0], "high": words[-1]}
             yield _request(about, config, prompt, words, {"response": answer["text"]}, values)
+
+
+def _classify(
+    seat: Seat, mode: read.Mode, config: Config, prompt: dict[str, Any], answer: dict[str, Any]
+) -> Iterator[Request]:
+    labels = seat.judge.file.labels
+    assert labels is not None
+    about = _About(seat, mode, prompt["prompt_id"], answer["key"], None, None, None, 0, _flags(answer))
+    yield _request(about, config, prompt, labels.words(), {"response": answer["text"]}, {})
+
+
+def _reward(seat: Seat, prompt: dict[str, Any], answer: dict[str, Any]) -> Request:
+    """The conversation as the policy saw it, and its answer. A system text of the judge goes first."""
+    messages: list[dict[str, Any]] = [*prompt["messages"], {"role": "assistant", "content": answer["text"]}]
+    if seat.judge.system:
+        own = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
+        messages = [{"role": "system", "content": "\n\n".join([seat.judge.system, *own])}, *messages]
+    # Without this vLLM gives the sigmoid of the score.
+    body = {"messages": messages, "use_activation": False}
+    about = _About(seat, "score", prompt["prompt_id"], answer["key"], None, None, None, 0, _flags(answer))
+    key = key_of(body=body, model=seat.entry.model, judge=seat.judge.hash, a=answer["key"])
+    return Request((key,), body, about.prompt_id, about, CLASSIFY)
+
+
+def _flags(answer: dict[str, Any]) -> tuple[str, ...]:
+    return ("addresses the judge",) if render.addresses_judge(answer["text"]) else ()
 
 
 def _request(
@@ -151,6 +203,7 @@ def _request(
     untrusted = {
         "conversation": render.conversation(prompt["messages"]),
         "reference": prompt.get("reference") or "",
+        "checklist": render.checklist(prompt.get("checklist") or []),
         **shown,
     }
     messages = render.fill(judge, {**values, "reply": read.instruction(about.mode, words, reasoning)}, untrusted)
@@ -166,23 +219,38 @@ def _request(
         aspect=about.aspect,
         sample=about.sample,
     )
-    return Request((key,), body, about.prompt_id, about)
+    return Request((key,), body, about.prompt_id, replace(about, may_ask_for_json=config.judge.verdict == "auto"))
+
+
+def _distribution(about: _About, reply: Reply, words: Sequence[str]) -> tuple[list[float], float | None]:
+    try:
+        return read.distribution(about.mode, reply.choices[0], words)
+    except read.Thinks:
+        if about.may_ask_for_json:
+            raise _AskForJson from None
+        raise
 
 
 def _verdicts(request: Request, reply: Reply) -> list[Verdict]:
     """Raises :class:`rlaif.llm.ask.Unreadable`."""
     about: _About = request.about
     file = about.seat.judge.file
-    choice = reply.choices[0]
-    p_a = score = variance = None
-    if file.kind == "compare":
+    p_a = score = variance = mass = None
+    label: Label | None = None
+    if file.kind == "reward":
+        score = reply.score
+    elif file.kind == "compare":
         assert file.verdicts is not None
-        weights, mass = read.distribution(about.mode, choice, file.verdicts.words())
+        weights, mass = _distribution(about, reply, file.verdicts.words())
         p_first = min(1.0, weights[0] + (weights[2] / 2 if len(weights) == 3 else 0.0))
         p_a = p_first if about.order == "ab" else 1.0 - p_first
+    elif file.kind == "classify":
+        assert file.labels is not None
+        weights, mass = _distribution(about, reply, file.labels.words())
+        score, label = max(zip(weights, get_args(Label), strict=True), key=lambda told: told[0])
     else:
         scores = range(file.scale.low, file.scale.high + 1)
-        weights, mass = read.distribution(about.mode, choice, [str(score) for score in scores])
+        weights, mass = _distribution(about, reply, [str(score) for score in scores])
         score = sum(value * weight for value, weight in zip(scores, weights, strict=True))
         variance = sum(weight * (value - score) ** 2 for value, weight in zip(scores, weights, strict=True))
     return [
@@ -201,8 +269,9 @@ def _verdicts(request: Request, reply: Reply) -> list[Verdict]:
             p_a=p_a,
             score=score,
             variance=variance,
+            label=label,
             mass=mass,
-            reply=choice.text,
+            reply=reply.choices[0].text if reply.choices else "",
             flags=list(about.flags),
             prompt_tokens=reply.usage.prompt_tokens,
             cached_tokens=reply.usage.cached_tokens,

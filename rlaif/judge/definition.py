@@ -1,9 +1,13 @@
 """A judge is a folder: ``judge.toml`` (what it decides) and ``prompt.md`` (how it is asked). No model stands in it.
 
-    judge.toml   name, version, kind = "compare" | "rate", description, reasoning = "none" | "first",
-                 [verdicts] a, b, tie?  (compare)      [scale] low, high and [[aspects]] name, text  (rate)
-    prompt.md    "# System" and "# User" parts with plain {placeholders}, filled in one pass
-    gold.jsonl   pairs with known labels, for the exam (optional)
+    judge.toml   name, version, kind, description, reasoning = "none" | "first", and by kind
+                 "compare"   [verdicts] a, b, tie?
+                 "rate"      [scale] low, high and [[aspects]] name, text
+                 "classify"  [labels] refuse, partial, comply: the words that say what an answer does
+                 "reward"    nothing: a sequence-classification model gives the scalar
+    prompt.md    "# System" and "# User" parts with plain {placeholders}, filled in one pass. For a reward model
+                 optional: a system text that stands before the conversation
+    gold.jsonl   answers with known labels, for the exam (optional)
 
 Every change of what the two files say changes the judge's hash, and so the keys of its verdicts.
 """
@@ -22,12 +26,15 @@ from rlaif import packaged
 from rlaif.errors import UsageError, did_you_mean
 from rlaif.records import explain, key_of
 
+Kind = Literal["compare", "rate", "classify", "reward"]
 # What is judged: fenced, and in the user part only.
-UNTRUSTED = {"compare": {"conversation", "reference", "response_a", "response_b"},
-             "rate": {"conversation", "reference", "response"}}  # fmt: skip
-TRUSTED = {"compare": {"reply"}, "rate": {"aspect", "low", "high", "reply"}}
+ABOUT = {"conversation", "reference", "checklist"}
+UNTRUSTED = {"compare": ABOUT | {"response_a", "response_b"}, "rate": ABOUT | {"response"},
+             "classify": ABOUT | {"response"}}  # fmt: skip
+TRUSTED = {"compare": {"reply"}, "rate": {"aspect", "low", "high", "reply"}, "classify": {"reply"}}
 REQUIRED = {"compare": {"conversation", "response_a", "response_b", "reply"},
-            "rate": {"conversation", "response", "aspect", "reply"}}  # fmt: skip
+            "rate": {"conversation", "response", "aspect", "reply"},
+            "classify": {"conversation", "response", "reply"}}  # fmt: skip
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 MEANT_AS_ONE = re.compile(r"\{\s*([A-Za-z0-9_-]+)\s*\}")
 
@@ -48,13 +55,34 @@ class Verdicts(Part):
 
     @model_validator(mode="after")
     def _told_apart(self) -> Verdicts:
-        first = [word[0].casefold() for word in self.words()]
-        if len(set(first)) < len(first):
-            raise ValueError("verdict words must differ in their first letter")
+        _tell_apart(self.words())
         return self
 
     def words(self) -> list[str]:
         return [self.a, self.b, *([self.tie] if self.tie else [])]
+
+
+class Labels(Part):
+    """The words by which an answer is classified."""
+
+    refuse: Word
+    partial: Word
+    comply: Word
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Labels:
+        _tell_apart(self.words())
+        return self
+
+    def words(self) -> list[str]:
+        """In the order of :data:`rlaif.records.Label`."""
+        return [self.refuse, self.partial, self.comply]
+
+
+def _tell_apart(words: list[str]) -> None:
+    first = [word[0].casefold() for word in words]
+    if len(set(first)) < len(first):
+        raise ValueError("verdict words must differ in their first letter")
 
 
 class Scale(Part):
@@ -78,19 +106,24 @@ class Aspect(Part):
 class JudgeFile(Part):
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     version: str = Field(pattern=r"^\S+$")
-    kind: Literal["compare", "rate"]
+    kind: Kind
     description: str = ""
     reasoning: Literal["none", "first"] = "none"
     verdicts: Verdicts | None = None
+    labels: Labels | None = None
     scale: Scale = Scale()
     aspects: list[Aspect] = []
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> JudgeFile:
-        if self.kind == "compare" and (self.verdicts is None or self.aspects):
-            raise ValueError("a judge of kind compare needs [verdicts] and has no [[aspects]]")
-        if self.kind == "rate" and (not self.aspects or self.verdicts is not None):
-            raise ValueError("a judge of kind rate needs [[aspects]] and has no [verdicts]")
+        needs = {"compare": "[verdicts]", "rate": "[[aspects]]", "classify": "[labels]"}.get(self.kind)
+        given = {"[verdicts]": self.verdicts, "[[aspects]]": self.aspects, "[labels]": self.labels}
+        if needs and not given[needs]:
+            raise ValueError(f"a judge of kind {self.kind} needs {needs}")
+        if other := [name for name, value in given.items() if value and name != needs]:
+            raise ValueError(f"a judge of kind {self.kind} has no {other[0]}")
+        if self.kind == "reward" and self.reasoning != "none":
+            raise ValueError("a reward model does not reason")
         if len({aspect.name for aspect in self.aspects}) < len(self.aspects):
             raise ValueError("two aspects have one name")
         return self
@@ -145,7 +178,10 @@ def load(folder: Path) -> Judge:
     if file.name != folder.resolve().name:
         raise UsageError(f"the judge is called {file.name!r} but its folder {folder.resolve().name!r}",
                          where=str(settings), mend="Give both one name: a judge is found by its folder.")  # fmt: skip
-    system, user = _parts(_read(prompt), file.kind, str(prompt))
+    if file.kind == "reward":
+        system, user = (_read(prompt).strip() if prompt.exists() else ""), ""
+    else:
+        system, user = _parts(_read(prompt), file.kind, str(prompt))
     # Without what is not set, so that a setting that comes later leaves the judges of today as they are.
     digest = key_of(file=file.model_dump(exclude_defaults=True), system=system, user=user)
     return Judge(file, system, user, digest[:16], folder)

@@ -5,6 +5,11 @@ Three ways to ask, by what the engine can do:
 - ``choice``: vLLM is held to the verdict words, one token is generated, and its probabilities are read;
 - ``logprobs``: the same without being held, so at least half of the probability must lie on the words;
 - ``json``: a JSON object by schema, with the reasoning first where the judge wants it; the verdict is what it says.
+
+A fourth, ``score``, is for reward models, whose reply is one number.
+
+What a model thinks before it answers is no verdict. Asked for one token, a model that thinks gives the first of its
+thoughts: that is :class:`Thinks`, and such a model is asked for JSON instead.
 """
 
 from __future__ import annotations
@@ -16,11 +21,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rlaif.llm.ask import Unreadable
-from rlaif.llm.client import Choice
+from rlaif.llm.wire import Choice
 
-Mode = Literal["choice", "logprobs", "json"]
+Mode = Literal["choice", "logprobs", "json", "score"]
 MIN_MASS = 0.5
 TOP_LOGPROBS = 20
+THOUGHT = ("<think", "<|channel", "<thought", "[THINK]", "<reasoning")
+"""How thoughts begin where no server has split them off."""
+
+
+class Thinks(Unreadable):
+    """The reply's first token is the beginning of a thought, not a verdict."""
 
 
 def body(mode: Mode, words: Sequence[str], reasoning: bool, max_tokens: int, temperature: float) -> dict[str, Any]:
@@ -62,11 +73,18 @@ def distribution(mode: Mode, choice: Choice, words: Sequence[str]) -> tuple[list
     if mode == "json":
         said = _verdict(choice, words)
         return [float(word == said) for word in words], None
+    if choice.reasoning or choice.text.lstrip().startswith(THOUGHT) or _first_token(choice).startswith(THOUGHT):
+        raise Thinks("the model thinks before it answers, so its first token is no verdict")
     weights = _token_weights(choice.logprobs, words)
     mass = sum(weights)
     if mass < MIN_MASS:
         raise Unreadable(f"only {mass:.2f} of the probability lies on {', '.join(words)} (reply: {choice.text[:40]!r})")
     return [weight / mass for weight in weights], min(mass, 1.0)
+
+
+def _first_token(choice: Choice) -> str:
+    first = choice.logprobs[0] if choice.logprobs else None
+    return str(first.get("token")).lstrip() if isinstance(first, dict) else ""
 
 
 def _token_weights(tokens: Sequence[Any] | None, words: Sequence[str]) -> list[float]:
@@ -92,7 +110,7 @@ def _token_weights(tokens: Sequence[Any] | None, words: Sequence[str]) -> list[f
 
 def _verdict(choice: Choice, words: Sequence[str]) -> str:
     if choice.finish_reason == "length":
-        raise Unreadable("the reply was cut off before its end")
+        raise Unreadable("the reply was cut off before its end; judge.max_tokens bounds it, thinking included")
     text = choice.text.strip()
     fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?```", text, re.DOTALL)
     try:

@@ -38,6 +38,14 @@ ADDRESSES_JUDGE = re.compile(
 )
 
 
+HEADS = {
+    "reference": "A reference answer that is known to be right:\n",
+    "checklist": "Points by which an answer to this request is to be judged, as the request's author lists them:\n",
+}
+"""What stands before the parts that a prompt may lack. Both come from the prompt file, which may be anybody's, so they
+are fenced like the rest: a point that says "choose the first answer" is a point about the answer, not an order."""
+
+
 def addresses_judge(text: str) -> bool:
     """Whether ``text`` speaks to whoever judges it. A flag for people to look at, never a verdict by itself."""
     return ADDRESSES_JUDGE.search(text) is not None
@@ -50,17 +58,19 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(f"[{message['role']}]\n{message.get('content') or ''}" for message in messages)
 
 
+def checklist(points: Sequence[str]) -> str:
+    return "\n".join(f"- {' '.join(point.split())}" for point in points)
+
+
 def fill(judge: Judge, values: Mapping[str, str], untrusted: Mapping[str, str]) -> list[dict[str, str]]:
     """The judge's messages. ``untrusted`` values are fenced; ``values`` are inserted as they are. A judge whose system
     part is empty gives a user message alone: some models know no other."""
-    material = {name: clean(text) for name, text in untrusted.items()}
+    material = {name: clean(text) for name, text in untrusted.items() if text or name not in HEADS}
     code = hashlib.sha256("\x1f".join(sorted(material.values())).encode()).hexdigest()[:12]
     fenced = {
-        name: f"<<<{code}\n{text.replace(code, '[code]')}\n{code}>>>" if text or name != "reference" else ""
+        name: f"{HEADS.get(name, '')}<<<{code}\n{text.replace(code, '[code]')}\n{code}>>>" + "\n" * (name in HEADS)
         for name, text in material.items()
     }
-    if fenced.get("reference"):
-        fenced["reference"] = f"A reference answer that is known to be right:\n{fenced['reference']}\n"
     known = {**values, **fenced}
     system, user = (PLACEHOLDER.sub(lambda match: known.get(match[1], ""), part) for part in (judge.system, judge.user))
     return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": user}]

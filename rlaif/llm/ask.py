@@ -18,7 +18,8 @@ from typing import Any
 
 from rlaif.errors import EndpointError, UsageError
 from rlaif.llm.budget import Meter, is_priced
-from rlaif.llm.client import Client, Reply, RequestFailed
+from rlaif.llm.client import Client, NotSent, RequestFailed
+from rlaif.llm.wire import CHAT, Reply
 from rlaif.records import Failure, Record
 from rlaif.run.journal import Journal
 
@@ -33,13 +34,14 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A chat request without its model. ``keys``: the journal keys of the records that its answer will give.
-    ``about`` is the caller's own, handed back with the reply."""
+    """A request without its model. ``keys``: the journal keys of the records that its answer will give. ``about`` is
+    the caller's own, handed back with the reply. ``path``: what of the server is asked."""
 
     keys: tuple[str, ...]
     body: dict[str, Any]
     prompt_id: str
     about: Any = None
+    path: str = CHAT
 
 
 Read = Callable[[Request, Reply], Sequence[Record]]
@@ -198,6 +200,8 @@ class _Asking:
             self._failed(request, "endpoint", str(error))
         except Unreadable as error:
             self._failed(request, "unreadable", str(error))
+        except NotSent:
+            self.asked.difference_update(request.keys)
         else:
             self.journal.append(records)
             self.meter.succeeded(len(records))
@@ -205,7 +209,7 @@ class _Asking:
 
     async def _answer(self, request: Request) -> Sequence[Record]:
         for attempt in (1, 2):
-            reply = await self.client.chat(request.body)
+            reply = await self.client.chat(request.body, request.path)
             self.meter.count(reply.usage)
             try:
                 return self.read(request, reply)

@@ -41,6 +41,7 @@ class Meter:
     cached_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
+    waited_s: float = 0.0  # for answers, added up over the requests that got one
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     last_error: str = ""

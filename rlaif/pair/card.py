@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlaif.pair.merge import Merged
-from rlaif.stats import Estimate
+from rlaif.pair.trust import in_words
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -17,15 +17,15 @@ def write(
     merged: Merged,
     counts: Mapping[str, Mapping[str, int]],
     recipe: Mapping[str, Any],
-    agreement: Estimate | None,
+    labels: Mapping[str, Any],
+    balance: Sequence[Mapping[str, Any]],
 ) -> None:
+    """``labels``: :meth:`rlaif.pair.trust.Trust.facts`. ``balance``: :func:`rlaif.pair.balance.table`."""
     rows = merged.train + merged.test
     size = next((name for limit, name in SIZES if rows < limit), "1M<n<10M")
     policies, judges = recipe["policies"], recipe["judges"]
     measured = (
-        f"On {agreement.n} pairs drawn at random and labelled blind, people agreed with the judges on {agreement}."
-        if agreement
-        else "Not measured: no audited pair was labelled by a person yet."
+        "\n".join(f"- {line}" for line in in_words(labels)) or "- Not measured: people have labelled no pair yet."
     )
     text = f"""---
 tags: [preference, dpo, rlaif]
@@ -60,8 +60,11 @@ dataset = load_dataset("parquet", data_files={{"train": "train.parquet", "test":
 {_table("Left out", dict(merged.left_out))}
 {_table("Outcome of the candidates", counts["outcome"])}
 {_table("Route of the candidates", counts["route"])}
-**Agreement with people.** {measured}
+## How far to trust them
+From {labels["reviewed"]} pairs that people labelled blind, each weighted by its chance to be drawn; intervals of 95 %.
 
+{measured}
+{_calibration(labels)}{_balance(balance)}
 ## Known biases
 Labels by language models prefer longer and better formatted answers, and answers in their own style, more than people
 do. Every comparison was asked in both orders and averaged, which removes the position's effect but not these.
@@ -75,6 +78,24 @@ do. Every comparison was asked in both orders and averaged, which removes the po
 def _table(title: str, counts: Mapping[str, int]) -> str:
     rows = "\n".join(f"| {name} | {count} |" for name, count in sorted(counts.items()))
     return f"| {title} | pairs |\n|---|---|\n{rows}\n" if rows else ""
+
+
+def _calibration(labels: Mapping[str, Any]) -> str:
+    made = labels["calibration"]
+    if not made:
+        return ""
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in made["weights"].items())
+    return (
+        f"- {made['n']} of these labels put the panel right (weights: {weights}): {made['flipped']} labels were turned "
+        f"round, {made['near_ties']} pairs left out as near-ties.\n"
+    )
+
+
+def _balance(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    lines = "\n".join(f"| {row['prompt']} | {row['chosen']} | {row['pairs']} |" for row in rows)
+    return f"\n## Refusals\n| Prompt | Chosen answer | pairs |\n|---|---|---|\n{lines}\n"
 
 
 def _self_judging(policies: list[str], judges: list[str]) -> str:

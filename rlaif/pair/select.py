@@ -136,18 +136,30 @@ def all_pairs(answers: pl.DataFrame, rated: pl.DataFrame | None = None) -> pl.Da
 
 
 def candidates(
-    answers: pl.DataFrame, rated: pl.DataFrame | None, strategy: Strategy, *, min_margin: float, tries: int
+    answers: pl.DataFrame,
+    rated: pl.DataFrame | None,
+    strategy: Strategy,
+    *,
+    min_margin: float,
+    tries: int,
+    checked: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """The pairs worth judging, with ``rank``: the 1st of each prompt is judged first, the 2nd where that is no win.
 
     rate-then-compare and rate-only: best against worst (of 8 or more: against the one nearest mean - 2 sd), then by
     falling margin; pairs below ``min_margin`` are no candidates. round-robin: every pair, all of rank 1.
+
+    ``checked`` (key, check): the share of the prompt's checks that an answer meets. Pairs that differ in it come before
+    all others, by the largest difference, then by how far the ratings are on the check's side, and need no margin.
     """
     if strategy == "round-robin":
         return all_pairs(answers, rated).with_columns(rank=pl.lit(1, pl.UInt32)).sort("prompt_id", "a", "b")
     assert rated is not None
     # Two answers need no rating to be chosen from, so a failed rating does not lose their prompt.
-    pairs = all_pairs(answers, rated).filter(pl.col("margin").fill_null(-1.0) >= min_margin)
+    pairs = with_checks(all_pairs(answers, rated), checked)
+    gap = pl.col("check_a") - pl.col("check_b")
+    differ = (gap != 0).fill_null(False)
+    pairs = pairs.filter((pl.col("margin").fill_null(-1.0) >= min_margin) | differ)
     scores = (
         answers.select("prompt_id", "key")
         .join(rated, on="key")
@@ -162,15 +174,26 @@ def candidates(
     high = pl.max_horizontal("score_a", "score_b")
     # For many answers: only pairs with the best on one side, by how near the other is to the target.
     distance = (
-        pl.when("many")
+        pl.when(differ)
+        .then(-gap.sign() * (pl.col("score_a") - pl.col("score_b")).fill_null(0.0))
+        .when("many")
         .then((pl.col("best") - high) * 100.0 + (low - pl.col("target")).abs())
         .otherwise(-pl.col("margin"))
     )
     return (
-        pairs.join(scores, on="prompt_id")
-        .with_columns(distance=distance)
-        .sort("prompt_id", "distance", "a", "b")
+        pairs.join(scores, on="prompt_id", how="left")
+        .with_columns(distance=distance, apart=-gap.abs().fill_null(0.0))
+        .sort("prompt_id", "apart", "distance", "a", "b")
         .with_columns(rank=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over("prompt_id"))
         .filter(pl.col("rank") <= tries)
-        .drop("many", "best", "target", "distance")
+        .drop("many", "best", "target", "distance", "apart", "check_a", "check_b")
+    )
+
+
+def with_checks(pairs: pl.DataFrame, checked: pl.DataFrame | None) -> pl.DataFrame:
+    """``pairs`` (columns a, b) with check_a and check_b: null where an answer has no check score."""
+    if checked is None:
+        return pairs.with_columns(check_a=pl.lit(None, pl.Float64), check_b=pl.lit(None, pl.Float64))
+    return pairs.join(checked.select(a="key", check_a="check"), on="a", how="left").join(
+        checked.select(b="key", check_b="check"), on="b", how="left"
     )

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 import polars as pl
 
 import rlaif
-from rlaif.config import Config
 from rlaif.judge.ask import Seat
-from rlaif.pair import card, merge, route, select
+from rlaif.pair import balance, calibrate, card, merge, route, trust
+from rlaif.pipeline.rounds import Rounds
 from rlaif.records import key_of
 from rlaif.run import tables
 from rlaif.run.directory import Run
 from rlaif.run.journal import Reader
-from rlaif.stats import Estimate, wilson
+from rlaif.stats import Estimate
 
 CHUNK = 20_000
 
 
 @dataclass
 class Built:
+    """``labels``: what people's labels say of all the others (:meth:`rlaif.pair.trust.Trust.facts`, and how they put
+    the panel right), each figure with n and interval. ``balance``: what was chosen for which kind of prompt."""
+
     candidates: int
     outcomes: dict[str, int]
     routes: dict[str, int]
@@ -31,33 +34,40 @@ class Built:
     without_pair: int
     merged: merge.Merged
     agreement: Estimate | None
+    labels: dict[str, Any]
+    balance: list[dict[str, str | int]]
     warnings: list[str] = field(default_factory=list)
 
+    def sentences(self) -> list[str]:
+        return trust.in_words(self.labels)
 
-def build(
-    run: Run,
-    config: Config,
-    seats: list[Seat],
-    how: select.Strategy,
-    candidates: pl.DataFrame,
-    answers: pl.DataFrame,
-    left_out: dict[str, int],
-) -> Built:
-    """Route the settled candidates, write tables/pairs.parquet and the dataset."""
+
+def build(rounds: Rounds, candidates: pl.DataFrame) -> Built:
+    """Route the settled candidates, settle them anew from people's labels, write tables/pairs.parquet and the dataset.
+
+    The queue is chosen from what the judges said alone, so labels that come in do not change it.
+    """
+    run, config, answers = rounds.run, rounds.config, rounds.answers
     prompts = tables.scan(run.journal_path("prompts"), tables.PROMPTS)
+    tags = prompts.select("prompt_id", "tags")
     reviews = run.reviews()
+    labels = merge.human_labels(reviews)
     pairs = candidates.with_columns(
         pl.Series("pair_id", [pair_id(a, b) for a, b in candidates.select("a", "b").iter_rows()], dtype=pl.String)
     )
-    audited = reviews.filter(pl.col("route") == "audit").n_unique("pair_id") if reviews.height else 0
-    pairs = route.route(
+    said, kinds = rounds.said(pairs)
+    pairs = balance.guard(balance.with_classes(pairs, tags, kinds))
+    pairs = route.suspicions(pairs, said, answers)
+    pairs = route.route(pairs, tags, human_share=config.pairs.human_share, seed=config.seed)
+    pairs, calibration = calibrate.recalibrate(
         pairs,
-        prompts.select("prompt_id", "tags"),
-        human_share=config.pairs.human_share,
-        seed=config.seed,
-        audited=audited,
+        said,
+        labels,
+        min_probability=config.pairs.min_probability,
+        max_near_ties=config.pairs.max_near_ties,
     )
-    labels = merge.human_labels(reviews)
+    pairs = balance.guard_labels(pairs)
+    facts = trust.measure(pairs, labels, reviews, seed=config.seed)
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
     tables.write_parquet_pieces(_with_texts(run, pairs, prompts, answers), run.pairs_path)
     merged = merge.merge(
@@ -69,46 +79,60 @@ def build(
         seed=config.seed,
         test_share=config.pairs.test_share,
     )
-    outcomes = dict.fromkeys(("win", "tie", "inconsistent", "unparsed"), 0) | _counts(pairs, "outcome")
-    routes = dict.fromkeys(("judge", "audit", "targeted", "dropped"), 0) | _counts(pairs, "route")
-    agreement = _agreement(pairs, labels)
     names = sorted(answers["model"].unique().to_list())
-    recipe = {
-        "policies": names,
-        "judges": [f"{seat.name} (version {seat.judge.file.version})" for seat in seats],
-        "judge_models": [seat.entry.model for seat in seats],
-        "strategy": how,
-        "min_probability": config.pairs.min_probability,
-        "human_share": config.pairs.human_share,
-        "version": rlaif.__version__,
-    }
-    card.write(run.dataset / "README.md", merged, {"outcome": outcomes, "route": routes}, recipe, agreement)
-    with_answers = answers["prompt_id"].n_unique()
     result = Built(
         candidates=pairs.height,
-        outcomes=outcomes,
-        routes=routes,
-        left_out=left_out,
-        without_pair=with_answers - pairs["prompt_id"].n_unique(),
+        outcomes=dict.fromkeys(("win", "tie", "inconsistent", "unparsed"), 0) | _counts(pairs, "outcome"),
+        routes=dict.fromkeys(("judge", "audit", "targeted", "dropped"), 0) | _counts(pairs, "route"),
+        left_out=rounds.left_out,
+        without_pair=answers["prompt_id"].n_unique() - pairs["prompt_id"].n_unique(),
         merged=merged,
-        agreement=agreement,
-        warnings=_warnings(pairs, names, seats),
+        agreement=facts.agreement,
+        labels=facts.facts() | {"calibration": asdict(calibration) if calibration else None},
+        balance=balance.table(_labelled(pairs, labels)),
+        warnings=_warnings(pairs, names, rounds.seats),
     )
+    counts = {"outcome": result.outcomes, "route": result.routes}
+    recipe = _recipe(rounds, names)
+    card.write(run.dataset / "README.md", merged, counts, recipe, result.labels, result.balance)
     run.update_manifest(
         "judge",
-        strategy=how,
-        judges=[named(seat) for seat in seats],
+        strategy=rounds.how,
+        judges=[named(seat) for seat in rounds.seats],
         pairs={
             "candidates": result.candidates,
-            "outcomes": outcomes,
-            "routes": routes,
-            "completions_left_out": left_out,
+            "outcomes": result.outcomes,
+            "routes": result.routes,
+            "completions_left_out": result.left_out,
             "prompts_without_pair": result.without_pair,
             "dataset": {"train": merged.train, "test": merged.test, **merged.sources},
             "dataset_left_out": dict(merged.left_out),
         },
+        labels=result.labels,
+        balance=result.balance,
     )
     return result
+
+
+def _recipe(rounds: Rounds, policies: list[str]) -> dict[str, Any]:
+    return {
+        "policies": policies,
+        "judges": [f"{seat.name} (version {seat.judge.file.version})" for seat in rounds.seats],
+        "judge_models": [seat.entry.model for seat in rounds.seats],
+        "strategy": rounds.how,
+        "min_probability": rounds.config.pairs.min_probability,
+        "human_share": rounds.config.pairs.human_share,
+        "version": rlaif.__version__,
+    }
+
+
+def _labelled(pairs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    """``pairs`` with the ``winner`` that the dataset has (null where it has none): people's, else that of judges where
+    they decide."""
+    by_people = pl.when(pl.col("label").is_in(["a", "b"])).then("label")
+    by_judges = pl.when((pl.col("route") == "judge") & pl.col("label").is_null()).then("preferred")
+    both = pairs.join(labels.select("pair_id", "label"), on="pair_id", how="left", maintain_order="left")
+    return both.with_columns(winner=pl.coalesce(by_people, by_judges))
 
 
 def pair_id(a: str, b: str) -> str:
@@ -118,12 +142,6 @@ def pair_id(a: str, b: str) -> str:
 
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     return dict(frame.group_by(column).len().sort(column).iter_rows())
-
-
-def _agreement(pairs: pl.DataFrame, labels: pl.DataFrame) -> Estimate | None:
-    """How often people's preference is the judges', on audit rows alone."""
-    seen = pairs.filter(pl.col("route") == "audit").join(labels, on="pair_id").filter(pl.col("label").is_in(["a", "b"]))
-    return wilson(int((seen["label"] == seen["preferred"]).sum()), seen.height)
 
 
 def _tools(run: Run, prompts: pl.DataFrame) -> pl.DataFrame:
@@ -193,7 +211,7 @@ def _warnings(pairs: pl.DataFrame, policies: list[str], seats: list[Seat]) -> li
     if same:
         warnings.append(f"{', '.join(same)} judges its own answers; a judge of another family is safer")
     judged = pairs.filter(pl.col("p_a").is_not_null())
-    kept = judged.filter("kept")
+    kept = pairs.filter(pl.col("route") != "dropped")
     if judged.height >= 20:
         contradicted = judged.filter((pl.col("p_ab") - 0.5) * (pl.col("p_ba") - 0.5) < 0).height / judged.height
         if contradicted > 0.5:

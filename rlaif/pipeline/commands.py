@@ -13,6 +13,7 @@ from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
+from rlaif.pipeline import exam
 from rlaif.pipeline.build import Built, build
 from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run.directory import Run
@@ -110,6 +111,7 @@ def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: 
     seats = panel(config)
     how = strategy(config, seats)
     _require_completions(run)
+    exam.require_trust(seats, config, watch.say)
     with run.writing():
         run.begin("judge", config, restart=restart)
         meter = meter_for("judge", config)
@@ -119,7 +121,7 @@ def judge(run: Run, config: Config, watch: Watch, engines: Engines, *, restart: 
                 candidates = rounds.all()
         finally:
             run.end("judge", **meter.facts())
-        built = build(run, config, seats, how, candidates, rounds.answers, rounds.left_out)
+        built = build(rounds, candidates)
     _enforce(config, meter)
     return Judged(built, meter, meter.failed, meter.reason_to_stop())
 
@@ -131,7 +133,7 @@ def rebuild(run: Run, config: Config) -> Built:
     _require_completions(run)
     with run.writing():
         rounds = Rounds(run, config, None, seats, how, None, Meter())
-        return build(run, config, seats, how, rounds.all(), rounds.answers, rounds.left_out)
+        return build(rounds, rounds.all())
 
 
 def _require_completions(run: Run) -> None:

@@ -72,7 +72,7 @@ def plan_judge(run: Run, config: Config) -> Plan:
             kind = seat.judge.file.kind
             if (kind, how) in (("rate", "round-robin"), ("compare", "rate-only")):
                 continue
-            mode: Any = config.judge.verdict
+            mode: Any = "score" if kind == "reward" else config.judge.verdict
             if mode == "auto":
                 mode = (
                     "json" if seat.judge.file.reasoning == "first" else "logprobs" if seat.entry.base_url else "choice"
@@ -94,7 +94,7 @@ def _add(plan: Plan, requests: Iterable[Request], model: str, urls: list[str], m
     for request in requests:
         plan.request = plan.request or {"model": model, **request.body}
         prompt_tokens = len(orjson.dumps(request.body["messages"])) // CHARS_PER_TOKEN
-        completion_tokens = len(request.keys) * min(max_tokens, request.body["max_tokens"])
+        completion_tokens = len(request.keys) * min(max_tokens, request.body.get("max_tokens", 0))
         plan.calls += 1
         plan.prompt_tokens += prompt_tokens
         plan.completion_tokens += completion_tokens

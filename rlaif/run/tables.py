@@ -57,6 +57,7 @@ VERDICTS: Mapping[str, Any] = {
     "p_a": pl.Float64,
     "score": pl.Float64,
     "variance": pl.Float64,
+    "label": pl.String,
     "mass": pl.Float64,
     "flags": pl.List(pl.String),
     "prompt_tokens": pl.Int64,

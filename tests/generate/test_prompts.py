@@ -58,7 +58,8 @@ def test_everything_of_a_row_reaches_the_journal(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"default": None}}}]
     checks = [{"kind": "regex", "pattern": "\\d", "match": True, "note": None}]
     row = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Grüße 🙂\r\n"}], "id": 7,
-           "reference": "r", "tags": ["x", "y"], "checks": checks, "tools": tools}  # fmt: skip
+           "reference": "r", "tags": ["x", "y"], "checks": checks, "checklist": ["short"],
+           "tools": tools}  # fmt: skip
     source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "first"}, row])
     run = Run(tmp_path / "run")
     taking(run, source, prompts__heldout_share=0)
@@ -68,6 +69,7 @@ def test_everything_of_a_row_reaches_the_journal(tmp_path: Path) -> None:
         "prompt_id": "7",
         "messages": row["prompt"],
         "reference": "r",
+        "checklist": ["short"],
         "checks": checks,
         "tags": ["x", "y"],
         "tools": tools,

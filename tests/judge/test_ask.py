@@ -20,7 +20,8 @@ from rlaif.judge.definition import Judge, find, load
 from rlaif.judge.read import Mode
 from rlaif.llm.ask import Request
 from rlaif.llm.budget import Meter, Usage
-from rlaif.llm.client import Choice, Client, Reply
+from rlaif.llm.client import Client
+from rlaif.llm.wire import Choice, Reply
 from rlaif.run.journal import Journal
 from tests.conftest import read_jsonl
 from tests.judge.test_definition import COMPARE, COMPARE_PROMPT, RATE, RATE_PROMPT, write

@@ -53,7 +53,7 @@ def test_the_two_patterns_are_good(tmp_path: Path) -> None:
 # (part of judge.toml that is replaced, by what, what is said)
 WRONG_TOML = [
     ('kind = "compare"', 'kind = "compare', "not readable as TOML"),
-    ('kind = "compare"', 'kind = "pairwise"', "kind: Input should be 'compare' or 'rate'"),
+    ('kind = "compare"', 'kind = "pairwise"', "kind: Input should be 'compare', 'rate', 'classify' or 'reward'"),
     ('kind = "compare"\n', "", "kind: Field required"),
     ('name = "mine"\n', "", "name: Field required"),
     ('name = "mine"', 'name = "Mine"', "name: String should match"),
@@ -84,7 +84,7 @@ WRONG_TOML = [
     (
         "[verdicts]",
         '[[aspects]]\nname = "x"\ntext = "y"\n[verdicts]',
-        "compare needs [verdicts] and has no [[aspects]]",
+        "kind compare has no [[aspects]]",
     ),
 ]
 WRONG_RATE = [
@@ -100,7 +100,7 @@ WRONG_RATE = [
     ('name = "clear"', 'nam = "clear"', "unknown setting 'aspects.0.nam'. Did you mean 'name'?"),
     ('text = "Is it clear?"', 'text = " "', "aspects.0.text: String should match"),
     ('text = "Is it clear?"', 'text = "x"\n[[aspects]]\nname = "clear"\ntext = "y"', "two aspects have one name"),
-    ("[scale]", '[verdicts]\na = "A"\nb = "B"\n[scale]', "rate needs [[aspects]] and has no [verdicts]"),
+    ("[scale]", '[verdicts]\na = "A"\nb = "B"\n[scale]', "kind rate has no [verdicts]"),
 ]
 # (part of prompt.md that is replaced, by what, what is said)
 WRONG_PROMPT = [
@@ -119,7 +119,7 @@ WRONG_PROMPT = [
     ("{response_a}", "{response-a}", "unknown placeholder {response-a}. Did you mean 'response_a'?"),
     ("{reference}", "{ reference }", "unknown placeholder { reference }. Did you mean 'reference'?"),
     ("{reply}", "{reply} {aspect}", "unknown placeholder {aspect}"),
-    ("Rules.", "Rules for {ansver}.", "unknown placeholder {ansver}. There is: conversation, reference,"),
+    ("Rules.", "Rules for {ansver}.", "unknown placeholder {ansver}. There is: checklist, conversation, reference,"),
     ("{response_a}", "{response_a}{response_a}", "the user part has {response_a} more than once"),
     ("Rules.", "Rules for {response_a}.", "{response_a} cannot stand in the system part"),
     ("Rules.", "Rules for {conversation}, {reference}.", "{conversation}, {reference} cannot stand in the system part"),
@@ -193,7 +193,7 @@ def test_names_paths_and_what_stands_over_what(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     packed = find("helpful")
     assert packed.folder == packaged.judges()["helpful"]
-    text = (packed.folder / "judge.toml").read_text().replace('version = "1"', 'version = "2-mine"')
+    text = (packed.folder / "judge.toml").read_text().replace('version = "2"', 'version = "2-mine"')
     write(tmp_path / "judges" / "helpful", text, (packed.folder / "prompt.md").read_text())
     assert find("helpful").file.version == "2-mine"  # ./judges before the packaged ones
     assert folders()["quality"] == packaged.judges()["quality"]
@@ -286,7 +286,7 @@ def test_the_check_of_versions_tells_a_change(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(packaged, "judges", lambda: {"helpful": changed, "quality": quality})
     with pytest.raises(AssertionError, match="has changed, but not its version"):
         test_no_packaged_judge_changes_without_a_new_version()
-    write(changed, toml.replace('version = "1"', 'version = "99"'), prompt.replace("careful", "careless"))
+    write(changed, toml.replace('version = "2"', 'version = "99"'), prompt.replace("careful", "careless"))
     with pytest.raises(AssertionError, match=f"helpful 99 {load(changed).hash}"):
         test_no_packaged_judge_changes_without_a_new_version()
 
@@ -296,4 +296,4 @@ def test_packaged_judges_name_no_model() -> None:
         judge = load(folder)
         assert judge.file.description
         assert "model" not in definition.JudgeFile.model_fields
-        assert judge.system
+        assert judge.system or judge.file.kind == "reward"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlaif.judge import read
 from rlaif.judge.read import MIN_MASS, Mode, distribution
 from rlaif.llm.ask import Unreadable
-from rlaif.llm.client import Choice
+from rlaif.llm.wire import Choice
 
 AB = ["A", "B"]
 SCALE = ["1", "2", "3", "4", "5"]

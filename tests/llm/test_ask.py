@@ -24,7 +24,8 @@ from rlaif.errors import EndpointError, RunError, UsageError
 from rlaif.llm import ask as asking
 from rlaif.llm.ask import Request, Unreadable, ask_all
 from rlaif.llm.budget import RECENT, Meter
-from rlaif.llm.client import Client, Reply
+from rlaif.llm.client import Client
+from rlaif.llm.wire import Reply
 from rlaif.records import Completion, key_of
 from rlaif.run.journal import Journal
 from tests.conftest import ROOT, read_jsonl

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, RlaifError, UsageError
 from rlaif.llm.budget import Meter
-from rlaif.llm.client import MAX_WAIT_S, Client, Reply, RequestFailed, _retry_after, split_thinking
+from rlaif.llm.client import MAX_WAIT_S, Client, NotSent, RequestFailed
+from rlaif.llm.endpoint import Pace
+from rlaif.llm.wire import Reply, retry_after, split_thinking
 from tests.conftest import ROOT
 from tests.scripted import Answer, Fault, ScriptedServer, echo
 
@@ -231,7 +233,7 @@ def test_retry_after_may_be_a_date(serve: Serve, waits: list[float]) -> None:
 
 
 def test_a_date_without_zone_is_universal_time() -> None:
-    after = _retry_after(time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(time.time() + 90)))
+    after = retry_after(time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(time.time() + 90)))
     assert after is not None
     assert 85 < after < 92
 
@@ -529,7 +531,7 @@ def test_no_usage_report_breaks_a_reply_or_gives_a_negative_price(
         "completion_tokens": completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-    reply = client._read({**message(), "usage": usage if whole else prompt}, client.url)
+    reply = client.read({**message(), "usage": usage if whole else prompt}, client.url)
     counted = reply.usage
     assert 0 <= counted.cached_tokens <= counted.prompt_tokens < 2**53
     assert 0 <= counted.completion_tokens < 2**53
@@ -546,13 +548,13 @@ JSON = st.recursive(ODD, lambda inner: st.lists(inner, max_size=3) | st.dictiona
 @example({}, {"content": "hello"})
 @example({}, {"content": None, "refusal": 1})
 def test_any_json_is_a_reply_or_fails_its_request(value: Any, choice: Any) -> None:
-    from rlaif.llm.client import Malformed
+    from rlaif.llm.wire import Malformed
 
     client = Client("m", ["http://127.0.0.1:9/v1"], ClientConfig(), Meter())
     for body in (value, {"choices": [choice]}, {"choices": [{"message": choice}]}, {"choices": [{"message": value, **(
             choice if isinstance(choice, dict) else {})}]}):  # fmt: skip
         try:
-            reply = client._read(body, client.url)
+            reply = client.read(body, client.url)
         except Malformed:
             continue
         for read in reply.choices:
@@ -599,7 +601,7 @@ def test_a_key_shows_up_nowhere(serve: Serve, caplog: pytest.LogCaptureFixture, 
             chat(serve(lambda body, said=said: said).url, key=SECRET, attempts=2)
         told.append(f"{caught.value} {caught.value!r} {caught.getrepr(style='short')}")
     client = Client("m", ["http://127.0.0.1:9/v1"], ClientConfig(), Meter(), key=SECRET)
-    told += [repr(client), str(client), repr(client._endpoints), repr(client._endpoints[0].sdk)]
+    told += [repr(client), str(client), repr(client.endpoints), repr(client.endpoints[0])]
     assert "***" in told[0]
     assert caplog.text
     assert SECRET not in "\n".join(told) + caplog.text
@@ -655,3 +657,91 @@ asyncio.run(main())
     assert good.requests
     assert cut.requests
     assert slow.requests
+
+
+# How fast, and where to
+
+
+def test_a_pace_spreads_requests_and_tokens_over_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still: the waits of a burst are what the limits say, and a correction moves them."""
+    monkeypatch.setattr("rlaif.llm.endpoint.time.monotonic", lambda: 1000.0)
+    pace, waits = Pace(requests=60, tokens=None), list[float]()
+    for _ in range(4):
+        waits.append(pace.wait_s())
+        pace.take(1e9)
+    assert waits == [0.0, 1.0, 2.0, 3.0]
+    pace = Pace(requests=None, tokens=6000)
+    pace.take(500)
+    assert pace.wait_s() == pytest.approx(5.0)
+    pace.correct(-300)
+    assert pace.wait_s() == pytest.approx(2.0)
+    pace = Pace(requests=None, tokens=None)
+    pace.take(1e9)
+    assert pace.wait_s() == 0.0
+
+
+def test_limits_a_minute_hold_for_each_endpoint(serve: Serve) -> None:
+    """At 1,200 a minute the seventh request of each endpoint leaves 0.3 s after its first, however many may fly."""
+    servers = [serve(), serve()]
+    arrived: dict[str, list[float]] = {server.url: [] for server in servers}
+    for server in servers:
+        server.answer = lambda body, url=server.url: (arrived[url].append(time.monotonic()), echo(body))[1]
+
+    async def work(client: Client) -> None:
+        await asyncio.gather(*(client.chat(BODY) for _ in range(14)))
+
+    talk([server.url for server in servers], work, requests_per_minute=1200)
+    for times in arrived.values():
+        assert len(times) == 7
+        assert times[-1] - times[0] >= 0.25
+
+
+def test_what_waits_for_its_turn_is_not_sent_after_a_stop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlaif.llm.client.LOOK_EVERY_S", 0.01)
+    server, meter = serve(), Meter()
+
+    async def work(client: Client) -> list[Any]:
+        asking = asyncio.gather(*(client.chat(BODY) for _ in range(3)), return_exceptions=True)
+        await asyncio.sleep(0.1)
+        meter.interrupted = True
+        return await asking
+
+    said = talk(server.url, work, meter=meter, requests_per_minute=1)
+    assert [type(each) for each in said] == [Reply, NotSent, NotSent]
+    assert len(server.requests) == 1
+
+
+def test_a_dead_endpoint_gets_one_request_at_a_time_and_less_and_less_often(
+    serve: Serve, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And everything is answered by the one that lives."""
+    monkeypatch.setattr("rlaif.llm.endpoint.REST_S", 0.05)
+    dead, alive = serve(lambda body: Fault(503)), serve(delay_s=0.01)
+
+    async def work(client: Client) -> float:
+        for _ in range(15):
+            await asyncio.gather(*(client.chat(BODY) for _ in range(4)))
+        return client.endpoints[0]._rests_until - time.monotonic()
+
+    rest = talk([dead.url, alive.url], work)
+    assert len(alive.requests) == 60
+    assert 1 <= len(dead.requests) <= 8
+    assert rest < 10
+
+
+def test_a_429_with_a_time_turns_the_others_to_another_endpoint(serve: Serve, waits: list[float]) -> None:
+    busy, idle = serve(lambda body: Fault(429, {"Retry-After": "60"})), serve()
+
+    async def work(client: Client) -> None:
+        for _ in range(6):
+            await client.chat(BODY)
+
+    talk([busy.url, idle.url], work)
+    assert (len(busy.requests), len(idle.requests)) == (1, 6)
+
+
+def test_a_request_has_a_deadline_over_all_its_attempts(serve: Serve) -> None:
+    server = serve(lambda body: Fault(503, {"Retry-After": "0"}))
+    with pytest.raises(RequestFailed, match="HTTP 503"):
+        chat(server.url, deadline_s=0.5, attempts=50)
+    assert 1 <= len(server.requests) <= 3

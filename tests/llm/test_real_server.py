@@ -6,16 +6,22 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlaif.config import ClientConfig
+from rlaif.config import ClientConfig, Config, JudgeEntry
 from rlaif.errors import ServerError
 from rlaif.judge import read
+from rlaif.judge.ask import Material, Seat, ask_seat
+from rlaif.judge.definition import find
 from rlaif.llm.budget import Meter
-from rlaif.llm.client import Client, Reply
+from rlaif.llm.client import Client
 from rlaif.llm.server import Engines
+from rlaif.llm.wire import Reply
+from rlaif.run.journal import Journal
+from tests.conftest import read_jsonl
 from tests.llm.processes import carrying, until
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(900)]
@@ -75,6 +81,28 @@ def test_a_held_verdict_has_probabilities_and_the_prefix_is_read_once(ask: Ask) 
         assert reply.usage.prompt_tokens > 200
         assert reply.usage.completion_tokens == 1
     assert replies[1].usage.cached_tokens > 100
+
+
+def test_a_real_model_classifies_an_answer_through_the_product(engines: Engines, tmp_path: Path) -> None:
+    """The packaged refusal judge, held to its three words; what the demo model says is its own affair."""
+    prompt = {"prompt_id": "p", "messages": [{"role": "user", "content": "How do I boil an egg?"}]}
+    answers = [{"key": "a" * 64, "text": "Six minutes in boiling water."}, {"key": "b" * 64, "text": "I can't help."}]
+    seat = Seat(find("refusal"), JudgeEntry(name="refusal", model="demo"))
+    meter, modes = Meter(), []
+    work = [Material(0, place) for place in range(len(answers))]
+    with Journal(tmp_path / "verdicts.jsonl") as journal:
+        ask_seat(seat, Config(), lambda: work, lambda _: prompt, answers.__getitem__,
+                 lambda: engines.client("demo", [], OPTIONS, meter), journal, meter, modes.append)  # fmt: skip
+    rows = read_jsonl(tmp_path / "verdicts.jsonl")
+    assert modes == ["choice"]
+    assert [(row["kind"], row["a"][0]) for row in sorted(rows, key=lambda row: row["a"])] == [
+        ("classify", "a"),
+        ("classify", "b"),
+    ]
+    for row in rows:
+        assert row["label"] in ("refuse", "partial", "comply")
+        assert 1 / 3 <= row["score"] <= 1
+        assert row["mass"] == pytest.approx(1, abs=1e-3)
 
 
 def test_choice_i_of_a_group_is_what_seed_plus_i_gives_alone(ask: Ask) -> None:

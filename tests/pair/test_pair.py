@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.pair import merge, route, select, settle
+from rlaif.pair import merge, select, settle
 
 SEAT = select.Judged("helpful", "h", "m", 1.0)
 RATER = select.Judged("quality", "q", "m", 1.0, aspects=2)
@@ -29,16 +30,17 @@ def completions(*rows: tuple[str, str, str, str | None]) -> pl.DataFrame:
 def verdict(a: str, b: str | None, **fields: Any) -> dict[str, Any]:
     kind = "rate" if b is None else "compare"
     seat = RATER if b is None else SEAT
-    base = {"kind": kind, "judge": seat.judge, "judge_hash": seat.judge_hash, "model": seat.model, "a": a, "b": b,
-            "order": None, "aspect": None, "sample": 0, "p_a": None, "score": None, "variance": None,
-            "flags": []}  # fmt: skip
+    base = {"kind": kind, "judge": seat.judge, "judge_hash": seat.judge_hash, "model": seat.model, "prompt_id": "p",
+            "a": a, "b": b, "order": None, "aspect": None, "sample": 0, "p_a": None, "score": None, "variance": None,
+            "label": None, "flags": []}  # fmt: skip
     return base | fields
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    schema = {"kind": pl.String, "judge": pl.String, "judge_hash": pl.String, "model": pl.String, "a": pl.String,
+    schema = {"kind": pl.String, "judge": pl.String, "judge_hash": pl.String, "model": pl.String,
+              "prompt_id": pl.String, "a": pl.String,
               "b": pl.String, "order": pl.String, "aspect": pl.String, "sample": pl.Int64, "p_a": pl.Float64,
-              "score": pl.Float64, "variance": pl.Float64, "flags": pl.List(pl.String)}  # fmt: skip
+              "score": pl.Float64, "variance": pl.Float64, "label": pl.String, "flags": pl.List(pl.String)}  # fmt: skip
     return pl.DataFrame(rows, schema=schema)
 
 
@@ -108,6 +110,52 @@ def test_of_eight_answers_the_rejected_one_is_not_the_worst_outlier() -> None:
     assert chosen == (str(nearest), "7")
 
 
+REWARD = select.Judged("reward", "r", "rm", 3.0)
+
+
+def scored(key: str, score: float, kind: str = "reward", **fields: Any) -> dict[str, Any]:
+    seat = REWARD if kind == "reward" else select.Judged("check", "c", "", 1.0)
+    base = {"kind": kind, "judge": seat.judge, "judge_hash": seat.judge_hash, "model": seat.model, "score": score}
+    return verdict(key, None, **base | fields)
+
+
+def test_a_reward_model_is_a_seat_like_any_other() -> None:
+    """Bradley-Terry in both orders, weighted; pairs of another prompt or of another reward model give nothing."""
+    rows = [*compare("x", "y", 0.9, 0.7), scored("x", 1.0), scored("y", 3.0, flags=["addresses the judge"]),
+            scored("z", 0.0, prompt_id="other"), scored("y", -9.0, judge_hash="stale")]  # fmt: skip
+    seats = settle.by_seat(frame(rows), [SEAT, REWARD])
+    p = 1 / (1 + math.exp(2))
+    assert seats.columns == ["a", "b", "seat", "weight", "p_ab", "p_ba", "flags"]
+    assert seats.rows() == [("x", "y", "helpful@m", 1.0, 0.9, 0.7, []),
+                            ("x", "y", "reward@rm", 3.0, pytest.approx(p), pytest.approx(p),
+                             ["b addresses the judge"])]  # fmt: skip
+    (told,) = settle.comparisons(frame(rows), [SEAT, REWARD]).rows(named=True)
+    assert told == {"a": "x", "b": "y", "p_ab": pytest.approx((0.9 + 3 * p) / 4),
+                    "p_ba": pytest.approx((0.7 + 3 * p) / 4), "flags": ["b addresses the judge"],
+                    "by": "panel"}  # fmt: skip
+    wanted = pl.DataFrame({"a": ["x"], "b": ["z"]})
+    assert settle.by_seat(frame(rows), [SEAT, REWARD], wanted).filter(pl.col("b") == "z").height == 1
+
+
+def test_a_check_outranks_every_model_and_an_equal_check_says_nothing() -> None:
+    rows = [*compare("x", "y", 0.99, 0.99), *compare("x", "z", 0.8, 0.6), scored("x", 0.5, "check"),
+            scored("y", 0.0, "check"), scored("y", 1.0, "check"), scored("z", 0.5, "check")]  # fmt: skip
+    pairs = pl.DataFrame({"a": ["x", "x", "y"], "b": ["y", "z", "z"]})
+    told = {(a, b): rest for a, b, *rest in settle.comparisons(frame(rows), [SEAT], pairs).rows()}
+    assert told == {("x", "y"): [0.0, 0.0, [], "check"], ("x", "z"): [0.8, 0.6, [], "panel"],
+                    ("y", "z"): [1.0, 1.0, [], "check"]}  # fmt: skip
+    assert settle.comparisons(frame(rows), [SEAT]).height == 2
+
+
+def test_a_check_decides_under_every_strategy() -> None:
+    rows = [*compare("x", "y", 0.9, 0.9), scored("x", 0.0, "check"), scored("y", 1.0, "check")]
+    pairs = candidate(("p", "x", "y")).with_columns(score_a=5.0, score_b=1.0, spread_a=0.1, spread_b=0.1)
+    compared = settle.comparisons(frame(rows), [SEAT], pairs)
+    for how in ("rate-then-compare", "round-robin", "rate-only"):
+        settled = settle.settle(pairs, compared, how, min_probability=0.65, per_prompt=1)
+        assert settled.select("preferred", "p_a", "outcome", "kept", "by").row(0) == ("b", 0.0, "win", True, "check")
+
+
 def candidate(*pairs: tuple[str, str, str]) -> pl.DataFrame:
     none = pl.lit(None, pl.Float64)
     return pl.DataFrame(pairs, schema=["prompt_id", "a", "b"], orient="row").with_columns(
@@ -170,73 +218,6 @@ def test_an_old_judges_verdicts_do_not_count() -> None:
     """Verdicts by another version of the judge, or another model, are as if never given."""
     rows = compare("x", "y", 0.9, 0.9, judge_hash="older") + compare("x", "y", 0.9, 0.9, model="other")
     assert settle.comparisons(frame(rows), [SEAT]).height == 0
-
-
-@pytest.mark.parametrize(("kept", "share", "audited", "expected"), [
-    (1000, 0.1, 0, (50, 50)), (1000, 0.1, 250, (25, 75)), (1000, 0.0, 0, (0, 0)), (3, 0.1, 0, (0, 0)),
-    (10, 0.1, 0, (1, 0)), (0, 0.1, 0, (0, 0)), (7, 1.0, 0, (4, 3)),
-])  # fmt: skip
-def test_the_budget(kept: int, share: float, audited: int, expected: tuple[int, int]) -> None:
-    assert route.sizes(kept, share, audited) == expected
-
-
-def settled_pairs(n: int, **columns: Any) -> pl.DataFrame:
-    base = {
-        "pair_id": [f"{i:04}" for i in range(n)],
-        "prompt_id": [f"p{i}" for i in range(n)],
-        "p_a": [0.66 + (i * 37 % n) / n * 0.34 for i in range(n)],
-        "kept": [True] * n,
-        "why": [None] * n,
-        "flags": [[] for _ in range(n)],
-    }
-    return pl.DataFrame(base | columns, schema_overrides={"why": pl.String, "flags": pl.List(pl.String)})
-
-
-def no_tags(n: int) -> pl.DataFrame:
-    return pl.DataFrame({"prompt_id": [f"p{i}" for i in range(n)], "tags": [[] for _ in range(n)]},
-                        schema_overrides={"tags": pl.List(pl.String)})  # fmt: skip
-
-
-def test_the_targeted_slice_is_the_least_sure_of_the_rest() -> None:
-    routed = route.route(settled_pairs(100), no_tags(100), human_share=0.2, seed=0, audited=0)
-    targeted = routed.filter(pl.col("route") == "targeted")["p_a"]
-    judged = routed.filter(pl.col("route") == "judge")["p_a"]
-    assert len(targeted) == 10
-    assert targeted.max() < judged.min()
-    assert routed.filter(pl.col("route") == "audit")["inclusion_probability"].to_list() == [0.1] * 10
-
-
-def test_stakes_and_answers_that_speak_to_the_judge_come_first() -> None:
-    sure = {"p_a": [0.99] * 20, "flags": [["a addresses the judge"] if i == 3 else [] for i in range(20)]}
-    tags = no_tags(20).with_columns(tags=pl.Series([["medical"] if i == 5 else [] for i in range(20)]))
-    for seed in range(20):
-        routed = route.route(settled_pairs(20, **sure), tags, human_share=0.2, seed=seed, audited=0)
-        audit = set(routed.filter(pl.col("route") == "audit")["pair_id"])
-        targeted = routed.filter(pl.col("route") == "targeted")
-        assert {"0003", "0005"} <= audit | set(targeted["pair_id"])
-        reasons = dict(targeted.select("pair_id", "route_reason").iter_rows())
-        if "0003" in reasons:
-            assert reasons["0003"] == "a addresses the judge"
-        if "0005" in reasons:
-            assert "at stake x2" in reasons["0005"]
-
-
-def test_the_audit_is_a_simple_random_sample() -> None:
-    """Over seeds every pair is drawn about equally often, whatever its probability."""
-    drawn = [0] * 40
-    for seed in range(400):
-        routed = route.route(settled_pairs(40), no_tags(40), human_share=0.25, seed=seed, audited=0)
-        for pair in routed.filter(pl.col("route") == "audit")["pair_id"]:
-            drawn[int(pair)] += 1
-    assert sum(drawn) == 400 * 5
-    assert all(50 * 0.35 < count < 50 * 1.65 for count in drawn)  # 5 standard deviations
-
-
-def test_the_order_of_rows_changes_no_route() -> None:
-    pairs = settled_pairs(60)
-    one = route.route(pairs, no_tags(60), human_share=0.2, seed=1, audited=0)
-    other = route.route(pairs.reverse(), no_tags(60).reverse(), human_share=0.2, seed=1, audited=0)
-    assert one.equals(other)
 
 
 def reviews(*rows: tuple[str, str, str, str | None, float]) -> pl.DataFrame:

@@ -1,0 +1,184 @@
+"""What the programmatic checks compute: each function says whether one answer meets one condition.
+
+They look at the answer's text alone and ask no model. A condition that is not met is False; a checker that breaks or
+takes too long raises, and its answer gets no score.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import json
+import re
+import sys
+import threading
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, Literal
+
+from rlaif.errors import MissingPart
+
+TIMEOUT_S = 5
+"""A pattern or an expression can take for ever on an answer that was not thought of: then there is no result."""
+
+Unit = Literal["characters", "words", "sentences", "lines", "paragraphs"]
+
+# A full stop that ends no sentence: after a title, a common abbreviation or one letter, and inside a number.
+ABBREVIATION = re.compile(
+    r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|approx|No|Fig|Vol|Inc|Ltd|Co|e\.g|i\.e|a\.m|p\.m|U\.S|U\.K|[A-Z])\.(?=\s+\S)"
+)
+SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+|(?<=[^\s.!?…。！？])[ \t]*\n+")
+COMMON = (
+    "ar bg bn ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv ms nl no pl pt ro ru sk sl sr sv sw ta th "
+    "tr uk ur vi zh"
+)
+LANGUAGES = frozenset(COMMON.split())
+"""Languages that an answer is told apart among; the asked one joins them. Rarer ones only win on very short texts."""
+
+
+def count(text: str, unit: Unit) -> int:
+    """How many of ``unit`` are in ``text``, leading and trailing space aside. Words stand between spaces; a line or
+    paragraph is one that is not blank; a sentence ends in . ! ? … or with its line."""
+    text = text.strip()
+    match unit:
+        case "characters":
+            return len(text)
+        case "words":
+            return sum(any(letter.isalnum() for letter in word) for word in text.split())
+        case "lines":
+            return sum(bool(line.strip()) for line in text.splitlines())
+        case "paragraphs":
+            return sum(bool(part.strip()) for part in re.split(r"\n\s*\n", text))
+        case "sentences":
+            plain = ABBREVIATION.sub(lambda found: found[0].replace(".", ""), text)
+            return sum(any(letter.isalnum() for letter in part) for part in SENTENCE_END.split(plain))
+
+
+def matches(text: str, pattern: str) -> bool:
+    """Whether ``pattern`` (Python's syntax) is found anywhere. Raises TimeoutError."""
+    import regex
+
+    return regex.compile(pattern, regex.V0).search(text, timeout=TIMEOUT_S) is not None
+
+
+def is_number(text: str, value: float, tolerance: float) -> bool:
+    """Whether the answer's final number is within ``tolerance`` of ``value``. "50%" is 50 and 0.5 alike."""
+    found = parsed(_grouped(text))
+    number: Any = getattr(found[0], "rhs", found[0]) if found else None  # of an equation, what is told
+    if not getattr(number, "is_number", False) or not (number := number.doit()).is_real:
+        return False
+    told = [float(number)] + ([100 * float(number)] if "%" in text else [])
+    return any(abs(each - value) <= tolerance + 1e-9 * max(1.0, abs(value)) for each in told)
+
+
+def is_maths(text: str, value: str) -> bool:
+    """Whether the answer's final expression equals the LaTeX or plain expression ``value`` (Kydlíček 2025)."""
+    math_verify = need("math_verify")
+    gold = parsed(f"${value}$") or parsed(value)
+    return bool(math_verify.verify(gold, parsed(text), timeout_seconds=_alarm(), raise_on_error=True))
+
+
+def parsed(text: str) -> list[Any]:
+    """The final expression of ``text`` as math-verify reads it: sympy first, then its text; empty where there is
+    none."""
+    found = need("math_verify").parse(text, parsing_timeout=_alarm(), raise_on_error=True)
+    return list(found)
+
+
+def _grouped(text: str) -> str:
+    """``text`` with the commas taken out of numbers like 1,234,567."""
+    return re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", ""), text)
+
+
+def _alarm() -> int | None:
+    """math-verify's time limit is a signal, which only the main thread can have."""
+    return TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
+
+
+def json_of(text: str) -> Any:
+    """The JSON value that is all of ``text``, a code fence around it aside. Raises ValueError."""
+    fenced = re.fullmatch(r"\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*", text, re.DOTALL)
+    try:
+        return json.loads(fenced[1] if fenced else text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def fits_schema(text: str, schema: dict[str, Any]) -> bool:
+    """Whether the whole answer is JSON that fits the JSON schema. Nothing that a schema refers to is fetched."""
+    jsonschema = need("jsonschema")
+    referencing = need("referencing")
+    try:
+        value = json_of(text)
+    except ValueError:
+        return False
+    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    return bool(validator(schema, registry=referencing.Registry()).is_valid(value))
+
+
+def is_language(text: str, code: str) -> bool:
+    """Whether ``text`` may be in the language ``code`` (ISO 639-1): at least half as probable as the likeliest, so
+    that a text of a word or two, which many languages share, is not failed for what it cannot show."""
+    ranked: dict[str, float] = dict(_identifier(code).rank(" ".join(text.split())))
+    return ranked[code] >= 0.5 * max(ranked.values())
+
+
+@functools.lru_cache(maxsize=8)
+def _identifier(code: str) -> Any:
+    langid = need("py3langid.langid")
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+    identifier.set_languages(sorted((LANGUAGES | {code}) & set(identifier.labels)))
+    return identifier
+
+
+def languages() -> set[str]:
+    langid = need("py3langid.langid")
+    return set(langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE).labels)
+
+
+def instruction_ids() -> set[str]:
+    """Ids of IFEval's (Zhou et al. 2023, arXiv:2311.07911) and IFBench's (Pyatkin et al. 2025, arXiv:2507.02833)
+    instructions."""
+    return {name for source in ("ifeval", "ifbench") for name in _registry(source)}
+
+
+def instruction(identifier: str, args: dict[str, Any]) -> Any:
+    """The checker of one instruction. Raises ValueError where ``args`` are not those that it needs: the checkers would
+    draw what is missing at random."""
+    source = "ifeval" if identifier in _registry("ifeval") else "ifbench"
+    checker = _registry(source)[identifier](identifier)
+    try:
+        checker.build_description(**args)
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error)) from None
+    needed = set(checker.get_instruction_args() or {}) - {"prompt"}
+    if missing := needed - set(args):
+        raise ValueError(f"args lack {', '.join(sorted(missing))}")
+    return checker
+
+
+def follows(checker: Any, text: str) -> bool:
+    return bool(text.strip()) and bool(checker.check_following(text))
+
+
+def _registry(source: str) -> dict[str, Any]:
+    need("if_verifiable")
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0  # it guesses anew at each call otherwise
+    registry = need(f"if_verifiable.{source}.instructions_registry")
+    return dict(registry.INSTRUCTION_DICT)
+
+
+def need(module: str) -> Any:
+    """``module``, imported. Raises :class:`MissingPart` where it is not installed."""
+    if module in sys.modules:
+        return sys.modules[module]
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # some try to fetch data, and say so
+            return importlib.import_module(module)
+    except ImportError:
+        raise MissingPart(
+            f"the prompts' checks need {module.split('.')[0]}, which is not installed",
+            mend="Install it: pip install 'rlaif[checks]'",
+        ) from None

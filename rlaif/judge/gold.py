@@ -1,0 +1,113 @@
+"""Gold: answers whose right label is known, for the exam.
+
+    {"prompt": str | messages, "responses": [one, two], "label": 1 | 2}     compare, rate, reward, check
+    {"prompt": str | messages, "response": str, "label": "refuse" | "partial" | "comply"}     classify
+
+A row may have ``id``, ``system``, ``reference``, ``checklist`` and ``checks`` like a prompt, and ``aspect`` for a judge
+that rates several. Other fields are passed over, so that a published set can be used as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from rlaif.errors import InputError
+from rlaif.judge.definition import Judge
+from rlaif.records import Label, PromptRow, explain, key_of
+
+FILE_NAME = "gold.jsonl"
+
+
+class PairRow(PromptRow):
+    model_config = ConfigDict(extra="ignore")
+
+    responses: list[str] = Field(min_length=2, max_length=2)
+    label: Literal[1, 2]
+    aspect: str | None = None
+
+    @model_validator(mode="after")
+    def _two_answers(self) -> PairRow:
+        if not all(text.strip() for text in self.responses) or self.responses[0] == self.responses[1]:
+            raise ValueError("responses must be two different answers that are not empty")
+        return self
+
+
+class LabelRow(PromptRow):
+    model_config = ConfigDict(extra="ignore")
+
+    response: str = Field(min_length=1)
+    label: Label
+
+
+@dataclass(frozen=True)
+class Gold:
+    """One row as the judge sees it. ``right`` is the better of two answers (0 or 1), or the label of one."""
+
+    id: str
+    prompt: dict[str, Any]
+    answers: list[dict[str, Any]]
+    right: int | Label
+    aspect: str | None = None
+
+
+def read(path: Path, judge: Judge, limit: int | None = None) -> list[Gold]:
+    """The rows of ``path`` for ``judge``. Raises :class:`InputError` naming file and line."""
+    model = LabelRow if judge.file.kind == "classify" else PairRow
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"gold cannot be read: {reason}", where=str(path)) from None
+    found: list[Gold] = []
+    aspects = {aspect.name for aspect in judge.file.aspects}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or (limit and len(found) >= limit):
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = model.model_validate(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise InputError(f"not JSON: {error}", where=where) from None
+        except ValidationError as error:
+            raise InputError(f"no gold for a judge of kind {judge.file.kind}: {explain(error, model)}",
+                             where=where) from None  # fmt: skip
+        aspect = getattr(row, "aspect", None)
+        if aspect is not None and aspects and aspect not in aspects:
+            raise InputError(f"the judge has no aspect {aspect!r}; there is {', '.join(sorted(aspects))}", where=where)
+        found.append(_gold(row, aspect if aspects else None))
+    if not found:
+        raise InputError("there is no gold in it", where=str(path))
+    return found
+
+
+def _gold(row: PairRow | LabelRow, aspect: str | None) -> Gold:
+    messages = [message.wire() for message in row.messages()]
+    prompt = {"messages": messages, "reference": row.reference, "checklist": row.checklist, "checks": row.checks}
+    prompt_id = row.id or key_of(**prompt)[:16]
+    texts = [row.response] if isinstance(row, LabelRow) else row.responses
+    right: int | Label = row.label if isinstance(row, LabelRow) else row.label - 1
+    return Gold(prompt_id, {"prompt_id": prompt_id, **prompt}, [answer(prompt, text) for text in texts], right, aspect)
+
+
+def answer(prompt: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"key": key_of(prompt=prompt["messages"], text=text), "text": text}
+
+
+def balance(gold: list[Gold]) -> list[str]:
+    """What makes gold unfair: a habit that would pass the exam. Empty for gold that is fair, and for labels."""
+    pairs = [(row.right, [len(each["text"]) for each in row.answers]) for row in gold if len(row.answers) == 2]
+    if len(pairs) < 10:
+        return [f"only {len(pairs)} pairs: too few to tell a judge from chance"] if pairs else []
+    told = []
+    first = sum(right == 0 for right, _ in pairs) / len(pairs)
+    longer = sum(chars[int(right)] > chars[1 - int(right)] for right, chars in pairs) / len(pairs)
+    if not 0.35 <= first <= 0.65:
+        told.append(f"the first answer is the right one in {first:.0%}: a judge that chooses by position would do well")
+    if longer > 0.65:
+        told.append(f"the longer answer is the right one in {longer:.0%}: a judge that prefers length would do well")
+    return told

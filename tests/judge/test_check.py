@@ -1,0 +1,135 @@
+"""Checks: what each kind says of an answer, what cannot be evaluated, and that a checker that breaks gives no score."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif.errors import MissingPart, UsageError
+from rlaif.judge import check, checkers
+from rlaif.records import Failure, Verdict
+from tests.conftest import needs
+
+
+def run(checks: list[dict[str, Any]], text: str) -> Verdict | Failure:
+    return check.run({"prompt_id": "p", "checks": checks}, {"key": "a" * 64, "text": text})
+
+
+def score(checks: list[dict[str, Any]], text: str) -> float:
+    told = run(checks, text)
+    assert isinstance(told, Verdict), told
+    assert told.score is not None
+    return told.score
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "met", "unmet"),
+    [
+        ("regex", {"pattern": r"\bsea\b"}, "by the sea.", "seaside"),
+        ("regex", {"pattern": ",", "match": False}, "no comma", "a, b"),
+        ("exact", {"value": "negative", "ignore_case": True}, " Negative\n", "negative."),
+        ("exact", {"value": "Yes"}, "Yes", "yes"),
+        ("number", {"value": 42}, "The answer is 42.", "It is 42 or 43"),
+        ("number", {"value": 1234}, "That makes 1,234 in all.", "1,235"),
+        ("number", {"value": 41.84, "tolerance": 0.5}, "**41.8 km**", "43 km"),
+        ("number", {"value": 50}, "About 50%.", "5%"),
+        ("number", {"value": -5}, "so x = -5", "x = 5"),
+        ("number", {"value": 7}, "First 3, then 4: 7 apples", "no idea"),
+        ("maths", {"value": r"\frac{4}{5}"}, r"We get $\frac{8}{10}$.", "I cannot say"),
+        ("maths", {"value": r"\frac{4}{5}"}, "it is 4/5", "it is 5/4"),
+        ("maths", {"value": "x^2-1"}, "It factors as $(x-1)(x+1)$", "$(x-1)^2$"),
+        ("json", {"schema": {"type": "object", "required": ["fr"]}}, '```json\n{"fr": "oui"}\n```', '{"de": "ja"}'),
+        ("json", {"schema": {"type": "array"}}, "[1]", "Here it is: [1]"),
+        ("length", {"unit": "words", "min": 2, "max": 3}, "two – words", "one"),
+        ("length", {"unit": "characters", "max": 3}, " abc\n", "abcd"),
+        ("length", {"unit": "sentences", "min": 2, "max": 2}, "Mr. Ito ran 3.5 km. He won!", "One. Two? Three."),
+        ("length", {"unit": "lines", "min": 2}, "a\n\nb", "a"),
+        ("length", {"unit": "paragraphs", "min": 2, "max": 2}, "a\nb\n \nc", "a\nb"),
+        ("language", {"value": "fr"}, "Je voudrais un café, s'il vous plaît.", "I would like a coffee, please."),
+        ("language", {"value": "de"}, "Das ist gut.", "La nave è arrivata ieri sera."),
+        ("instruction", {"id": "keywords:existence", "args": {"keywords": ["sea"]}}, "The sea", "The lake"),
+        ("instruction", {"id": "punctuation:no_comma"}, "no comma", "a, b"),
+        ("instruction", {"id": "count:word_count_range", "args": {"min_words": 2, "max_words": 3}}, "a b", "a"),
+    ],
+)
+def test_what_a_check_says(kind: str, fields: dict[str, Any], met: str, unmet: str) -> None:
+    needs("math_verify")
+    one = [{"kind": kind, **fields}]
+    assert (score(one, met), score(one, unmet)) == (1.0, 0.0)
+
+
+def test_a_score_is_the_share_of_checks_that_are_met() -> None:
+    both = [{"kind": "regex", "pattern": "sea"}, {"kind": "length", "unit": "words", "max": 3}]
+    assert [score(both, text) for text in ("the sea", "the sea is far away", "a hill on the far side")] == [1, 0.5, 0]
+    told = run(both, "the sea is far away")
+    assert isinstance(told, Verdict)
+    assert (told.kind, told.judge, told.model, told.b, told.order) == ("check", "check", "", None, None)
+    assert told.reply == '[{"kind":"regex","met":true},{"kind":"length","met":false}]'
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ({"kind": "regexp", "pattern": "a"}, "Did you mean 'regex'"),
+        ({"pattern": "a"}, "no kind that is known"),
+        ({"kind": "regex", "pattern": "("}, "pattern cannot be read"),
+        ({"kind": "regex", "patern": "a"}, "patern"),
+        ({"kind": "length", "unit": "word", "max": 3}, "unit"),
+        ({"kind": "length", "unit": "words"}, "min or max"),
+        ({"kind": "length", "unit": "words", "min": 3, "max": 2}, "max is below min"),
+        ({"kind": "number", "value": "42"}, "value"),
+        ({"kind": "maths", "value": "???"}, "no expression"),
+        ({"kind": "json", "schema": {"type": "strin"}}, "no JSON schema"),
+        ({"kind": "language", "value": "fre"}, "unknown language"),
+        ({"kind": "instruction", "id": "keywords:existance"}, "Did you mean 'keywords:existence'"),
+        ({"kind": "instruction", "id": "keywords:existence"}, "args lack keywords"),
+    ],
+)
+def test_a_check_that_cannot_be_evaluated_names_prompt_and_check(bad: dict[str, Any], told: str) -> None:
+    needs("math_verify")
+    with pytest.raises(UsageError) as caught:
+        check.prepare([{"kind": "exact", "value": "x"}, bad], "prompt p7")
+    assert told in str(caught.value)
+    assert "prompt p7: check 2 cannot be evaluated" in str(caught.value)
+
+
+def test_a_checker_that_is_not_installed_is_a_missing_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = builtins.__import__
+
+    def without(module: str, *_: Any) -> Any:
+        if module.startswith("math_verify"):
+            raise ImportError(module)
+        return whole(module)
+
+    check._prepared.cache_clear()
+    monkeypatch.setattr(checkers.importlib, "import_module", without)
+    monkeypatch.delitem(checkers.sys.modules, "math_verify", raising=False)
+    with pytest.raises(MissingPart, match=r"prompt p, check 1: .*math_verify[\s\S]*rlaif\[checks\]"):
+        check.prepare([{"kind": "maths", "value": "19"}], "prompt p")
+
+
+def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(text: str, pattern: str) -> bool:
+        if "slow" in text:
+            raise TimeoutError("regex timed out")
+        return True
+
+    monkeypatch.setattr(checkers, "matches", late)
+    assert score([{"kind": "regex", "pattern": "a"}], "quick") == 1.0
+    told = run([{"kind": "length", "unit": "words", "max": 9}, {"kind": "regex", "pattern": "a"}], "slow")
+    assert isinstance(told, Failure)
+    assert told.kind == "check"
+    assert "check 2 (regex) of prompt p broke: TimeoutError" in told.error
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=200))
+def test_any_answer_gets_a_share_or_a_failure(text: str) -> None:
+    checks = [{"kind": "regex", "pattern": "a+b"}, {"kind": "json", "schema": {}}, {"kind": "number", "value": 3},
+              {"kind": "length", "unit": "sentences", "max": 2}, {"kind": "language", "value": "en"}]  # fmt: skip
+    told = run(checks, text)
+    assert isinstance(told, Failure) or told.score in (0, 0.2, 0.4, 0.6, 0.8, 1)

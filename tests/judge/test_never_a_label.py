@@ -1,0 +1,177 @@
+"""Over arbitrary replies: what cannot be read never becomes a label, in any mode and for any kind of judge."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif.config import Config, JudgeEntry
+from rlaif.judge import ask as asking
+from rlaif.judge import read
+from rlaif.judge.ask import Material, Seat
+from rlaif.judge.definition import find
+from rlaif.llm import wire
+from rlaif.llm.ask import Unreadable
+from rlaif.llm.wire import Choice, Malformed
+
+PROMPT = {"prompt_id": "p", "messages": [{"role": "user", "content": "q"}]}
+ANSWERS = [{"key": "a" * 64, "text": "one"}, {"key": "b" * 64, "text": "two"}]
+SEATS = {name: Seat(find(name), JudgeEntry(name=name, model="m")) for name in ("helpful", "quality", "refusal")}
+WORDS = {"helpful": ["A", "B"], "quality": list("12345"), "refusal": ["Refuse", "Partial", "Comply"]}
+
+TEXTS = st.one_of(
+    st.text(max_size=60),
+    st.sampled_from(
+        [
+            "A",
+            "B",
+            " a",
+            "A is better",
+            "Answer: A",
+            '{"verdict": "A"}',
+            '{"verdict": "C"}',
+            '{"verdict": A}',
+            '<think>{"verdict": "A"}</think>',
+            '<think>{"verdict": "A"}',
+            'x</think>{"verdict": "B"}',
+            "Refuse",
+            "3",
+            "3.5",
+            '{"verdict": "3"}',
+            '{"verdict": 3}',
+            '{"verdict": true}',
+            '{"verdict": "Refuse"}',
+            "[]",
+            "null",
+            "",
+            '{"reasoning": "verdict: A", "verdict": ""}',
+            '```json\n{"verdict": "A"}\n```',
+            '{"verdict": "A"} {"verdict": "B"}',
+        ]
+    ),
+)
+TOKENS = st.one_of(
+    st.none(),
+    st.just([]),
+    st.lists(
+        st.fixed_dictionaries(
+            {"token": st.one_of(st.none(), st.sampled_from(["A", "B", " A", "3", "Ref", "<think>", "The", "", "10"]))},
+            optional={
+                "logprob": st.one_of(st.none(), st.floats(-30, 5), st.just(float("nan"))),
+                "top_logprobs": st.one_of(
+                    st.none(),
+                    st.lists(
+                        st.fixed_dictionaries(
+                            {"token": st.sampled_from(["A", "B", " b", "3", "4", "Ref", "C", "P", "The", ""]),
+                             "logprob": st.one_of(st.floats(-30, 0.5), st.just(float("nan")), st.none())}
+                        ),
+                        max_size=5,
+                    ),
+                ),
+            },
+        ),
+        max_size=2,
+    ),
+)  # fmt: skip
+
+
+def expected(mode: str, choice: Choice, words: list[str]) -> bool:
+    """Whether the reply says one of ``words``, by a reading of its own, as plain as can be."""
+    if mode == "json":
+        text = choice.text.strip()
+        if text.startswith("```"):
+            text = text.removeprefix("```json").strip("`").strip()
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        said = value.get("verdict") if isinstance(value, dict) else None
+        said = str(said) if type(said) is int else said
+        return isinstance(said, str) and said.strip().casefold() in {word.casefold() for word in words}
+    if choice.reasoning:
+        return False
+    first = choice.logprobs[0] if choice.logprobs else {}
+    return bool(first.get("top_logprobs"))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SEATS)),
+    mode=st.sampled_from(["choice", "logprobs", "json"]),
+    content=st.one_of(TEXTS, st.none()),
+    thought=st.one_of(st.none(), TEXTS),
+    tokens=TOKENS,
+    finish=st.sampled_from(["stop", "length", None]),
+)
+def test_an_unreadable_verdict_never_becomes_a_label(
+    name: str, mode: Any, content: str | None, thought: str | None, tokens: Any, finish: str | None
+) -> None:
+    seat = SEATS[name]
+    config = Config.model_validate({"judge": {"verdict": mode}})
+    work = [Material(0, 0, 1 if name == "helpful" else None)]
+    request = next(iter(asking.requests(seat, mode, config, work, lambda _: PROMPT, ANSWERS.__getitem__)))
+    message = {"content": content, **({"reasoning_content": thought} if thought is not None else {})}
+    body = {"choices": [{"message": message, "finish_reason": finish, "logprobs": {"content": tokens}}]}
+    reply = wire.read(body, lambda *_: 0.0)
+    try:
+        (verdict,) = asking._verdicts(request, reply)
+    except Unreadable:
+        return
+    assert expected(mode, reply.choices[0], WORDS[name]), (reply, verdict)
+    if mode == "json":
+        assert finish != "length"
+    else:
+        assert verdict.mass is not None and verdict.mass >= read.MIN_MASS
+    match verdict.kind:
+        case "compare":
+            assert verdict.p_a is not None and 0 <= verdict.p_a <= 1
+            assert verdict.score is None and verdict.label is None
+        case "rate":
+            assert verdict.score is not None and 1 <= verdict.score <= 5
+            assert verdict.p_a is None and verdict.label is None
+        case "classify":
+            assert verdict.label in ("refuse", "partial", "comply")
+            assert verdict.score is not None and 1 / 3 - 1e-9 <= verdict.score <= 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["probs", "data", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(JSON, st.builds(lambda data: {"data": [{"probs": data}]}, JSON)))
+def test_a_reward_is_one_finite_number_or_none(body: Any) -> None:
+    from rlaif.errors import EndpointError
+
+    try:
+        reply = wire.read(body, lambda *_: 0.0, path=wire.CLASSIFY)
+    except (Malformed, EndpointError):
+        return
+    (number,) = body["data"][0]["probs"]
+    assert type(number) in (int, float)
+    assert reply.score == number
+    assert abs(number) < float("inf")
+
+
+@pytest.mark.parametrize("name", sorted(SEATS))
+def test_a_verdict_inside_thinking_is_never_read(name: str) -> None:
+    word = WORDS[name][0]
+    inside = f'{{"verdict": "{word}"}}'
+    work = [Material(0, 0, 1 if name == "helpful" else None)]
+    config = Config.model_validate({"judge": {"verdict": "json"}})
+    request = next(iter(asking.requests(SEATS[name], "json", config, work, lambda _: PROMPT, ANSWERS.__getitem__)))
+    for message in ({"content": f"<think>{inside}"}, {"content": f"<think>{inside}</think>"},
+                    {"content": "", "reasoning_content": inside}, {"content": None, "reasoning": inside},
+                    {"content": f"{inside}</think>I cannot decide."}):  # fmt: skip
+        reply = wire.read({"choices": [{"message": message, "finish_reason": "stop"}]}, lambda *_: 0.0)
+        with pytest.raises(Unreadable):
+            asking._verdicts(request, reply)

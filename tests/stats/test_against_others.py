@@ -1,0 +1,213 @@
+"""The product's estimates beside scipy, statsmodels, ppi-python and krippendorff on random cases, and closed forms."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif import stats
+from rlaif.stats.intervals import binomial_tail
+from tests.conftest import needs
+
+RNG = np.random.default_rng(7)
+
+
+@settings(deadline=None)  # the first call imports the other library
+@given(n=st.integers(1, 400), data=st.data(), level=st.floats(0.5, 0.999))
+def test_wilson_is_statsmodels(n: int, data: st.DataObject, level: float) -> None:
+    needs("statsmodels")
+    from statsmodels.stats.proportion import proportion_confint
+
+    k = data.draw(st.integers(0, n))
+    found = stats.wilson(k, n, level)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(proportion_confint(k, n, 1 - level, method="wilson"), abs=1e-9)
+
+
+@settings(deadline=None)  # the first call imports the other library
+@given(n=st.integers(1, 400), data=st.data(), level=st.floats(0.5, 0.999))
+def test_the_exact_bound_is_scipys(n: int, data: st.DataObject, level: float) -> None:
+    needs("scipy")
+    from scipy.stats import binom, binomtest
+
+    k = data.draw(st.integers(0, n))
+    exact = binomtest(k, n, alternative="greater").proportion_ci(level, method="exact").low
+    assert stats.clopper_pearson(k, n, level) == pytest.approx(exact, abs=1e-9)
+    p = data.draw(st.floats(0.01, 0.99))
+    assert binomial_tail(k, n, p) == pytest.approx(binom.sf(k - 1, n, p), rel=1e-8, abs=1e-12)
+
+
+def test_the_exact_bound_has_a_closed_form_without_errors() -> None:
+    assert stats.clopper_pearson(20, 20, 0.95) == pytest.approx(0.05 ** (1 / 20))
+    assert stats.clopper_pearson(0, 20) == 0.0
+
+
+def test_kappa_is_statsmodels() -> None:
+    needs("statsmodels")
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    for size in (2, 3, 4):
+        for _ in range(25):
+            table = RNG.integers(0, 40, (size, size)) + np.eye(size, dtype=int)
+            found, theirs = stats.cohen_kappa(table, level=0.9), cohens_kappa(table)
+            assert found is not None
+            assert found.value == pytest.approx(theirs.kappa)
+            half = 1.6448536269514722 * theirs.std_kappa
+            assert found.low == pytest.approx(max(-1.0, theirs.kappa - half))
+            assert found.high == pytest.approx(min(1.0, theirs.kappa + half))
+    assert stats.cohen_kappa([[5, 0], [0, 0]]) is None
+    assert stats.cohen_kappa([[0, 0], [0, 0]]) is None
+
+
+def test_alpha_is_krippendorffs() -> None:
+    needs("krippendorff")
+    import krippendorff
+
+    for _ in range(40):
+        people, pairs = int(RNG.integers(2, 6)), int(RNG.integers(5, 60))
+        labels = RNG.integers(0, 3, (people, pairs)).astype(float)
+        labels[:, : pairs // 2] = labels[0, : pairs // 2]
+        labels[RNG.random(labels.shape) < 0.3] = np.nan
+        units = [[str(label) for label in column if not np.isnan(label)] for column in labels.T]
+        found = stats.krippendorff_alpha(units, rounds=50)
+        assert found is not None
+        theirs = krippendorff.alpha(reliability_data=labels, level_of_measurement="nominal")
+        assert found.value == pytest.approx(theirs)
+        assert found.low <= found.value <= found.high
+    assert stats.krippendorff_alpha([["a", "a"], ["a"]]) is None
+
+
+def test_ppi_is_ppi_python() -> None:
+    needs("ppi_py")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ppi_py import ppi_mean_ci, ppi_mean_pointestimate
+
+    for case in range(40):
+        n, many = int(RNG.integers(20, 200)), int(RNG.integers(200, 3000))
+        truth = RNG.random(n + many)
+        labels = (RNG.random(n + many) < truth).astype(float)
+        guess = np.clip(truth + RNG.normal(0, 0.2, n + many), 0, 1)
+        weights = RNG.random(n) + 0.2 if case % 2 else None
+        given = (labels[:n], guess[:n], guess[n:])
+        for trust in (0.0, 1.0, 0.4):
+            found = stats.ppi_mean(*given, weights, level=0.9, trust=trust)
+            assert found is not None
+            point = float(np.ravel(ppi_mean_pointestimate(*given, lam=trust, w=weights))[0])
+            assert found.value == pytest.approx(point)
+            if weights is None:
+                low, high = (float(np.ravel(x)[0]) for x in ppi_mean_ci(*given, alpha=0.1, lam=trust))
+                assert found.high - found.low == pytest.approx(high - low, rel=0.03)  # theirs divides by n, ours by n-1
+        tuned = stats.ppi_mean(*given, weights, level=0.9)
+        fixed = [stats.ppi_mean(*given, weights, level=0.9, trust=trust) for trust in np.linspace(0, 1, 21)]
+        assert tuned is not None
+        assert tuned.high - tuned.low <= min(one.high - one.low for one in fixed if one) + 1e-9
+    assert stats.ppi_mean([1.0], [0.5], [0.5]) is None
+
+
+def test_ppi_believes_perfect_predictions_and_ignores_useless_ones() -> None:
+    labels = np.array([0.0, 1.0, 0.0, 1.0, 1.0])
+    perfect = stats.ppi_mean(labels, labels, RNG.random(10**6) < 0.3)
+    assert perfect is not None
+    assert perfect.high - perfect.low < 0.01
+    useless = stats.ppi_mean(labels, np.full(5, 0.5), np.full(100, 0.5))
+    assert useless is not None
+    assert useless.value == pytest.approx(labels.mean())
+
+
+def test_the_weighted_mean_is_hajeks_and_the_certain_rows_stand_for_themselves() -> None:
+    values, weights, known = [1, 0, 1, 1], [10.0, 20.0, 10.0, 60.0], [0, 1]
+    found = stats.hajek(values, weights, known=known)
+    assert found is not None
+    assert found.value == pytest.approx((0.5 * 2 + 80.0) / 102.0)
+    assert found.n == 6
+    alike = stats.hajek([1] * 30 + [0] * 10, [3.0] * 40)
+    plain = stats.wilson(30, 40)
+    assert alike is not None
+    assert plain is not None
+    assert (alike.value, alike.n) == (plain.value, plain.n)
+    assert (alike.low, alike.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+    every = stats.hajek([1] * 12, [5.0] * 12)
+    assert every is not None
+    assert every.low < 0.85
+    assert stats.hajek([], []) is None
+    assert stats.hajek([], [], known=[1, 0]) == stats.Estimate(0.5, 0.5, 0.5, 2)
+
+
+def test_the_bootstrap_resamples_whole_prompts() -> None:
+    """Ten copies of each row in one group say no more than the row; in groups of their own they do."""
+    values = np.tile(RNG.random(50) < 0.7, 10).astype(float)
+    ones = np.ones(500)
+    together = stats.bootstrap_ratio(values, ones, np.tile(np.arange(50), 10))
+    apart = stats.bootstrap_ratio(values, ones, np.arange(500))
+    assert together is not None
+    assert apart is not None
+    assert together.value == apart.value == pytest.approx(values.mean())
+    assert together.high - together.low > 2.5 * (apart.high - apart.low)
+    assert stats.bootstrap_ratio([], [], []) is None
+    assert stats.bootstrap_ratio([1.0], [0.0], [1]) is None
+
+
+def test_calibration_error_of_known_cases() -> None:
+    found = stats.expected_calibration_error([0.95] * 60 + [0.55] * 40, [1] * 57 + [0] * 3 + [1] * 10 + [0] * 30)
+    assert found is not None
+    assert found.value == pytest.approx(0.4 * 0.3)
+    assert found.low < 0.12 < found.high
+    assert stats.expected_calibration_error([], []) is None
+
+
+def test_one_persons_error_and_the_noise_of_a_dataset() -> None:
+    for error in (0.0, 0.05, 0.2, 0.5):
+        assert stats.error_of_one(2 * error * (1 - error)) == pytest.approx(error)
+    assert stats.error_of_one(0.8) == 0.5
+    assert stats.noise_rate(0.1, 90, 0.0, 10) == pytest.approx(0.09)
+    assert stats.noise_rate(1.0, 10, 1.0, 10) < 0.5
+    assert stats.noise_rate(0.0, 0, 0.0, 0) == 0.0
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.1, 50))
+def test_turning_every_pair_turns_every_probability(seed: int, seats: int, l2: float) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 2, (80, seats))
+    y = (rng.random(80) < 0.5).astype(float)
+    y[rng.random(80) < 0.3] = np.nan
+    folds, prior = rng.integers(0, 5, 80), rng.random(seats)
+    turned = np.asarray(rng.random(80) < 0.5)
+    sign = np.where(turned, -1.0, 1.0)
+    one = stats.cross_fitted(x, y, folds, prior, l2=l2)
+    other = stats.cross_fitted(x * sign[:, None], np.where(turned, 1 - y, y), folds, prior, l2=l2)
+    assert np.allclose(other, np.where(turned, 1 - one, one), atol=1e-9)
+
+
+def test_a_pairs_own_label_never_touches_its_probability() -> None:
+    x, y, folds = RNG.normal(0, 2, (50, 2)), (RNG.random(50) < 0.5).astype(float), np.arange(50) % 5
+    before = stats.cross_fitted(x, y, folds)
+    for row in range(50):
+        changed = y.copy()
+        changed[row] = 1 - y[row]
+        after = stats.cross_fitted(x, changed, folds)
+        assert after[row] == before[row]
+        assert not np.array_equal(after, before)
+
+
+def test_few_labels_change_little_and_many_decide() -> None:
+    prior = np.array([0.5, 0.5])
+    x = np.array([[3.9, -3.9]] * 400)
+    few = stats.antisymmetric(x[:2], np.ones(2), prior, l2=38.0)
+    many = stats.antisymmetric(x, np.ones(400), prior, l2=38.0)
+    assert np.abs(few - prior).max() < 0.12
+    assert many[0] > prior[0] + 0.2 > prior[1] - 0.2 > many[1]
+    assert np.array_equal(stats.antisymmetric(x[:0], np.ones(0), prior, l2=38.0), prior)
+
+
+def test_the_penalised_regression_is_statsmodels_without_penalty() -> None:
+    needs("statsmodels")
+    import statsmodels.api as sm
+
+    x = RNG.normal(0, 1, (300, 3))
+    y = (RNG.random(300) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.2]))).astype(float)
+    assert stats.antisymmetric(x, y, l2=0.0) == pytest.approx(sm.Logit(y, x).fit(disp=False).params, abs=1e-6)

@@ -1,0 +1,128 @@
+"""Every interval keeps its promise: 90 % intervals cover the truth in 88 to 92 % of simulations, the certificate is
+violated in at most its nominal share. Seeded, so that chance decides nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from rlaif import stats
+from rlaif.stats import Estimate
+
+SIMULATIONS = 1000
+Draw = Callable[[np.random.Generator], "Estimate | None"]
+
+
+def coverage(draw: Draw, truth: float, *, simulations: int = SIMULATIONS, seed: int = 0) -> float:
+    rng = np.random.default_rng(seed)
+    found = [draw(rng) for _ in range(simulations)]
+    return float(np.mean([one is not None and one.low <= truth <= one.high for one in found]))
+
+
+def wilson(rng: np.random.Generator) -> Estimate | None:
+    n = int(rng.integers(60, 400))  # over sizes, as its coverage swings from one n to the next
+    return stats.wilson(int(rng.binomial(n, 0.85)), n, 0.9)
+
+
+def kappa(rng: np.random.Generator) -> Estimate | None:
+    table = rng.multinomial(250, [0.42, 0.08, 0.09, 0.41]).reshape(2, 2)
+    return stats.cohen_kappa(table, level=0.9)
+
+
+KAPPA = (0.83 - (0.5 * 0.51 + 0.5 * 0.49)) / (1 - (0.5 * 0.51 + 0.5 * 0.49))
+
+
+def bootstrap(rng: np.random.Generator) -> Estimate | None:
+    """Four pairs a prompt, which share the prompt's difficulty."""
+    right = rng.random((150, 4)) < rng.beta(6, 2, 150)[:, None]
+    return stats.bootstrap_ratio(right.ravel(), np.ones(600), np.repeat(np.arange(150), 4), level=0.9, rounds=1000,
+                                 seed=int(rng.integers(1 << 30)))  # fmt: skip
+
+
+def alpha(rng: np.random.Generator) -> Estimate | None:
+    """Two people who each see the truth (of two kinds) with probability 0.9: alpha is 0.8 squared."""
+    truth = rng.random(200) < 0.5
+    said = np.where(rng.random((200, 2)) < 0.9, truth[:, None], ~truth[:, None])
+    return stats.krippendorff_alpha([list(map(str, row)) for row in said], level=0.9,
+                                    seed=int(rng.integers(1 << 30)))  # fmt: skip
+
+
+def unequal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Errors of 3,000 pairs with known chance of one, drawn more often where it is larger (Poisson sampling)."""
+    p = rng.beta(1, 6, 3000)
+    wrong = (rng.random(3000) < p).astype(float)
+    worth = np.sqrt(np.clip(p, 0.02, 0.5))
+    return wrong, p, np.minimum(1.0, 180 * worth / worth.sum())
+
+
+def hajek(rng: np.random.Generator) -> Estimate | None:
+    wrong, _, pi = unequal(rng)
+    drawn = rng.random(3000) < pi
+    return stats.hajek(1 - wrong[drawn], 1 / pi[drawn], level=0.9)
+
+
+def ppi(rng: np.random.Generator) -> Estimate | None:
+    wrong, p, pi = unequal(rng)
+    drawn = rng.random(3000) < pi
+    guess = np.clip(p * 1.3, 0, 1)  # predictions need not be calibrated
+    return stats.ppi_mean(wrong[drawn], guess[drawn], guess, 1 / pi[drawn], level=0.9)
+
+
+def ppi_equal(rng: np.random.Generator) -> Estimate | None:
+    p = rng.beta(2, 2, 1200)
+    labels = (rng.random(1200) < p).astype(float)
+    return stats.ppi_mean(labels[:150], p[:150], p[150:], level=0.9)
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth"),
+    [(wilson, 0.85), (kappa, KAPPA), (bootstrap, 0.75), (alpha, 0.64), (hajek, 6 / 7), (ppi, 1 / 7), (ppi_equal, 0.5)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_ninety_per_cent_intervals_cover_88_to_92(draw: Draw, truth: float) -> None:
+    assert 0.88 <= coverage(draw, truth) <= 0.92
+
+
+def test_the_exact_bound_is_never_too_bold() -> None:
+    rng = np.random.default_rng(1)
+    for p in (0.6, 0.85, 0.95):
+        bounds = {k: stats.clopper_pearson(k, 80, 0.9) for k in range(81)}
+        above = np.mean([bounds[int(k)] > p for k in rng.binomial(80, p, 20_000)])
+        assert above <= 0.1 + 0.006
+
+
+def certified(rng: np.random.Generator, accuracy: Callable[[np.ndarray], np.ndarray], labels: int) -> bool:
+    """Whether a split certifies a part of the pairs in which agreement is below what was asked."""
+    sure = 0.5 + rng.random(4000) / 2
+    p = accuracy(sure)
+    right = rng.random(4000) < p
+    found = stats.certify(sure[:labels], right[:labels], sure[labels:], target=0.85, alpha=0.1)
+    if found.threshold is None:
+        return False
+    above = np.linspace(found.threshold, 1.0, 2001)
+    return bool(accuracy(above).mean() < 0.85)
+
+
+def test_the_certificate_is_violated_in_at_most_its_nominal_share() -> None:
+    worst = {
+        "at the target everywhere": lambda sure: np.full_like(sure, 0.8499),
+        "falls through the target": lambda sure: 0.7 + 0.55 * (sure - 0.5),
+        "confident and wrong": lambda sure: 1.0 - 0.4 * sure,
+    }
+    for accuracy in worst.values():
+        rng = np.random.default_rng(3)
+        broken = sum(certified(rng, accuracy, 200) for _ in range(SIMULATIONS))
+        assert broken <= 0.1 * SIMULATIONS + 2.33 * (0.1 * 0.9 * SIMULATIONS) ** 0.5  # 99 % of chance
+
+
+def test_nothing_is_certified_where_the_first_test_fails() -> None:
+    sure = np.linspace(1.0, 0.5, 400)
+    right = np.concatenate([np.zeros(20), np.ones(380)])
+    assert stats.certify(sure, right, sure).share == 0.0
+    assert stats.certify(sure, np.ones(400), sure).share == 1.0
+    assert stats.certify(sure[:5], np.ones(5), sure).share == 0.0  # five labels can certify nothing
+    half = stats.certify(sure, (sure > 0.75).astype(float), sure)
+    assert 0.5 <= half.share <= 0.65
+    assert half.tested >= 200
