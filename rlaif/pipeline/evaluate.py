@@ -8,6 +8,7 @@ asked again for the next model. What was measured stands in RUN/evaluation/evalu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,19 +19,21 @@ import polars as pl
 
 from rlaif.config import Config, PolicyConfig
 from rlaif.errors import RlaifError, UsageError
-from rlaif.evaluate import drift, winrate
+from rlaif.evaluate import answers, drift, winrate
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
 from rlaif.judge import ask as asking
+from rlaif.judge import without_model
 from rlaif.llm import demo
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines, Local
-from rlaif.pair import select, settle
+from rlaif.pair import balance, select, settle
 from rlaif.pipeline import commands, rounds
-from rlaif.records import Prompt, key_of, unit_interval
+from rlaif.records import Failure, Prompt, key_of, unit_interval
 from rlaif.run import tables
 from rlaif.run.directory import Run
 from rlaif.run.journal import Reader, read
+from rlaif.stats import Estimate
 
 FOLDER = "evaluation"
 SAMPLES = 12
@@ -104,6 +107,7 @@ def evaluate(run: Run, config: Config, watch: commands.Watch, engines: Engines) 
                 inner.begin("judge", own, restart=True)
                 try:
                     paired = _paired(inner, both)
+                    _without_a_model(inner, paired, meter)
                     for seat in seats:
                         _compare(inner, own, engines, seat, paired, meter)
                 finally:
@@ -164,11 +168,11 @@ def _take(run: Run, inner: Run, config: Config, watch: commands.Watch) -> None:
 def _paired(inner: Run, both: Models) -> pl.DataFrame:
     """One row a prompt that both have answered. Columns: prompt_id, prompt_offset, a, b, a_offset, b_offset, trained_is
     ("a" or "b"), trained_chars, reference_chars, same."""
-    answers = tables.scan(inner.journal_path("completions"), tables.COMPLETIONS, select.shorten)
+    known = tables.scan(inner.journal_path("completions"), tables.COMPLETIONS, select.shorten)
     prompts = tables.scan(inner.journal_path("prompts"), tables.PROMPTS)
     columns = ("prompt_id", "key", "offset", "chars", "same")
-    reference = answers.filter(pl.col("model") == both.reference).select(columns)
-    trained = answers.filter(pl.col("model") == both.trained).select(columns)
+    reference = known.filter(pl.col("model") == both.reference).select(columns)
+    trained = known.filter(pl.col("model") == both.trained).select(columns)
     joined = trained.join(reference, on="prompt_id", suffix="_reference").join(
         prompts.select("prompt_id", prompt_offset="offset"), on="prompt_id"
     )
@@ -188,6 +192,26 @@ def _paired(inner: Run, both: Models) -> pl.DataFrame:
     ).sort("prompt_id")
 
 
+def _without_a_model(inner: Run, paired: pl.DataFrame, meter: Meter) -> None:
+    """Journal what the prompts' checks and the text classifier of refusals say of each answer."""
+    without_model.require_checks(inner.journal_path("prompts"))
+    each = pl.concat(
+        [paired.select("prompt_offset", answer=side, none=pl.lit(None, pl.Int64)) for side in ("a_offset", "b_offset")]
+    ).sort("prompt_offset")
+    prompts, texts = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
+    try:
+        with inner.journal("verdicts") as journal:
+            found = without_model.verdicts(each.iter_rows(), prompts.at, texts.at, journal)
+            for block in iter(lambda: list(itertools.islice(found, rounds.BLOCK)), []):
+                journal.append(block)
+                for record in block:
+                    if isinstance(record, Failure):
+                        meter.failed_with(record.kind, record.error)
+    finally:
+        prompts.close()
+        texts.close()
+
+
 def _compare(
     inner: Run, config: Config, engines: Engines, seat: asking.Seat, paired: pl.DataFrame, meter: Meter
 ) -> None:
@@ -196,7 +220,7 @@ def _compare(
         return
     work = paired.filter(~pl.col("same")).select("prompt_offset", "a_offset", "b_offset")
     meter.what, meter.total = f"evaluate: {seat.name}", (meter.total or 0) + 2 * work.height
-    prompts, answers = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
+    prompts, texts = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
 
     def material() -> Iterator[asking.Material]:
         for row in work.iter_rows():
@@ -214,7 +238,7 @@ def _compare(
                 config,
                 material,
                 prompts.at,
-                answers.at,
+                texts.at,
                 lambda: engines.client(seat.entry.model, seat.entry.base_url, config.judge.vllm, meter),
                 journal,
                 meter,
@@ -222,7 +246,7 @@ def _compare(
             )
     finally:
         prompts.close()
-        answers.close()
+        texts.close()
 
 
 def _measure(
@@ -237,7 +261,8 @@ def _measure(
     trained_on = {record["key"] for _, record in read(run.journal_path("prompts")) if record["split"] == "train"}
     seen = {record["prompt_id"] for _, record in read(inner.journal_path("prompts")) if record["key"] in trained_on}
     paired = paired.filter(~pl.col("prompt_id").is_in(list(seen)))
-    said = settle.comparisons(inner.verdicts(), rounds._as_frames_know(seats))
+    verdicts = inner.verdicts()
+    said = settle.comparisons(verdicts, rounds._as_frames_know(seats), paired.select("a", "b"))
     judged = paired.join(said.select("a", "b", "p_ab", "p_ba"), on=["a", "b"], how="left")
     readable = judged.filter(pl.col("same") | pl.col("p_ab").is_not_null())
     rows = list(map(_row, readable.iter_rows(named=True)))
@@ -245,6 +270,7 @@ def _measure(
     warnings = _warnings(run, both, seats)
     if seen:
         warnings.append(f"{len(seen):,} of the prompts were trained on and are left out")
+    refusing, checks = _answers(inner, paired, verdicts)
     far = _drift(inner, config, both, paired, watch, warnings)
     return {
         "reference": both.reference,
@@ -261,9 +287,36 @@ def _measure(
         "length_ratio": _facts(found.length_ratio),
         "kl_per_answer": _facts(far and far["answer"]),
         "kl_per_token": _facts(far and far["token"]),
+        "refusals": [
+            {name: _facts(value) if isinstance(value, Estimate) else value for name, value in row.items()}
+            for row in refusing
+        ],
+        "checks": checks and [{"the share of checks met": name, "": _facts(value)} for name, value in checks.items()],
         "warnings": warnings,
         "samples": _samples(inner, readable, dict(rows), config.seed),
     }
+
+
+def _answers(
+    inner: Run, paired: pl.DataFrame, verdicts: pl.DataFrame
+) -> tuple[list[dict[str, Any]], dict[str, Estimate] | None]:
+    """Refusals by kind of prompt, and the checks met, of the reference and the trained model."""
+    tags = tables.scan(inner.journal_path("prompts"), tables.PROMPTS).select("prompt_id", "tags")
+    known = balance.with_classes(paired, tags, balance.classes(verdicts))
+    met = settle.checked(verdicts)
+    known = known.join(met.rename({"key": "a", "check": "check_a"}), on="a", how="left").join(
+        met.rename({"key": "b", "check": "check_b"}), on="b", how="left"
+    )
+    told, shares = [], []
+    for row in known.iter_rows(named=True):
+        own = row["trained_is"]
+        other = "b" if own == "a" else "a"
+        kind = row["prompt_class"] or "of no known kind"
+        told += [answers.Answered("reference", kind, row[f"answers_{other}"]),
+                 answers.Answered("trained", kind, row[f"answers_{own}"])]  # fmt: skip
+        if row["check_a"] is not None and row["check_b"] is not None:
+            shares.append((row[f"check_{other}"], row[f"check_{own}"]))
+    return answers.refusals(told), answers.checks(shares)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, winrate.Compared]:
@@ -298,43 +351,43 @@ def _drift(
         paired.select("prompt_id", "prompt_offset", "a_offset", "b_offset", "trained_is").iter_rows(named=True),
         key=lambda row: unit_interval(config.seed, "drift", row["prompt_id"]),
     )[:wanted]
-    prompts, answers = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
+    prompts, texts = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
     try:
-        texts = [
-            (prompts.at(row["prompt_offset"])["messages"], answers.at(row[f"{row['trained_is']}_offset"])["text"])
+        sampled = [
+            (prompts.at(row["prompt_offset"])["messages"], texts.at(row[f"{row['trained_is']}_offset"])["text"])
             for row in chosen
         ]
         return drift.kl(
-            texts, reference=demo.resolve(both.reference), trained=both.local.path, adapter=bool(both.local.base)
+            sampled, reference=demo.resolve(both.reference), trained=both.local.path, adapter=bool(both.local.base)
         )
     except (ImportError, OSError, RuntimeError, RlaifError) as error:  # a figure less is no reason to lose the others
         warnings.append(f"the drift is not measured: {str(error).splitlines()[0]}")
         return None
     finally:
         prompts.close()
-        answers.close()
+        texts.close()
 
 
 def _samples(
     inner: Run, readable: pl.DataFrame, compared: Mapping[str, winrate.Compared], seed: int
 ) -> list[dict[str, Any]]:
     drawn = sorted(readable.iter_rows(named=True), key=lambda row: unit_interval(seed, "sample", row["prompt_id"]))
-    prompts, answers = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
+    prompts, texts = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
     words = {1.0: "trained", 0.0: "reference", 0.5: "tie"}
     try:
         return [
             {
                 "prompt_id": row["prompt_id"],
                 "prompt": prompts.at(row["prompt_offset"])["messages"][-1].get("content") or "",
-                "reference": answers.at(row["b_offset" if row["trained_is"] == "a" else "a_offset"])["text"],
-                "trained": answers.at(row[f"{row['trained_is']}_offset"])["text"],
+                "reference": texts.at(row["b_offset" if row["trained_is"] == "a" else "a_offset"])["text"],
+                "trained": texts.at(row[f"{row['trained_is']}_offset"])["text"],
                 "preferred": words[compared[row["prompt_id"]].score],
             }
             for row in drawn[:SAMPLES]
         ]
     finally:
         prompts.close()
-        answers.close()
+        texts.close()
 
 
 def _facts(found: Any) -> dict[str, Any] | None:

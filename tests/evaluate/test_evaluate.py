@@ -48,7 +48,8 @@ def trained(tmp_path: Path, serve: Serve, rlaif: Cli, monkeypatch: pytest.Monkey
     """A judged run with held-out prompts, and what a training leaves behind. Every model is the scripted server."""
     run = Run(tmp_path / "run")
     server = serve(answers, models=("policy", "m"))
-    rows = [{"prompt": f"Question number {n}"} for n in range(200)]
+    rows = [{"prompt": f"Question number {n}", "tags": ["benign" if n % 2 else "harmful"],
+             "checks": [{"kind": "regex", "pattern": "longer"}] if n % 5 == 0 else []} for n in range(200)]  # fmt: skip
     source = write_jsonl(tmp_path / "prompts.jsonl", rows)
     run.path.mkdir()
     (run.path / "rlaif.toml").write_text("[prompts]\nheldout_share = 0.4\nnear_duplicates = 0\n")
@@ -81,13 +82,21 @@ def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cl
     heldout = [record for record in read_jsonl(run.journal_path("prompts")) if record["split"] == "heldout"]
     numbers = [int(record["messages"][0]["content"].rpartition(" ")[2]) for record in heldout]
     told = run_it(run, config)
-    tied = [n for n in numbers if n % 4 == 0 or n % 10 == 9]
-    lost = [n for n in numbers if n not in tied and n % 3 == 0]
+    checked = [n for n in numbers if n % 5 == 0]  # the trained model meets the check, which outranks the judge
+    tied = [n for n in numbers if n not in checked and (n % 4 == 0 or n % 10 == 9)]
+    lost = [n for n in numbers if n not in checked and n not in tied and n % 3 == 0]
     assert (told["wins"], told["ties"], told["losses"]) == (len(numbers) - len(tied) - len(lost), len(tied), len(lost))
     assert told["the same answer"] == sum(n % 10 == 9 for n in numbers)
     assert told["win_rate"]["n"] == told["prompts"] == len(numbers)
     assert told["win_rate"]["value"] == pytest.approx((told["wins"] + told["ties"] / 2) / len(numbers))
     assert told["length_ratio"]["value"] > 1
+    reference, trained_, gain = (row[""] for row in told["checks"])
+    assert (reference["value"], trained_["value"], gain["value"]) == (0.0, 1.0, 1.0)
+    assert gain["n"] == len(checked)
+    benign, harmful = told["refusals"]
+    assert (benign["prompts"], harmful["prompts"]) == ("benign", "harmful")
+    assert benign["trained"] == benign["reference"]
+    assert benign["trained"]["n"] == sum(n % 2 for n in numbers)
     assert "give --judge" in told["warnings"][0]
     assert {sample["preferred"] for sample in told["samples"]} <= {"trained", "reference", "tie"}
     # Nothing of the run itself has changed, and no held-out prompt has become one to train on.
