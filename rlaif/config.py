@@ -8,14 +8,12 @@ operational and free.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rlaif.errors import IdentityError, UsageError
-from rlaif.records import key_of
+from rlaif.errors import UsageError
 
 CHECK = "check"
 """Instead of a judge's name: the prompts' own checks."""
@@ -169,19 +167,22 @@ class TrainConfig(Section):
     """What training is asked to do.
 
     ``batch_size`` is the effective one, in pairs a step; ``per_device_batch_size`` only says how many of them stand in
-    memory at once. ``learning_rate`` None is 1e-4 for an adapter and 1e-6 for all weights. ``max_steps`` None is
-    ``epochs``. ``extra`` passes further settings of TRL's DPOConfig through by name.
+    memory at once. ``learning_rate`` and ``loss`` left out are the method's own. ``max_steps`` None is ``epochs``.
+    ``quantize`` keeps an adapter's frozen base in 4 bits (QLoRA). ``extra`` passes further settings of TRL's
+    configuration through by name.
     """
 
-    method: Literal["dpo"] = "dpo"
+    method: Literal["dpo", "kto", "sft", "reward", "rloo", "ppo"] = "dpo"
     model: str | None = None
     output: str | None = None
     lora: bool = True
+    quantize: bool = False
     lora_r: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
     merge: bool = True
     beta: float = Field(default=0.1, gt=0)
-    loss: list[str] = Field(default=["sigmoid"], min_length=1)
+    loss: list[str] = []
+    reward_model: str | None = None
     learning_rate: float | None = Field(default=None, gt=0)
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
@@ -190,12 +191,38 @@ class TrainConfig(Section):
     max_length: int = Field(default=1024, ge=16)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     save_steps: int = Field(default=50, ge=1)
+    launcher: Literal["none", "accelerate"] = "none"
+    processes: int | None = Field(default=None, ge=1)
+    sharding: Literal["fsdp", "deepspeed", "ddp"] = "fsdp"
     extra: dict[str, Any] = {}
 
     @field_validator("loss", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+
+class EvaluateConfig(Section):
+    """How the trained model is compared with its reference. Without ``judges``, by the run's own comparing judges.
+    ``drift_samples``: answers from which the KL divergence is estimated; 0 leaves it out."""
+
+    source: list[str] = []
+    limit: int | None = Field(default=None, ge=1)
+    judges: list[str] = []
+    model: str | None = None
+    base_url: list[Url] = []
+    drift_samples: int = Field(default=64, ge=0)
+
+    @field_validator("source", "judges", "base_url", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class RoundConfig(Section):
+    """Where this run stands in a series: ``previous`` is the run that it goes on from, as a path from this one."""
+
+    previous: str | None = None
 
 
 class ClientConfig(Section):
@@ -266,8 +293,10 @@ class Config(Section):
     pairs: PairsConfig = PairsConfig()
     review: ReviewConfig = ReviewConfig()
     train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     client: ClientConfig = ClientConfig()
     run: RunConfig = RunConfig()
+    round: RoundConfig = RoundConfig()
 
     @model_validator(mode="after")
     def _one_way_to_name_policies(self) -> Config:
@@ -336,50 +365,3 @@ CHANGES: dict[str, dict[str, Literal["identity", "grows"]]] = {
         "judge.limit": "grows",
     },
 }
-
-
-def identity(stage: str, config: Config) -> dict[str, Any]:
-    """The fields of ``config`` that ``CHANGES`` lists for ``stage``, by dotted name, as JSON values.
-
-    Models and judges are identified by name (and weight), never by the URL they are reached at.
-    """
-    values: dict[str, Any] = {}
-    for name in CHANGES[stage]:
-        if name == "policies":
-            values[name] = [policy.model for policy in config.pool()]
-        elif name == "judges":
-            values[name] = [[seat.name, seat.model, seat.weight] for seat in config.panel()]
-        else:
-            value: Any = config
-            for part in name.split("."):
-                value = getattr(value, part)
-            values[name] = value
-    return values
-
-
-def identity_hash(values: Mapping[str, Any]) -> str:
-    return key_of(**dict(values))
-
-
-def check_identity(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
-    """Raise :class:`IdentityError` naming every identity field that differs, or that shrank where it may only grow."""
-    differing = []
-    for name, rule in CHANGES[stage].items():
-        if name not in before or before[name] == now[name]:
-            continue
-        if rule == "grows" and _grew(before[name], now[name]):
-            continue
-        verb = "was" if rule == "identity" else "may only grow: it was"
-        differing.append(f"{name} {verb} {before[name]!r}, now {now[name]!r}")
-    if differing:
-        raise IdentityError(
-            f"this run's {stage} was started with other settings: {'; '.join(differing)}",
-            where=where,
-            mend="Put the settings back to go on with this run, or start another one in a new directory"
-            + (", or give --restart to judge it anew (old verdicts stay in the journal)." if stage == "judge" else "."),
-        )
-
-
-def _grew(before: Any, now: Any) -> bool:
-    """None is no limit: larger than every number."""
-    return now is None or (before is not None and now >= before)

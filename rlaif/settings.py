@@ -6,7 +6,9 @@ not set) and ``RLAIF_SEED``. Keys (secrets) never stand here: the client takes t
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +57,59 @@ def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.en
 def template() -> str:
     """The commented rlaif.toml that ``rlaif init`` writes."""
     return (Path(__file__).resolve().parent / "template.toml").read_text(encoding="utf-8")
+
+
+def filled(values: Mapping[str, Any]) -> str:
+    """The template with ``values`` (by section, as :class:`Config` dumps them) where they differ from the default.
+
+    A setting stands where the template shows it; tables that it shows no line for stand at the end.
+    """
+    lines, tables, section = template().splitlines(), list[str](), ""
+    default = Config()
+    given = {(name, field) for name, value in values.items() if isinstance(value, Mapping) for field in value}
+    wanted: dict[tuple[str, str], Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            known = getattr(default, name)
+            wanted |= {(name, field): inner for field, inner in value.items() if inner != getattr(known, field)}
+        elif value != getattr(default, name):
+            wanted["", name] = value
+    for place, line in enumerate(lines):
+        if line.startswith(("[", "# [")):
+            section = line.removeprefix("# ").strip("[]")
+        shown = re.match(r"(?:# )?(\w+) = ", line)
+        if shown is None:
+            continue
+        if (section, shown[1]) in wanted:
+            value = wanted.pop((section, shown[1]))
+            lines[place] = f"# {shown[1]} =" if value is None else f"{shown[1]} = {_toml(value)}"
+            if section == "round":
+                lines[place - 1] = "[round]"
+        elif (section, shown[1]) in given and not line.startswith("#"):
+            lines[place] = f"# {line}"  # what the template sets by itself, and these settings leave alone
+    for (section, field), value in wanted.items():
+        if isinstance(value, Mapping):
+            tables.append(f"\n[{section}.{field}]\n" + _rows(value))
+        elif value:  # a list of tables
+            tables += [f"\n[[{field}]]\n" + _rows(each) for each in value]
+    return "\n".join([*lines, *tables]) + "\n"
+
+
+def _rows(table: Mapping[str, Any]) -> str:
+    return "\n".join(f"{_key(key)} = {_toml(value)}" for key, value in table.items())
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+
+
+def _toml(value: Any) -> str:
+    """``value`` as TOML: JSON, but for tables."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

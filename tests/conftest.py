@@ -43,6 +43,26 @@ def serve() -> Iterator[Callable[..., ScriptedServer]]:
         server.__exit__()
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with random weights in bfloat16."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from rlaif.llm.demo import demo_checkpoint
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def needs(*modules: str) -> None:
     """Skip where none of ``modules`` is installed; under CI a missing part is an error."""
     if not any(importlib.util.find_spec(name) for name in modules):

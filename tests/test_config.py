@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from rlaif import records
-from rlaif.config import CHANGES, Config, check_identity, identity, identity_hash
+from rlaif.config import CHANGES, Config
 from rlaif.errors import IdentityError, UsageError
+from rlaif.identity import check_identity, identity, identity_hash
 from rlaif.settings import load, template
 
 
@@ -43,7 +44,7 @@ def value_of(config: Any, dotted: str) -> Any:
         ("prompts.limit", None, 1, 2, 3),
         ("judge.judges", ["helpful", "quality"], ["x"], ["y", "z"], ["helpful"]),
         ("judge.strategy", "auto", "rate-only", "round-robin", "rate-then-compare"),
-        ("train.loss", ["sigmoid"], ["ipo"], ["robust"], ["sigmoid", "sft"]),
+        ("train.loss", [], ["ipo"], ["robust"], ["sigmoid", "sft"]),
         ("client.budget_usd", None, 1.0, 2.0, 3.0),
     ],
 )
@@ -162,7 +163,7 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ("[sampler]\nmodel = [1]\n", "sampler.model.0: Input should be a valid string"),
         ("[prompts]\non_bad_row = 'stopp'\n", "prompts.on_bad_row: Input should be 'stop' or 'skip'"),
         ("[prompts]\nheldout_share = 1\n", "prompts.heldout_share: Input should be less than 1"),
-        ("[train]\nloss = []\n", "train.loss: List should have at least 1 item"),
+        ("[train]\nlora_r = 0\n", "train.lora_r: Input should be greater than or equal to 1"),
         ("[client]\nconcurrency = 1.5\n", "client.concurrency: Input should be a valid integer"),
         ("[client]\nbudget_usd = 0\n", "client.budget_usd: Input should be greater than 0"),
         ("seed = nan\n", "seed: Input should be a finite number"),

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "rlaif"
-GROUND = {"records", "config", "settings", "errors", "stats", "packaged"}
+GROUND = {"records", "config", "identity", "settings", "errors", "stats", "packaged"}
 STAGES = {"generate", "judge", "pair", "review", "train", "evaluate", "report"}
 # Who may import whom, besides itself and the ground floor.
 MAY = {
@@ -25,7 +25,17 @@ MAY = {
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "polars", "pyarrow", "aiohttp"}
 # Modules that the command which needs them loads as a whole, inside a function.
-WHOLE = {"run/tables", "pair", "pipeline", "llm/endpoint", "llm/ask", "llm/server", "judge/ask", "judge/read"}
+WHOLE = {
+    "run/tables",
+    "pair",
+    "pipeline",
+    "llm/endpoint",
+    "llm/ask",
+    "llm/server",
+    "judge/ask",
+    "judge/read",
+    "report/quality",
+}
 
 
 def imports(path: Path, *, top_level_only: bool) -> set[str]:

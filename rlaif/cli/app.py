@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import console, library
+from rlaif.cli.evaluate import evaluate
 from rlaif.cli.export import export
 from rlaif.cli.generate import generate
 from rlaif.cli.init import init
 from rlaif.cli.judge import judge
+from rlaif.cli.report import report
 from rlaif.cli.review import review
 from rlaif.cli.run import run
 from rlaif.cli.status import status
@@ -27,7 +29,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (init, run, generate, judge, review, train, export, status, library.doctor):
+for command in (
+    init, run, generate, judge, review, train, evaluate, report, export, status, library.doctor,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(library.judges, name="judges")
 app.add_typer(library.prompts, name="prompts")

@@ -13,7 +13,10 @@ from rlaif.cli.shared import RunPath, Seed, as_judged, open_with
 
 def train(
     run: RunPath,
-    method: Annotated[Literal["dpo"] | None, typer.Option(help="How to train.", show_default=False)] = None,
+    method: Annotated[
+        Literal["dpo", "kto", "sft", "reward", "rloo", "ppo"] | None,
+        typer.Option(help="How to train.", show_default=False),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="M", show_default=False, help="Default: the run's policy.")
     ] = None,
@@ -23,14 +26,25 @@ def train(
     lora: Annotated[
         bool | None, typer.Option("--lora/--full", help="An adapter, or all weights.", show_default=False)
     ] = None,
-    loss: Annotated[list[str] | None, typer.Option(help="A DPO loss of TRL by name.", show_default=False)] = None,
+    loss: Annotated[list[str] | None, typer.Option(help="A loss of TRL by name.", show_default=False)] = None,
     beta: Annotated[float | None, typer.Option(help="Strength of the KL term.", show_default=False)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="By method if not given.", show_default=False)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the pairs.", show_default=False)] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many.", show_default=False)] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="DIR", help="What rloo trains against.", show_default=False)
+    ] = None,
+    quantize: Annotated[bool | None, typer.Option("--qlora", help="The base in 4 bits.", show_default=False)] = None,
+    launcher: Annotated[
+        Literal["none", "accelerate"] | None, typer.Option(help="Several processes.", show_default=False)
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Default: one a GPU.", show_default=False)] = None,
+    sharding: Annotated[
+        Literal["fsdp", "deepspeed", "ddp"] | None, typer.Option(help="How weights are spread.", show_default=False)
+    ] = None,
     seed: Seed = None,
 ) -> None:
-    """Train on the dataset with TRL's DPOTrainer."""
+    """Train on the dataset with TRL; ppo writes what verl trains with."""
     target, settings = open_with(
         run,
         {
@@ -39,6 +53,11 @@ def train(
             "train.output": str(output) if output else None,
             "train.lora": lora,
             "train.loss": loss,
+            "train.launcher": launcher,
+            "train.processes": processes,
+            "train.sharding": sharding,
+            "train.reward_model": reward_model,
+            "train.quantize": quantize,
             "train.beta": beta,
             "train.learning_rate": learning_rate,
             "train.epochs": epochs,
@@ -47,8 +66,14 @@ def train(
         },
     )
     from rlaif import pipeline
+    from rlaif.train import methods
 
+    if settings.train.method == "ppo":
+        folder = pipeline.hand_over(target, as_judged(target, settings))
+        console.put(f"handed over to verl, which trains where its GPUs are: {folder / 'launch.sh'}")
+        return
     result = pipeline.train(target, as_judged(target, settings), console.Console())
-    console.put(f"trained on {result.pairs:,} pairs in {result.steps:,} steps ({result.seconds:,.0f} s)")
+    unit = methods.of(settings.train.method).UNIT
+    console.put(f"trained on {result.pairs:,} {unit} in {result.steps:,} steps ({result.seconds:,.0f} s)")
     for name, path in result.paths().items():
         console.put(f"{name}: {path}")

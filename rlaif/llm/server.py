@@ -25,6 +25,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def build() -> str:
     )
 
 
-def arguments(model: str, kind: str, options: Mapping[str, Any]) -> list[str]:
-    """vLLM's command line for ``model``. ``options`` are its own settings by name, and win over ours."""
+def arguments(model: str, kind: str, options: Mapping[str, Any], path: str | None = None) -> list[str]:
+    """vLLM's command line for ``model``, which lies at ``path`` where that is not its name. ``options`` are its own
+    settings by name, and win over ours."""
     options = {name.replace("-", "_"): value for name, value in options.items()}
     for name in sorted(OURS & set(options)):
         raise UsageError(f"{name} is set by rlaif itself", mend="Take it out of [sampler.vllm] or [judge.vllm].")
@@ -91,14 +93,23 @@ def arguments(model: str, kind: str, options: Mapping[str, Any]) -> list[str]:
             flags += [f"--{flag}", *map(str, value)]
         else:
             flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return ["--model", demo.resolve(model), *flags]
+    return ["--model", demo.resolve(path or model), *flags]
 
 
 class Server:
     """One managed vLLM. :meth:`start` waits until it is healthy; :meth:`stop` leaves nothing behind."""
 
-    def __init__(self, model: str, options: Mapping[str, Any], config: ClientConfig, log: Path, say: Say) -> None:
+    def __init__(
+        self,
+        model: str,
+        options: Mapping[str, Any],
+        config: ClientConfig,
+        log: Path,
+        say: Say,
+        path: str | None = None,
+    ) -> None:
         self.model = model
+        self._path = path
         self.key = secrets.token_hex(16)
         self.port = 0
         self.log = log / f"vllm-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')[-60:]}.log"
@@ -124,7 +135,7 @@ class Server:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.model == demo.NAME and not demo.is_prepared():
             self._say("preparing the embedded model (25 s, this once)")
-        flags = arguments(self.model, kind, self._options)
+        flags = arguments(self.model, kind, self._options, self._path)
         usual = "about a minute on a CPU" if kind == "cpu" else "one to several minutes, by the model's size"
         reason: str | None = None
         for attempt in range(1, STARTS + 1):
@@ -235,6 +246,17 @@ class Server:
         return reason_in(self.log, self._log_from)
 
 
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A trained model by the name that its answers carry: a whole one at ``path``, or an adapter over ``base``."""
+
+    name: str
+    path: str
+    base: str | None = None
+    rank: int = 16
+    """An adapter's rank, rounded up to one that vLLM has."""
+
+
 class Engines:
     """Gives clients: for a URL that somebody else serves, or for a model that is served here, one at a time."""
 
@@ -243,6 +265,25 @@ class Engines:
         self._config = config
         self._say = say
         self._server: Server | None = None
+        self._local: dict[str, Local] = {}
+
+    def know(self, local: Local) -> None:
+        """From now on ``local.name`` is a model like any other; an adapter is served beside its base, by one server."""
+        self._local[local.name] = local
+
+    def _served(self, model: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str | None]:
+        """The model that a server of ``model`` is started with, its options, and where it lies if not by its name."""
+        local = self._local.get(model)
+        base = local.base if local and local.base else model
+        beside = [other for other in self._local.values() if other.base == base]
+        if beside:
+            adapters = {
+                "enable_lora": True,
+                "max_lora_rank": max(other.rank for other in beside),
+                "lora_modules": [f"{other.name}={Path(other.path).resolve()}" for other in beside],
+            }
+            options = {**adapters, **options}
+        return base, options, local.path if local and not local.base else None
 
     def __enter__(self) -> Engines:
         return self
@@ -266,9 +307,10 @@ class Engines:
                 )
             return Client(model, urls, self._config, meter)
         server = self._server
-        if server is None or server.model != model:
+        served, options, path = self._served(model, options)
+        if server is None or server.model != served:
             self.close()
-            server = Server(model, options, self._config, self._log, self._say)
+            server = Server(served, options, self._config, self._log, self._say, path)
             self._server = server  # before it starts: an interrupt in the middle must find it
             server.start()
         else:

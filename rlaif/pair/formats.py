@@ -28,8 +28,7 @@ openrlhf        train.jsonl, test.jsonl: chosen, rejected (whole conversations).
                 --data.chosen_key chosen --data.rejected_key rejected``, no ``--data.prompt_key``. Never a column
                 *margin*: its reward model trainer reads one. It reads no tools.
 
-The JSON Lines hold only columns that are text in every row: a column that is null in the first ten megabytes and not
-later does not load. ``pair_id`` joins every row to what else train.parquet knows of it.
+The JSON Lines hold only columns that are text in every row: one that begins with ten megabytes of nulls does not load.
 """
 
 from __future__ import annotations
@@ -109,8 +108,7 @@ class _Export:
 
 
 def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Path]:  # noqa: A002
-    """Write the dataset for another trainer. Raises :class:`UsageError` where there is none, or ``output`` is taken,
-    and :class:`RunError` where it cannot be written."""
+    """Write the dataset for another trainer. Raises :class:`UsageError` (none there, ``output`` taken) or RunError."""
     match format:
         case "trl":
             write = _trl

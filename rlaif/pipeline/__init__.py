@@ -5,6 +5,7 @@
     diary.py      its log, and who is told of its end
     commands.py   generate, import_completions, judge, rebuild, train
     rounds.py     whom the judges are asked about, round by round
+    evaluate.py   the trained model against its reference
     plan.py       what a command would ask, for --dry-run
     build.py      tables/ and dataset/ from what the rounds gave
     people.py     the review page, with the judges' rubrics and gold pairs
@@ -13,14 +14,17 @@ Each command takes a run, its settings and a :class:`Watch` that is told what ha
 writes, and may be called again: what is journaled is not asked for twice.
 """
 
-from rlaif.pipeline.commands import Watch, generate, import_completions, judge, rebuild, train
+from rlaif.pipeline.commands import Watch, generate, hand_over, import_completions, judge, rebuild, train
+from rlaif.pipeline.evaluate import evaluate
 from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.people import review
 from rlaif.pipeline.plan import plan_generate, plan_judge
 
 __all__ = [
     "Watch",
+    "evaluate",
     "generate",
+    "hand_over",
     "import_completions",
     "judge",
     "plan_generate",

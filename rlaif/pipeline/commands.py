@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlaif.config import Config
@@ -20,7 +21,7 @@ from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run.directory import Run
 
 if TYPE_CHECKING:
-    from rlaif.train.dpo import TrainResult
+    from rlaif.train.writing import TrainResult
 
 
 class Watch(Protocol):
@@ -189,12 +190,26 @@ def _require_completions(run: Run) -> None:
 
 def train(run: Run, config: Config, watch: Watch) -> TrainResult:
     """Merge what people have labelled since, then train."""
-    from rlaif.train import dpo
+    from rlaif.train import launch, loop
+
+    if run.pairs_path.exists():
+        rebuild(run, config)
+    if config.train.method == "ppo":
+        raise UsageError("ppo is not trained here but handed over to verl", where="train.method",
+                         mend=f"Give: rlaif train {run.path} --method ppo; or train here with rloo.")  # fmt: skip
+    with run.writing():
+        run.begin("train", config)
+        begin = launch.train if config.train.launcher == "accelerate" else loop.train
+        result = begin(run, config, say=watch.say)
+        run.end("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
+    return result
+
+
+def hand_over(run: Run, config: Config) -> Path:
+    """Merge what people have labelled since, then write what verl trains with. Returns the folder."""
+    from rlaif.train import handover
 
     if run.pairs_path.exists():
         rebuild(run, config)
     with run.writing():
-        run.begin("train", config)
-        result = dpo.train(run, config, say=watch.say)
-        run.end("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
-    return result
+        return handover.write(run, config)

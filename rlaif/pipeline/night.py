@@ -32,6 +32,7 @@ from rlaif.pipeline import commands, outlook
 from rlaif.pipeline.build import Built
 from rlaif.pipeline.diary import Diary, notify
 from rlaif.report import facts as reporting
+from rlaif.report import page
 from rlaif.run.directory import Run
 
 Done = TypeVar("Done")
@@ -270,11 +271,6 @@ class _Night:
             self.diary.say(f"training is left for another night: {' '.join(str(error).split())}")
 
     def _report(self) -> None:
-        try:
-            from rlaif.report import page  # type: ignore[attr-defined]
-        except ImportError:
-            self.diary.note(reporting.as_text(reporting.of(self.run)))
-            return
         self.told.report = page.write(self.run)
 
     # Limits

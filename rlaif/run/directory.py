@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from rlaif.config import CHANGES, Config, check_identity, identity, identity_hash
+from rlaif.config import CHANGES, Config
 from rlaif.errors import RunError
+from rlaif.identity import check_identity, identity, identity_hash
 from rlaif.records import SCHEMA_VERSION
 from rlaif.run.journal import Journal, read
 from rlaif.settings import FILE_NAME

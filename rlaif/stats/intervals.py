@@ -57,7 +57,7 @@ def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
     return (0.0 if p <= 0 else max(0.0, centre - half)), (1.0 if p >= 1 else min(1.0, centre + half))
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Estimate | None:
+def wilson(successes: float, n: int, level: float = 0.95) -> Estimate | None:
     """A proportion with its Wilson score interval (Wilson 1927). None without observations."""
     if n == 0:
         return None

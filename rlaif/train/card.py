@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlaif.config import Config
-from rlaif.train import settings
+from rlaif.train import methods, settings
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from rlaif.train.dpo import Prepared, TrainResult
+    from rlaif.train.loop import Prepared
+    from rlaif.train.writing import TrainResult
 
 
 def write(path: Path, prepared: Prepared, config: Config, result: TrainResult) -> None:
@@ -25,10 +26,10 @@ def write(path: Path, prepared: Prepared, config: Config, result: TrainResult) -
 def text(prepared: Prepared, config: Config, result: TrainResult) -> str:
     train = config.train
     rows = {
-        "Method": f"DPO, loss {' + '.join(train.loss)}, beta {train.beta:g}",
+        "Method": methods.of(train.method).described(train),
         "Weights": f"LoRA, r = {train.lora_r}, alpha = {train.lora_alpha}, all linear layers" if train.lora else "all",
         "Learning rate": f"{settings.learning_rate(train):g}",
-        "Steps": f"{result.steps} of {train.batch_size} pairs",
+        "Steps": f"{result.steps} of {train.batch_size} {methods.of(train.method).UNIT}",
         "Longest sequence": f"{train.max_length} tokens",
         "Precision": settings.dtype(train),
         "Seed": str(config.seed),
@@ -43,7 +44,7 @@ Trained from `{prepared.model}` with [TRL](https://github.com/huggingface/trl) b
 
 {_layout(result)}
 ## Data
-{result.pairs} preference pairs{_left_out(prepared.train.height - result.pairs)}.
+{_data(prepared, config, result)}
 Labelled by: {_sources(prepared.train)}.
 The training file's sha256 is `{prepared.digest}`.
 
@@ -77,6 +78,14 @@ def _layout(result: TrainResult) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _data(prepared: Prepared, config: Config, result: TrainResult) -> str:
+    unit = methods.of(config.train.method).UNIT
+    if unit != "pairs":
+        what = "prompts" if config.train.method == "rloo" else unit
+        return f"{result.pairs} {what} of {prepared.train.height} preference pairs."
+    return f"{result.pairs} preference pairs{_left_out(prepared.train.height - result.pairs)}."
+
+
 def _left_out(count: int) -> str:
     return f" ({count} more were left out: their prompts fill the longest sequence)" if count else ""
 
@@ -96,10 +105,11 @@ def _results(result: TrainResult) -> str:
     loss = f"Final training loss {result.loss:.4f}.\n" if result.loss is not None else ""
     if result.accuracy_after is None:
         return f"{loss}Not measured on held-out pairs: the dataset has none.\n"
+    what = "chosen answer likelier a token" if result.moved else "chosen answer scored higher"
+    moved = f"| moved towards the chosen answer (chance is 0.5) | {result.moved} |\n" if result.moved else ""
     return f"""{loss}
 | on held-out pairs, with 95 % interval | |
 |---|---|
-| chosen answer likelier a token, before | {result.accuracy_before} |
-| chosen answer likelier a token, after | {result.accuracy_after} |
-| moved towards the chosen answer (chance is 0.5) | {result.moved} |
-"""
+| {what}, before | {result.accuracy_before} |
+| {what}, after | {result.accuracy_after} |
+{moved}"""

@@ -7,11 +7,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import RunError
 from rlaif.stats import Estimate, wilson
+from rlaif.train import preflight
+from rlaif.train.methods import Head
 
+if TYPE_CHECKING:
+    import polars as pl
+
+POINTS = 500
 TEST_PAIRS = 2_000  # a share measured on so many is known to two hundredths
 SAY_EVERY_S = 30.0
 
@@ -40,30 +46,77 @@ def moved(before: Sequence[Likelihood], after: Sequence[Likelihood]) -> Estimate
     return wilson(gained, len(before))
 
 
-def likelihoods(trainer: Any) -> list[Likelihood]:
-    """What ``trainer``'s model gives to the answers of its held-out pairs; empty where it has none."""
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A held-out pair as token ids: prompt and answer together, and where the answer begins."""
+
+    chosen: list[int]
+    rejected: list[int]
+    start: int
+
+
+def tokens(frame: pl.DataFrame | None, tokenizer: Any, max_length: int) -> list[Tokens]:
+    """The pairs of ``frame`` as the model reads them, cut at ``max_length``; without those whose prompt fills it."""
+    found = []
+    for row in frame.iter_rows(named=True) if frame is not None else ():
+        turns = preflight.conversation(row)
+        prompt = preflight.ids(tokenizer, turns["prompt"], turns["tools"], add_generation_prompt=True)
+        both = [
+            preflight.ids(tokenizer, turns["prompt"] + turns[side], turns["tools"]) for side in ("chosen", "rejected")
+        ]
+        start = min(preflight.common(prompt, whole) for whole in both)
+        if start < max_length:
+            found.append(Tokens(both[0][:max_length], both[1][:max_length], start))
+    return found
+
+
+def can(trainer: Any) -> bool:
+    """Whether each process has the whole model, so that held-out pairs can be measured by one."""
+    from accelerate.utils import DistributedType
+
+    return trainer.accelerator.distributed_type not in (
+        DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM,
+    )  # fmt: skip
+
+
+def likelihoods(trainer: Any, pairs: Sequence[Tokens], head: Head) -> list[Likelihood]:
+    """What ``trainer``'s model gives to the answers of ``pairs``: log-probabilities, or scores (as of one token)."""
     import torch
 
-    if trainer.eval_dataset is None or not len(trainer.eval_dataset):
-        return []
-    model = trainer.model
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    pad = trainer.processing_class.pad_token_id or 0
+    device = next(model.parameters()).device
+    size = max(1, trainer.args.per_device_eval_batch_size)
     measured: list[Likelihood] = []
+    training = model.training
     model.eval()
-    for batch in trainer.get_eval_dataloader():
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    for first in range(0, len(pairs), size):
+        group = pairs[first : first + size]
+        rows = [pair.chosen for pair in group] + [pair.rejected for pair in group]
+        starts = [pair.start for pair in group] * 2
+        longest = max(map(len, rows))
+        input_ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+        attention_mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
         with torch.no_grad(), trainer.accelerator.autocast():
-            # The head that TRL puts on the model: log-probabilities of the labels without logits over the vocabulary.
-            scored = model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                labels=labels,
-                fused_lm_head=True,
-                use_cache=False,
-            )
-        sums = scored.log_probs.float().sum(dim=1).tolist()
-        tokens = batch["completion_mask"][:, 1:].sum(dim=1).tolist()
-        half = len(sums) // 2  # chosen first, then rejected
-        measured += map(Likelihood, sums[:half], sums[half:], tokens[:half], tokens[half:])
+            if head == "score":
+                scored = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                sums, counts = scored.logits.float()[:, 0].tolist(), [1] * len(rows)
+            else:
+                labels = [[-100] * start + row[start:] + [-100] * (longest - len(row))
+                          for row, start in zip(rows, starts, strict=True)]  # fmt: skip
+                # The head that TRL puts on the model: log-probabilities of labels without logits over the vocabulary.
+                scored = model(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    labels=torch.tensor(labels, device=device),
+                    fused_lm_head=True,
+                    use_cache=False,
+                )
+                sums = scored.log_probs.float().sum(dim=1).tolist()
+                counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
+        half = len(group)  # chosen first, then rejected
+        measured += map(Likelihood, sums[:half], sums[half:], counts[:half], counts[half:])
+    model.train(training)
     return measured
 
 
@@ -96,7 +149,40 @@ def last_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(tail) / len(tail) if tail else None
 
 
-def teller(say: Callable[[str], None], *, pairs_per_step: int) -> Any:
+NAMES = {
+    "margin": ("rewards/margins", "margin"),
+    "accuracy": ("rewards/accuracies", "accuracy"),
+    "reward": ("reward",),
+    "kl": ("kl",),
+}
+"""What a log entry is called by the trainers of TRL."""
+
+
+def point(logs: Mapping[str, Any], *, beta: float) -> dict[str, float]:
+    """What one log entry says: loss, and where there is one margin, accuracy, reward, kl.
+
+    Where the trainer logs no KL, it is estimated from the pairs: their answers were mostly sampled from the reference,
+    so the mean of log p_reference - log p is an estimate of KL(reference || model), in nats an answer.
+    """
+    found = {"loss": float(logs["loss"])} if "loss" in logs else {}
+    for name, theirs in NAMES.items():
+        value = next((logs[key] for key in theirs if key in logs), None)
+        if value is not None:
+            found[name] = float(value)
+    rewards = [logs.get(f"rewards/{side}") for side in ("chosen", "rejected")]
+    if "kl" not in found and None not in rewards:
+        found["kl"] = -sum(map(float, rewards)) / 2 / beta  # type: ignore[arg-type]  # None was looked for
+    return found
+
+
+def history(entries: Sequence[Mapping[str, Any]], *, beta: float) -> list[dict[str, float]]:
+    """The course of a training in at most ``POINTS`` evenly spaced points, for its report."""
+    points = [{"step": int(entry["step"]), **point(entry, beta=beta)} for entry in entries if "loss" in entry]
+    every = max(1, -(-len(points) // POINTS))
+    return points[::every] + (points[-1:] if points and (len(points) - 1) % every else [])
+
+
+def teller(say: Callable[[str], None], *, per_step: int, unit: str, beta: float) -> Any:
     """A trainer callback that tells now and then how far it is, and ends a training whose loss is no number."""
     from transformers import TrainerCallback
 
@@ -129,11 +215,13 @@ def teller(say: Callable[[str], None], *, pairs_per_step: int) -> Any:
         def line(self, state: Any, logs: Mapping[str, Any], now: float) -> str:
             done, left = state.global_step - self.first, state.max_steps - state.global_step
             a_step = (now - self.started) / max(done, 1)
-            parts = [f"step {state.global_step}/{state.max_steps}", f"loss {float(logs['loss']):.4f}"]
-            for title, name in (("reward margin", "rewards/margins"), ("reward accuracy", "rewards/accuracies")):
-                if name in logs and logs.get("rewards/margins"):  # all are zero before the first step has been taken
-                    parts.append(f"{title} {float(logs[name]):.3f}")
-            parts.append(f"{pairs_per_step / max(a_step, 1e-9):.2g} pairs/s")
+            seen = point(logs, beta=beta)
+            parts = [f"step {state.global_step}/{state.max_steps}", f"loss {seen['loss']:.4f}"]
+            titles = {"margin": "reward margin", "accuracy": "reward accuracy", "reward": "reward", "kl": "KL"}
+            # Before the first step has been taken, all of them are zero.
+            parts += [f"{title} {seen[name]:.3f}" for name, title in titles.items() if name in seen and any(
+                seen.get(other) for other in ("margin", "reward", "kl"))]  # fmt: skip
+            parts.append(f"{per_step / max(a_step, 1e-9):.2g} {unit}/s")
             return ", ".join([*parts, *([f"about {_duration(a_step * left)} left"] if left else [])])
 
     return Teller()

@@ -299,17 +299,20 @@ def _template_pass(of: str) -> Finding:
 
 
 def _measure(row: dict[str, Any], tokenizer: Any) -> _Lengths:
-    def ids(turns: list[dict[str, Any]], **options: Any) -> list[int]:
-        tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, tools=row["tools"], **options)
-        return list(tokens["input_ids"])
-
-    prompt = ids(row["prompt"], add_generation_prompt=True)
-    both = [ids(row["prompt"] + row[side]) for side in ("chosen", "rejected")]
-    shared = min(_common(prompt, whole) for whole in both)
+    prompt = ids(tokenizer, row["prompt"], row["tools"], add_generation_prompt=True)
+    both = [ids(tokenizer, row["prompt"] + row[side], row["tools"]) for side in ("chosen", "rejected")]
+    shared = min(common(prompt, whole) for whole in both)
     return _Lengths(len(prompt), max(map(len, both)), shared == len(prompt), prompt[shared:])
 
 
-def _common(left: list[int], right: list[int]) -> int:
+def ids(tokenizer: Any, turns: list[dict[str, Any]], tools: Any, **options: Any) -> list[int]:
+    """The token ids of ``turns`` in the tokenizer's chat template."""
+    tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, tools=tools, **options)
+    return list(tokens["input_ids"])
+
+
+def common(left: list[int], right: list[int]) -> int:
+    """How many ids both begin with."""
     length = 0
     for a, b in zip(left, right, strict=False):
         if a != b:

@@ -1,32 +1,26 @@
 """What a person asked for under [train], as TRL takes it, and as checkpoints remember it.
 
-``arguments`` gives the keyword arguments of TRL's DPOConfig. Names are checked against TRL's own lists, so that a
-typing error is found before a model is loaded. ``identity`` gives what determines the trained weights: only a
-checkpoint for which that is the same is gone on with.
+``arguments`` gives the keyword arguments of TRL's configuration for the method. Names are checked against TRL's own
+lists, so that a typing error is found before a model is loaded. ``identity`` gives what determines the trained
+weights: only a checkpoint for which that is the same is gone on with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlaif.config import Config, TrainConfig
 from rlaif.errors import UsageError, did_you_mean
+from rlaif.train import methods
 
-# DPO moves a model by small steps: TRL's and the DPO paper's 1e-6 for all weights. An adapter starts at zero and has
-# to grow, and its own parameters are few: it learns next to nothing below 1e-5, and 1e-4 with r = 16 served best here.
-LEARNING_RATE_LORA = 1e-4
-LEARNING_RATE_FULL = 1e-6
-
-# DPOConfig's names for what has its own setting under [train] (or, for the seed, at the top).
+# TRL's names for what has its own setting under [train] (or, for the seed, at the top), whatever the method.
 OURS = {
     "output_dir": "output",
-    "beta": "beta",
-    "loss_type": "loss",
     "learning_rate": "learning_rate",
     "num_train_epochs": "epochs",
     "max_steps": "max_steps",
@@ -50,7 +44,6 @@ OPERATIONAL = (
     "dataloader_", "dataset_num_proc", "disable_tqdm", "eval_", "gradient_checkpointing", "hub_", "log_", "logging_",
     "per_device_eval", "push_to_hub", "report_to", "run_name", "save_", "torch_empty_cache",
 )  # fmt: skip
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 # A longer training goes on from a shorter one's checkpoint; the learning rate then follows the longer schedule.
 GROWING = ("epochs", "max_steps")
 
@@ -69,7 +62,8 @@ def model_name(config: Config) -> str:
 
 
 def learning_rate(train: TrainConfig) -> float:
-    return train.learning_rate or (LEARNING_RATE_LORA if train.lora else LEARNING_RATE_FULL)
+    adapter, whole = methods.of(train.method).RATES
+    return train.learning_rate or (adapter if train.lora else whole)
 
 
 def dtype(train: TrainConfig) -> str:
@@ -84,15 +78,16 @@ def dtype(train: TrainConfig) -> str:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
-def batches(train: TrainConfig) -> tuple[int, int]:
-    """Pairs on the device at once, and how many such batches make one step of ``batch_size`` pairs.
+def batches(train: TrainConfig, processes: int = 1) -> tuple[int, int]:
+    """Pairs on the device at once, and how many such batches make one step of ``batch_size`` pairs over all processes.
 
-    The first is the largest divisor of ``batch_size`` up to ``per_device_batch_size``, so that the effective batch is
-    what was asked for.
+    The first is the largest divisor of a process's share up to ``per_device_batch_size``, so that the effective batch
+    is what was asked for.
     """
-    most = min(train.per_device_batch_size, train.batch_size)
-    device = next(size for size in range(most, 0, -1) if train.batch_size % size == 0)
-    return device, train.batch_size // device
+    share = train.batch_size // processes
+    most = min(train.per_device_batch_size, share)
+    device = next(size for size in range(most, 0, -1) if share % size == 0)
+    return device, share // device
 
 
 def planned_steps(train: TrainConfig, pairs: int) -> int:
@@ -102,22 +97,17 @@ def planned_steps(train: TrainConfig, pairs: int) -> int:
     return math.ceil(train.epochs * max(1, math.ceil(pairs / train.batch_size)))
 
 
-def loss_names() -> list[str]:
-    """The losses of the TRL that is installed, from the help of its ``loss_type``; empty where that has none."""
-    from trl import DPOConfig
-
-    described = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(DPOConfig)}["loss_type"]
-    return re.findall(r"`'(\w+)'`", described)
-
-
 def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dict[str, Any]:
-    """The keyword arguments of DPOConfig. Raises :class:`UsageError` for a name that TRL does not have."""
+    """The keyword arguments of TRL's configuration. Raises :class:`UsageError` for a name that TRL does not have.
+    ``pairs``: how many pairs there are, from which it is told how often to log."""
     import torch
 
-    _check_names(train)
+    method = methods.of(train.method)
+    own = method.arguments(train)
+    _check_names(method, train)
     cuda = torch.cuda.is_available()
     precision = dtype(train)
-    per_device, accumulation = batches(train)
+    per_device, accumulation = batches(train, int(os.environ.get("WORLD_SIZE", "1")))
     # An adapter's frozen base may be kept in bfloat16. Weights that are trained may not: 1e-6 would round away.
     weights = precision if train.lora else "float32"
     init = {**train.extra.get("model_init_kwargs", {}), "dtype": weights, "use_safetensors": True}
@@ -130,14 +120,13 @@ def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dic
     }
     fixed = {
         "output_dir": str(folder),
-        "loss_type": list(train.loss),
-        "beta": train.beta,
+        **own,
         "learning_rate": learning_rate(train),
         "num_train_epochs": train.epochs,
         "max_steps": train.max_steps or -1,
         "per_device_train_batch_size": per_device,
         "gradient_accumulation_steps": accumulation,
-        "max_length": train.max_length,
+        **({"max_length": train.max_length} if "max_length" in fields(method) else {}),
         "bf16": precision == "bfloat16",
         "save_steps": train.save_steps,
         "seed": seed,
@@ -150,34 +139,26 @@ def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dic
     return {**defaults, "per_device_eval_batch_size": per_device, **train.extra, **fixed}
 
 
-def _check_names(train: TrainConfig) -> None:
-    from trl import DPOConfig
+def fields(method: methods.Method) -> list[str]:
+    """The settings that TRL's configuration for ``method`` has."""
+    import trl
 
-    losses = loss_names()
-    for name in train.loss:
-        if losses and name not in losses:
-            raise UsageError(f"TRL has no loss {name!r}. {did_you_mean(name, losses)}", where="train.loss")
-    fields = [field.name for field in dataclasses.fields(DPOConfig) if field.init]
+    return [field.name for field in dataclasses.fields(getattr(trl, method.CONFIG)) if field.init]
+
+
+def _check_names(method: methods.Method, train: TrainConfig) -> None:
+    ours = {**OURS, **method.OWN}
+    known = fields(method)
     for name in train.extra:
-        if name in OURS:
-            ours = "seed" if name == "seed" else f"{OURS[name]} under [train]"
-            raise UsageError(f"{name} has its own setting", where="train.extra", mend=f"Set {ours} instead.")
+        if name in ours:
+            other = "seed" if name == "seed" else f"{ours[name]} under [train]"
+            raise UsageError(f"{name} has its own setting", where="train.extra", mend=f"Set {other} instead.")
         if name in FIXED:
             raise UsageError(f"{name} cannot be set: {FIXED[name]}", where="train.extra", mend="Leave it out.")
-        if name not in fields:
-            raise UsageError(f"TRL's DPOConfig has no setting {name!r}. {_closest(name, fields)}", where="train.extra")
-    if train.extra.get("label_smoothing") and not set(train.loss) & set(SMOOTHED):
-        raise UsageError(
-            f"label_smoothing does nothing under the loss {', '.join(train.loss)}",
-            where="train.extra",
-            mend=f'Set loss = ["robust"] under [train] (or one of {", ".join(SMOOTHED[1:])}).',
-        )
-
-
-def _closest(name: str, fields: list[str]) -> str:
-    """The nearest name; never the list of all, which has more than a hundred."""
-    sentence = did_you_mean(name, fields)
-    return sentence if sentence.startswith("Did you mean") else "TRL's documentation of DPOConfig lists them."
+        if name not in known:
+            close = did_you_mean(name, known)  # never the list of all, which has more than a hundred
+            close = close if close.startswith("Did you mean") else f"TRL's documentation of {method.CONFIG} lists them."
+            raise UsageError(f"TRL's {method.CONFIG} has no setting {name!r}. {close}", where="train.extra")
 
 
 def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict[str, Any]:
@@ -192,8 +173,9 @@ def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict
         "method": train.method,
         "lora": train.lora,
         **adapter,
-        "loss": list(train.loss),
-        "beta": train.beta,
+        **({"quantize": True} if train.quantize else {}),
+        **methods.of(train.method).arguments(train),
+        **({"reward_model": train.reward_model} if train.reward_model else {}),
         "learning_rate": learning_rate(train),
         "epochs": train.epochs,
         "max_steps": train.max_steps,

@@ -15,70 +15,11 @@ from rlaif.config import Config
 from rlaif.errors import IdentityError, RunError, UsageError
 from rlaif.llm.demo import demo_checkpoint
 from rlaif.run.directory import Run
-from rlaif.train import checkpoints, dpo, measure, settings
-from rlaif.train.dpo import TrainResult
+from rlaif.train import checkpoints, loop, measure, methods, settings, writing
+from rlaif.train.writing import TrainResult
+from tests.train.pairs import rows
 
 pytestmark = pytest.mark.real
-
-PAIRS = [
-    ("Name a colour.", "Blue.", "No, I will not."),
-    ("What is two and two?", "Four.", "That is hard to say."),
-    ("Say hello.", "Hello there!", "Why should I?"),
-    ("Name a fruit.", "An apple.", "I would rather not."),
-    ("Is water wet?", "Yes, it is.", "Ask someone else."),
-    ("Name a city.", "Oslo.", "Cities bore me."),
-    ("What do cows drink?", "Water.", "I do not care."),
-    ("Name a day.", "Monday.", "Look it up."),
-]
-
-
-def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    made = []
-    for index in range(first, first + count):
-        question, good, bad = PAIRS[index % len(PAIRS)]
-        made.append(
-            {
-                "prompt": [{"role": "user", "content": f"{question} ({index})"}],
-                "chosen": [{"role": "assistant", "content": good}],
-                "rejected": [{"role": "assistant", "content": bad}],
-                "pair_id": f"pair-{index}",
-                "prompt_id": f"prompt-{index}",
-                "source": "human" if index % 4 == 0 else "judge",
-                "confidence": 0.9,
-                "margin": 1.0,
-                "chosen_model": "demo",
-                "rejected_model": "demo",
-                "tags": ["test"],
-            }
-        )
-    return made
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "run")
-    run.dataset.mkdir(parents=True)
-    pl.DataFrame(rows(16)).write_parquet(run.dataset / "train.parquet")
-    pl.DataFrame(rows(4, first=16)).write_parquet(run.dataset / "test.parquet")
-    return run
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with random weights in bfloat16."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("model") / "small"
-    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -87,7 +28,7 @@ def train(run: Run, small: Path) -> Callable[..., TrainResult]:
         wanted = {
             "model": str(small), "batch_size": 4, "max_length": 128, "max_steps": 2, "learning_rate": 1e-2, **changed
         }  # fmt: skip
-        return dpo.train(run, Config.model_validate({"seed": seed, "train": wanted}), say=say)
+        return loop.train(run, Config.model_validate({"seed": seed, "train": wanted}), say=say)
 
     return train
 
@@ -124,7 +65,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
             "train": {"max_steps": 2, "batch_size": 4, "max_length": 128, "learning_rate": 1e-3, "save_steps": 2},
         }
     )
-    result = dpo.train(run, config, say=lines.append)
+    result = loop.train(run, config, say=lines.append)
 
     assert (result.pairs, result.steps, result.n, result.resumed_from) == (16, 2, 4, None)
     assert result.seconds > 0
@@ -136,7 +77,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert set(result.paths()) == {"adapter", "merged", "card"}
     text = "\n".join(lines)
     assert "<|im_start|>user\nName a colour. (0)<|im_end|>" in text
-    assert re.search(r"step 2/2, loss 0\.\d+, reward margin \S+, reward accuracy \S+, \S+ pairs/s", text)
+    assert re.search(r"step 2/2, loss 0\.\d+, reward margin \S+, reward accuracy \S+, KL \S+, \S+ pairs/s", text)
 
     base_path = demo_checkpoint()
     base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
@@ -161,7 +102,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert "Labelled by: judge 12, human 4." in card
     assert str(result.accuracy_after) in card
 
-    again = dpo.train(run, config, say=lines.append)
+    again = loop.train(run, config, say=lines.append)
     assert again == result
     assert "already trained" in lines[-1]
 
@@ -252,7 +193,7 @@ def test_scoring_only_the_answers_changes_no_number(
 
 
 def test_losses_are_trls_own_and_can_be_combined(train: Callable[..., TrainResult]) -> None:
-    assert {"sigmoid", "robust", "ipo", "sft"} <= set(settings.loss_names())
+    assert {"sigmoid", "robust", "ipo", "sft"} <= set(methods.loss_names())
     extra = {"label_smoothing": 0.1, "loss_weights": [1.0, 0.2], "warmup_steps": 1}
     result = train(loss=["robust", "sft"], dtype="bfloat16", extra=extra)
     card = (result.output / "README.md").read_text(encoding="utf-8")
@@ -341,10 +282,10 @@ def test_an_adapter_is_no_model_to_train(train: Callable[..., TrainResult], run:
 def test_the_model_is_the_only_policy(run: Run) -> None:
     two = Config.model_validate({"sampler": {"model": ["m/one", "m/two"]}})
     with pytest.raises(UsageError, match="2 policies") as caught:
-        dpo.train(run, two, say=print)
+        loop.train(run, two, say=print)
     assert "--model" in (caught.value.mend or "")
     with pytest.raises(UsageError, match="--model"):
-        dpo.train(run, Config(), say=print)
+        loop.train(run, Config(), say=print)
 
 
 def test_an_empty_dataset_is_refused(train: Callable[..., TrainResult], run: Run) -> None:
@@ -370,7 +311,7 @@ def test_an_output_that_cannot_be_written(train: Callable[..., TrainResult], run
     ],
 )
 def test_a_full_disk_is_told_from_a_mistake(error: Exception, reason: str | None) -> None:
-    found = dpo._not_writable(error)
+    found = writing.not_writable(error)
     assert (found is None) if reason is None else (reason in (found or ""))
 
 

@@ -1,0 +1,78 @@
+"""``rlaif evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlaif.cli import console
+from rlaif.cli.shared import (
+    Budget,
+    Concurrency,
+    Limit,
+    MaxFailures,
+    RunPath,
+    Seed,
+    as_judged,
+    client_flags,
+    engines_for,
+    open_with,
+    say_stopped,
+)
+
+
+def evaluate(
+    run: RunPath,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[@MODEL]", show_default=False, help="Default: the judges that labelled."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="J", show_default=False, help="The model that judges.")
+    ] = None,
+    base_url: Annotated[
+        list[str] | None, typer.Option(metavar="URL", show_default=False, help="Where the judge is served.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SRC", show_default=False, help="Default: the prompts that were held out."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="What was measured, as JSON.")] = False,
+    concurrency: Concurrency = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    max_failures: MaxFailures = None,
+    budget_usd: Budget = None,
+) -> None:
+    """The trained model against its reference: win rate, length, refusals, drift."""
+    target, settings = open_with(
+        run,
+        {
+            "evaluate.judges": judge,
+            "evaluate.model": model,
+            "evaluate.base_url": base_url,
+            "evaluate.source": prompts,
+            "evaluate.limit": limit,
+            **client_flags(concurrency, seed, max_failures, budget_usd),
+        },
+    )
+    from rlaif import pipeline
+
+    with engines_for(target, settings) as engines:
+        told = pipeline.evaluate(target, as_judged(target, settings), console.Console(), engines)
+    say_stopped(told["stopped"])
+    for warning in told["warnings"]:
+        console.say(f"warning: {warning}")
+    if json:
+        console.put_json(told)
+        return
+    for name in ("win_rate", "length_controlled_win_rate", "length_ratio", "kl_per_answer", "kl_per_token"):
+        if found := told[name]:
+            interval = f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (n = {found['n']:,})"
+            console.put(f"{name.replace('_', ' ')}: {interval}")
+    console.put(
+        f"{told['wins']:,} wins, {told['ties']:,} ties, {told['losses']:,} losses of {told['trained']} against "
+        f"{told['reference']}; {told['without a readable verdict']:,} without a readable verdict. "
+        f"Next: rlaif report {run}"
+    )

@@ -1,0 +1,77 @@
+"""How far the trained model has gone from its reference: KL(trained || reference), from its own answers.
+
+A Monte Carlo estimate: of answers sampled at temperature 1, the mean of log p_trained - log p_reference. Both are
+computed by transformers in one pass each over the sampled answers, with the adapter on and off where there is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlaif.stats import Estimate
+
+MAX_TOKENS = 1_024
+
+
+def kl(
+    answers: Sequence[tuple[Sequence[Mapping[str, Any]], str]], *, reference: str, trained: str, adapter: bool
+) -> dict[str, Estimate] | None:
+    """``answers``: (messages, text) of the trained model. ``reference`` and ``trained`` are folders or hub names; with
+    ``adapter``, ``trained`` is an adapter over ``reference``. Gives nats by ``answer`` and by ``token``; None where no
+    answer has a token within the first ``MAX_TOKENS``."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batches = [ids for ids in (_tokens(tokenizer, messages, text) for messages, text in answers) if ids is not None]
+    if not batches:
+        return None
+    base = AutoModelForCausalLM.from_pretrained(reference, **options).to(device).eval()
+    old = [_log_probability(base, ids, start, device) for ids, start in batches]
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(base, trained).eval()
+    else:
+        del base
+        model = AutoModelForCausalLM.from_pretrained(trained, **options).to(device).eval()
+    new = [_log_probability(model, ids, start, device) for ids, start in batches]
+    gained = [after - before for before, after in zip(old, new, strict=True)]
+    counts = [len(ids) - start for ids, start in batches]
+    per_token = sum(gained) / sum(counts)
+    # A ratio of sums: its spread is that of what each answer adds beyond its share of tokens.
+    residuals = [gain - per_token * count for gain, count in zip(gained, counts, strict=True)]
+    return {
+        "answer": _mean(gained, sum(gained) / len(gained), 1.0),
+        "token": _mean(residuals, per_token, len(counts) / sum(counts)),
+    }
+
+
+def _tokens(tokenizer: Any, messages: Sequence[Mapping[str, Any]], text: str) -> tuple[list[int], int] | None:
+    """The token ids of prompt and answer, and where the answer begins."""
+    prompt = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    answer = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = [*prompt, *answer][:MAX_TOKENS]
+    return (ids, len(prompt)) if len(ids) > len(prompt) else None
+
+
+def _log_probability(model: Any, ids: list[int], start: int, device: str) -> float:
+    import torch
+
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids], device=device)).logits[0, start - 1 : -1].float()
+        chosen = torch.tensor(ids[start:], device=device)
+        return float(torch.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).sum())
+
+
+def _mean(values: Sequence[float], value: float, scale: float) -> Estimate:
+    """``value`` with the normal interval of the mean of ``values`` times ``scale``."""
+    n = len(values)
+    middle = sum(values) / n
+    variance = sum((each - middle) ** 2 for each in values) / max(n - 1, 1)
+    half = 1.96 * math.sqrt(variance / n) * scale
+    return Estimate(value, value - half, value + half, n)

@@ -1,0 +1,126 @@
+"""PPO, handed over to verl: its dataset, and a launch file for its own trainer. Nothing is trained here.
+
+TRL keeps no PPO trainer; with one machine, ``rloo`` is its nearest kin and runs here. Written under OUTPUT/verl:
+
+    train.parquet, test.parquet     prompts as verl reads them: data_source, prompt, ability, reward_model, extra_info
+    launch.sh                       ``python -m verl.trainer.main_ppo`` with the settings of [train]
+
+Field names are those of verl 0.9.1; its configuration parser takes every one of them and refuses unknown ones.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlaif.config import Config
+from rlaif.errors import RunError
+from rlaif.llm import demo
+from rlaif.run.directory import Run
+from rlaif.train import preflight, rloo, settings
+
+if TYPE_CHECKING:
+    import polars as pl
+
+RATE = 1e-6
+CRITIC_RATE = 1e-5
+
+
+def write(run: Run, config: Config) -> Path:
+    """Write the folder and return it. Raises :class:`UsageError` without a reward model or a dataset to take from."""
+    rloo.keywords(config.train)  # the same need, said in the same words
+    name = settings.model_name(config)
+    findings, train = preflight.check_rows(run.dataset)
+    preflight.refuse(findings, where=run.dataset)
+    assert train is not None  # refused otherwise
+    folder = (Path(config.train.output) if config.train.output else run.model) / "verl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _prompts(train).write_parquet(folder / "train.parquet")
+        test = run.dataset / "test.parquet"
+        _prompts(_read(test) if test.exists() else train.head(64)).write_parquet(folder / "test.parquet")
+        script = folder / "launch.sh"
+        script.write_text(_script(overrides(config, demo.resolve(name), folder)), encoding="utf-8")
+        script.chmod(0o755)
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror}", where=str(folder)) from None
+    return folder
+
+
+def _read(path: Path) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.read_parquet(path)
+
+
+def _prompts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Each prompt once. The reward comes from the reward model, so the rule's ground truth stays empty."""
+    import polars as pl
+
+    once = frame.unique("prompt_id", keep="first", maintain_order=True) if "prompt_id" in frame.columns else frame
+    rows = []
+    for place, row in enumerate(once.iter_rows(named=True)):
+        turns = [{"role": turn["role"], "content": turn.get("content") or ""}
+                 for turn in preflight.conversation(row)["prompt"]]  # fmt: skip
+        rows.append(
+            {
+                "data_source": "rlaif",
+                "prompt": turns,
+                "ability": "preference",
+                "reward_model": {"style": "model", "ground_truth": ""},
+                "extra_info": {"index": place, "prompt_id": str(row.get("prompt_id", place))},
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def overrides(config: Config, model: str, folder: Path) -> dict[str, Any]:
+    """verl's settings by dotted name."""
+    train = config.train
+    here = folder.resolve()
+    gpus = train.processes or 8
+    return {
+        "data.train_files": here / "train.parquet",
+        "data.val_files": here / "test.parquet",
+        "data.prompt_key": "prompt",
+        "data.max_prompt_length": train.max_length // 2,
+        "data.max_response_length": train.max_length // 2,
+        "data.train_batch_size": train.batch_size * gpus,
+        "algorithm.adv_estimator": "gae",
+        "algorithm.use_kl_in_reward": True,
+        "algorithm.kl_ctrl.kl_coef": train.beta,
+        "actor_rollout_ref.model.path": model,
+        "actor_rollout_ref.actor.optim.lr": train.learning_rate or RATE,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": train.batch_size * gpus,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": train.per_device_batch_size,
+        "actor_rollout_ref.rollout.name": "vllm",
+        "actor_rollout_ref.rollout.n": 1,
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": train.per_device_batch_size,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": train.per_device_batch_size,
+        "critic.model.path": model,
+        "critic.optim.lr": CRITIC_RATE,
+        "critic.ppo_micro_batch_size_per_gpu": train.per_device_batch_size,
+        "reward.reward_model.enable": True,
+        "reward.reward_model.model_path": Path(str(train.reward_model)).resolve()
+        if Path(str(train.reward_model)).is_dir()
+        else train.reward_model,
+        "reward.reward_model.rollout.name": "vllm",
+        "trainer.project_name": "rlaif",
+        "trainer.experiment_name": folder.parent.name,
+        "trainer.nnodes": 1,
+        "trainer.n_gpus_per_node": gpus,
+        "trainer.total_epochs": max(1, round(train.epochs)),
+        "trainer.save_freq": train.save_steps,
+        "trainer.default_local_dir": here / "checkpoints",
+    }
+
+
+def _script(values: dict[str, Any]) -> str:
+    lines = " \\\n    ".join(shlex.quote(f"{name}={value}") for name, value in values.items())
+    return (
+        "#!/bin/sh\n"
+        "# PPO by verl against the reward model. Any setting of verl's can follow: ./launch.sh trainer.nnodes=2\n"
+        "set -eu\n"
+        f'exec python -m verl.trainer.main_ppo \\\n    {lines} \\\n    "$@"\n'
+    )

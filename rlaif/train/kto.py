@@ -1,0 +1,77 @@
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306): answers that are good or bad by themselves.
+
+Every pair gives one of each. Pairs that people called both bad, which a preference method has no use for, give two bad
+ones: this is where they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from rlaif.config import TrainConfig
+from rlaif.train import methods, preflight
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rlaif.run.directory import Run
+
+TITLE = "KTO"
+TRAINER = "KTOTrainer"
+CONFIG = "KTOConfig"
+UNIT = "answers"
+HEAD: methods.Head = "language"
+RATES = (1e-4, 1e-6)
+OWN: Mapping[str, str] = {"loss_type": "loss", "beta": "beta"}
+
+
+def arguments(train: TrainConfig) -> dict[str, Any]:
+    return {"loss_type": methods.losses(TITLE, CONFIG, train, "kto")[0], "beta": train.beta}
+
+
+def keywords(_train: TrainConfig) -> dict[str, Any]:
+    return {}
+
+
+def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig) -> methods.Rows:
+    made = []
+    for row in frame.iter_rows(named=True):
+        turns = preflight.conversation(row)
+        made += [
+            {"prompt": turns["prompt"], "completion": turns[side], "label": side == "chosen", "tools": row.get("tools")}
+            for side in ("chosen", "rejected")
+        ]
+    made += both_bad(run)
+    return methods.Rows(methods.conversations(made, ("prompt", "completion"), label="bool"))
+
+
+def both_bad(run: Run) -> Iterator[dict[str, Any]]:
+    """The answers of pairs that people called both bad, except of prompts that are held out for testing."""
+    import polars as pl
+
+    reviews = run.reviews()
+    if not reviews.height or not run.pairs_path.exists():
+        return
+    newest = reviews.sort("at").unique(["pair_id", "annotator"], keep="last").filter(pl.col("choice") != "skip")
+    agreed = newest.group_by("pair_id").agg(bad=(pl.col("choice") == "both_bad").all()).filter("bad")
+    pairs = pl.scan_parquet(run.pairs_path).filter(pl.col("pair_id").is_in(agreed["pair_id"].to_list())).collect()
+    test = run.dataset / "test.parquet"
+    if test.exists():
+        held = pl.read_parquet(test, columns=["prompt_id"])["prompt_id"].to_list()
+        pairs = pairs.filter(~pl.col("prompt_id").is_in(held))
+    for row in pairs.sort("pair_id").iter_rows(named=True):
+        prompt = orjson.loads(row["prompt"])
+        for side in ("response_a", "response_b"):
+            yield {
+                "prompt": prompt,
+                "completion": [{"role": "assistant", "content": row[side]}],
+                "label": False,
+                "tools": None,
+            }
+
+
+def described(train: TrainConfig) -> str:
+    return f"KTO, loss {(train.loss or ['kto'])[0]}, beta {train.beta:g}"

@@ -1,0 +1,208 @@
+"""``rlaif evaluate``: against scripted models, and once on real parts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif import pipeline
+from rlaif.config import Config
+from rlaif.errors import UsageError
+from rlaif.llm.client import Client
+from rlaif.llm.server import Engines, Local, arguments
+from rlaif.pipeline.evaluate import models
+from rlaif.run.directory import Run
+from tests.conftest import needs, read_jsonl, write_jsonl
+from tests.judging import judge_by, material, words
+from tests.scripted import ScriptedServer, with_probabilities
+from tests.test_pipeline import Quiet, goodness
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Serve = Callable[..., ScriptedServer]
+
+
+def number(body: dict[str, Any]) -> int:
+    return int(body["messages"][-1]["content"].rpartition(" ")[2])
+
+
+def answers(body: dict[str, Any]) -> Any:
+    """The policy is fair, the trained one better where the prompt's number is no third, and the same where it ends in
+    nine. The judge prefers what is better, but on a quarter of prompts whatever stands first."""
+    if "structured_outputs" in body:
+        if int(material(body)[0].rpartition(" ")[2]) % 4 == 0 and words(body) == ["A", "B"]:
+            return with_probabilities({"A": 0.9, "B": 0.1})
+        return judge_by(goodness)(body)
+    n = number(body)
+    if body["model"] == "policy" or n % 10 == 9:
+        return [f"plain {n} [0.5]", f"plainer {n} [0.1]"][: body.get("n", 1)]
+    return [f"trained and longer {n} [{0.1 if n % 3 == 0 else 0.9}]"] * body.get("n", 1)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, serve: Serve, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Config]:
+    """A judged run with held-out prompts, and what a training leaves behind. Every model is the scripted server."""
+    run = Run(tmp_path / "run")
+    server = serve(answers, models=("policy", "m"))
+    rows = [{"prompt": f"Question number {n}", "tags": ["benign" if n % 2 else "harmful"],
+             "checks": [{"kind": "regex", "pattern": "longer"}] if n % 5 == 0 else []} for n in range(200)]  # fmt: skip
+    source = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    run.path.mkdir()
+    (run.path / "rlaif.toml").write_text("[prompts]\nheldout_share = 0.4\nnear_duplicates = 0\n")
+    url = ("--base-url", server.url)
+    rlaif("generate", run.path, "--prompts", source, "--model", "policy", "-n", "2", *url)
+    rlaif("judge", run.path, "--judge", "helpful", "--model", "m", *url, "--max-failures", "999")
+    adapter = run.model / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"r": 12}')
+    result = {"adapter": str(adapter), "merged": None, "steps": 1, "pairs": 1}
+    (run.model / "training.json").write_text(json.dumps({"identity": {"model": "policy"}, "result": result}))
+
+    def client(self: Engines, model: str, urls: Any, options: Any, meter: Any) -> Client:
+        server.models = (*server.models, model)
+        return Client(model, [server.url], self._config, meter)
+
+    monkeypatch.setattr(Engines, "client", client)
+    config = Config.model_validate({"judge": {"judges": ["helpful"], "model": "m"}, "sampler": {"model": ["policy"]},
+                                    "evaluate": {"drift_samples": 0}})  # fmt: skip
+    return run, config
+
+
+def run_it(run: Run, config: Config) -> dict[str, Any]:
+    with Engines(run.log, config.client, lambda line: None) as engines:
+        return pipeline.evaluate(run, config, Quiet(), engines)
+
+
+def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cli) -> None:
+    run, config = trained
+    heldout = [record for record in read_jsonl(run.journal_path("prompts")) if record["split"] == "heldout"]
+    numbers = [int(record["messages"][0]["content"].rpartition(" ")[2]) for record in heldout]
+    told = run_it(run, config)
+    checked = [n for n in numbers if n % 5 == 0]  # the trained model meets the check, which outranks the judge
+    tied = [n for n in numbers if n not in checked and (n % 4 == 0 or n % 10 == 9)]
+    lost = [n for n in numbers if n not in checked and n not in tied and n % 3 == 0]
+    assert (told["wins"], told["ties"], told["losses"]) == (len(numbers) - len(tied) - len(lost), len(tied), len(lost))
+    assert told["the same answer"] == sum(n % 10 == 9 for n in numbers)
+    assert told["win_rate"]["n"] == told["prompts"] == len(numbers)
+    assert told["win_rate"]["value"] == pytest.approx((told["wins"] + told["ties"] / 2) / len(numbers))
+    assert told["length_ratio"]["value"] > 1
+    reference, trained_, gain = (row[""] for row in told["checks"])
+    assert (reference["value"], trained_["value"], gain["value"]) == (0.0, 1.0, 1.0)
+    assert gain["n"] == len(checked)
+    benign, harmful = told["refusals"]
+    assert (benign["prompts"], harmful["prompts"]) == ("benign", "harmful")
+    assert benign["trained"] == benign["reference"]
+    assert benign["trained"]["n"] == sum(n % 2 for n in numbers)
+    assert "give --judge" in told["warnings"][0]
+    assert {sample["preferred"] for sample in told["samples"]} <= {"trained", "reference", "tie"}
+    # Nothing of the run itself has changed, and no held-out prompt has become one to train on.
+    assert [r["split"] for r in read_jsonl(run.journal_path("prompts"))].count("heldout") == len(numbers)
+    inner = Run(run.path / "evaluation")
+    assert len(read_jsonl(inner.journal_path("completions"))) == 2 * len(numbers)
+
+    before = read_jsonl(inner.journal_path("verdicts"))
+    again = run_it(run, config)
+    assert read_jsonl(inner.journal_path("verdicts")) == before
+    assert again == told
+
+    page = json.loads(rlaif("report", run.path, "--json").stdout)
+    assert page["evaluation"] == told
+    assert page["verdict"]["word"] in ("better", "not shown to be better")
+
+
+def test_another_training_asks_the_reference_nothing_again(trained: tuple[Run, Config]) -> None:
+    run, config = trained
+    run_it(run, config)
+    inner = Run(run.path / "evaluation")
+    before = len(read_jsonl(inner.journal_path("completions")))
+    stored = json.loads((run.model / "training.json").read_text())
+    (run.model / "training.json").write_text(json.dumps({**stored, "identity": {"model": "policy", "beta": 0.5}}))
+    run_it(run, config)
+    after = read_jsonl(inner.journal_path("completions"))
+    assert len(after) == before * 3 // 2
+    assert len({record["model"] for record in after}) == 3
+
+
+def test_given_prompts_that_were_trained_on_are_left_out(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    run, config = trained
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Question number {n}"} for n in range(190, 230)])
+    train = [r for r in read_jsonl(run.journal_path("prompts")) if r["split"] == "train"]
+    seen = sum(int(r["messages"][0]["content"].rpartition(" ")[2]) >= 190 for r in train)
+    wanted = config.evaluate.model_copy(update={"source": [str(fresh)]})
+    prompts = config.prompts.model_copy(update={"near_duplicates": 0})
+    told = run_it(run, config.model_copy(update={"evaluate": wanted, "prompts": prompts}))
+    assert 0 < seen < 10
+    assert told["prompts"] == 40 - seen
+    assert f"{seen} of the prompts were trained on" in " ".join(told["warnings"])
+
+
+def test_what_is_missing_is_said(tmp_path: Path, rlaif: Cli, trained: tuple[Run, Config]) -> None:
+    run, config = trained
+    (run.model / "training.json").unlink()
+    done = rlaif("evaluate", run.path, code=2)
+    assert "no trained model is there" in done.stderr
+    assert f"rlaif train {run.path}" in done.stderr
+    with pytest.raises(UsageError, match="no trained model"):
+        models(run, config)
+    result = {"adapter": None, "merged": None}
+    (run.model / "training.json").write_text(json.dumps({"identity": {"model": "policy"}, "result": result}))
+    with pytest.raises(UsageError, match="left no model that answers"):
+        models(run, config)
+
+
+def test_base_and_adapter_are_one_server(tmp_path: Path) -> None:
+    engines = Engines(tmp_path, Config().client, print)
+    engines.know(Local("tuned-1", str(tmp_path), base="org/base", rank=32))
+    engines.know(Local("whole-1", str(tmp_path / "merged")))
+    assert engines._served("tuned-1", {})[0] == "org/base"
+    served, options, path = engines._served("org/base", {"max_model_len": 512})
+    flags = arguments(served, "cuda", options, path)
+    assert flags[: flags.index("org/base") + 1] == ["--model", "org/base"]
+    assert f"tuned-1={tmp_path}" in flags[flags.index("--lora-modules") + 1]
+    assert flags[flags.index("--max-lora-rank") + 1] == "32"
+    served, options, path = engines._served("whole-1", {})
+    flags = arguments(served, "cuda", options, path)
+    assert flags[flags.index("--model") + 1] == str(tmp_path / "merged")
+    assert flags[flags.index("--served-model-name") + 1] == "whole-1"
+    assert "--lora-modules" not in flags
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("vllm")
+@pytest.mark.timeout(900)
+def test_on_real_parts(tmp_path: Path, rlaif: Cli) -> None:
+    """Trained by TRL, served by one vLLM beside its base, judged by a real model."""
+    needs("vllm")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "rlaif.toml").write_text(
+        '[sampler]\nmodel = ["demo"]\nmax_tokens = 24\n[judge]\nmodel = "demo"\njudges = ["helpful"]\n'
+        "[train]\nmax_steps = 2\nbatch_size = 2\nmax_length = 128\nlearning_rate = 1e-3\nmerge = false\n"
+        "[evaluate]\ndrift_samples = 2\n"
+    )
+    rows = [{"prompt": f"Say hello {n}.", "responses": ["Hello there!", "I would rather not."]} for n in range(6)]
+    rlaif("generate", run, "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
+    (run / "dataset").mkdir()
+    import polars as pl
+
+    pl.DataFrame(
+        [{"prompt": [{"role": "user", "content": row["prompt"]}],
+          "chosen": [{"role": "assistant", "content": row["responses"][0]}],
+          "rejected": [{"role": "assistant", "content": row["responses"][1]}]} for row in rows]
+    ).write_parquet(run / "dataset" / "train.parquet")  # fmt: skip
+    Run(run).update_manifest("judge", config=Config.model_validate(
+        {"judge": {"judges": ["helpful"], "model": "demo"}, "sampler": {"model": ["demo"]}}
+    ).model_dump(mode="json"))  # fmt: skip
+    rlaif("train", run)
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Name a {thing}."} for thing in ("dog", "tree", "sea")])
+    told = json.loads(rlaif("evaluate", run, "--prompts", fresh, "--json").stdout)
+    assert told["prompts"] == 3
+    assert told["wins"] + told["ties"] + told["losses"] + told["without a readable verdict"] == 3
+    assert told["kl_per_token"]["n"] == 2
+    completions = read_jsonl(run / "evaluation" / "journal" / "completions.jsonl")
+    assert {record["model"] for record in completions} == {"demo", told["trained"]}
+    assert len(list((run / "log").glob("vllm-*.log"))) == 1

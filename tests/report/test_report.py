@@ -1,0 +1,230 @@
+"""The morning page: its numbers against journals, its verdict, and text that would like to be markup."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.records import Verdict, key_of
+from rlaif.report import draw, page, quality, verdict
+from rlaif.report.gather import gather
+from rlaif.run.directory import Run
+from tests.conftest import read_jsonl
+from tests.judging import judge_by
+from tests.scripted import ScriptedServer
+from tests.test_pipeline import goodness, judge
+
+Serve = Callable[..., ScriptedServer]
+HOSTILE = '</details></main><script>alert(1)</script><img src=x onerror="alert(2)"> \x00\ud800'
+
+
+class Elements(HTMLParser):
+    """Every element of a page, and what is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def judged(serve: Serve, tmp_path: Path) -> Run:
+    """A run whose judges prefer what says that it is better, a tenth of which waits for people."""
+    rows = [
+        {
+            "prompt": f"Question {i} {HOSTILE[:-2] if i % 4 == 0 else ''}",
+            "responses": [f"short [{(i % 7) / 7}]", f"a good deal longer [{(i % 5) / 5 + 0.05}]"],
+        }
+        for i in range(60)
+    ]
+    run, _ = judge(tmp_path, rows, serve(judge_by(goodness)).url)
+    return run
+
+
+def test_the_page_says_what_the_run_holds(judged: Run, rlaif: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    told = json.loads(rlaif("report", judged.path, "--json").stdout)
+    pairs = judged.pairs()
+    kept = pairs.filter(pairs["route"] != "dropped")
+    waiting = pairs.filter(pairs["route"].is_in(["audit", "targeted"])).height
+    assert told["verdict"]["word"] == f"needs {waiting} reviews"
+    assert told["pairs"]["kept"] == kept.height == sum(bin_["count"] for bin_ in told["pairs"]["confidence"])
+    longer = [
+        (len(row["response_a"]) > len(row["response_b"])) == (row["preferred"] == "a")
+        for row in kept.iter_rows(named=True)
+    ]
+    assert told["pairs"]["longer"]["n"] == len(longer)
+    assert told["pairs"]["longer"]["value"] == pytest.approx(sum(longer) / len(longer))
+    (seat,) = told["orders"]
+    assert seat["consistent"]["value"] == 1.0
+    assert seat["first"]["value"] == pytest.approx(0.5)
+    asked = [record for record in read_jsonl(judged.journal_path("verdicts")) if record["model"]]
+    assert told["cost"]["requests"] == len(asked)
+    assert len(told["samples"]) == 20
+    assert {sample["route"] for sample in told["samples"]} == set(pairs["route"])
+    assert verdict.estimate(told["labels"], "agreement") is None
+    assert "rlaif review" in told["unmeasured"]["labels"]
+
+    rlaif("report", judged.path)
+    text = (judged.path / "report.html").read_text(encoding="utf-8")
+    elements = Elements()
+    elements.feed(text)
+    assert elements.open == []
+    assert text.count("<details>") == 20
+    assert f"Needs {waiting} reviews" in text
+
+
+def test_an_answer_is_never_markup(judged: Run) -> None:
+    text = page.write(judged).read_text(encoding="utf-8")
+    elements = Elements()
+    elements.feed(text)
+    assert "script" not in elements.names
+    assert "img" not in elements.names
+    assert not [name for name, _ in elements.attributes if name.startswith("on") or name in ("src", "href")]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "default-src 'none'" in text.replace("&#x27;", "'")
+    assert draw.tag("p", HOSTILE, title=HOSTILE) == draw.tag("p", draw.escape(HOSTILE), title=draw.escape(HOSTILE))
+    draw.escape(HOSTILE).encode()
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path, rlaif: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    run = tmp_path / "run"
+    rlaif("init", run)
+    told = json.loads(rlaif("report", run, "--json").stdout)
+    assert told["verdict"]["word"] == "not finished"
+    assert set(told["unmeasured"]) == {"labels", "balance", "exams", "pairs", "orders", "training", "evaluation"}
+    rlaif("report", run)
+    assert "Not finished" in (run / "report.html").read_text()
+    assert "there is no such run" in rlaif("report", tmp_path / "absent", code=1).stderr
+
+
+def verdicts(run: Run, said: list[tuple[float, float]]) -> None:
+    """Journal comparisons: of each pair the probability of a when shown first, and when shown second."""
+    with run.writing(), run.journal("verdicts") as journal:
+        for pair, both in enumerate(said):
+            journal.append(
+                Verdict(key=key_of(pair=pair, order=order), kind="compare", judge="j", judge_hash="h", model="m",
+                        prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order, p_a=p)
+                for order, p in zip(("ab", "ba"), both, strict=True)
+            )  # fmt: skip
+
+
+def test_position_bias_is_counted_by_pair(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    # Two consistent, one for whatever stands first, one undecided in an order, one asked in one order only.
+    verdicts(run, [(0.9, 0.8), (0.2, 0.1), (0.9, 0.3), (0.5, 0.6)])
+    with run.writing(), run.journal("verdicts") as journal:
+        journal.append([Verdict(key=key_of(x=1), kind="compare", judge="j", judge_hash="h", model="m",
+                                prompt_id="p", a="x", b="y", order="ab", p_a=1.0)])  # fmt: skip
+    (seat,) = quality.orders(run)
+    assert (seat["consistent"].value, seat["consistent"].n) == (pytest.approx(2 / 3), 3)
+    assert seat["first"].n == 4
+    assert seat["first"].value == pytest.approx(0.5 + (0.05 + 0.05 + 0.3 - 0.05) / 4)
+    assert quality.orders(run, ["another version"]) == []
+
+
+def told(**changed: Any) -> dict[str, Any]:
+    """The facts of a run that has nothing to complain of."""
+    return {
+        "path": "RUN",
+        "owed": 0,
+        "status": {
+            "busy": False,
+            "completions": {"answers": 10, "failed": {}},
+            "verdicts": {"answers": 10, "failed": {}},
+            "pairs": {"outcomes": {"win": 90, "tie": 10, "unparsed": 0}, "dataset": {"train": 85, "test": 5}},
+        },
+        "stages": [{"name": "judge", "ended": "today"}],
+        "pairs": {"kept": 90, "waiting": {}, "longer": None},
+        "orders": [],
+        "labels": None,
+        "training": None,
+        "evaluation": None,
+        **changed,
+    }
+
+
+def share(value: float, low: float, high: float, n: int = 100) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+PAIRS = {"kept": 90, "waiting": {"audit": 5, "targeted": 4}, "longer": None}
+BY_POSITION = [{"judge": "j", "model": "m", "consistent": share(0.1, 0.05, 0.2), "first": share(0.9, 0.8, 1.0)}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "word", "reason"),
+    [
+        ({}, "ready to train", "85 pairs"),
+        ({"stages": [{"name": "judge", "ended": None}]}, "not finished", "did not end"),
+        ({"pairs": PAIRS}, "needs 9 reviews", "5 audit, 4 targeted"),
+        ({"pairs": {**PAIRS, "kept": 0}}, "stop", "no pair was kept"),
+        ({"orders": BY_POSITION}, "stop", "chooses by position"),
+        ({"labels": {"agreement": share(0.55, 0.45, 0.64)}}, "stop", "people agree with the judges on only 55%"),
+        ({"labels": {"agreement": share(0.2, 0.1, 0.4)}}, "stop", "people contradict the judges"),
+        ({"labels": {"agreement": share(0.8, 0.7, 0.9)}}, "ready to train", "80.0% [70.0%, 90.0%] (n = 100)"),
+        ({"owed": 7}, "ready to train", "7 answers were asked for and are not there"),
+        ({"training": {"result": {"pairs": 85, "steps": 11}}}, "ready to evaluate", "11 steps"),
+        ({"training": {"result": {"accuracy_after": share(0.1, 0.05, 0.2)}}}, "stop", "labels reversed?"),
+        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68)}}, "better", "wins 60.0%"),
+        ({"evaluation": {"win_rate": share(0.5, 0.42, 0.58)}}, "not shown to be better", "wins 50.0%"),
+        ({"evaluation": {"win_rate": share(0.3, 0.2, 0.4)}}, "worse", "wins 30.0%"),
+    ],
+)  # fmt: skip
+def test_the_verdict_and_why(changed: dict[str, Any], word: str, reason: str) -> None:
+    found = verdict.of(told(**changed))
+    assert found["word"] == word
+    assert reason in " ".join(found["why"])
+
+
+def test_every_part_is_drawn(judged: Run) -> None:
+    """What other stages leave in the manifest and beside it is on the page, whatever columns it has."""
+    run = judged
+    agreement = share(0.8, 0.7, 0.9)
+    run.update_manifest(
+        "judge",
+        labels={"agreement": agreement, "kappa": 0.6, "calibration": [{"p": 0.7, **share(0.6, 0.5, 0.7)}]},
+        balance={"benign": {"refuse": 3, "comply": 97}},
+        exams=[{"judge": "helpful", "accuracy": share(0.7, 0.6, 0.8)}],
+    )
+    run.model.mkdir()
+    history = [{"step": step, "loss": 1 / step, "accuracy": 0.5} for step in range(1, 5)]
+    result = {"pairs": 9, "steps": 4, "seconds": 100.0, "accuracy_after": agreement}
+    (run.model / "training.json").write_text(json.dumps({"identity": {}, "result": result, "history": history}))
+    (run.path / "evaluation").mkdir()
+    sample = {"prompt": HOSTILE[:-2], "reference": "<i>old</i>", "trained": "new", "preferred": "trained"}
+    found = {"win_rate": share(0.6, 0.55, 0.65), "refusals": [{"prompts": "benign", "reference": 0.1}],
+             "samples": [sample]}  # fmt: skip
+    (run.path / "evaluation" / "evaluation.json").write_text(json.dumps(found))
+    facts = gather(run)
+    assert facts["verdict"]["word"] == "better"
+    text = page.render(facts)
+    elements = Elements()
+    elements.feed(text)
+    assert elements.open == []
+    for part in ("0.800 [0.700, 0.900]", "kappa", "How often people agree", "benign", "0.700 [0.600, 0.800] (n = 100)",
+                 "Loss", "win rate", "&lt;i&gt;old&lt;/i&gt;"):  # fmt: skip
+        assert part in text
+
+
+def test_a_page_that_cannot_be_written(judged: Run) -> None:
+    from rlaif.errors import RunError
+
+    (judged.path / "report.html").mkdir()
+    with pytest.raises(RunError, match="cannot be written"):
+        page.write(judged)

@@ -1,0 +1,188 @@
+"""Each method once, on a real trainer of TRL, to a model that transformers loads and answers with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlaif.config import Config
+from rlaif.errors import MissingPart, UsageError
+from rlaif.records import Review, key_of
+from rlaif.run.directory import Run
+from rlaif.train import kto, loop, settings
+from rlaif.train.writing import TrainResult
+from tests.train.pairs import rows
+
+pytestmark = pytest.mark.real
+
+Train = Callable[..., TrainResult]
+
+
+@pytest.fixture
+def train(run: Run, small: Path) -> Train:
+    def train(method: str, *, say: Callable[[str], None] = lambda _line: None, **changed: Any) -> TrainResult:
+        wanted = {"method": method, "model": str(small), "output": str(run.path / method), "batch_size": 4,
+                  "max_length": 128, "max_steps": 2, "learning_rate": 1e-2, **changed}  # fmt: skip
+        return loop.train(run, Config.model_validate({"train": wanted}), say=say)
+
+    return train
+
+
+def answer(folder: Path | None) -> str:
+    """What the model in ``folder`` says to a question, by transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Name a colour."}], add_generation_prompt=True,
+                                        return_tensors="pt", return_dict=True)  # fmt: skip
+    out = AutoModelForCausalLM.from_pretrained(folder).generate(**ids, max_new_tokens=4, min_new_tokens=4)
+    return str(tokenizer.decode(out[0][ids["input_ids"].shape[1] :]))
+
+
+def history(result: TrainResult) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads((result.output / "training.json").read_text())["history"]
+    return found
+
+
+def test_sft_makes_the_chosen_answers_likelier(train: Train) -> None:
+    result = train("sft", max_steps=8)
+    assert (result.pairs, result.steps) == (16, 8)
+    assert [point["step"] for point in history(result)] == list(range(1, 9))
+    assert history(result)[-1]["loss"] < history(result)[0]["loss"]
+    assert "SFT on the chosen answers, loss nll" in (result.output / "README.md").read_text()
+    assert answer(result.merged)
+    assert train("sft", max_steps=8) == result
+
+
+def test_a_reward_model_learns_and_is_read_by_transformers(train: Train) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    lines: list[str] = []
+    result = train("reward", max_steps=12, say=lines.append)
+    assert result.accuracy_after is not None
+    assert result.accuracy_after.value == 1.0  # the held-out pairs are the training pairs under other numbers
+    assert result.moved is None
+    assert "has the higher score in 1.000" in lines[-1]
+    assert "chosen answer scored higher, after" in (result.output / "README.md").read_text()
+    assert result.merged is not None
+    model = AutoModelForSequenceClassification.from_pretrained(result.merged)
+    assert model.config.num_labels == 1
+    tokenizer = AutoTokenizer.from_pretrained(result.merged)
+    scores = []
+    for text in ("An apple.", "I would rather not."):
+        turns = [{"role": "user", "content": "Name a fruit. (3)"}, {"role": "assistant", "content": text}]
+        ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            scores.append(model(**ids).logits.item())
+    assert scores[0] > scores[1]
+    # Padding does not change a score: servers send batches.
+    with torch.no_grad():
+        padded = torch.nn.functional.pad(ids["input_ids"], (0, 3), value=model.config.pad_token_id)
+        assert model(input_ids=padded).logits.item() == pytest.approx(scores[1], abs=0.05)
+
+
+def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
+    first = train("kto", max_steps=1, merge=False)
+    assert first.pairs == 32
+    pairs = [{"pair_id": f"bad-{n}", "prompt_id": "prompt-16" if n == 2 else f"other-{n}",
+              "prompt": '[{"role":"user","content":"Sing."}]', "response_a": "No.", "response_b": "Never.",
+              } for n in range(3)]  # fmt: skip
+    run.pairs_path.parent.mkdir()
+    pl.DataFrame(pairs).write_parquet(run.pairs_path)
+    with run.writing(), run.journal("reviews") as journal:
+        for place, choice in enumerate(("both_bad", "tie", "both_bad")):
+            journal.append([Review(key=key_of(n=place), pair_id=f"bad-{place}", prompt_id="p", annotator="ann",
+                                   choice=choice, left="a", preferred=None, route="audit")])  # fmt: skip
+    # One is a tie, and one stands on a prompt of the test set.
+    assert [row["completion"][0]["content"] for row in kto.both_bad(run)] == ["No.", "Never."]
+    result = train("kto", max_steps=2, output=str(run.path / "more"))
+    assert result.pairs == 34
+    assert answer(result.merged)
+    assert "kl" in history(result)[-1]
+
+
+def test_rloo_against_the_reward_model_that_was_trained_here(train: Train, run: Run) -> None:
+    with pytest.raises(UsageError, match="needs a reward model") as caught:
+        train("rloo")
+    assert "--method reward" in (caught.value.mend or "")
+    reward = train("reward", max_steps=1)
+    with pytest.raises(UsageError, match="holds no reward model") as caught:
+        train("rloo", reward_model=str(reward.output))
+    assert str(reward.merged) in (caught.value.mend or "")
+    extra = {"max_completion_length": 8, "num_generations": 2}
+    result = train("rloo", reward_model=str(reward.merged), max_steps=1, extra=extra)
+    assert result.pairs == 16
+    assert {"reward", "kl"} <= history(result)[-1].keys()
+    assert "2 answers a prompt, KL beta 0.1" in (result.output / "README.md").read_text()
+    assert answer(result.merged)
+
+
+def test_reversed_labels_are_named(run: Run, train: Train) -> None:
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows(24)]
+    pl.DataFrame(turned).write_parquet(run.dataset / "train.parquet")
+    pl.DataFrame(rows(24, first=24)).write_parquet(run.dataset / "test.parquet")
+    lines: list[str] = []
+    result = train("dpo", max_steps=6, say=lines.append, merge=False)
+    assert result.moved is not None
+    assert result.moved.high < 0.4
+    assert any("are the labels reversed?" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"method": "sft", "loss": ["nl"]}, "TRL has no loss 'nl'. Did you mean 'nll'?"),
+        ({"method": "sft", "loss": ["nll", "dft"]}, "SFT takes one loss, not 2"),
+        ({"method": "reward", "loss": ["sigmoid"]}, "Reward model has one loss only"),
+        ({"method": "kto", "extra": {"desirable_wait": 2}}, "KTOConfig has no setting 'desirable_wait'. Did you mean"),
+        ({"method": "rloo", "batch_size": 6}, "does not hold whole prompts of 4 answers"),
+        ({"method": "kto", "extra": {"beta": 2}}, "Set beta under [train] instead."),
+    ],
+)
+def test_what_a_method_does_not_have(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    wanted = Config.model_validate({"train": changed}).train
+    with pytest.raises(UsageError) as caught:
+        settings.arguments(wanted, seed=0, folder=tmp_path, pairs=10)
+    assert message in str(caught.value)
+
+
+def test_qlora_needs_cuda_and_an_adapter(train: Train) -> None:
+    import torch
+
+    with pytest.raises(UsageError, match="only an adapter"):
+        train("dpo", quantize=True, lora=False)
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(MissingPart, match="needs CUDA"):
+        train("dpo", quantize=True)
+
+
+def test_ppo_is_handed_over(run: Run, small: Path, tmp_path: Path) -> None:
+    from rlaif import pipeline
+    from rlaif.train import handover
+    from tests.test_pipeline import Quiet
+
+    reward = tmp_path / "reward"
+    reward.mkdir()
+    (reward / "config.json").write_text("{}")
+    wanted = {"method": "ppo", "model": str(small), "beta": 0.02, "output": str(tmp_path / "out dir")}
+    with pytest.raises(UsageError, match="needs a reward model"):
+        handover.write(run, Config.model_validate({"train": wanted}))
+    config = Config.model_validate({"train": {**wanted, "reward_model": str(reward)}})
+    folder = pipeline.hand_over(run, config)
+    prompts = pl.read_parquet(folder / "train.parquet")
+    assert prompts.columns == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+    assert prompts.height == 16
+    assert prompts["prompt"][0].to_list() == [{"role": "user", "content": "Name a colour. (0)"}]
+    script = (folder / "launch.sh").read_text()
+    for part in ("algorithm.kl_ctrl.kl_coef=0.02", f"'data.train_files={folder / 'train.parquet'}'",
+                 f"reward.reward_model.model_path={reward}"):  # fmt: skip
+        assert part in script
+    with pytest.raises(UsageError, match="handed over to verl"):
+        pipeline.train(run, config, Quiet())
