@@ -191,6 +191,7 @@ class TrainConfig(Section):
     max_length: int = Field(default=1024, ge=16)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     save_steps: int = Field(default=50, ge=1)
+    restart: bool = False
     launcher: Literal["none", "accelerate"] = "none"
     processes: int | None = Field(default=None, ge=1)
     sharding: Literal["fsdp", "deepspeed", "ddp"] = "fsdp"

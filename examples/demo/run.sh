@@ -20,15 +20,15 @@ echo "usually 1 to 3 minutes; the same log"
 
 step "4/4 A LoRA adapter trained on the pairs by TRL's DPOTrainer"
 echo "usually half a minute to 2 minutes; progress below"
-"$BIN/rlaif" train "$RUN"
+"$BIN/rlaif" train "$RUN" --restart
 
 step "Done in $(($(date +%s) - began)) s. What there is now:"
 "$BIN/rlaif" status "$RUN"
 cat <<TEXT
 
 Next, yourself:
-  $BIN/rlaif review $RUN --export queue.csv --annotator you    the queue, blind; fill in the column "choice"
-  $BIN/rlaif review $RUN --import queue.csv --annotator you    your labels, merged over the judges'
+  $BIN/rlaif review $RUN                          the queue as a page: label blind, by keyboard
+  $BIN/rlaif report $RUN                          the morning page: can the labels be trusted?
   $BIN/rlaif export $RUN --format trl -o dataset               the dataset for another trainer
   $BIN/rlaif init my-run                                       a run of your own: edit my-run/rlaif.toml
 TEXT

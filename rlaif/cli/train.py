@@ -42,6 +42,9 @@ def train(
     sharding: Annotated[
         Literal["fsdp", "deepspeed", "ddp"] | None, typer.Option(help="How weights are spread.", show_default=False)
     ] = None,
+    restart: Annotated[
+        bool | None, typer.Option("--restart", help="Train anew where settings or rows changed.", show_default=False)
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Train on the dataset with TRL; ppo writes what verl trains with."""
@@ -62,6 +65,7 @@ def train(
             "train.learning_rate": learning_rate,
             "train.epochs": epochs,
             "train.max_steps": max_steps,
+            "train.restart": restart,
             "seed": seed,
         },
     )

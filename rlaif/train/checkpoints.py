@@ -7,6 +7,7 @@ crash tore is passed over for the one before it. Only :func:`claim` writes here.
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,20 +20,23 @@ from rlaif.errors import IdentityError
 IDENTITY = "identity.json"
 
 
-def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...]) -> None:
+def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *, restart: bool = False) -> None:
     """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one.
 
     Fields in ``growing`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
+    With ``restart`` another training's checkpoints are removed instead.
     """
     path = folder / IDENTITY
     before = read(path)
     if _numbered(folder):
         differing = sorted(_differences(before, identity, growing)) if before else ["nothing says with what"]
-        if differing:
+        if differing and restart:
+            shutil.rmtree(folder)
+        elif differing:
             raise IdentityError(
                 f"its checkpoints were made with other settings: {'; '.join(differing)}",
                 where=str(folder),
-                mend="Give another --output, or remove this folder to train anew.",
+                mend="Give --restart to train anew in its place, or another --output to keep it.",
             )
     write(path, identity)
 

@@ -104,7 +104,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
         return done
     try:
         if _is_main():
-            checkpoints.claim(folder, identity, settings.GROWING)
+            checkpoints.claim(folder, identity, settings.GROWING, restart=wanted.restart)
             _tell(prepared, say)
         with _quiet():
             result, history = _train(prepared, run, config, arguments, output, say)

@@ -233,6 +233,9 @@ def test_other_settings_or_rows_are_refused_by_name(train: Callable[..., TrainRe
     pl.DataFrame(rows(15)).write_parquet(run.dataset / "train.parquet")
     with pytest.raises(IdentityError, match="the dataset has other rows"):
         train(max_steps=1)
+    anew = train(max_steps=1, restart=True)
+    assert (anew.pairs, anew.steps, anew.resumed_from) == (15, 1, None)
+    assert train(max_steps=1).pairs == 15  # it is that training's now
 
 
 def test_a_loss_that_is_no_number_ends_it(train: Callable[..., TrainResult], run: Run) -> None:
