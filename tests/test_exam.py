@@ -125,6 +125,8 @@ def test_a_bad_judge_is_named_for_what_it_is_and_is_not_asked(
     assert len(server.requests) == asked
     trusted = judge(rlaif, tmp_path, server.url, "--trust-anyway", "--max-failures", "99")
     assert f"failed its exam ({fault}) and is trusted anyway" in trusted
+    told_of = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]["judge"]["exams"]
+    assert [(row["judge"], row["standing"]) for row in told_of] == [("helpful@m", "bad")]
 
 
 def test_a_judge_without_an_exam_is_told_of(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:

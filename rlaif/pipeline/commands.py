@@ -141,9 +141,10 @@ def judge(
     seats = panel(config)
     how = strategy(config, seats)
     _require_completions(run)
-    exam.require_trust(seats, config, watch.say)
+    exams = exam.require_trust(seats, config, watch.say)
     with run.writing():
         run.begin("judge", config, restart=restart)
+        run.update_manifest("judge", exams=exams)
         meter = meter_for("judge", config, limits)
         try:
             with run.journal("verdicts") as journal, watch.watch(meter):

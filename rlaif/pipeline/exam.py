@@ -59,12 +59,22 @@ def last(judge_hash: str, model: str) -> dict[str, Any] | None:
     return told
 
 
-def require_trust(seats: Sequence[asking.Seat], config: Config, say: Callable[[str], None]) -> None:
-    """Say which seats have no exam. Raises :class:`UsageError` for one whose exam says that its labels are worth
-    nothing, unless ``judge.trust_anyway``."""
+SHOWN = ("accuracy", "consistent under swap", "first position chosen", "longer answer chosen", "longer answer right")
+
+
+def require_trust(seats: Sequence[asking.Seat], config: Config, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What is known of each seat that has an exam, for the manifest. Says which seats have none.
+
+    Raises :class:`UsageError` for one whose exam says that its labels are worth nothing, unless
+    ``judge.trust_anyway``."""
+    known = []
     for seat in seats:
         again = f"rlaif judges exam {seat.judge.name} --model {seat.entry.model}"
         told = last(seat.judge.hash, seat.entry.model)
+        if told is not None:
+            figures = told["result"]["figures"]
+            standing = {"judge": seat.name, "standing": told["result"]["standing"]}
+            known.append(standing | {name: figures[name] for name in SHOWN if figures.get(name)})
         if told is None:
             say(f"warning: {seat.name} has no exam, so nothing is known of its labels yet: {again}")
         elif told["result"]["standing"] == "unproven":
@@ -77,6 +87,7 @@ def require_trust(seats: Sequence[asking.Seat], config: Config, say: Callable[[s
                 mend=f"Take another model or judge ({again} shows the figures), or give --trust-anyway "
                 "(judge.trust_anyway = true).",
             )
+    return known
 
 
 def _why(told: dict[str, Any]) -> str:
