@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.tim
 
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama with one label and random weights, and a chat template."""
+    """A small Llama with one label and random weights, and a chat template. vLLM's attention on a CPU knows no heads of
+    16; 64 is what the demo model has."""
     needs("vllm")
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
@@ -27,8 +28,8 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "reward"
     tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
     torch.manual_seed(7)
-    shape = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, num_labels=1,
+    shape = LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=128, num_hidden_layers=2,
+                        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, num_labels=1,
                         pad_token_id=tokenizer.pad_token_id, initializer_range=0.2)  # fmt: skip
     LlamaForSequenceClassification(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
