@@ -44,7 +44,8 @@ class Seat:
         if self.judge.file.kind != "reward":
             return {**config.judge.vllm, **self.entry.vllm}
         # In half precision the scores of two answers differ by less than their rounding.
-        return {"runner": "pooling", "dtype": "float32", **config.judge.vllm, **self.entry.vllm}
+        ours = {} if self.entry.base_url else {"runner": "pooling", "dtype": "float32"}
+        return {**ours, **config.judge.vllm, **self.entry.vllm}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,12 @@ def ask_seat(
         settled(mode)
         return requests(seat, mode, config, work(), fetch_prompt, fetch_answer)
 
+    may_batch = seat.judge.file.kind != "reward"
     try:
-        ask_all(open_client, prepare, _verdicts, journal, meter)
+        ask_all(open_client, prepare, _verdicts, journal, meter, may_batch=may_batch)
     except _AskForJson:  # what came in with its first token is not kept; nothing was journaled of it
         seat = replace(seat, mode="json")
-        ask_all(open_client, prepare, _verdicts, journal, meter)
+        ask_all(open_client, prepare, _verdicts, journal, meter, may_batch=may_batch)
 
 
 def requests(

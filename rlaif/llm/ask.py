@@ -53,9 +53,12 @@ def ask_all(
     read: Read,
     journal: Journal,
     meter: Meter,
+    *,
+    may_batch: bool = True,
 ) -> None:
     """Check the endpoint, then send the requests that ``prepare(client, engine)`` gives and journal what ``read``
-    makes of the replies. ``engine`` is "vllm" or "other".
+    makes of the replies. ``engine`` is "vllm" or "other". ``may_batch`` False: one by one even where the batch API is
+    asked for, which takes chat completions only.
 
     Returns when everything was asked or ``meter.reason_to_stop()`` says so. Raises :class:`EndpointError` for what
     would fail every request, and KeyboardInterrupt after an interrupt, once those in flight are journaled.
@@ -68,7 +71,7 @@ def ask_all(
             engine = await client.check()
             if meter.budget_usd is not None:
                 _require_prices(client)
-            if client.config.batch:
+            if client.config.batch and may_batch:
                 from rlaif.llm import batch
 
                 await batch.ask(client, engine, prepare, read, journal, meter)

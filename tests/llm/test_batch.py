@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError
@@ -374,6 +375,29 @@ def test_generate_and_judge_by_batch_give_the_dataset_of_asking_one_by_one(
     assert [batch["request_counts"]["total"] for batch in server.batches.values()] == [
         len({line["prompt_id"] for line in read_jsonl(tmp_path / "one" / "journal" / "completions.jsonl")}),
         len(read_jsonl(tmp_path / "one" / "journal" / "verdicts.jsonl"))]  # fmt: skip
+
+
+class RewardServer(BatchServer):
+    """Scores an answer by its length, at /classify."""
+
+    def routes(self, app: web.Application) -> None:
+        super().routes(app)
+        app.router.add_post("/classify", self._classify)
+
+    async def _classify(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        return web.json_response({"data": [{"probs": [len(body["messages"][-1]["content"]) / 10]}]})
+
+
+def test_a_reward_model_is_asked_directly_as_batches_hold_chats_only(tmp_path: Path, rlaif: Cli) -> None:
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["short", "a longer one"]}])
+    rlaif("generate", tmp_path / "run", "--import", source)
+    with RewardServer() as server:
+        rlaif("judge", tmp_path / "run", "--judge", "reward", "--model", "m", "--base-url", server.url, "--batch",
+              "--min-probability", "0.5", "--min-margin", "0")  # fmt: skip
+        assert not server.batches
+    verdicts = read_jsonl(tmp_path / "run" / "journal" / "verdicts.jsonl")
+    assert sorted(line["score"] for line in verdicts if line["kind"] == "reward") == [0.5, 1.2]
 
 
 def test_status_shows_what_is_with_the_provider(tmp_path: Path, rlaif: Cli, server: BatchServer) -> None:
