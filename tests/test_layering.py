@@ -31,6 +31,7 @@ WHOLE = {
     "pipeline",
     "llm/endpoint",
     "llm/ask",
+    "llm/batch",
     "llm/server",
     "judge/ask",
     "judge/read",

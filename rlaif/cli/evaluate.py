@@ -45,7 +45,7 @@ def evaluate(
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
 ) -> None:
-    """The trained model against its reference: win rate, length, refusals, drift."""
+    """The trained model against its reference. Win rate, length, refusals, drift."""
     target, settings = open_with(
         run,
         {

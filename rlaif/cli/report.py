@@ -14,7 +14,7 @@ def report(
     run: RunPath,
     json: Annotated[bool, typer.Option("--json", help="The facts as JSON, and no page.")] = False,
 ) -> None:
-    """The morning page: what the night gave, whether its labels can be trusted, and what it needs."""
+    """Write the morning page. What the night gave, whether its labels can be trusted, what it needs."""
     from rlaif.report import gather, page
     from rlaif.run.directory import open_run
 

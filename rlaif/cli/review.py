@@ -42,7 +42,7 @@ def review(
     merge: Annotated[bool, typer.Option("--merge", help="Write the dataset anew with what people said.")] = False,
     on_bad_row: OnBadRow = None,
 ) -> None:
-    """Open the page on which people label the queue, blind; or hand the queue out and take labels back as files."""
+    """The page on which people label the queue. Or the queue as a file, and labels back."""
     if sum((export is not None, import_ is not None, merge)) > 1:
         raise UsageError(
             "one thing at a time", mend="One of --export FILE, --import FILE, --merge; without these the page opens."

@@ -15,9 +15,10 @@ from rlaif.config import Config, JudgeEntry
 from rlaif.errors import UsageError
 from rlaif.judge import read, render
 from rlaif.judge.definition import Judge
-from rlaif.llm.ask import Request, ask_all
+from rlaif.llm.ask import ask_all
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
+from rlaif.llm.request import Request
 from rlaif.llm.wire import CLASSIFY, Reply
 from rlaif.records import Label, Order, Verdict, key_of
 from rlaif.run.journal import Journal
@@ -235,7 +236,7 @@ def _distribution(about: _About, reply: Reply, words: Sequence[str]) -> tuple[li
 
 
 def _verdicts(request: Request, reply: Reply) -> list[Verdict]:
-    """Raises :class:`rlaif.llm.ask.Unreadable`."""
+    """Raises :class:`rlaif.llm.request.Unreadable`."""
     about: _About = request.about
     file = about.seat.judge.file
     p_a = score = variance = mass = None

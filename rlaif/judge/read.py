@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rlaif.llm.ask import Unreadable
+from rlaif.llm.request import Unreadable
 from rlaif.llm.wire import Choice
 
 Mode = Literal["choice", "logprobs", "json", "score"]

@@ -8,43 +8,21 @@ taken from an iterator as room becomes free: memory holds those in flight, whate
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from rlaif.errors import EndpointError, UsageError
 from rlaif.llm.budget import Meter, is_priced
 from rlaif.llm.client import Client, NotSent, RequestFailed
-from rlaif.llm.wire import CHAT, Reply
+from rlaif.llm.request import Read, Request, Unreadable, on_interrupt
 from rlaif.records import Failure, Record
 from rlaif.run.journal import Journal
 
 GRACE_S = 120.0
 """How long requests in flight may take to finish after an interrupt or an error that ends the command. A second
 interrupt does not wait."""
-
-
-class Unreadable(Exception):
-    """The reply holds no verdict. Asked again once, then counted as a failure; never a label."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request without its model. ``keys``: the journal keys of the records that its answer will give. ``about`` is
-    the caller's own, handed back with the reply. ``path``: what of the server is asked."""
-
-    keys: tuple[str, ...]
-    body: dict[str, Any]
-    prompt_id: str
-    about: Any = None
-    path: str = CHAT
-
-
-Read = Callable[[Request, Reply], Sequence[Record]]
 
 
 def ask_all(
@@ -110,24 +88,6 @@ def _require_prices(client: Client) -> None:
                 f"no price is known for {client.model!r} at {url}, so a budget cannot be kept",
                 mend="Take away --budget-usd, or bound the run with --limit.",
             )
-
-
-@contextlib.contextmanager
-def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
-    """Have SIGINT and SIGTERM call ``call`` while open."""
-    loop = asyncio.get_running_loop()
-    before: dict[signal.Signals, Any] = {}
-    with contextlib.suppress(RuntimeError, ValueError):  # not the main thread: the caller's own business
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            loop.add_signal_handler(number, call)
-            before[number] = handler
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
 
 
 class _Asking:

@@ -23,10 +23,10 @@ import orjson
 
 from rlaif.errors import EndpointError, RunError, system_says
 from rlaif.llm import wire
-from rlaif.llm.ask import Read, Request, Unreadable, on_interrupt
 from rlaif.llm.budget import Meter, price
 from rlaif.llm.client import Client, RequestFailed
 from rlaif.llm.parts import NoAnswer, Part, completion_in, custom_id, intent, lines_of, parts
+from rlaif.llm.request import Read, Request, Unreadable, on_interrupt
 from rlaif.llm.wire import Malformed
 from rlaif.records import Failure, key_of
 from rlaif.run.journal import Journal, Reader

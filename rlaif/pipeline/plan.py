@@ -17,8 +17,8 @@ from rlaif.config import Config
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
 from rlaif.judge import ask as asking
-from rlaif.llm.ask import Request
 from rlaif.llm.budget import Meter, price
+from rlaif.llm.request import Request
 from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run import journal
 from rlaif.run.directory import Run

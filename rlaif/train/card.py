@@ -12,7 +12,7 @@ from rlaif.train import methods, settings
 if TYPE_CHECKING:
     import polars as pl
 
-    from rlaif.train.loop import Prepared
+    from rlaif.train.prepare import Prepared
     from rlaif.train.writing import TrainResult
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.config import TrainConfig
 from rlaif.errors import UsageError
-from rlaif.train import methods
+from rlaif.train import method
 
 if TYPE_CHECKING:
     import polars as pl
@@ -18,7 +18,7 @@ TITLE = "DPO"
 TRAINER = "DPOTrainer"
 CONFIG = "DPOConfig"
 UNIT = "pairs"
-HEAD: methods.Head = "language"
+HEAD: method.Head = "language"
 # DPO moves a model by small steps: TRL's and the DPO paper's 1e-6 for all weights. An adapter starts at zero and has
 # to grow, and its own parameters are few: it learns next to nothing below 1e-5, and 1e-4 with r = 16 served best here.
 RATES = (1e-4, 1e-6)
@@ -27,7 +27,7 @@ SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 def arguments(train: TrainConfig) -> dict[str, Any]:
-    losses = methods.losses(TITLE, CONFIG, train, "sigmoid")
+    losses = method.losses(TITLE, CONFIG, train, "sigmoid")
     if train.extra.get("label_smoothing") and not set(losses) & set(SMOOTHED):
         raise UsageError(
             f"label_smoothing does nothing under the loss {', '.join(losses)}",
@@ -41,8 +41,8 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> methods.Rows:
-    return methods.Rows(methods.preferences(frame))
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
+    return method.Rows(method.preferences(frame))
 
 
 def described(train: TrainConfig) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from rlaif.config import TrainConfig
-from rlaif.train import methods, preflight
+from rlaif.train import method, preflight
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,20 +23,20 @@ TITLE = "KTO"
 TRAINER = "KTOTrainer"
 CONFIG = "KTOConfig"
 UNIT = "answers"
-HEAD: methods.Head = "language"
+HEAD: method.Head = "language"
 RATES = (1e-4, 1e-6)
 OWN: Mapping[str, str] = {"loss_type": "loss", "beta": "beta"}
 
 
 def arguments(train: TrainConfig) -> dict[str, Any]:
-    return {"loss_type": methods.losses(TITLE, CONFIG, train, "kto")[0], "beta": train.beta}
+    return {"loss_type": method.losses(TITLE, CONFIG, train, "kto")[0], "beta": train.beta}
 
 
 def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig) -> methods.Rows:
+def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig) -> method.Rows:
     made = []
     for row in frame.iter_rows(named=True):
         turns = preflight.conversation(row)
@@ -45,7 +45,7 @@ def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig) -> methods.Rows:
             for side in ("chosen", "rejected")
         ]
     made += both_bad(run)
-    return methods.Rows(methods.conversations(made, ("prompt", "completion"), label="bool"))
+    return method.Rows(method.conversations(made, ("prompt", "completion"), label="bool"))
 
 
 def both_bad(run: Run) -> Iterator[dict[str, Any]]:

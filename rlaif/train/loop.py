@@ -16,76 +16,26 @@ and does nothing. Everything is safetensors, and no code from a model's reposito
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import Config
-from rlaif.errors import MissingPart, RunError, UsageError
-from rlaif.llm import demo
+from rlaif.errors import RunError, UsageError
 from rlaif.run.directory import Run
-from rlaif.train import card, checkpoints, known, measure, methods, preflight, settings, writing
+from rlaif.train import card, checkpoints, measure, methods, settings, writing
+from rlaif.train.method import Head, Method, Rows
+from rlaif.train.prepare import Prepared, prepare
 from rlaif.train.writing import TrainResult
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 ENOUGH = 20
 """Held-out pairs below which a share says nothing."""
-PARTS = ("torch", "trl", "peft", "accelerate")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A training that passed its preflight: what would be trained on what."""
-
-    model: str
-    path: str
-    train: pl.DataFrame
-    test: pl.DataFrame | None
-    digest: str
-    findings: list[preflight.Finding]
-    example: str
-
-
-def prepare(run: Run, config: Config) -> Prepared:
-    """All that can be found out without loading the model. Raises :class:`UsageError` where training is refused."""
-    absent = [name for name in PARTS if importlib.util.find_spec(name) is None]
-    if absent:
-        raise MissingPart(f"{', '.join(absent)} is not installed", mend="Install it: pip install 'rlaif[train]'")
-    _require_quantizing(config)
-    name = settings.model_name(config)
-    findings, train = preflight.check_rows(run.dataset)
-    preflight.refuse(findings, where=run.dataset)
-    assert train is not None  # refused otherwise
-    path = demo.resolve(name)
-    tokenizer = writing.tokenizer(name, path)
-    findings += preflight.check_tokens(train, tokenizer, max_length=config.train.max_length)
-    findings += known.check(run, config.train)
-    preflight.refuse(findings, where=run.dataset)
-    digest = hashlib.sha256((run.dataset / "train.parquet").read_bytes()).hexdigest()
-    test = _read_test(run.dataset / "test.parquet", config.seed)
-    return Prepared(name, path, train, test, digest, findings, preflight.example(train, tokenizer))
-
-
-def _require_quantizing(config: Config) -> None:
-    if not config.train.quantize:
-        return
-    if not config.train.lora:
-        raise UsageError("weights in 4 bits are not trained, only an adapter over them", where="train.quantize",
-                         mend="Set lora = true, or leave quantize out.")  # fmt: skip
-    import torch
-
-    if not torch.cuda.is_available():
-        raise MissingPart("quantize = true (QLoRA) needs CUDA, and there is none here", mend="Leave quantize out.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingPart("bitsandbytes is not installed", mend="Install it: pip install bitsandbytes")
 
 
 def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResult:
@@ -207,7 +157,7 @@ def _silent(_line: str) -> None:
     pass
 
 
-def _tell_result(result: TrainResult, head: methods.Head, say: Callable[[str], None]) -> None:
+def _tell_result(result: TrainResult, head: Head, say: Callable[[str], None]) -> None:
     what = "is the likelier one" if head == "language" else "has the higher score"
     moved = f"; training moved towards it in {result.moved}" if result.moved else ""
     say(
@@ -222,8 +172,8 @@ def _trainer(
     prepared: Prepared,
     run: Run,
     config: Config,
-    method: methods.Method,
-    rows: methods.Rows,
+    method: Method,
+    rows: Rows,
     arguments: dict[str, Any],
 ) -> Any:
     from peft import LoraConfig
@@ -278,18 +228,6 @@ def _four_bits() -> Any:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
-
-
-def _read_test(path: Path, seed: int) -> pl.DataFrame | None:
-    """The held-out pairs to measure on: all, or so many drawn at random that their error is small enough."""
-    import polars as pl
-
-    if not path.exists():
-        return None
-    frame = pl.read_parquet(path)
-    if frame.height > measure.TEST_PAIRS:
-        frame = frame.sample(measure.TEST_PAIRS, seed=seed)
-    return frame if frame.height else None
 
 
 @contextlib.contextmanager

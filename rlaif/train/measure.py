@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.errors import RunError
 from rlaif.stats import Estimate, wilson
 from rlaif.train import preflight
-from rlaif.train.methods import Head
+from rlaif.train.method import Head
 
 if TYPE_CHECKING:
     import polars as pl

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import TrainConfig
-from rlaif.train import methods
+from rlaif.train import method
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,13 +21,13 @@ TITLE = "Reward model"
 TRAINER = "RewardTrainer"
 CONFIG = "RewardConfig"
 UNIT = "pairs"
-HEAD: methods.Head = "score"
+HEAD: method.Head = "score"
 RATES = (1e-4, 1e-5)
 OWN: Mapping[str, str] = {}
 
 
 def arguments(train: TrainConfig) -> dict[str, Any]:
-    methods.no_loss(TITLE, train)
+    method.no_loss(TITLE, train)
     return {}
 
 
@@ -35,8 +35,8 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> methods.Rows:
-    return methods.Rows(methods.preferences(frame))
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
+    return method.Rows(method.preferences(frame))
 
 
 def described(_train: TrainConfig) -> str:

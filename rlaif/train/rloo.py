@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.config import TrainConfig
 from rlaif.errors import UsageError
-from rlaif.train import methods, preflight
+from rlaif.train import method, preflight
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,14 +23,14 @@ TITLE = "RLOO"
 TRAINER = "RLOOTrainer"
 CONFIG = "RLOOConfig"
 UNIT = "answers"
-HEAD: methods.Head = "language"
+HEAD: method.Head = "language"
 RATES = (1e-5, 1e-6)
 OWN: Mapping[str, str] = {"beta": "beta", "reward_funcs": "reward_model", "max_length": "max_length"}
 GENERATIONS = 4
 
 
 def arguments(train: TrainConfig) -> dict[str, Any]:
-    methods.no_loss(TITLE, train)
+    method.no_loss(TITLE, train)
     each = generations(train)
     if train.batch_size % each:
         raise UsageError(
@@ -61,14 +61,14 @@ def keywords(train: TrainConfig) -> dict[str, Any]:
     return {"reward_funcs": train.reward_model}
 
 
-def rows(frame: pl.DataFrame, _run: Run, train: TrainConfig) -> methods.Rows:
+def rows(frame: pl.DataFrame, _run: Run, train: TrainConfig) -> method.Rows:
     """Each prompt of the dataset once."""
     once = frame.unique("prompt_id", keep="first", maintain_order=True) if "prompt_id" in frame.columns else frame
     made = [
         {"prompt": preflight.conversation(row)["prompt"], "tools": row.get("tools")}
         for row in once.iter_rows(named=True)
     ]
-    return methods.Rows(methods.conversations(made, ("prompt",)), each=generations(train))
+    return method.Rows(method.conversations(made, ("prompt",)), each=generations(train))
 
 
 def described(train: TrainConfig) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from rlaif.config import Config, TrainConfig
 from rlaif.errors import UsageError, did_you_mean
 from rlaif.train import methods
+from rlaif.train.method import Method
 
 # TRL's names for what has its own setting under [train] (or, for the seed, at the top), whatever the method.
 OURS = {
@@ -139,14 +140,14 @@ def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dic
     return {**defaults, "per_device_eval_batch_size": per_device, **train.extra, **fixed}
 
 
-def fields(method: methods.Method) -> list[str]:
+def fields(method: Method) -> list[str]:
     """The settings that TRL's configuration for ``method`` has."""
     import trl
 
     return [field.name for field in dataclasses.fields(getattr(trl, method.CONFIG)) if field.init]
 
 
-def _check_names(method: methods.Method, train: TrainConfig) -> None:
+def _check_names(method: Method, train: TrainConfig) -> None:
     ours = {**OURS, **method.OWN}
     known = fields(method)
     for name in train.extra:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import TrainConfig
-from rlaif.train import methods, preflight
+from rlaif.train import method, preflight
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,27 +20,27 @@ TITLE = "SFT"
 TRAINER = "SFTTrainer"
 CONFIG = "SFTConfig"
 UNIT = "answers"
-HEAD: methods.Head = "language"
+HEAD: method.Head = "language"
 RATES = (2e-4, 2e-5)
 OWN: Mapping[str, str] = {"loss_type": "loss"}
 
 
 def arguments(train: TrainConfig) -> dict[str, Any]:
-    return {"loss_type": methods.losses(TITLE, CONFIG, train, "nll")[0], "completion_only_loss": True}
+    return {"loss_type": method.losses(TITLE, CONFIG, train, "nll")[0], "completion_only_loss": True}
 
 
 def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> methods.Rows:
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
     turns = [preflight.conversation(row) for row in frame.iter_rows(named=True)]
     tools = frame["tools"] if "tools" in frame.columns else [None] * len(turns)
     made = [
         {"prompt": row["prompt"], "completion": row["chosen"], "tools": text}
         for row, text in zip(turns, tools, strict=True)
     ]
-    return methods.Rows(methods.conversations(made, ("prompt", "completion")))
+    return method.Rows(method.conversations(made, ("prompt", "completion")))
 
 
 def described(train: TrainConfig) -> str:

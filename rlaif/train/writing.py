@@ -19,7 +19,7 @@ from typing import Any
 from rlaif.errors import UsageError
 from rlaif.stats import Estimate
 from rlaif.train import checkpoints
-from rlaif.train.methods import Head
+from rlaif.train.method import Head
 
 NOT_WRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,

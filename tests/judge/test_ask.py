@@ -18,9 +18,9 @@ from rlaif.judge import ask as asking
 from rlaif.judge.ask import Material, Seat, ask_seat, requests, settle_mode
 from rlaif.judge.definition import Judge, find, load
 from rlaif.judge.read import Mode
-from rlaif.llm.ask import Request
 from rlaif.llm.budget import Meter, Usage
 from rlaif.llm.client import Client
+from rlaif.llm.request import Request
 from rlaif.llm.wire import Choice, Reply
 from rlaif.run.journal import Journal
 from tests.conftest import read_jsonl

@@ -15,7 +15,7 @@ from rlaif.judge import read
 from rlaif.judge.ask import Material, Seat
 from rlaif.judge.definition import find
 from rlaif.llm import wire
-from rlaif.llm.ask import Unreadable
+from rlaif.llm.request import Unreadable
 from rlaif.llm.wire import Choice, Malformed
 
 PROMPT = {"prompt_id": "p", "messages": [{"role": "user", "content": "q"}]}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlaif.judge import read
 from rlaif.judge.read import MIN_MASS, Mode, distribution
-from rlaif.llm.ask import Unreadable
+from rlaif.llm.request import Unreadable
 from rlaif.llm.wire import Choice
 
 AB = ["A", "B"]

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, RunError, UsageError
 from rlaif.llm import ask as asking
-from rlaif.llm.ask import Request, Unreadable, ask_all
+from rlaif.llm.ask import ask_all
 from rlaif.llm.budget import RECENT, Meter
 from rlaif.llm.client import Client
+from rlaif.llm.request import Request, Unreadable
 from rlaif.llm.wire import Reply
 from rlaif.records import Completion, key_of
 from rlaif.run.journal import Journal

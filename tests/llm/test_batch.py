@@ -19,10 +19,11 @@ from aiohttp import web
 from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError
 from rlaif.llm import batch as batches
-from rlaif.llm.ask import Request, ask_all
+from rlaif.llm.ask import ask_all
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
 from rlaif.llm.parts import parts
+from rlaif.llm.request import Request
 from rlaif.run.journal import Journal
 from tests.batching import CALM, BatchServer
 from tests.conftest import ROOT, read_jsonl, write_jsonl

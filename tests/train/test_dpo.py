@@ -15,7 +15,8 @@ from rlaif.config import Config
 from rlaif.errors import IdentityError, RunError, UsageError
 from rlaif.llm.demo import demo_checkpoint
 from rlaif.run.directory import Run
-from rlaif.train import checkpoints, loop, measure, methods, settings, writing
+from rlaif.train import checkpoints, loop, measure, settings, writing
+from rlaif.train.method import loss_names
 from rlaif.train.writing import TrainResult
 from tests.train.pairs import rows
 
@@ -193,7 +194,7 @@ def test_scoring_only_the_answers_changes_no_number(
 
 
 def test_losses_are_trls_own_and_can_be_combined(train: Callable[..., TrainResult]) -> None:
-    assert {"sigmoid", "robust", "ipo", "sft"} <= set(methods.loss_names())
+    assert {"sigmoid", "robust", "ipo", "sft"} <= set(loss_names())
     extra = {"label_smoothing": 0.1, "loss_weights": [1.0, 0.2], "warmup_steps": 1}
     result = train(loss=["robust", "sft"], dtype="bfloat16", extra=extra)
     card = (result.output / "README.md").read_text(encoding="utf-8")
