@@ -18,6 +18,16 @@ from tests.scripted import Answer, ScriptedServer, echo
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests of one group in two workers would mean two vLLMs and two nights: say so before they start."""
+    if getattr(session.config.option, "loadgroup", False):
+        alone = [
+            item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid
+        ]
+        if alone:
+            raise pytest.UsageError(f"xdist does not keep groups together with this pytest: {alone[0]}")
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on the keys and settings of whoever runs it."""
