@@ -37,12 +37,16 @@ $(READY): pyproject.toml
 
 # Where a part cannot be had, its tests say so and are skipped; under CI=true they fail.
 $(BROWSER): $(READY) Makefile
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
-		echo "   No chromium: install it (Debian: apt-get install chromium) to run the browser tests."
+	@lacking=$$(for part in chromium npm; do command -v $$part >/dev/null || echo $$part; done); \
+		if test -n "$$lacking"; then \
+			echo "   Installing $$lacking for the browser tests."; \
+			{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$lacking >/dev/null; } || \
+			echo "   Not possible here. As root, on Debian: apt-get install" $$lacking; \
+		fi
 	@rm -rf $(VENV)/axe && mkdir -p $(VENV)/axe && cd $(VENV)/axe && \
 		{ npm pack --silent $(AXE) >/dev/null && tar xzf axe-core-*.tgz package/axe.min.js && rm axe-core-*.tgz; } || \
-		echo "   No npm, or no $(AXE): the accessibility tests need it (Debian: apt-get install npm)."
+		echo "   No $(AXE): the accessibility tests need it."
 	@{ test -x $(VENV)/tools/bin/python || $(BIN)/uv venv --quiet $(VENV)/tools; } && \
 		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python $(TOOLS) || \
 		echo "   No $(TOOLS): the exchange is then tested without these packages."
@@ -53,7 +57,7 @@ demo: $(READY)
 
 # Tests that share the one vLLM server stay together in one worker; training runs beside them in the other.
 test: $(READY) $(BROWSER)
-	@echo "== Running every test, real vLLM and TRL included: usually 6 to 8 minutes on 2 cores."
+	@echo "== Running every test, real vLLM and TRL included: usually 10 to 15 minutes on 2 cores."
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
 
 check: $(READY)
