@@ -131,7 +131,8 @@ def test_a_night_is_generate_and_judge_with_an_estimate_a_log_and_a_line_at_the_
     assert dataset(path) == calm
     assert len(calm) > 20
     told = (tmp_path / "told").read_text()
-    assert told.endswith("wait for review|")  # the key is not handed on
+    assert told.endswith("report.html|")  # the key is not handed on
+    assert "wait for review" in told
     assert f"rlaif run {path}: done in" in told
     assert [entry["text"] for entry in hook.told] == [told[:-1]]
     log = (path / "log" / "run.log").read_text()

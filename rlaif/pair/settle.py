@@ -199,7 +199,7 @@ def _strength(settled: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
 def _keep(settled: pl.DataFrame, per_prompt: int, min_probability: float, min_score: float) -> pl.DataFrame:
     """The first ``per_prompt`` wins of each prompt are kept, by falling gap, then by key."""
     score = pl.when(pl.col("preferred") == "a").then("score_a").otherwise("score_b")
-    good = (score >= min_score).fill_null(True)
+    good = (score >= min_score).fill_null(True) | (pl.col("by") == "check").fill_null(False)  # a check outranks ratings
     ordered = settled.with_columns(eligible=(pl.col("outcome") == "win") & pl.col("agrees") & good).sort(
         ["prompt_id", "eligible", "gap", "a", "b"], descending=[False, True, True, False, False], nulls_last=True
     )

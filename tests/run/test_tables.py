@@ -35,7 +35,7 @@ RECORDS: dict[str, Any] = {
                               finish_reason="stop", prompt_tokens=4, completion_tokens=5, source="imported", at=2.5,
                               tool_calls=[{"id": "1"}]),
     "VERDICTS": Verdict(key=key(1), kind="compare", judge="j", judge_hash="h", model="m", prompt_id="p", a="1", b="2",
-                        order="ba", aspect="z", sample=2, p_a=0.75, score=3.5, variance=0.5, mass=0.9, reply="A",
+                        order="ba", aspect="z", sample=2, p_a=0.75, score=3.5, variance=0.5, label="refuse", mass=0.9, reply="A",
                         flags=["f"], prompt_tokens=1, cached_tokens=2, completion_tokens=3, usd=0.5, at=3.5),
     "REVIEWS": Review(key=key(1), pair_id="1", prompt_id="p", annotator="n", choice="left", left="b", preferred="b",
                       role="adjudicator", comment="c", edited="e", sure=2, seconds=1.5, route="audit",
