@@ -425,7 +425,7 @@ def sampling(prompts: int) -> None:
         ours = stage["completion_tokens"] / stage["asking_s"]
         done = subprocess.run([sys.executable, HERE, "vllm", run], check=True, env=environment(), capture_output=True,
                               text=True)  # fmt: skip
-        theirs = float(done.stdout.strip().splitlines()[-1])
+        theirs = float(done.stdout.rpartition("tokens/s: ")[2].split()[0])
         print(f"rlaif generate {ours:,.0f} tokens/s, bare vLLM {theirs:,.0f} tokens/s, ratio {ours / theirs:.3f} "
               f"(n=1 run, {prompts} prompts x 4)")  # fmt: skip
 
@@ -443,7 +443,7 @@ def bare_vllm(run: Path) -> None:
     began = time.monotonic()
     outputs = llm.chat(messages, settings, use_tqdm=False)
     seconds = time.monotonic() - began
-    print(sum(len(choice.token_ids) for output in outputs for choice in output.outputs) / seconds)
+    print(f"tokens/s: {sum(len(choice.token_ids) for output in outputs for choice in output.outputs) / seconds}")
 
 
 def each(path: str) -> Iterator[dict[str, Any]]:

@@ -71,10 +71,17 @@ def requests(
     """What is owed by the policy at ``position`` of the pool, prompt by prompt. ``done``: the keys that are not."""
     pool = config.pool()
     prompts = (prompt for _, prompt in read_journal(run.journal_path("prompts")) if prompt["split"] == "train")
+    every, model = list(range(config.sampler.n)), pool[position].model
+    settings = config.sampler.model_dump(include={"temperature", "top_p", "max_tokens"})
     for prompt in itertools.islice(prompts, only):
-        indexes = [i for i in range(config.sampler.n) if _position(prompt["key"], i, len(pool)) == position]
-        body, base = _body(prompt, config, pool[position].model, position)
-        keys = [key_of(**body, model=pool[position].model, seed=base, index=i) for i in indexes]
+        indexes = every
+        if len(pool) > 1:
+            indexes = [i for i in every if _position(prompt["key"], i, len(pool)) == position]
+        body: dict[str, Any] = {"messages": prompt["messages"], **settings}  # a journal holds no nulls
+        if prompt.get("tools"):
+            body["tools"] = prompt["tools"]
+        base = _base(config.seed, prompt["key"], model, position)
+        keys = [key_of(**body, model=model, seed=base, index=i) for i in indexes]
         # The model's own samples are counted through, so that one request brings them though others lie between.
         for group in _consecutive(place for place, key in enumerate(keys) if key not in done):
             wire = dict(body, n=len(group))
@@ -89,20 +96,10 @@ def _position(prompt_key: str, index: int, models: int) -> int:
     return (int(prompt_key[:8], 16) + index) % models
 
 
-def _body(prompt: dict[str, Any], config: Config, model: str, position: int) -> tuple[dict[str, Any], int]:
-    """The request without what tells samples apart, and the base of their seeds: another one for each place in the
-    pool, where a model may stand twice."""
-    sampler = config.sampler
-    body: dict[str, Any] = {
-        "messages": [{k: v for k, v in message.items() if v is not None} for message in prompt["messages"]],
-        "temperature": sampler.temperature,
-        "top_p": sampler.top_p,
-        "max_tokens": sampler.max_tokens,
-    }
-    if prompt.get("tools"):
-        body["tools"] = prompt["tools"]
-    digest = hashlib.sha256(f"{config.seed}\x1f{prompt['key']}\x1f{model}\x1f{position}".encode()).digest()
-    return body, int.from_bytes(digest[:4], "big") % (2**31 - 1024)
+def _base(seed: int, prompt_key: str, model: str, position: int) -> int:
+    """The base of a prompt's seeds: another one for each place in the pool, where a model may stand twice."""
+    digest = hashlib.sha256(f"{seed}\x1f{prompt_key}\x1f{model}\x1f{position}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") % (2**31 - 1024)
 
 
 def _consecutive(places: Iterable[int]) -> Iterator[list[int]]:

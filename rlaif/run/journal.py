@@ -163,7 +163,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
     try:
-        record = orjson.loads(text)
+        record: dict[str, Any] = orjson.loads(text)
         bytes.fromhex(record["key"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         raise RunError(
@@ -171,7 +171,7 @@ def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
             where=f"{path}:{number}",
             mend="Journals are never edited by rlaif: restore the file from a copy, or delete this one line.",
         ) from None
-    return dict(record)
+    return record
 
 
 def _cut_torn_line(fd: int) -> None:
