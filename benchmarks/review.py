@@ -1,6 +1,6 @@
 """How long from a key press to the next pair painted, with many pairs queued: real Chromium, the real command.
 
-    python benchmarks/review.py [--pairs 10000] [--labels 1000]
+    python -m benchmarks.review [--pairs 10000] [--labels 1000]
 
 Time is the browser's own: from the key event's time stamp until the frame with the next pair has been painted. In
 between the label was journaled and brought to the disk. Answers are 400 to 2,400 characters of Markdown with a list

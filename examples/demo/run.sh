@@ -27,8 +27,8 @@ step "Done in $(($(date +%s) - began)) s. What there is now:"
 cat <<TEXT
 
 Next, yourself:
-  $BIN/rlaif review $RUN                          the queue as a page: label blind, by keyboard
-  $BIN/rlaif report $RUN                          the morning page: can the labels be trusted?
-  $BIN/rlaif export $RUN --format trl -o dataset               the dataset for another trainer
-  $BIN/rlaif init my-run                                       a run of your own: edit my-run/rlaif.toml
+  $BIN/rlaif review $RUN                     the queue as a page: label blind, by keyboard
+  $BIN/rlaif report $RUN                     the morning page: can the labels be trusted?
+  $BIN/rlaif export $RUN --format trl -o dataset   the dataset for another trainer
+  $BIN/rlaif init my-run                     a run of your own: edit my-run/rlaif.toml
 TEXT
