@@ -116,7 +116,7 @@ def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dic
         "report_to": "none",
         "save_total_limit": 2,  # the newest may be torn: the one before it is the way back
         "logging_steps": 1 if planned_steps(train, pairs) <= 500 else 10,
-        "gradient_checkpointing": cuda,  # memory for time: a CPU has the memory, and loses a quarter of its speed
+        "gradient_checkpointing": cuda,  # memory for time: a CPU has the memory
         "dataloader_pin_memory": cuda,
     }
     fixed = {
