@@ -39,6 +39,7 @@ from rlaif.llm.server import Engines
 from rlaif.pair import calibrate
 from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.review import exchange
+from rlaif.run import tables
 from rlaif.run.directory import Run
 from rlaif.settings import load
 from rlaif.stats import Estimate, bootstrap_ratio, expected_calibration_error
@@ -274,7 +275,7 @@ def calibration(trial: Trial, p: np.ndarray, truth: np.ndarray) -> dict[str, Any
     """Expected calibration error before and after calibration on all labels (each pair's own prompt left out), and what
     a judge that is perfectly calibrated would show by chance."""
     pairs = trial.table.with_columns(
-        a="completion_a", b="completion_b",
+        a=tables.numbers("completion_a"), b=tables.numbers("completion_b"),
         chars_a=pl.col("response_a").str.len_chars(), chars_b=pl.col("response_b").str.len_chars(),
     )  # fmt: skip
     x, _, prior = calibrate.features(pairs, trial.said)

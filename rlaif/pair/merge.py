@@ -17,9 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import orjson
 import polars as pl
 import pyarrow
 import pyarrow.parquet
@@ -106,19 +104,18 @@ def _with_every_column(reviews: pl.DataFrame) -> pl.DataFrame:
 
 
 def merge(
-    pairs_path: Path, labels: pl.DataFrame, models: pl.DataFrame, prompts: pl.DataFrame, dataset: Path, *,
-    seed: int, test_share: float,
-) -> Merged:  # fmt: skip
+    pairs_path: Path, labels: pl.DataFrame, about: pl.DataFrame, dataset: Path, *, seed: int, test_share: float
+) -> Merged:
     """Write dataset/train.parquet and test.parquet from tables/pairs.parquet.
 
     ``labels``: :func:`human_labels`; each row says who ``decided`` (judges | single | majority | adjudicated) and how
-    many people's ``labels`` stand behind it. ``models``: key, model. ``prompts``: prompt_id, tags, tools (JSON text or
-    null), calls (whether a turn carries tool calls). Turns have the fields for tool calls only where some prompt has
-    them. Read and written in pieces, so that memory does not grow with the run.
+    many people's ``labels`` stand behind it. ``about``: pair_id, model_a, model_b, tags, tools (JSON text or null),
+    calls (whether a turn carries tool calls), a row a pair in the table's order. Turns have the fields for tool calls
+    only where some prompt has them. Read and written in pieces, so that memory does not grow with the run.
     """
     merged = Merged()
-    with_tools = prompts["tools"].is_not_null().any()
-    turn = TURN_WITH_CALLS if prompts["calls"].any() else TURN
+    with_tools = about["tools"].is_not_null().any()
+    turn = TURN_WITH_CALLS if about["calls"].any() else TURN
     answer = pyarrow.list_(pyarrow.struct(TURN))
     sides = [("prompt", pyarrow.list_(pyarrow.struct(turn))), ("chosen", answer), ("rejected", answer)]
     schema = pyarrow.schema([*sides, *COLUMNS, *([TOOLS] if with_tools else [])])
@@ -126,18 +123,15 @@ def merge(
     temporary = {name: dataset / f".{name}.parquet.{os.getpid()}" for name in ("train", "test")}
     writers = {name: pyarrow.parquet.ParquetWriter(path, schema) for name, path in temporary.items()}
     try:
-        for rows in _labelled(pairs_path, labels, models, prompts, merged):
-            split: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-            for row in rows:
-                if not with_tools:
-                    del row["tools"]
-                name = "test" if unit_interval(seed, "test", row["prompt_id"]) < test_share else "train"
-                split[name].append(row)
-            for name, part in split.items():
-                if part:
-                    writers[name].write_table(pyarrow.Table.from_pylist(part, schema=schema))
-            merged.train += len(split["train"])
-            merged.test += len(split["test"])
+        for labelled in _labelled(pairs_path, labels, about):
+            rows = _rows(_counted(labelled, merged), pl.DataFrame(schema.empty_table())["prompt"].dtype)
+            drawn = [unit_interval(seed, "test", prompt) < test_share for prompt in rows["prompt_id"]]
+            in_test = pl.Series(drawn, dtype=pl.Boolean)
+            for name, part in (("train", rows.filter(~in_test)), ("test", rows.filter(in_test))):
+                if part.height:
+                    writers[name].write_table(part.select(schema.names).to_arrow().cast(schema))
+            merged.test += int(in_test.sum())
+            merged.train += rows.height - int(in_test.sum())
         for name, writer in writers.items():
             writer.close()
             temporary[name].replace(dataset / f"{name}.parquet")
@@ -148,60 +142,73 @@ def merge(
     return merged
 
 
-def _labelled(
-    pairs_path: Path, labels: pl.DataFrame, models: pl.DataFrame, prompts: pl.DataFrame, merged: Merged
-) -> Iterator[list[dict[str, Any]]]:
+def _labelled(pairs_path: Path, labels: pl.DataFrame, about: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    start = 0
     with pyarrow.parquet.ParquetFile(pairs_path) as file:
         for batch in file.iter_batches(batch_size=CHUNK):
-            frame = pl.DataFrame(pl.from_arrow(batch))
-            frame = (
-                frame.join(labels, on="pair_id", how="left", maintain_order="left")
-                .join(models.rename({"key": "completion_a", "model": "model_a"}), on="completion_a", how="left")
-                .join(models.rename({"key": "completion_b", "model": "model_b"}), on="completion_b", how="left")
-                .join(prompts, on="prompt_id", how="left")
-                .sort("pair_id")
-            )
-            yield [row for row in map(_row, _counted(frame.iter_rows(named=True), merged)) if row]
+            piece = pl.DataFrame(pl.from_arrow(batch))
+            own = about.slice(start, piece.height)
+            assert own["pair_id"].equals(piece["pair_id"])
+            start += piece.height
+            yield piece.hstack(own.drop("pair_id")).join(labels, on="pair_id", how="left", maintain_order="left")
 
 
-def _counted(rows: Iterator[dict[str, Any]], merged: Merged) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        label, route = row["label"], row["route"]
-        written = bool(row.get("edited")) and label != "disagreement"
-        if label is None and route == "dropped":
-            merged.left_out["dropped by the judges"] += 1
-        elif label is None and route in ("audit", "targeted"):
-            merged.left_out["waits for review"] += 1
-        elif label in ("tie", "both_bad") and not written:
-            merged.left_out[f"people say {label.replace('_', ' ')}"] += 1
-        elif label == "disagreement":
-            merged.left_out["people disagree"] += 1
-        else:
-            merged.sources["human" if label else "judge"] += 1
-            merged.edited += written
-            yield row
+def _counted(pairs: pl.DataFrame, merged: Merged) -> pl.DataFrame:
+    """The ``pairs`` that go into the dataset. ``written``: whether a person wrote the chosen answer."""
+    label, unseen = pl.col("label"), pl.col("label").is_null()
+    pairs = pairs.with_columns(
+        written=((pl.col("edited").str.len_bytes() > 0) & (label != "disagreement")).fill_null(False)
+    ).with_columns(
+        why=pl.when(unseen & (pl.col("route") == "dropped")).then(pl.lit("dropped by the judges"))
+        .when(unseen & pl.col("route").is_in(["audit", "targeted"])).then(pl.lit("waits for review"))
+        .when(label.is_in(["tie", "both_bad"]) & ~pl.col("written"))
+        .then(pl.format("people say {}", label.str.replace("_", " ")))
+        .when(label == "disagreement").then(pl.lit("people disagree"))
+    )  # fmt: skip
+    used = pairs.filter(pl.col("why").is_null())
+    for why, n in pairs.drop_nulls("why").group_by("why", maintain_order=True).len().iter_rows():
+        merged.left_out[why] += n
+    for source, n in used.group_by(_source(), maintain_order=True).len().iter_rows():
+        merged.sources[source] += n
+    merged.edited += used.filter("written").height
+    return used
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    label, edited = row["label"], row.get("edited")
-    winner = label if label in ("a", "b") else row["preferred"] or "a"
-    loser = "b" if winner == "a" else "a"
-    if edited and label not in ("a", "b"):
-        loser = winner
-    p_a, margin = row["p_a"], row["margin"]
-    return {
-        "prompt": [{**message, "content": message.get("content") or ""} for message in orjson.loads(row["prompt"])],
-        "chosen": [{"role": "assistant", "content": edited or row[f"response_{winner}"]}],
-        "rejected": [{"role": "assistant", "content": row[f"response_{loser}"]}],
-        "pair_id": row["pair_id"],
-        "prompt_id": row["prompt_id"],
-        "source": "human" if label else "judge",
-        "confidence": 1.0 if label else max(p_a, 1.0 - p_a),
-        "margin": None if edited or margin is None else margin if winner == "a" else -margin,
-        "chosen_model": f"human:{row['editor']}" if edited else row[f"model_{winner}"],
-        "rejected_model": row[f"model_{loser}"],
-        "tags": row["tags"] or [],
-        "decided": row["decided"] if label else "judges",
-        "labels": row["annotators"] if label else 0,
-        "tools": row["tools"],
-    }
+def _source() -> pl.Expr:
+    return pl.when(pl.col("label").is_null()).then(pl.lit("judge")).otherwise(pl.lit("human")).alias("source")
+
+
+def _rows(pairs: pl.DataFrame, turns: pl.DataType) -> pl.DataFrame:
+    """The dataset's rows. ``turns``: the type of a conversation."""
+    written, by_people = pl.col("written"), pl.col("label").is_in(["a", "b"]).fill_null(False)
+    labelled = pl.col("label").is_not_null()
+    won = pl.when(by_people).then("label").otherwise("preferred").fill_null("a") == "a"
+    # An answer that a person wrote, preferring neither, goes over the one that the judges preferred.
+    lost = pl.when(written & ~by_people).then(~won).otherwise(won)
+
+    def of_winner(name: str) -> pl.Expr:
+        return pl.when(won).then(f"{name}_a").otherwise(f"{name}_b")
+
+    def of_loser(name: str) -> pl.Expr:
+        return pl.when(lost).then(f"{name}_b").otherwise(f"{name}_a")
+
+    def said(text: pl.Expr) -> pl.Expr:
+        return pl.concat_list(pl.struct(role=pl.lit("assistant"), content=text))
+
+    content = pl.element().struct.with_fields(pl.field("content").fill_null(""))
+    return pairs.select(
+        "pair_id",
+        "prompt_id",
+        _source(),
+        "tools",
+        prompt=pl.col("prompt").str.json_decode(turns).list.eval(content),
+        chosen=said(pl.when(written).then("edited").otherwise(of_winner("response"))),
+        rejected=said(of_loser("response")),
+        confidence=pl.when(labelled).then(1.0).otherwise(pl.max_horizontal("p_a", 1.0 - pl.col("p_a"))),
+        margin=pl.when(~written).then(pl.col("margin") * pl.when(won).then(1.0).otherwise(-1.0)),
+        chosen_model=pl.when(written).then(pl.format("human:{}", "editor")).otherwise(of_winner("model")),
+        rejected_model=of_loser("model"),
+        tags=pl.col("tags").fill_null([]),
+        decided=pl.when(labelled).then("decided").otherwise(pl.lit("judges")),
+        labels=pl.when(labelled).then("annotators").otherwise(0),
+    )

@@ -65,8 +65,9 @@ def usable(completions: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     return distinct, left_out
 
 
-def seats_frame(panel: Sequence[Judged]) -> pl.DataFrame:
-    return pl.DataFrame(
+def of_panel(verdicts: pl.DataFrame, panel: Sequence[Judged]) -> pl.DataFrame:
+    """The verdicts of the panel's seats, each with its seat's weight, aspects, low and high."""
+    seats = pl.DataFrame(
         [(s.judge, s.judge_hash, s.model, s.weight, s.aspects, s.low, s.high) for s in panel],
         schema={
             "judge": pl.String,
@@ -79,14 +80,15 @@ def seats_frame(panel: Sequence[Judged]) -> pl.DataFrame:
         },
         orient="row",
     )
+    seat = ("judge", "judge_hash", "model")
+    return verdicts.join(seats.cast({name: verdicts.schema[name] for name in seat}), on=seat)
 
 
 def ratings(verdicts: pl.DataFrame, panel: Sequence[Judged]) -> pl.DataFrame:
     """What each completion was rated: columns key, score (1 to 5, whatever the judge's scale), spread (variance of
     the score). A seat that did not give every aspect gave no rating."""
     by_aspect = (
-        verdicts.filter(pl.col("kind") == "rate")
-        .join(seats_frame(panel), on=["judge", "judge_hash", "model"])
+        of_panel(verdicts.filter(pl.col("kind") == "rate"), panel)
         .with_columns(unit=4.0 / (pl.col("high") - pl.col("low")))
         .with_columns(
             score=1.0 + (pl.col("score") - pl.col("low")) * pl.col("unit"),

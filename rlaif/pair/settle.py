@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from rlaif.pair.select import Judged, Strategy, seats_frame, with_checks
+from rlaif.pair.select import Judged, Strategy, of_panel, with_checks
 
 
 def by_seat(verdicts: pl.DataFrame, panel: Sequence[Judged], pairs: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -21,7 +21,7 @@ def by_seat(verdicts: pl.DataFrame, panel: Sequence[Judged], pairs: pl.DataFrame
     difference (Bradley and Terry 1952). It is given for the pairs in ``pairs`` (columns a, b), or, without them, for
     all pairs of answers to one prompt.
     """
-    known = verdicts.join(seats_frame(panel), on=["judge", "judge_hash", "model"])
+    known = of_panel(verdicts.filter(pl.col("kind").is_in(["compare", "reward"])), panel)
     known = known.with_columns(seat=pl.format("{}@{}", "judge", "model"))
     compared = (
         known.filter(pl.col("kind") == "compare")

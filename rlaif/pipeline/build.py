@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,10 +16,15 @@ from rlaif.pipeline.rounds import Rounds
 from rlaif.records import key_of
 from rlaif.run import tables
 from rlaif.run.directory import Run
-from rlaif.run.journal import Reader
+from rlaif.run.journal import Reader, blocks
 from rlaif.stats import Estimate
 
 CHUNK = 20_000
+COLUMNS = (
+    "pair_id", "prompt_id", "prompt", "response_a", "response_b", "completion_a", "completion_b", "p_a", "preferred",
+    "outcome", "route", "route_reason", "inclusion_probability", "reviewed", "margin",
+)  # fmt: skip
+"""Of tables/pairs.parquet."""
 
 
 @dataclass
@@ -48,13 +53,10 @@ def build(rounds: Rounds, candidates: pl.DataFrame) -> Built:
     The queue is chosen from what the judges said alone, so labels that come in do not change it.
     """
     run, config, answers = rounds.run, rounds.config, rounds.answers
-    prompts = tables.scan(run.journal_path("prompts"), tables.PROMPTS)
-    tags = prompts.select("prompt_id", "tags")
+    tags = rounds.prompts.select("prompt_id", "tags")
     reviews = run.reviews()
     labels = merge.human_labels(reviews)
-    pairs = candidates.with_columns(
-        pl.Series("pair_id", [pair_id(a, b) for a, b in candidates.select("a", "b").iter_rows()], dtype=pl.String)
-    )
+    pairs = _with_ids(candidates, answers)
     said, kinds = rounds.said(pairs)
     pairs = balance.guard(balance.with_classes(pairs, tags, kinds))
     pairs = route.suspicions(pairs, said, answers)
@@ -69,17 +71,16 @@ def build(rounds: Rounds, candidates: pl.DataFrame) -> Built:
     pairs = balance.guard_labels(pairs)
     facts = trust.measure(pairs, labels, reviews, seed=config.seed)
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
-    tables.write_parquet_pieces(_with_texts(run, pairs, prompts, answers), run.pairs_path)
+    tables.write_parquet_pieces(_with_texts(run, _placed(pairs, rounds)), run.pairs_path)
     merged = merge.merge(
         run.pairs_path,
         labels,
-        answers.select("key", "model"),
-        _tools(run, prompts),
+        _about(pairs, rounds),
         run.dataset,
         seed=config.seed,
         test_share=config.pairs.test_share,
     )
-    names = sorted(answers["model"].unique().to_list())
+    names = answers["model"].unique().sort().to_list()
     result = Built(
         candidates=pairs.height,
         outcomes=dict.fromkeys(("win", "tie", "inconsistent", "unparsed"), 0) | _counts(pairs, "outcome"),
@@ -140,68 +141,84 @@ def pair_id(a: str, b: str) -> str:
     return key_of(pair=sorted((a, b)))[:16]
 
 
+def _with_ids(candidates: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+    """``candidates`` with pair_id, for which the halves of their keys are put together."""
+    both = _of_both(candidates, answers, "rest").select("a", "rest_a", "b", "rest_b")
+    ids = [pair_id(f"{a:032x}{rest_a:032x}", f"{b:032x}{rest_b:032x}") for a, rest_a, b, rest_b in both.iter_rows()]
+    return candidates.with_columns(pl.Series("pair_id", ids, dtype=pl.String))
+
+
+def _of_both(pairs: pl.DataFrame, answers: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """``pairs``, in their order, with ``columns`` of their ``answers``: NAME_a and NAME_b for each."""
+    for side in ("a", "b"):
+        own = answers.select(pl.col("key").alias(side), pl.col(columns).name.suffix(f"_{side}"))
+        pairs = pairs.join(own, on=side, how="left", maintain_order="left")
+    return pairs
+
+
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     return dict(frame.group_by(column).len().sort(column).iter_rows())
 
 
-def _tools(run: Run, prompts: pl.DataFrame) -> pl.DataFrame:
-    """prompt_id, tags, tools (JSON text or null), calls. Only prompts that mention tools are read a second time."""
-    reader = Reader(run.journal_path("prompts"))
-    try:
-        found = []
-        for prompt, offset in prompts.select("prompt_id", "offset").iter_rows():
-            line = reader.line(offset)
+def _about(pairs: pl.DataFrame, rounds: Rounds) -> pl.DataFrame:
+    """What the dataset says of each pair beside its texts, in the order of tables/pairs.parquet. Columns: pair_id,
+    model_a, model_b, tags, tools (JSON text or null), calls (whether a turn carries tool calls)."""
+    names = _of_both(pairs.select("pair_id", "prompt_id", "a", "b").sort("pair_id"), rounds.answers, "model")
+    prompts = rounds.prompts.join(_tools(rounds.run), on="prompt_offset", how="left")
+    return names.join(prompts, on="prompt_id", how="left", maintain_order="left").select(
+        "pair_id", pl.col("model_a", "model_b").cast(pl.String), "tags", "tools", pl.col("calls").fill_null(False)
+    )
+
+
+def _tools(run: Run) -> pl.DataFrame:
+    """prompt_offset, tools, calls of the prompts that mention tools: only they are parsed a second time."""
+    found = []
+    for start, block in blocks(run.journal_path("prompts")):
+        if b'"tools":[' not in block and b'"tool_calls":[' not in block:
+            continue
+        offset = start
+        for line in block.splitlines(keepends=True):
             if b'"tools":[' in line or b'"tool_calls":[' in line:
                 record = orjson.loads(line)
                 tools = orjson.dumps(record["tools"]).decode() if record.get("tools") else None
-                found.append((prompt, tools, any(message.get("tool_calls") for message in record["messages"])))
-    finally:
-        reader.close()
-    with_tools = pl.DataFrame(
-        found, schema={"prompt_id": pl.String, "tools": pl.String, "calls": pl.Boolean}, orient="row"
+                found.append((offset, tools, any(message.get("tool_calls") for message in record["messages"])))
+            offset += len(line)
+    return pl.DataFrame(
+        found, schema={"prompt_offset": pl.Int64, "tools": pl.String, "calls": pl.Boolean}, orient="row"
     )
-    return prompts.select("prompt_id", "tags").join(with_tools, on="prompt_id", how="left")
 
 
-def _with_texts(run: Run, pairs: pl.DataFrame, prompts: pl.DataFrame, answers: pl.DataFrame) -> Iterator[pl.DataFrame]:
+def _placed(pairs: pl.DataFrame, rounds: Rounds) -> pl.DataFrame:
+    """``pairs`` in the order of the table, with the offsets of their texts."""
+    placed = _of_both(pairs, rounds.answers, "offset")
+    return placed.join(rounds.prompts.drop("tags"), on="prompt_id", how="left").sort("pair_id")
+
+
+def _with_texts(run: Run, pairs: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """tables/pairs.parquet in pieces: the contract's columns, then margin (score of a less score of b)."""
-    offsets = answers.select("key", "offset")
-    placed = (
-        pairs.join(prompts.select("prompt_id", prompt_offset="offset"), on="prompt_id", how="left")
-        .join(offsets.rename({"key": "a", "offset": "a_offset"}), on="a", how="left")
-        .join(offsets.rename({"key": "b", "offset": "b_offset"}), on="b", how="left")
-        .sort("pair_id")
-    )
-    prompt_reader, reader = Reader(run.journal_path("prompts")), Reader(run.journal_path("completions"))
+    prompts, answers = Reader(run.journal_path("prompts")), Reader(run.journal_path("completions"))
 
-    def texts(read: Callable[[int], str], offsets: pl.Series) -> pl.Series:
-        return pl.Series([read(offset) for offset in offsets], dtype=pl.String)
+    def read(side: str, offsets: pl.Series) -> list[pl.Series]:
+        """The texts and keys of the answers at ``offsets``."""
+        found = [(answer["text"], answer["key"]) for answer in map(answers.at, offsets)]
+        texts, keys = zip(*found, strict=True) if found else ((), ())
+        named = {f"response_{side}": texts, f"completion_{side}": keys}
+        return [pl.Series(name, values, dtype=pl.String) for name, values in named.items()]
 
     try:
-        for start in range(0, max(1, placed.height), CHUNK):
-            piece = placed.slice(start, CHUNK)
-            yield piece.select(
-                "pair_id",
-                "prompt_id",
-                prompt=texts(
-                    lambda at: orjson.dumps(prompt_reader.at(at)["messages"]).decode(), piece["prompt_offset"]
-                ),
-                response_a=texts(lambda at: str(reader.at(at)["text"]), piece["a_offset"]),
-                response_b=texts(lambda at: str(reader.at(at)["text"]), piece["b_offset"]),
-                completion_a="a",
-                completion_b="b",
-                p_a="p_a",
-                preferred="preferred",
-                outcome="outcome",
-                route="route",
-                route_reason="route_reason",
-                inclusion_probability="inclusion_probability",
-                reviewed="reviewed",
+        for start in range(0, max(1, pairs.height), CHUNK):
+            piece = pairs.slice(start, CHUNK)
+            asked = [orjson.dumps(prompts.at(offset)["messages"]).decode() for offset in piece["prompt_offset"]]
+            yield piece.with_columns(
+                pl.Series("prompt", asked, dtype=pl.String),
+                *read("a", piece["offset_a"]),
+                *read("b", piece["offset_b"]),
+                prompt_id=pl.col("prompt_id").cast(pl.String),
                 margin=pl.col("score_a") - pl.col("score_b"),
-            )
+            ).select(COLUMNS)
     finally:
-        prompt_reader.close()
-        reader.close()
+        prompts.close()
+        answers.close()
 
 
 def _warnings(pairs: pl.DataFrame, policies: list[str], seats: list[Seat]) -> list[str]:

@@ -24,6 +24,30 @@ from rlaif.run.journal import Journal, Reader
 BLOCK = 1000
 """Records that are written at once, where they come without waiting for anybody."""
 
+# What the frames hold of each journal. There are millions of rows, so keys are numbers and words are held once.
+PROMPTS = tables.small({name: tables.PROMPTS[name] for name in ("key", "prompt_id", "tags")}, "prompt_id")
+COMPLETIONS = tables.small(
+    {name: tables.COMPLETIONS[name] for name in ("key", "prompt_id", "model", "finish_reason", "text")},
+    "prompt_id", "model", "finish_reason",
+)  # fmt: skip
+WORDS = ("kind", "judge", "judge_hash", "model", "prompt_id", "order", "aspect", "label")
+VERDICTS = tables.small(
+    {name: tables.VERDICTS[name] for name in ("key", *WORDS, "a", "b", "p_a", "score", "variance", "flags")}, *WORDS
+)
+
+
+def _prompts(block: pl.DataFrame) -> pl.DataFrame:
+    return block.with_columns(tables.numbers("key")).rename({"offset": "prompt_offset"})
+
+
+def _completions(block: pl.DataFrame) -> pl.DataFrame:
+    rest = pl.col("key").str.tail(32).str.to_integer(base=16, dtype=pl.UInt128)  # for the ids of pairs
+    return select.shorten(block).with_columns(tables.numbers("key"), rest=rest)
+
+
+def _verdicts(block: pl.DataFrame) -> pl.DataFrame:
+    return block.with_columns(tables.numbers("key", "a", "b")).drop("offset")
+
 
 def panel(config: Config) -> list[asking.Seat]:
     """The panel's seats with their judge files. Raises :class:`UsageError` with a did-you-mean."""
@@ -84,10 +108,9 @@ class Rounds:
         self.seats, self.how, self.journal, self.meter = seats, how, journal, meter
         self.known = _as_frames_know(seats)
         self._read: pl.DataFrame | None = None
-        completions = tables.scan(run.journal_path("completions"), tables.COMPLETIONS, select.shorten)
-        self.answers, self.left_out = select.usable(completions)
-        self.prompts = tables.scan(run.journal_path("prompts"), tables.PROMPTS).select(
-            "prompt_id", pl.col("offset").alias("prompt_offset")
+        self.prompts = tables.scan(run.journal_path("prompts"), PROMPTS, _prompts).drop("key")
+        self.answers, self.left_out = select.usable(
+            tables.scan(run.journal_path("completions"), COMPLETIONS, _completions)
         )
         if config.judge.limit:
             self.answers = self.answers.join(self.prompts.head(config.judge.limit), on="prompt_id", how="semi")
@@ -127,7 +150,7 @@ class Rounds:
         """What judges of ``kind`` may be asked about before anything is known. Columns: prompt_id, a, b."""
         if kind != "compare":
             several = self.answers.filter(pl.len().over("prompt_id") >= 2)
-            return several.select("prompt_id", a="key", b=pl.lit(None, pl.String))
+            return several.select("prompt_id", a="key", b=pl.lit(None, pl.UInt128))
         pairs = select.all_pairs(self.answers)
         if self.how == "round-robin":
             return pairs.select("prompt_id", "a", "b")
@@ -194,10 +217,7 @@ class Rounds:
         return self._read
 
     def _scan(self) -> pl.DataFrame:
-        columns = ("key", "kind", "judge", "judge_hash", "model", "prompt_id", "a", "b", "order", "aspect", "sample",
-                   "p_a", "score", "variance", "label", "flags")  # fmt: skip
-        schema = {name: tables.VERDICTS[name] for name in columns}
-        return tables.scan(self.run.journal_path("verdicts"), schema)
+        return tables.scan(self.run.journal_path("verdicts"), VERDICTS, _verdicts).drop("key")
 
     def _ask(self, kind: str, wanted: pl.DataFrame) -> None:
         seats = [seat for seat in self.seats if seat.judge.file.kind == kind]

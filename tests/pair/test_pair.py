@@ -269,6 +269,15 @@ def test_a_majority_decides_and_an_adjudicator_outranks_it() -> None:
     }
 
 
+def about(n: int) -> pl.DataFrame:
+    """What a table of ``n`` pairs says beside its texts."""
+    return pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "model_a": ["small"] * n, "model_b": ["large"] * n,
+         "tags": [["t"]] * n, "tools": [None] * n, "calls": [False] * n},
+        schema_overrides={"tools": pl.String},
+    )  # fmt: skip
+
+
 def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_path: Path) -> None:
     """Also where neither was good: then against the one that the judges preferred. An edit by somebody who was
     outvoted, or whose pair is left undecided, is not used."""
@@ -286,13 +295,8 @@ def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_
          "completion_a": ["x"] * n, "completion_b": ["y"] * n, "p_a": [0.2] * n, "preferred": ["b"] * n,
          "route": ["audit"] * n, "margin": [-1.0] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
-    prompts = pl.DataFrame(
-        {"prompt_id": [f"p{i}" for i in range(n)], "tags": [["t"]] * n, "tools": [None] * n, "calls": [False] * n},
-        schema_overrides={"tools": pl.String},
-    )
     labels = merge.human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited": pl.String}))
-    models = pl.DataFrame({"key": ["x", "y"], "model": ["small", "large"]})
-    merged = merge.merge(tmp_path / "pairs.parquet", labels, models, prompts, tmp_path / "set", seed=0, test_share=0.0)
+    merged = merge.merge(tmp_path / "pairs.parquet", labels, about(n), tmp_path / "set", seed=0, test_share=0.0)
     found = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"],
                          row["rejected_model"], row["margin"], row["decided"], row["labels"])
@@ -331,12 +335,7 @@ def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) 
         reviews(("2", "ada", "left", "b", 1.0), ("3", "ada", "tie", None, 1.0),
                 ("4", "ada", "left", "a", 1.0), ("4", "bob", "left", "b", 1.0))
     )  # fmt: skip
-    models = pl.DataFrame({"key": ["x", "y"], "model": ["small", "large"]})
-    prompts = pl.DataFrame(
-        {"prompt_id": [f"p{i}" for i in range(n)], "tags": [["t"]] * n, "tools": [None] * n, "calls": [False] * n},
-        schema_overrides={"tools": pl.String},
-    )
-    merged = merge.merge(tmp_path / "pairs.parquet", labels, models, prompts, tmp_path / "set", seed=0, test_share=0.0)
+    merged = merge.merge(tmp_path / "pairs.parquet", labels, about(n), tmp_path / "set", seed=0, test_share=0.0)
     rows = {row["pair_id"]: row for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)}
     assert sorted(rows) == ["0", "1", "2"]
     assert dict(merged.left_out) == {
@@ -373,13 +372,8 @@ def test_the_split_is_by_prompt(tmp_path: Path) -> None:
          "route": ["judge"] * n, "margin": [None] * n}, schema_overrides={"margin": pl.Float64},
     )  # fmt: skip
     pairs.write_parquet(tmp_path / "pairs.parquet")
-    prompts = pl.DataFrame(
-        {"prompt_id": [f"p{i}" for i in range(100)], "tags": [[]] * 100, "tools": [None] * 100, "calls": [False] * 100},
-        schema_overrides={"tools": pl.String, "tags": pl.List(pl.String)},
-    )
     labels = merge.human_labels(reviews())
-    models = pl.DataFrame({"key": ["x", "y"], "model": ["m", "m"]})
-    merge.merge(tmp_path / "pairs.parquet", labels, models, prompts, tmp_path / "set", seed=0, test_share=0.2)
+    merge.merge(tmp_path / "pairs.parquet", labels, about(n), tmp_path / "set", seed=0, test_share=0.2)
     train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))
     assert train.height + test.height == n
     assert not set(train["prompt_id"]) & set(test["prompt_id"])
