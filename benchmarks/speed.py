@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import speed_peers
+
 HERE = Path(__file__).resolve()
 ROOT = HERE.parent.parent
 CONCURRENCY = 256
@@ -176,13 +178,15 @@ async def bare(url: str, bodies: list[dict[str, Any]]) -> None:
         await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
 
 
-def judge(requests: int, times: int) -> None:
+def judge(requests: int, times: int, *, peers: bool) -> None:
     """Whole commands: process start to process end, imports, rendering, journal, pairs and dataset included."""
     ours, theirs = [], []
+    others: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place, Server() as url:
         whole = imported(Path(place), requests // 2)
         bodies = Path(place) / "bodies.jsonl"
         write_bodies(whole, bodies)
+        commands = speed_peers.installed(Path(place)) if peers else {}
         for number in range(times):
             run = Path(place) / f"run{number}"
             shutil.copytree(whole, run)
@@ -192,10 +196,17 @@ def judge(requests: int, times: int) -> None:
             began = time.monotonic()
             subprocess.run([sys.executable, HERE, "bare", url, bodies], check=True, env=environment())
             theirs.append(requests / (time.monotonic() - began))
-    for name, rates in (("rlaif judge, whole command", ours), ("openai on aiohttp, bare script", theirs)):
+            for name, command in commands.items():
+                home = Path(place) / f"{name}-{number}"
+                found = speed_peers.rate(name, command, url, bodies, home, requests, CONCURRENCY)
+                others.setdefault(name, []).append(found)
+    for name, rates in {"rlaif judge, whole command": ours, "openai on aiohttp, bare script": theirs, **others}.items():
         print(f"{name:<34}{spread(rates)} requests/s")
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"{'ratio':<34}{spread(ratios)}  (n={times} runs of {requests:,} requests)")
+    print(f"{'ratio to bare openai':<34}{spread(ratios)}  (n={times} runs of {requests:,} requests)")
+    for name, rates in others.items():
+        if all(rates):
+            print(f"{'ratio to ' + name:<34}{spread([a / b for a, b in zip(ours, rates, strict=True)])}")
 
 
 def write_bodies(run: Path, to: Path) -> None:
@@ -455,6 +466,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what")
     parser.add_argument("rest", nargs="*")
+    parser.add_argument("--peers", action="store_true", help="curator and distilabel beside judge, where they install")
     asked = parser.parse_args()
     numbers = [int(part) for part in asked.rest if part.isdigit()]
     sys.path.insert(0, str(ROOT))
@@ -469,7 +481,7 @@ def main() -> None:
         case "vllm":
             bare_vllm(Path(asked.rest[0]))
         case "judge":
-            judge(*(numbers or [8000, 3]))
+            judge(*(numbers or [8000, 3]), peers=asked.peers)
         case "pairs":
             pairs(*(numbers or [1_000_000]))
         case "reopen":

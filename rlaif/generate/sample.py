@@ -83,7 +83,8 @@ def requests(
         base = _base(config.seed, prompt["key"], model, position)
         keys = [key_of(**body, model=model, seed=base, index=i) for i in indexes]
         # The model's own samples are counted through, so that one request brings them though others lie between.
-        for group in _consecutive(place for place, key in enumerate(keys) if key not in done):
+        owed = [place for place, key in enumerate(keys) if key not in done]
+        for group in _consecutive(owed):
             wire = dict(body, n=len(group))
             if config.sampler.send_seed:
                 wire["seed"] = base + group[0]
