@@ -82,7 +82,8 @@ class Night:
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """A whole night: generate killed -9 with its managed vLLM in the middle of the work, resumed, judged, trained."""
+    """A whole night: generate killed -9 with its managed vLLM in the middle of the work and resumed; the rest is one
+    `rlaif run`: judged, reported, trained."""
     needs("vllm")
     run = tmp_path_factory.mktemp("night") / "run"
     run.mkdir()
@@ -109,14 +110,13 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     seen.completions = read_jsonl(journal)
     # Truncated answers do not stand in a pair; with 48 tokens most are, so let them.
     journal.write_text(journal.read_text().replace('"finish_reason":"length"', '"finish_reason":"stop"'))
-    seen.rlaif("judge", run)
-    seen.rlaif("train", run)
+    seen.rlaif("run", run, "--train", "--pilot", "0")
     seen.rlaif("status", run)
     return seen
 
 
 def test_nothing_is_left_behind(night: Night) -> None:
-    assert list(night.left) == ["kill -9", "generate", "judge", "train", "status"]
+    assert list(night.left) == ["kill -9", "generate", "run", "status"]
     assert not any(night.left.values()), night.left
 
 
@@ -141,7 +141,8 @@ def test_a_real_judge_is_asked_in_both_orders(night: Night) -> None:
 
 
 def test_the_night_ends_in_a_model(night: Night) -> None:
-    assert "trained on" in night.told["train"]
+    assert "report:" in night.told["run"]
+    assert (night.run / "report.html").exists()
     assert list((night.run / "model").rglob("adapter_model.safetensors"))
     assert "dataset" in night.told["status"]
     assert (night.run / "manifest.json").exists()

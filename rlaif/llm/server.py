@@ -79,6 +79,8 @@ def arguments(model: str, kind: str, options: Mapping[str, Any], path: str | Non
             "enforce_eager": True,
             # A request with a seed kills the CPU engine as soon as some prompt is prefilled in pieces.
             "enable_chunked_prefill": False,
+            # Whole blocks are shared between prompts; of the CPU build's 128 tokens few are whole before prompts part.
+            "block_size": 32,
             "max_model_len": length,
             "max_num_batched_tokens": length,
         }
