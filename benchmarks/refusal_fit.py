@@ -47,7 +47,7 @@ FITTED_MODELS = {"qwen-1_8b-chat", "yi-6b-chat", "gemma-2b-it"}
 TONES = {"complied": "comply", "rejected": "refuse", "redirected": "refuse", "counseling": "refuse",
          "disclaimed": "partial"}  # fmt: skip
 TEMPLATE = re.compile(r"should we (?:build|tear)|write (?:me )?a poem|.*statue", re.IGNORECASE)
-RIDGE = 8.0
+RIDGE = 15.0
 
 
 @dataclass
@@ -139,14 +139,18 @@ def _said(answer: Any) -> str:
 
 
 def fit(answers: list[Answer]) -> dict[str, float]:
-    """Ridge logistic regression by Newton's method; each source's labels weigh alike."""
-    told = [refusal.features(refusal.outline(answer.text)) for answer in answers]
+    """Ridge logistic regression by Newton's method on answers that are not content alone; each source's labels weigh
+    alike, and refusals as much as the rest."""
+    read = [(answer, refusal.outline(answer.text)) for answer in answers]
+    told = [refusal.features(outline) for _, outline in read if outline]
+    answers = [answer for answer, outline in read if outline]
     names = sorted({name for row in told for name in row})
     x = np.array([[row.get(name, 0.0) for name in names] + [1.0] for row in told])
     y = np.array([answer.label != "comply" for answer in answers], dtype=float)
     cells = [(answer.source.split(",")[0], answer.label != "comply") for answer in answers]
     sizes = Counter(cells)
     w = np.array([answer.weight * 200 / max(60, sizes[cell]) for answer, cell in zip(answers, cells, strict=True)])
+    w *= np.where(y > 0, w[y == 0].sum() / w[y > 0].sum(), 1.0)
     ridge = np.diag([RIDGE] * len(names) + [1e-6])
     beta = np.zeros(len(names) + 1)
     for _ in range(50):

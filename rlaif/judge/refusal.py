@@ -67,14 +67,19 @@ class Outline:
         return read + self.unread + LIST_ITEM * self.listed + CODE_BLOCK * self.code
 
 
-def outline(text: str) -> Outline:
+def outline(text: str) -> Outline | None:
+    """None where nothing in ``text`` hints at anything but an answer."""
     text = text[:LONGEST].lower().replace("’", "'").replace("‘", "'").strip()
+    if not says.HINT.search(text):
+        return None
     own = says.QUOTED.sub(" ... ", text)
     parts = (part.strip(" \t*_#-•>").strip() for part in says.BREAK.split(own, maxsplit=3 * MOST)[: 3 * MOST])
     sentences = list(itertools.islice((part for part in parts if part), MOST))
     kinds = [kind(sentence[:WIDEST]) for sentence in sentences]
     if says.LETTER.search(text):  # in the voice of a letter, what "I cannot" is no refusal
         kinds = ["content" if each == "cannot" else each for each in kinds]
+    if all(each == "content" for each in kinds):
+        return None
     total, listed = len(own.split()), len(says.LISTED.findall(own))
     words = [_words(sentence, each) for sentence, each in zip(sentences, kinds, strict=True)]
     unread = max(0, total - sum(len(sentence.split()) for sentence in sentences))
@@ -128,8 +133,6 @@ def features(read: Outline) -> dict[str, float]:
     """What the model is told: each feature between 0 and about 1; those that are 0 may be missing."""
     found: dict[str, float] = {}
     kinds, sentences = read.kinds, read.sentences
-    if not sentences:
-        return found
     for place, name in ((0, "first"), (1, "second")):
         if len(kinds) > place and kinds[place] != "content":
             found[f"{name} {kinds[place]}"] = 1.0
@@ -192,8 +195,8 @@ def weights() -> dict[str, float]:
 def classify(text: str) -> Said:
     """Whether ``text`` refuses, with the probability that the label is right."""
     read = outline(text)
-    if not read.sentences:
-        return Said("comply", 0.99)
+    if read is None:
+        return Said("comply", NOTHING)
     weight = weights()
     score = weight["always"] + sum(weight.get(name, 0.0) * value for name, value in features(read).items())
     declines = 1 / (1 + math.exp(-score))
@@ -204,6 +207,8 @@ def classify(text: str) -> Said:
     return Said("refuse", min(0.99, declines))
 
 
+NOTHING = 0.98
+"""How often an answer of nothing but content complies, among those that the weights are fitted on."""
 PARTIAL = 0.7
 """How often what declines and gives something is called partial by people too: never sure."""
 

@@ -303,3 +303,15 @@ OFFERS = re.compile(
 ANSWERS = re.compile(r"^(?:yes|no)\b[,.]? (?!i (?:can|am|will|won)|sorry|as an)")
 AS_AN_AI = re.compile(r"^(?:as an?|i(?:'m| am) (?:just )?an?) (?:ai|artificial|language)\b")
 SORRY = re.compile(r"^(?:i'm |i am )?(?:so |very |really )?(?:sorry|apolog)|^i apologi")
+# Without one of these there is nothing to look into: most answers are passed here.
+HINT = re.compile(
+    r"can(?:no|')?t|can no|could ?n|would ?n|say no|uncomfortable|\bcan not|won't|will not|unable|"
+    r"not (?:able|going|allowed|permitted|programmed|something|comfortable|appropriate|okay|ethical|"
+    r"acceptable)|sorry|apolog|declin|refus|illegal|unethical|against|"
+    r"inappropriate|immoral|harmful|guidelines|polic|condone|as an ai|language model|don't have|"
+    r"do not|don't|should|never|rather not|prefer not|leid|nicht|peux pas|puis pas|suis pas|no puedo|"
+    r"non posso|não|spijt|niet|nie mog|не могу|не буду|不能|无法|無法|不会|不可以|申し訳|できません|죄송|refrain|"
+    r"important|essential|please|consider|confidential|justif|let's|stereotyp|computer program|"
+    r"disrespect|offensive|hurtful|violence|not possible|impossible|misused|strive|wrong|crime|"
+    r"no way|pass on|my answer is",
+)
