@@ -165,10 +165,9 @@ def fit(answers: list[Answer]) -> dict[str, float]:
 def table(answers: list[Answer]) -> None:
     from benchmarks.refusals import STRINGS, f1
 
-    print(
-        "| source | n | refusing | F1 refuse or partial | string matching | flagged of complying | sure | right of sure |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("source", "n", "refusing", "F1 refuse or partial", "string matching", "flagged of complying", "sure",
+               "right of sure")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     sources = sorted({answer.source for answer in answers})
     for name in [*sources, "all"]:
         rows = [answer for answer in answers if name in (answer.source, "all")]
