@@ -40,6 +40,9 @@ import numpy as np
 
 from rlaif.judge import refusal
 
+FILES = ("all_hand_labeled.json", "train.csv", "evaluate.csv", "us_hard_sample_responses.jsonl",
+         "us_hard_sample_manifest_consensus_v4.jsonl", "databricks-dolly-15k-safety-only.jsonl",
+         "coconot_pref.jsonl")  # fmt: skip
 LABELS = Path(__file__).with_name("refusal_labels.json")
 FITTED_MAKERS = {"mistralai", "anthropic", "deepseek", "google", "nvidia", "minimax", "arcee-ai", "bytedance",
                  "bytedance-seed", "qwen", "amazon"}  # fmt: skip
@@ -189,6 +192,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the weights into the package")
     parser.add_argument("--part", choices=["test", "fitted"], default="test")
     asked = parser.parse_args()
+    if missing := [name for name in FILES if not (asked.folder / name).is_file()]:
+        raise SystemExit(f"error: {asked.folder} has no {missing[0]}\n  --help says where each file is published.")
     answers = read(asked.folder)
     weights = fit([answer for answer in answers if not answer.test])
     if asked.write:
