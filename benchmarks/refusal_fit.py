@@ -12,7 +12,7 @@ FOLDER holds published files, under the names that they have at home:
   nobody: answers to harmless requests, taken to comply; Apache-2.0
 - databricks-dolly-15k-safety-only.jsonl of LLM-Tuning-Safety/LLMs-Finetuning-Safety (arXiv:2310.03693): answers that
   people wrote, of Dolly those with a safety filter's words in them; all comply; CC-BY-SA-3.0
-- coconot_pref.jsonl of allenai/noncompliance (arXiv:2407.12043), of it the requests with safety concerns; ODC-BY
+- coconot_pref.jsonl of allenai/noncompliance (arXiv:2407.12043), of it the requests with safety concerns; MIT
 
 Of CoCoNot the chosen answers comply; the rejected ones (of several open models) were labelled for this project by a
 language model, by XSTest's guideline, before the classifier had seen them (refusal_labels.json). XSTest itself has no
