@@ -14,7 +14,8 @@ reply); a simulated reviewer answers the queue that `rlaif review --export` writ
 
 Each rule is the mean over --seeds draws; intervals of 95 % resample prompts. Lines of the file: {"prompt" (or
 "instruction", "input"), "responses": [2], "label": 1 | 2 (or "human": [1 | 2 | "tie", ...]), "verdicts": {SEAT: {"ab",
-"ba"} or one value}}, each verdict 1, 2, "tie", null or the probability that the first response is better.
+"ba"} or one value}}, each verdict 1, 2, "tie", null or the probability that the first response is better. A judge
+that was asked in one order only is taken to say the same in the other.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from benchmarks.pairs import Pair, pairs_of
 from rlaif import pipeline
+from rlaif.errors import InputError, RlaifError, UsageError, did_you_mean
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
 from rlaif.pair import calibrate
@@ -83,44 +84,6 @@ SETS: list[tuple[str, str, tuple[str, ...], dict[str, list[str]]]] = [
 ]
 
 
-@dataclass(frozen=True)
-class Pair:
-    prompt: str
-    group: str
-    responses: tuple[str, str]
-    best: int | None  # 1, 2 or None where people see a tie
-    verdicts: dict[str, dict[str, Any]]
-
-
-def pairs_of(path: Path, subsets: tuple[str, ...] = ("",)) -> list[Pair]:
-    """The file's pairs, each as a prompt of its own; a pair that came before or of equal answers is left out."""
-    found: list[Pair] = []
-    seen: set[tuple[str, ...]] = set()
-    prompts: Counter[str] = Counter()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if not str(row.get("subset", "")).startswith(subsets):
-            continue
-        asked = row.get("prompt") or "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-        first, second = map(str, row["responses"])
-        if (asked, *sorted((first, second))) in seen or first.split() == second.split():
-            continue
-        seen.add((asked, *sorted((first, second))))
-        prompts[asked] += 1
-        own = asked if prompts[asked] == 1 else f"{asked}\n\n({prompts[asked]})"
-        verdicts = {seat: value if isinstance(value, dict) else {"ab": value, "ba": value}
-                    for seat, value in row["verdicts"].items()}  # fmt: skip
-        found.append(Pair(own, asked, (first, second), _best(row), verdicts))
-    return found
-
-
-def _best(row: dict[str, Any]) -> int | None:
-    """The label, or what more than half of the people said."""
-    said = row["human"] if "human" in row else [row["label"]]
-    value, times = Counter(map(str, said)).most_common(1)[0]
-    return int(value) if value in ("1", "2") and 2 * times > len(said) else None
-
-
 def replay(pairs: list[Pair]) -> Callable[[dict[str, Any]], dict[str, Any] | list[str]]:
     """Answers a judge request as the seat that the model's name names did."""
     by_prompt = {pair.prompt: pair for pair in pairs}
@@ -129,10 +92,9 @@ def replay(pairs: list[Pair]) -> Callable[[dict[str, Any]], dict[str, Any] | lis
         asked, first, _ = material(body)
         pair, (a, b) = by_prompt[asked], words(body)
         turned = first != pair.responses[0]
-        value = pair.verdicts.get(body["model"], {}).get("ba" if turned else "ab")
-        if value is None:
+        p = pair.verdicts.get(body["model"], {}).get("ba" if turned else "ab")
+        if p is None:
             return ["I would rather not say."]
-        p = {1: 1.0, 2: 0.0}.get(value, 0.5 if isinstance(value, str) else value)
         p = 1 - p if turned else p
         return with_probabilities({a: p, b: 1 - p})
 
@@ -204,7 +166,8 @@ class Trial:
             best = None if pair.best is None else pair.responses[pair.best - 1]
             row["choice"] = "tie" if best is None else "left" if row["left"] == best else "right"
         queue.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        exchange.import_reviews(run, queue, annotator="person", seed=seed)
+        if rows:
+            exchange.import_reviews(run, queue, annotator="person", seed=seed)
         built = pipeline.rebuild(run, config)
         chosen = pl.read_parquet(run.dataset / "train.parquet").select(
             "pair_id", chosen=pl.col("chosen").list.first().struct.field("content")
@@ -236,7 +199,8 @@ def report(trial: Trial, seeds: int) -> dict[str, Any]:
     table = trial.table
     p = table["p_a"].to_numpy()
     truth = (table["right"] == "a").to_numpy().astype(float)
-    groups = table["group"].to_numpy()
+    # Pairs of one prompt are one draw; where all are of one, there is nothing but pairs to draw.
+    groups = table["group" if table["group"].n_unique() > 1 else "pair_id"].to_numpy()
     n = len(p)
     alone = np.where(p == 0.5, 0.5, (p > 0.5) == (truth > 0.5)).astype(float)
     ones = np.ones(n)
@@ -248,8 +212,8 @@ def report(trial: Trial, seeds: int) -> dict[str, Any]:
     for seed in range(seeds):
         right, _, labels = trial.by_rule(seed, 0.1, 0.0)
         ours += right / seeds
-        agreement = labels["agreement"]
-        cover.append(agreement["low"] <= _decided(alone, p) <= agreement["high"])
+        if agreement := labels["agreement"]:
+            cover.append(agreement["low"] <= _decided(alone, p) <= agreement["high"])
         candidates = trial.judged.pairs().filter(pl.col("p_a").is_not_null()).height
         right, stays, _ = trial.by_rule(seed, share / (candidates - int(0.1 * candidates)), 0.1)
         kept_ours += right * stays / seeds
@@ -257,7 +221,7 @@ def report(trial: Trial, seeds: int) -> dict[str, Any]:
     found["rlaif"] = bootstrap_ratio(ours, ones, groups)
     found["rlaif-10"] = bootstrap_ratio(kept_ours, kept, groups)
     found["kept"] = float(kept.mean())
-    found["covered"] = float(np.mean(cover))
+    found["covered"] = f"{np.mean(cover):.2f}" if cover else "-"
     # As a share of 0.05 / error rate, what a calibrated judge's errors allow where nothing is learned from labels.
     found["removed"] = bootstrap_ratio(ours - alone, 0.05 * ones, groups)
     found["unsure removed"] = bootstrap_ratio((1 - alone) * least_sure(p, 0.1), 0.05 * ones, groups)
@@ -268,7 +232,7 @@ def report(trial: Trial, seeds: int) -> dict[str, Any]:
 
 
 def _decided(alone: np.ndarray, p: np.ndarray) -> float:
-    return float(alone[p != 0.5].mean())
+    return float(alone[p != 0.5].mean()) if (p != 0.5).any() else 0.5
 
 
 def calibration(trial: Trial, p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
@@ -302,12 +266,15 @@ def seats_of(pairs: list[Pair]) -> dict[str, list[str]]:
         for seat, said in pair.verdicts.items():
             values = [value for value in said.values() if value is not None]
             if pair.best and values:
-                p = np.mean([{1: 1.0, 2: 0.0}.get(value, 0.5 if isinstance(value, str) else value) for value in values])
+                p = np.mean(values)
                 right.setdefault(seat, []).append(float(0.5 if p == 0.5 else (p > 0.5) == (pair.best == 1)))
+    if not right:
+        return {}
     enough = max(map(len, right.values())) / 2
     ranked = sorted((s for s in right if len(right[s]) >= enough), key=lambda s: (-float(np.mean(right[s])), s))
-    chosen = {f"best ({ranked[0]})": ranked[:1], f"median ({ranked[len(ranked) // 2]})": [ranked[len(ranked) // 2]],
-              f"worst ({ranked[-1]})": ranked[-1:]}  # fmt: skip
+    places = {"best": 0, "median": len(ranked) // 2, "worst": -1}
+    singles = {ranked[place]: name for name, place in reversed(places.items())}  # of one seat its best name
+    chosen = {f"{name} ({seat})": [seat] for seat, name in reversed(singles.items())}
     model = ranked[0].split("/")[0]
     styles = sorted(seat for seat in ranked if seat.split("/")[0] == model)
     best = list({seat.split("/")[0]: seat for seat in reversed(ranked)}.values())
@@ -322,25 +289,45 @@ def told(estimate: Estimate | None) -> str:
 
 def run_set(title: str, pairs: list[Pair], panels: dict[str, list[str]], seeds: int) -> None:
     models = tuple(sorted({seat for seats in panels.values() for seat in seats}))
+    known = {seat for pair in pairs for seat in pair.verdicts}
+    if missing := sorted(set(models) - known):
+        raise UsageError(f"nobody of the name {missing[0]!r} judged", where=title,
+                         mend=did_you_mean(missing[0], known))  # fmt: skip
+    if not any(pair.best and any(p is not None for said in pair.verdicts.values() for p in said.values())
+               for pair in pairs):  # fmt: skip
+        raise InputError("there is no pair of which both a judge and people told the better answer", where=title)
     print(f"\n## {title}: {len(pairs)} pairs, {sum(pair.best is None for pair in pairs)} of them ties for people\n")
-    rows = []
+    rows, silent = [], []
     with ScriptedServer(replay(pairs), models=models) as server:
         for name, seats in panels.items():
             with tempfile.TemporaryDirectory() as folder:
-                rows.append((name, report(Trial(Path(folder), pairs, seats, server.url), seeds)))
+                trial = Trial(Path(folder), pairs, seats, server.url)
+                if trial.table.height:
+                    rows.append((name, report(trial, seeds)))
+                else:
+                    silent.append(name)
     columns = ("judges", "random", "unsure", "rlaif", "rlaif-10")
     print("| panel | n | " + " | ".join(columns) + " | kept |\n|---|---|" + "---|" * (len(columns) + 1))
     for name, found in rows:
         print(f"| {name} | {found['n']} | " + " | ".join(told(found[c]) for c in columns) + f" | {found['kept']:.3f} |")
+    for name in silent:
+        print(f"| {name} | 0 |" + " - |" * (len(columns) + 1))
     columns = ("unsure removed", "removed", "ece before", "ece after", "longest")
     print("\n| panel | unsure: removed / ceiling | rlaif: removed / ceiling | ECE before | ECE after | longest wins | "
           "ECE of chance | accuracy, all labels | agreement covered |\n|---|" + "---|" * 8)  # fmt: skip
     for name, found in rows:
         print(f"| {name} | " + " | ".join(told(found[c]) for c in columns)
-              + f" | {found['ece of chance']:.3f} | {found['calibrated']:.3f} | {found['covered']:.2f} |")  # fmt: skip
+              + f" | {found['ece of chance']:.3f} | {found['calibrated']:.3f} | {found['covered']} |")  # fmt: skip
 
 
 def main() -> None:
+    try:
+        _main()
+    except RlaifError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", help="a file of human-labelled pairs; may be repeated")
     parser.add_argument("--subset", action="append", help="only lines whose subset starts with this")
@@ -351,7 +338,7 @@ def main() -> None:
     if asked.data:
         for path in asked.data:
             pairs = pairs_of(path, tuple(asked.subset or ("",)))
-            named = dict(panel.split("=", 1) for panel in asked.panel)
+            named = dict(panel.split("=", 1) if "=" in panel else (panel, panel) for panel in asked.panel)
             panels = {name: seats.split(",") for name, seats in named.items()} or seats_of(pairs)
             run_set(path.name, pairs, panels, asked.seeds)
         return

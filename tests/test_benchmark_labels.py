@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import labels
+from benchmarks.pairs import pairs_of
+from rlaif.errors import InputError, UsageError
 from tests.conftest import write_jsonl
 from tests.scripted import ScriptedServer
 
@@ -35,7 +37,7 @@ def rows(n: int) -> list[dict[str, Any]]:
 
 def test_stored_verdicts_go_through_the_real_pipeline(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "pairs.jsonl", [*rows(120), rows(1)[0]])  # the last is a repetition
-    pairs = labels.pairs_of(source)
+    pairs = pairs_of(source)
     assert len(pairs) == 120
     with ScriptedServer(labels.replay(pairs), models=("m/plain", "m/copy")) as server:
         trial = labels.Trial(tmp_path, pairs, ["m/plain"], server.url)
@@ -60,7 +62,7 @@ def test_every_form_of_a_verdict_is_replayed(tmp_path: Path) -> None:
         "label": 1,
         "verdicts": {"m": 0.8, "t": "tie"},
     }
-    (pair,) = labels.pairs_of(write_jsonl(tmp_path / "one.jsonl", [line, line | {"responses": ["2", " 2"]}]))
+    (pair,) = pairs_of(write_jsonl(tmp_path / "one.jsonl", [line, line | {"responses": ["2", " 2"]}]))
     assert (pair.prompt, pair.best) == ("add\n\n1 + 1", 1)
     answer = labels.replay([pair])
 
@@ -73,3 +75,38 @@ def test_every_form_of_a_verdict_is_replayed(tmp_path: Path) -> None:
     assert '"content": "B"' in said("m", "3", "2")
     assert said("t", "2", "3").count("-0.69") >= 2
     assert said("nobody", "2", "3") == '["I would rather not say."]'
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"label": 3}, "people say 1, 2"),
+        ({"label": None}, "people say 1, 2"),
+        ({"responses": ["one"]}, "responses must be two texts"),
+        ({"verdicts": {"m": {"ab": "first"}}}, "a verdict is 1, 2"),
+        ({"prompt": " "}, "the prompt is empty"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    line = {"prompt": "add", "responses": ["2", "3"], "label": 1, "verdicts": {"m": 1}}
+    with pytest.raises(InputError) as caught:
+        pairs_of(write_jsonl(tmp_path / "file.jsonl", [line, line | change]))
+    assert caught.value.where == f"{tmp_path / 'file.jsonl'}:2"
+    assert said in caught.value.what
+
+
+def test_a_judge_asked_in_one_order_is_taken_to_say_the_same_in_the_other_and_silence_is_kept(tmp_path: Path) -> None:
+    lines = [{"prompt": str(i), "responses": ["2", "3"], "label": 1, "verdicts": {"once": {"ab": "1"}, "twice": twice}}
+             for i, twice in enumerate([{"ab": 1, "ba": 2}, {"ab": 1, "ba": None}])]  # fmt: skip
+    found = pairs_of(write_jsonl(tmp_path / "file.jsonl", lines))
+    assert [pair.verdicts["once"] for pair in found] == [{"ab": 1.0, "ba": 1.0}] * 2
+    assert [pair.verdicts["twice"] for pair in found] == [{"ab": 1.0, "ba": 0.0}, {"ab": 1.0, "ba": None}]
+
+
+def test_five_pairs_of_which_nobody_is_asked_have_figures_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels.run_set("few", pairs_of(write_jsonl(tmp_path / "few.jsonl", rows(5))), {"one": ["m/copy"]}, 1)
+    assert "| one | 4 | 1.000" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="nobody of the name 'm/cpy' judged"):
+        labels.run_set("few", pairs_of(tmp_path / "few.jsonl"), {"one": ["m/cpy"]}, 1)

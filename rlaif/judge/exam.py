@@ -6,17 +6,17 @@ trials (differences, calibration error, costs). A pair that the judge leaves und
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rlaif.records import Label
-from rlaif.stats import Estimate, wilson
+from rlaif.stats import Estimate, bootstrap_ratio, expected_calibration_error, wilson
 
 BINS = 10
-RESAMPLES = 2000
+"""Of the plot, from a half to 1."""
 POSITION = "chooses by position"
 LENGTH = "prefers the longer answer"
 UNREADABLE = "unreadable"
@@ -92,22 +92,19 @@ def pairs(
     if orders:
         figures["consistent under swap"] = share(_consistent(pair) for pair in read)
         # Both orders of one pair are no two independent trials, so pairs are drawn again, not verdicts.
-        figures["first position chosen"] = bootstrap([_first(pair) for pair in read])
+        figures["first position chosen"] = mean([_first(pair) for pair in read])
     uneven = [pair for pair in read if pair.longer() is not None]
     figures["longer answer chosen"] = share(pair.chosen() == pair.longer() for pair in uneven)
     figures["longer answer right"] = share(pair.longer() == pair.right for pair in uneven)
     figures["always longest"] = share(pair.longer() == pair.right for pair in read)
     longest = [(pair.longer() == pair.right) for pair in read]
-    figures["better than always longest by"] = bootstrap(
-        [float(r) - float(b) for r, b in zip(right, longest, strict=True)]
-    )
+    figures["better than always longest by"] = mean([float(r) - float(b) for r, b in zip(right, longest, strict=True)])
     reliability: list[dict[str, Any]] = []
     if probabilities and read:
         sure = np.array([max(pair.p or 0.0, 1.0 - (pair.p or 0.0)) for pair in read])
         hit = np.array(right, dtype=float)
-        figures["expected calibration error"] = bootstrap(
-            np.stack([sure, hit], axis=1), lambda rows: calibration_error(rows[:, 0], rows[:, 1])
-        )
+        # No probability of the choice lies below a half, so these are the bins of the plot.
+        figures["expected calibration error"] = expected_calibration_error(sure, hit, bins=2 * BINS)
         reliability = reliability_of(sure, hit)
     figures["persuaded"] = _persuaded(persuaded)
     result = Result(kind, len(read), figures, reliability)
@@ -122,8 +119,9 @@ def labels(kind: str, told: Sequence[tuple[Label, Label | None]]) -> Result:
     for label in ("refuse", "partial", "comply"):
         figures[f"{label}: found"] = share(said == right for right, said in read if right == label)
         figures[f"{label}: right when said"] = share(said == right for right, said in read if said == label)
-    rows = np.array([[right != "comply", said != "comply"] for right, said in read], dtype=float).reshape(-1, 2)
-    figures["refusal F1"] = bootstrap(rows, f1)
+    is_one = np.array([right != "comply" for right, _ in read], dtype=float)
+    said_one = np.array([said != "comply" for _, said in read], dtype=float)
+    figures["refusal F1"] = bootstrap_ratio(2 * is_one * said_one, is_one + said_one, np.arange(len(read)))
     result = Result(kind, len(read), figures)
     commonest = max((sum(right == label for right, _ in read) for label in ("refuse", "partial", "comply")), default=0)
     accuracy = figures["accuracy"]
@@ -138,7 +136,7 @@ def add_costs(result: Result, asked: int, unreadable: int, costs: Sequence[tuple
     tokens, completion tokens and dollars of each."""
     result.figures["unreadable"] = share([True] * unreadable + [False] * (asked - unreadable))
     for place, name in enumerate(("prompt tokens", "completion tokens", "US dollars")):
-        result.figures[f"{name} per 1,000"] = bootstrap([1000.0 * each[place] for each in costs])
+        result.figures[f"{name} per 1,000"] = mean([1000.0 * each[place] for each in costs])
     if asked and unreadable / asked > 0.1:
         result.faults.insert(0, UNREADABLE)
         result.standing = "bad"
@@ -194,24 +192,9 @@ def share(hits: Any) -> Estimate | None:
     return wilson(sum(values), len(values))
 
 
-def bootstrap(rows: Any, statistic: Callable[[Any], float] = np.mean, level: float = 0.95) -> Estimate | None:
-    """``statistic`` of ``rows`` with its percentile interval (Efron 1979), the same at every call."""
-    values = np.asarray(rows, dtype=float)
-    if not len(values):
-        return None
-    draws = np.random.default_rng(0).integers(0, len(values), size=(RESAMPLES, len(values)))
-    again = [float(statistic(values[draw])) for draw in draws]
-    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
-    value = float(statistic(values))
-    return Estimate(value, min(float(low), value), max(float(high), value), len(values))
-
-
-def calibration_error(sure: Any, right: Any) -> float:
-    """Expected calibration error (Naeini et al. 2015): the mean gap between how sure and how often right, over bins of
-    equal width from 0.5 to 1."""
-    bins = np.minimum(((sure - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, weights=sure - right, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(sure))
+def mean(values: Sequence[float]) -> Estimate | None:
+    """With a bootstrap interval over the values."""
+    return bootstrap_ratio(values, np.ones(len(values)), np.arange(len(values)))
 
 
 def reliability_of(sure: Any, right: Any) -> list[dict[str, Any]]:
@@ -226,12 +209,6 @@ def reliability_of(sure: Any, right: Any) -> list[dict[str, Any]]:
             table.append({"from": 0.5 + place / (2 * BINS), "to": 0.5 + (place + 1) / (2 * BINS),
                           "sure": float(sure[inside].mean()), "right": asdict(hits)})  # fmt: skip
     return table
-
-
-def f1(rows: Any) -> float:
-    """F1 of columns (is, said): 0 where nothing is said or found."""
-    hits = float((rows[:, 0] * rows[:, 1]).sum())
-    return 2 * hits / max(1.0, float(rows.sum()))
 
 
 def plot(reliability: Sequence[dict[str, Any]], width: int = 40) -> list[str]:

@@ -209,12 +209,6 @@ SERMON = re.compile(
     r"peaceful\w*|constructive\w*|"
     r"important|crucial|essential|encourag\w+|promot\w+|wrong|crime|criminal|dangerous|serious)\b",
 )
-KINDLY = re.compile(
-    r"^(?:i(?:'m| am) (?:so |very |really |deeply )?sorry (?:to hear|that you|you(?:'re| are)|"
-    r"for your)|i (?:can |do )?(?:understand|"
-    r"appreciate|hear|see)\b|thank(?:s| you)|it(?:'s| is) (?:understandable|natural|normal|"
-    r"okay) (?:to|that)|that sounds)",
-)
 TURN = re.compile(
     r"^(?:however|that said|that being said|but |instead|nevertheless|nonetheless|having said that|"
     r"in general|generally|here(?:'s| is| are)|what i can|"
@@ -256,6 +250,60 @@ CONDEMNS = re.compile(
     r"never (?:\w+ )?(?:ethical|appropriate|acceptable|okay|justified))\b"
 )
 EXPLAINS = re.compile(r"\b(?:because|since|due to)\b")
+# What is illegal or wrong with its why or where is told, not preached.
+REASONED = re.compile(
+    r"\b(?:because|since|due to|depends|in (?:most|all|nearly|many|some|every|certain|several)|at any)\b|: "
+)
+# Says what the speaker lacks (opinions, experience, access, a licence): what follows it may be an answer or none.
+DISCLAIMS = re.compile(
+    r"\b(?:can(?:not|'t)|unable to|not able to|do(?:n't| not)|am not|won't|will not|"
+    r"not (?:programmed|designed|capable|qualified|in a position|here)(?: to| of)?)\b[^.,;:]{0,50}\b"
+    r"(?:opinions?|beliefs?|feelings?|emotions?|preferences?|experiences?|real-time|up-to-date|speculat\w+|predict\w*|"
+    r"(?:personal|own|subjective|individual) (?:\w+ )?(?:views?|bias\w*|judge?ments?|information|relationships?)|"
+    r"current (?:information|data)|physically|access|speak for|take sides|"
+    r"(?:medical|legal|financial|professional|psychological|investment|tax|personalized) (?:or \w+ )?advice)\b"
+)
+# Keeps its distance from what is asked about, without declining to speak of it.
+DISOWNS = re.compile(
+    r"\bi (?:do(?:n't| not)|can(?:not|'t)|would never|will not|won't|am not \w+ to|strongly \w+) (?:\w+ ){0,2}"
+    r"(?:condone|endorse|promote|encourage|support|advocate)\b"
+)
+MUST_SAY = re.compile(r"\bi must (?:emphasi[sz]e|stress|remind|inform|point out|note|advise)")
+TASK = re.compile(r"\b(?:provide|help|assist|fulfil|comply|answer|create|write|generate|engage|participate)\b")
+NOT_FOR_ME = re.compile(
+    r"\b(?:not|never|neither) (?:\w+,? ){0,2}(?:appropriate|ethical|right|my place|okay|acceptable|responsible|"
+    r"possible|productive|respectful|something)\b[^.]{0,30}\b(?:for me|to (?:engage|make|speculate|discuss|joke|"
+    r"generali[sz]e|use|provide|share|suggest|stereotype|categori[sz]e|assume|judge|promote|ask|create|spread))\b"
+)
+# Turns against the question, or against what it takes for granted.
+REJECTS = re.compile(
+    r"\b(?:this|that|your|the) (?:statement|question|claim|assumption|premise|belief|stereotype|generali[sz]ation|"
+    r"request|idea|language|prompt)\b[^.]{0,30}\b(?:is|are|contains|seems|appears|relies|promotes|perpetuates)\b"
+    r"|\bnot (?:\w+ )?(?:accurate|fair|true|correct|factual)\b|\b(?:unfair|inaccurate|incorrect) to\b"
+)
+# One of these stands in whatever declines, disclaims or disowns, in each of the languages above.
+NEGATES = re.compile(
+    r"n't|not|no\b|non\b|ni[ce]|pas\b|never|neither|leid|unable|unwilling|uncomfortable|unethical|declin|refus|refrain|"
+    r"sorry|apolog|prohibit|forbid|restrict|prevent|against|violat|conflict|outside|goes |guidelines|polic|programming|"
+    r"principles|impossible|inappropriate|irresponsible|improper|pass on|draw the line|only|just|simply|spijt|"
+    r"[^\x00-\x7f]"
+)
+ANNOUNCES = re.compile(
+    r"\bhere(?:'s| is| are)\b|\bfollowing (?:\w+ )?(?:steps|tips|are|is|ways|examples|methods|list)\b|"
+    r"\bthese (?:steps|tips)\b|\b(?:some|several|a few|few) (?:\w+ ){0,2}(?:ways|tips|steps|examples|suggestions|"
+    r"strategies|guidelines|options|reasons|methods|phrases)\b"
+    r"|\bi (?:can|could|will|'ll)(?: still| however|,? though)? (?:\w+ )?(?:provide|offer|give|share|suggest|"
+    r"explain|tell|help you (?:understand|find|learn|with)|describe|state)\b|:\s*$"
+)
+OFFERS = re.compile(
+    r"\b(?:would you like|i(?:'d| would| can| could|'m| am) (?:be )?(?:happy|glad|willing)? ?(?:to )?(?:help|assist|"
+    r"offer|explore|discuss)|let me know|feel free|if you(?:'d| would) like|how can i (?:help|assist)|"
+    r"is there (?:something|anything))\b"
+)
+ANSWERS = re.compile(r"^(?:yes|no)\b[,.]? (?!i (?:can|am|will|won)|sorry|as an)")
+AS_AN_AI = re.compile(r"^(?:as an?|i(?:'m| am) (?:just )?an?) (?:ai|artificial|language)\b")
+SORRY = re.compile(r"^(?:i'm |i am )?(?:so |very |really )?(?:sorry|apolog)|^i apologi")
+# Without one of these there is nothing to look into: most answers are passed here.
 HINT = re.compile(
     r"can(?:no|')?t|can no|could ?n|would ?n|say no|uncomfortable|\bcan not|won't|will not|unable|"
     r"not (?:able|going|allowed|permitted|programmed|something|comfortable|appropriate|okay|ethical|"

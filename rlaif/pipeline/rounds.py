@@ -174,7 +174,7 @@ class Rounds:
 
     def _unsure(self, several: pl.DataFrame) -> pl.DataFrame:
         """Answers about which the text classifier of refusals is not sure."""
-        sure = self._verdicts().filter((pl.col("judge") == refusal.NAME) & (pl.col("score") >= refusal.SURE))
+        sure = self._verdicts().filter((pl.col("judge_hash") == refusal.HASH) & (pl.col("score") >= refusal.SURE))
         return several.join(sure.select("a"), on="a", how="anti")
 
     def _undecided(self, wanted: pl.DataFrame) -> pl.DataFrame:

@@ -32,6 +32,18 @@ def test_where_it_is_sure_it_is_right() -> None:
     assert len(wrong) <= 0.02 * len(EXAMPLES), wrong
 
 
+def test_each_feature_has_a_weight_and_each_weight_a_feature() -> None:
+    told = {name for row in EXAMPLES if (read := refusal.outline(row["text"])) for name in refusal.features(read)}
+    assert told <= set(refusal.weights())
+    kinds = {f"{place} {kind}" for place in ("first", "second") for kind in refusal.KINDS}
+    assert set(refusal.weights()) - told - kinds <= {"always"}
+
+
+def test_an_answer_of_nothing_but_content_is_passed_at_once() -> None:
+    assert refusal.outline("The capital of France is Paris. It lies on the Seine.") is None
+    assert refusal.outline("I cannot help with that.") is not None
+
+
 @pytest.mark.parametrize(
     ("text", "label"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
@@ -103,6 +104,37 @@ def test_a_real_model_classifies_an_answer_through_the_product(engines: Engines,
         assert row["label"] in ("refuse", "partial", "comply")
         assert 1 / 3 <= row["score"] <= 1
         assert row["mass"] == pytest.approx(1, abs=1e-3)
+
+
+def test_an_exam_names_a_real_model_for_what_it_is(engines: Engines, rlaif: Callable[..., Any], tmp_path: Path) -> None:
+    """The whole command against the managed server. 135M parameters choose by position, and that is what it says."""
+    engines.client("demo", [], OPTIONS, Meter())
+    assert engines._server is not None
+    environment = os.environ | {"RLAIF_API_KEY": engines._server.key, "RLAIF_CACHE": str(tmp_path)}
+
+    def exam(judge: str, limit: int) -> dict[str, Any]:
+        done = rlaif("judges", "exam", judge, "--model", "demo", "--base-url", engines._server.url, "--json",
+                     "--limit", str(limit), env=environment)  # fmt: skip
+        return dict(json.loads(done.stdout))
+
+    told = exam("helpful", 8)
+    assert (told["kind"], told["n"], told["standing"]) == ("compare", 8, "bad")
+    assert told["faults"][0] == "chooses by position"
+    figures = told["figures"]
+    for name in ("accuracy", "consistent under swap", "first position chosen", "expected calibration error",
+                 "better than always longest by", "prompt tokens per 1,000"):  # fmt: skip
+        assert figures[name]["n"] == 8, name
+        assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"], name
+    assert figures["unreadable"]["value"] == 0.0
+    assert figures["unreadable"]["n"] == 2 * (8 + 8)
+    assert figures["consistent under swap"]["value"] < 0.5
+    assert figures["prompt tokens per 1,000"]["value"] > 100_000
+    assert sum(row["right"]["n"] for row in told["reliability"]) == 8
+
+    told = exam("refusal", 8)
+    assert (told["kind"], told["n"]) == ("classify", 8)
+    assert 0 <= told["figures"]["accuracy"]["low"] <= told["figures"]["accuracy"]["high"] <= 1
+    assert told["figures"]["unreadable"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.324, abs=1e-3), "n": 8}
 
 
 def test_choice_i_of_a_group_is_what_seed_plus_i_gives_alone(ask: Ask) -> None:

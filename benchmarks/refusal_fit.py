@@ -1,0 +1,209 @@
+"""Fits the weights of the text classifier of refusals, and tests them on answers that had no part in it.
+
+    python -m benchmarks.refusal_fit FOLDER [--write]
+
+FOLDER holds published files, under the names that they have at home:
+
+- all_hand_labeled.json of maxwellreuter/chatgpt-refusals (arXiv:2306.03423), labelled by its authors; MIT
+- train.csv, evaluate.csv of sherdencooper/GPTFuzz (arXiv:2309.10253), labelled by its authors; MIT
+- us_hard_sample_responses.jsonl and us_hard_sample_manifest_consensus_v4.jsonl of xlr8harder/speechmap-eval, labelled
+  by several models, the disputed ones by a person; Apache-2.0
+- MODEL/harmless_baseline_completions.json of andyrdt/refusal_direction (arXiv:2406.11717), five models, labelled by
+  nobody: answers to harmless requests, taken to comply; Apache-2.0
+- databricks-dolly-15k-safety-only.jsonl of LLM-Tuning-Safety/LLMs-Finetuning-Safety (arXiv:2310.03693): answers that
+  people wrote, of Dolly those with a safety filter's words in them; all comply; CC-BY-SA-3.0
+- coconot_pref.jsonl of allenai/noncompliance (arXiv:2407.12043), of it the requests with safety concerns; MIT
+
+Of CoCoNot the chosen answers comply; the rejected ones (of several open models) were labelled for this project by a
+language model, by XSTest's guideline, before the classifier had seen them (refusal_labels.json). XSTest itself has no
+part in the fit.
+
+Split by prompt, and by the answering model's maker where there are several. What the sources call otherwise than XSTest
+is left out: corrections of a false premise (there compliance, to Reuter and Schulze a refusal), evasions that only the
+prompt shows, answers in two voices. Sources and labels weigh alike; "should we build a statue of ..." weighs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif.judge import refusal
+
+FILES = ("all_hand_labeled.json", "train.csv", "evaluate.csv", "us_hard_sample_responses.jsonl",
+         "us_hard_sample_manifest_consensus_v4.jsonl", "databricks-dolly-15k-safety-only.jsonl",
+         "coconot_pref.jsonl")  # fmt: skip
+LABELS = Path(__file__).with_name("refusal_labels.json")
+FITTED_MAKERS = {"mistralai", "anthropic", "deepseek", "google", "nvidia", "minimax", "arcee-ai", "bytedance",
+                 "bytedance-seed", "qwen", "amazon"}  # fmt: skip
+FITTED_MODELS = {"qwen-1_8b-chat", "yi-6b-chat", "gemma-2b-it"}
+TONES = {"complied": "comply", "rejected": "refuse", "redirected": "refuse", "counseling": "refuse",
+         "disclaimed": "partial"}  # fmt: skip
+TEMPLATE = re.compile(r"should we (?:build|tear)|write (?:me )?a poem|.*statue", re.IGNORECASE)
+RIDGE = 15.0
+
+
+@dataclass
+class Answer:
+    source: str
+    prompt: str
+    text: str
+    label: str
+    test: bool
+    weight: float = 1.0
+
+
+def named(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def half(prompt: str) -> bool:
+    return int(named(prompt), 16) % 2 == 1
+
+
+def read(folder: Path) -> list[Answer]:
+    found = []
+    for row in json.loads((folder / "all_hand_labeled.json").read_text(encoding="utf-8")):
+        template = TEMPLATE.match(row["prompt"]) is not None
+        if row["tone"] in TONES and not (template and half(row["prompt"])):
+            found.append(Answer("Reuter and Schulze", row["prompt"], row["response"], TONES[row["tone"]],
+                                half(row["prompt"]), 0.3 if template else 1.0))  # fmt: skip
+    found += gptfuzz(folder / "train.csv", test=False) + gptfuzz(folder / "evaluate.csv", test=True)
+    for path in sorted(folder.glob("*/harmless_baseline_completions.json")):
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        test = path.parent.name not in FITTED_MODELS
+        found += [Answer("harmless requests", row["prompt"], row["response"], "comply", test) for row in rows]
+    for line in (folder / "databricks-dolly-15k-safety-only.jsonl").read_text(encoding="utf-8").split("\n"):
+        row = json.loads(line) if line else {"response": "", "instruction": ""}
+        found.append(Answer("Dolly", row["instruction"], row["response"], "comply", half(row["instruction"])))
+    found += speechmap(folder) + coconot(folder / "coconot_pref.jsonl")
+    return [answer for answer in found if answer.text.strip()]
+
+
+def gptfuzz(path: Path, test: bool) -> list[Answer]:
+    """600 answers to jailbreaks, each text once: those that reject, and those that comply in one voice."""
+    csv.field_size_limit(10**8)
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = {row["Response"].strip(): row for row in csv.DictReader(file)}
+    rejects = [text for text, row in rows.items() if row["label"] == "0"]
+    complies = [text for text, row in rows.items() if row["label"] == "1" and "sorry" not in text.lower()[:300]
+                and "[" not in text[:40] and "(" not in text[:20]]  # fmt: skip
+    drawn = random.Random(1)
+    return [
+        Answer("GPTFuzz", rows[text]["question"], text, label, test)
+        for texts, label in ((rejects, "refuse"), (complies, "comply"))
+        for text in drawn.sample(texts, min(300, len(texts)))
+    ]
+
+
+def speechmap(folder: Path) -> list[Answer]:
+    manifest = (folder / "us_hard_sample_manifest_consensus_v4.jsonl").read_text(encoding="utf-8").splitlines()
+    labels = {row["key"]: row["expected_compliance"] for row in map(json.loads, manifest)}
+    found = []
+    for line in (folder / "us_hard_sample_responses.jsonl").read_text(encoding="utf-8").split("\n"):
+        if not line:
+            continue
+        row = json.loads(line)
+        label = labels.get(f"{row['model']}::{row['question_id']}")
+        text = (row["response"]["choices"][0]["message"]["content"] or "").split("</think>")[-1].strip()
+        if label in ("COMPLETE", "DENIAL") and not text.startswith("<think>"):
+            found.append(Answer("SpeechMap", row["question"], text, "comply" if label == "COMPLETE" else "refuse",
+                                row["model"].split("/")[0] not in FITTED_MAKERS))  # fmt: skip
+    return found
+
+
+def coconot(path: Path) -> list[Answer]:
+    labels = json.loads(LABELS.read_text(encoding="utf-8"))["labels"]
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        row: dict[str, Any] = json.loads(line) if line else {}
+        if row.get("category") == "Requests with safety concerns":
+            chosen, rejected = (_said(row[side]) for side in ("chosen", "rejected"))
+            found.append(Answer("CoCoNot, chosen", row["prompt"], chosen, "comply", half(row["prompt"])))
+            label = labels.get(named(rejected)[:16], "comply")
+            if label != "unclear":
+                found.append(Answer("CoCoNot, rejected", row["prompt"], rejected, label, half(row["prompt"])))
+    return found
+
+
+def _said(answer: Any) -> str:
+    text: str = answer[-1]["content"] if isinstance(answer, list) else answer
+    return text.strip()
+
+
+def fit(answers: list[Answer]) -> dict[str, float]:
+    """Ridge logistic regression by Newton's method on answers that are not content alone; each source's labels weigh
+    alike, and refusals as much as the rest."""
+    read = [(answer, refusal.outline(answer.text)) for answer in answers]
+    told = [refusal.features(outline) for _, outline in read if outline]
+    answers = [answer for answer, outline in read if outline]
+    names = sorted({name for row in told for name in row})
+    x = np.array([[row.get(name, 0.0) for name in names] + [1.0] for row in told])
+    y = np.array([answer.label != "comply" for answer in answers], dtype=float)
+    cells = [(answer.source.split(",")[0], answer.label != "comply") for answer in answers]
+    sizes = Counter(cells)
+    w = np.array([answer.weight * 200 / max(60, sizes[cell]) for answer, cell in zip(answers, cells, strict=True)])
+    w *= np.where(y > 0, w[y == 0].sum() / w[y > 0].sum(), 1.0)
+    ridge = np.diag([RIDGE] * len(names) + [1e-6])
+    beta = np.zeros(len(names) + 1)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-x @ beta))
+        step = np.linalg.solve((x.T * (w * p * (1 - p))) @ x + ridge, x.T @ (w * (y - p)) - ridge @ beta)
+        beta += step
+        if np.abs(step).max() < 1e-9:
+            break
+    return {name: round(float(value), 3) for name, value in zip([*names, "always"], beta, strict=True)}
+
+
+def table(answers: list[Answer]) -> None:
+    from benchmarks.refusals import STRINGS, f1
+
+    columns = ("source", "n", "refusing", "F1 refuse or partial", "string matching", "flagged of complying", "sure",
+               "right of sure")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    sources = sorted({answer.source for answer in answers})
+    for name in [*sources, "all"]:
+        rows = [answer for answer in answers if name in (answer.source, "all")]
+        said = [refusal.classify(answer.text) for answer in rows]
+        truth = np.array([answer.label != "comply" for answer in rows])
+        ours = np.array([each.label != "comply" for each in said])
+        groups = np.array([answer.prompt for answer in rows])
+        strings = np.array([any(part in answer.text[:200].casefold() for part in STRINGS) for answer in rows])
+        sure = np.array([each.probability >= refusal.SURE for each in said])
+        scores = [str(f1(each, truth, groups)) if truth.any() else "-" for each in (ours, strings)]
+        flagged = f"{(ours & ~truth).sum() / max(1, (~truth).sum()):.3f}"
+        print(f"| {name} | {len(rows)} | {truth.sum()} | {scores[0]} | {scores[1]} | {flagged} | {sure.mean():.2f} | "
+              f"{(ours == truth)[sure].mean():.3f} |")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--write", action="store_true", help="write the weights into the package")
+    parser.add_argument("--part", choices=["test", "fitted"], default="test")
+    asked = parser.parse_args()
+    if missing := [name for name in FILES if not (asked.folder / name).is_file()]:
+        raise SystemExit(f"error: {asked.folder} has no {missing[0]}\n  --help says where each file is published.")
+    answers = read(asked.folder)
+    weights = fit([answer for answer in answers if not answer.test])
+    if asked.write:
+        note = "What each feature of an answer (rlaif/judge/refusal.py) says for a refusal, in log odds."
+        refusal.WEIGHTS.write_text(json.dumps({"note": note, "weights": weights}, indent=1) + "\n", encoding="utf-8")
+    elif weights != refusal.weights():
+        print("These files give other weights than the package has.\n")
+    print(f"#### Refusals, answers of other sources: {asked.part}\n")
+    table([answer for answer in answers if answer.test == (asked.part == "test")])
+
+
+if __name__ == "__main__":
+    main()
