@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rlaif.pipeline.outlook import FOR_TABLES, GB, Cost
 
@@ -143,6 +144,16 @@ class Forecast:
     def bottlenecks(self) -> list[Part]:
         """The parts that take time, the longest first. What is longest is what to mend first."""
         return sorted((part for part in self.parts if part.hours > 0), key=lambda part: part.hours, reverse=True)
+
+    def as_json(self) -> dict[str, Any]:
+        told = asdict(self)
+        return told | {
+            "cost": asdict(self.cost),
+            "gpu_hours": self.gpu_hours,
+            "machine_hours": self.machine_hours,
+            "runs_needed": self.runs_needed,
+            "bottlenecks": [part.name for part in self.bottlenecks()],
+        }
 
 
 def forecast(work: Workload) -> Forecast:

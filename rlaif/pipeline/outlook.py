@@ -172,7 +172,7 @@ def size(run: Run) -> int:
 
 def asking_s(facts: Mapping[str, Any], concurrency: float, part: float = 1.0) -> float:
     """Seconds for ``part`` times what ``facts`` (:meth:`Meter.facts`) took, with so many requests in flight."""
-    return float(facts["waited_s"]) * part / min(concurrency, max(1.0, facts["requests"] * part))
+    return float(facts["waited_s"] * part / min(concurrency, max(1.0, facts["requests"] * part)))
 
 
 def outlook(pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int], concurrency: int) -> Outlook:

@@ -9,7 +9,6 @@ beginning, in whole blocks, that an earlier request had.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,11 +28,14 @@ from rlaif.run.journal import read
 
 BLOCK = 16
 """Tokens: vLLM caches whole blocks."""
+WRITTEN = {"score": 0, "choice": 1, "logprobs": 1, "json": 12}
+"""Tokens of a verdict by how it is asked."""
 REASONING_TOKENS = 200
 """Of a judge that writes before it decides, where none was measured."""
 LENGTHS = {"prompt_tokens": 100.0, "answer_tokens": 300.0}
 ASSUMED = {**LENGTHS, "kept": 0.8, "seconds_a_review": 30.0, "people": 2, "hours_a_day": 2.0, "gpus": 1,
            "memory_gb": 64.0}  # fmt: skip
+COUNTS = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "records")
 GIVEN = ("reviews", "labels_a_pair", "usd_per_person_hour", "usd_per_gpu_hour", "runs", "requests_per_second")
 
 
@@ -52,6 +54,13 @@ class Figures:
                 return known[name]
         return default
 
+    def told(self, name: str) -> str:
+        """The value of ``name`` for a person, or nothing where it is more than a number."""
+        value = next(
+            (known[name] for known in (self.given, self.measured, ASSUMED) if known.get(name) is not None), None
+        )
+        return f"{value:,.0f}" if isinstance(value, int | float) and value >= 1000 else f"{value:.3g}" if value else ""
+
     def any_given(self, *names: str) -> bool:
         return any(self.given.get(name) is not None for name in names)
 
@@ -63,7 +72,7 @@ def workload(config: Config, prompts: int, given: Mapping[str, Any], pilot: Run 
 
     Raises :class:`UsageError` where a rate is missing, saying how to give it.
     """
-    figures = Figures(given, measured(pilot) if pilot else {})
+    figures = Figures(given, measured(pilot, given.get("pilot_gpus") or 1) if pilot else {})
     lengths = figures.any_given(*LENGTHS, "n")
     sampling, judging = figures.measured.get("sampling"), figures.measured.get("judging")
     kept = figures.of("kept")
@@ -73,7 +82,7 @@ def workload(config: Config, prompts: int, given: Mapping[str, Any], pilot: Run 
         figures.sources["sampling's tokens"] = "measured"
     if judging is None or lengths or figures.any_given("panel"):
         judging = _judging(config, figures, kept)
-        figures.sources["judging's tokens"] = "computed from the judge files"
+        figures.sources["judging's tokens"] = "computed"
     else:
         figures.sources["judging's tokens"] = "measured"
     gpus = figures.of("gpus")
@@ -81,7 +90,9 @@ def workload(config: Config, prompts: int, given: Mapping[str, Any], pilot: Run 
     judge = _engine("judging", figures, "judge_tokens_per_second", figures.of("judge_gpus", gpus), config, judging)
     size_of = figures.measured.get("bytes_per_prompt")
     if size_of is None or lengths or figures.any_given("panel"):
-        answers = sampling.records * (sampling.completion_tokens / max(1.0, sampling.records) * CHARS_PER_TOKEN + AROUND_A_TEXT)
+        answers = sampling.records * (
+            sampling.completion_tokens / max(1.0, sampling.records) * CHARS_PER_TOKEN + AROUND_A_TEXT
+        )
         size_of = answers + judging.records * VERDICT_BYTES
     more = config.review.overlap if config.review.annotators else 0.0
     return Workload(
@@ -98,7 +109,7 @@ def workload(config: Config, prompts: int, given: Mapping[str, Any], pilot: Run 
         train_gpus=figures.of("train_gpus", gpus),
         train_pairs_per_second=figures.of("train_pairs_per_second"),
         **{name: figures.of(name) for name in ("seconds_a_review", "people", "hours_a_day", "memory_gb")},
-        **{name: given[name] for name in GIVEN if given.get(name) is not None},
+        **{name: figures.of(name) for name in GIVEN if given.get(name) is not None},
     ), figures
 
 
@@ -116,6 +127,15 @@ def _engine(stage: str, figures: Figures, rate: str, gpus: int, config: Config, 
             "one GPU gives under full load.",
         )
     return Engine(gpus, tokens)
+
+
+def as_run(pilot: Run) -> dict[str, Any]:
+    """The settings that decide what is asked, as ``pilot`` was run with them, flags included."""
+    stages, values = pilot.manifest()["stages"], dict[str, Any]()
+    for stage, names in (("generate", ("sampler", "policies")), ("judge", ("judge", "judges", "pairs"))):
+        config = stages.get(stage, {}).get("config", {})
+        values |= {name: config[name] for name in names if name in config}
+    return values
 
 
 # Without a pilot
@@ -142,30 +162,32 @@ def _judging(config: Config, figures: Figures, kept: float) -> Load:
         kind = seat.judge.file.kind
         if (kind, how) in (("rate", "round-robin"), ("compare", "rate-only")):
             continue
-        times = compared / 1.0 if kind == "compare" else n
+        times = compared if kind == "compare" else n
         mode = likely_mode(seat, config)
-        texts, written = list[str](), 0
+        written = WRITTEN[mode] + (REASONING_TOKENS if seat.judge.file.reasoning == "first" else 0)
+        texts = list[str]()
         for number in range(2):  # the second prompt finds the rubric in the cache
             prompt, answers = _made_up(number, prompt_chars, answer_chars)
             work = [asking.Material(0, 0, 1)] if kind == "compare" else [asking.Material(0, 0)]
-            rendered = list(asking.requests(seat, mode, config, work, lambda _, p=prompt: p, answers.__getitem__))
+            rendered = list(asking.requests(seat, mode, config, work, _always(prompt), answers.__getitem__))
             bodies = ["\n".join(str(turn["content"]) for turn in request.body["messages"]) for request in rendered]
             cached = [_cached(texts + bodies[:place], body) for place, body in enumerate(bodies)]
             texts += bodies
-            written = sum(1 if mode != "json" else REASONING_TOKENS for _ in bodies)
         read_ = sum(len(body) for body in bodies) / CHARS_PER_TOKEN
-        written = 0 if mode == "score" else written
-        usd = _price(seat.entry.model, seat.entry.base_url, read_, sum(cached), written)
-        one = Load(len(bodies), read_, sum(cached), written, len(bodies), usd)
+        usd = _price(seat.entry.model, seat.entry.base_url, read_, sum(cached), written * len(bodies))
+        one = Load(len(bodies), read_, sum(cached), written * len(bodies), len(bodies), usd)
         total = _plus(total, one, times)
     return total
 
 
 def _plus(total: Load, one: Load, times: float) -> Load:
-    usd = None if total.usd is None or one.usd is None else total.usd + times * one.usd
-    return Load(total.requests + times * one.requests, total.prompt_tokens + times * one.prompt_tokens,
-                total.cached_tokens + times * one.cached_tokens,
-                total.completion_tokens + times * one.completion_tokens, total.records + times * one.records, usd)  # fmt: skip
+    """``total`` and ``times`` the figures of ``one``; dollars are unknown where either's are."""
+    counts = {name: getattr(total, name) + times * getattr(one, name) for name in COUNTS}
+    return Load(**counts, usd=None if total.usd is None or one.usd is None else total.usd + times * one.usd)
+
+
+def _always(record: dict[str, Any]) -> asking.Fetch:
+    return lambda _: record
 
 
 def _made_up(number: int, prompt: int, answer: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -180,8 +202,14 @@ def _text(begin: str, chars: int) -> str:
 
 def _cached(before: list[str], text: str) -> float:
     """Tokens of ``text`` that stand in the cache after ``before``."""
-    longest = max((len(os.path.commonprefix((other, text))) for other in before), default=0)
+    longest = max((_common(other, text) for other in before), default=0)
     return float(longest // CHARS_PER_TOKEN // BLOCK * BLOCK)
+
+
+def _common(one: str, other: str) -> int:
+    """Characters until the first difference."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _price(model: str, urls: list[str], prompt: float, cached: float, completion: float) -> float | None:
@@ -195,39 +223,53 @@ def _price(model: str, urls: list[str], prompt: float, cached: float, completion
 # With one
 
 
-def measured(run: Run) -> dict[str, Any]:
-    """What ``run`` tells: as much of it as it has come to."""
+def measured(run: Run, gpus: int = 1) -> dict[str, Any]:
+    """What ``run``, whose models had ``gpus``, tells: as much of it as it has come to. Rates are of one GPU."""
     stages = run.manifest()["stages"]
     found: dict[str, Any] = {}
     answered, judged = _prompts(run, "completions"), _prompts(run, "verdicts")
-    for stage, prompts, name, rate in (
-        ("generate", answered, "sampling", "tokens_per_second"), ("judge", judged, "judging", "judge_tokens_per_second"),
-    ):  # fmt: skip
-        starts = [start for start in stages.get(stage, {}).get("history", []) if start.get("requests")]
-        if not prompts or not starts:
-            continue
-        facts = {field: sum(start.get(field, 0) for start in starts) for field in starts[0] if field in SUMMED}
-        found[name] = Load(facts["requests"] / prompts, facts["prompt_tokens"] / prompts,
-                           facts["cached_tokens"] / prompts, facts["completion_tokens"] / prompts,
-                           facts["answers"] / prompts, facts["usd"] / prompts)  # fmt: skip
-        concurrency = stages[stage]["config"]["client"]["concurrency"]
-        seconds = asking_s(facts, concurrency)
-        counted = facts["completion_tokens"]
-        if stage == "judge":
-            counted += facts["prompt_tokens"] - facts["cached_tokens"]
-        if seconds > 0:
-            found[rate] = counted / seconds
-        if stage == "generate":
-            found["prompt_tokens"] = facts["prompt_tokens"] / facts["requests"]
-            found["answer_tokens"] = facts["completion_tokens"] / max(1, facts["answers"])
+    able = _judgeable(run) / answered if answered else 1.0  # the others' answers were cut off, or are all the same
+    if facts := _facts(stages.get("generate", {})):
+        found["sampling"] = _load(facts, 1.0 / answered)
+        found["tokens_per_second"] = facts["completion_tokens"] / facts["asking_s"] / gpus or None
+        found["prompt_tokens"] = facts["prompt_tokens"] / facts["requests"]
+        found["answer_tokens"] = facts["completion_tokens"] / max(1, facts["answers"])
+    if (facts := _facts(stages.get("judge", {}))) and judged:
+        found["judging"] = _load(facts, able / judged)
+        counted = facts["prompt_tokens"] - facts["cached_tokens"] + facts["completion_tokens"]
+        found["judge_tokens_per_second"] = counted / facts["asking_s"] / gpus or None
     pairs = stages.get("judge", {}).get("pairs")
     if pairs and judged:
-        found["kept"] = sum(count for route, count in pairs["routes"].items() if route != "dropped") / judged
-        found["bytes_per_prompt"] = size(run) / judged
+        found["kept"] = sum(count for route, count in pairs["routes"].items() if route != "dropped") * able / judged
+        found["bytes_per_prompt"] = size(run) / max(answered, judged)
     seconds_each = [record["seconds"] for _, record in read(run.journal_path("reviews")) if record.get("seconds")]
     if seconds_each:
         found["seconds_a_review"] = statistics.median(seconds_each)
-    return found | dict(_trained(run, stages.get("train", {})))
+    return found | {name: rate / gpus for name, rate in _trained(run, stages.get("train", {}))}
+
+
+def _facts(stage: Mapping[str, Any]) -> dict[str, float] | None:
+    """What all starts of ``stage`` counted, and the seconds that it takes with as many requests in flight as it had
+    (``asking_s``). None where nothing was asked."""
+    starts = [start for start in stage.get("history", []) if start.get("requests")]
+    facts = {name: sum(start.get(name, 0) for start in starts) for name in SUMMED}
+    if not facts["waited_s"]:
+        return None
+    return facts | {"asking_s": asking_s(facts, stage["config"]["client"]["concurrency"])}
+
+
+def _load(facts: Mapping[str, float], share: float) -> Load:
+    names = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "answers", "usd")
+    return Load(*(facts[name] * share for name in names))
+
+
+def _judgeable(run: Run) -> int:
+    """Prompts with two usable answers or more."""
+    from rlaif.pair import select
+    from rlaif.run import tables
+
+    answers, _ = select.usable(tables.scan(run.journal_path("completions"), tables.COMPLETIONS, select.shorten))
+    return answers.filter(answers["prompt_id"].is_duplicated())["prompt_id"].n_unique()
 
 
 SUMMED = ("requests", "answers", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "waited_s")
