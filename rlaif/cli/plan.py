@@ -204,8 +204,8 @@ def _people(seen: Forecast) -> str:
     work = seen.workload
     a_day = work.people * work.hours_a_day * 3600 / work.seconds_a_review
     return (
-        f"{work.people} people at {work.hours_a_day:g} h a day label {a_day:,.0f} pairs a day. More people (--people), or "
-        "a quota\n  instead of a share (--reviews): what labels say of the rest grows sure by their number."
+        f"{work.people} people at {work.hours_a_day:g} h a day label {a_day:,.0f} pairs a day. More people (--people), "
+        "or a\n  quota instead of a share (--reviews): what labels say of the rest grows sure by their number."
     )
 
 
