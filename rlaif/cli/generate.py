@@ -33,7 +33,9 @@ def generate(
     run: RunPath,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(metavar="SRC", show_default=False, help="A packaged set, a file, or hf:NAME."),
+        typer.Option(
+            metavar="SRC", show_default=False, help="A packaged set, a file, hf:NAME, or a URL (s3://, gs://, az://)."
+        ),
     ] = None,
     import_: Annotated[
         Path | None,
