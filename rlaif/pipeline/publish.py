@@ -33,7 +33,7 @@ def publish(run: Run, to: str, format: str | None = None, *, public: bool = Fals
 
 def _to_hub(folder: Path, name: str, public: bool) -> list[str]:
     import huggingface_hub as hub
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # httpx's
     from huggingface_hub.utils._validators import validate_repo_id
 
     where, token = f"hf:{name}", hub.get_token()
