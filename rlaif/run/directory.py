@@ -193,8 +193,8 @@ class Run:
                 raise RunError(
                     f"cannot be locked: {error.strerror}",
                     where=str(self.path),
-                    mend="The file system has to have locks: NFS 4 and most cluster file systems do when they are mounted "
-                    "with them; else put the run on a local disk. Without a lock two processes would write one journal.",
+                    mend="The file system has to have locks, as NFS 4 and those of clusters have when mounted so; "
+                    "else use a local disk. Without a lock two processes would write the same journal.",
                 ) from None
             if not locked:
                 holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from rlaif.config import Config, TrainConfig
 from rlaif.errors import MissingPart, RunError, UsageError
 from rlaif.run.directory import Run
 from rlaif.train import launch, loop, settings
+from tests.conftest import ROOT
 from tests.train.test_dpo import close, weights
 
 pytestmark = pytest.mark.real
@@ -151,33 +151,57 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(run: Run, small:
     assert not (run.path / "two" / ".job.json").exists()
 
 
-def test_two_machines_train_one_model(run: Run, small: Path, tmp_path: Path) -> None:
-    """The command as it is given on each machine; both are this one, and meet at a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import sys, json\nfrom rlaif.config import Config\nfrom rlaif.run.directory import Run\n"
-        "from rlaif.train import launch\n"
-        "launch.train(Run(sys.argv[1]), Config.model_validate(json.loads(sys.argv[2])), say=print)"
-    )
-    told = []
-    machines = []
-    for rank in (1, 0):
-        wanted = config(small, run.path / "model", processes=1, launcher="accelerate", machines=2, machine_rank=rank,
-                        main_address=f"127.0.0.1:{port}")  # fmt: skip
-        machines.append(subprocess.Popen([sys.executable, "-c", code, str(run.path), wanted.model_dump_json()],
-                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
-    for machine in machines:
-        told.append(machine.communicate(timeout=240)[0])
-        assert machine.returncode == 0, told[-1]
-    second, first = told
+SRUN = """#!/bin/bash
+# As srun: the command once for each node, each told its number, and the worst end of all.
+worst=0
+for node in 1 0; do
+    SLURM_STEP_NUM_NODES=2 SLURM_NODEID=$node "${@:2}" > "$TOLD/node$node" 2>&1 &
+done
+for job in $(jobs -p); do wait "$job" || worst=1; done
+exit $worst
+"""
+
+
+def test_the_slurm_example_trains_one_model_on_two_machines(run: Run, small: Path, tmp_path: Path) -> None:
+    """examples/train/slurm.sh, real commands on both nodes; both are this machine."""
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\nprintf 'localhost\\nnode-1\\n'\n"),
+                       ("rlaif", f'#!/bin/bash\nexec {sys.executable} -m rlaif "$@"\n')):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    wanted = config(small, run.path / "model", processes=1)
+    run.update_manifest("judge", config=wanted.model_dump(mode="json"))
+    train = wanted.train.model_dump(include={"batch_size", "max_length", "merge"}, mode="json")
+    rows = "\n".join(f"{name} = {json.dumps(value)}" for name, value in train.items())
+    (run.path / "rlaif.toml").write_text(f"[train]\n{rows}\n")
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "RLAIF": str(tmp_path / "rlaif"),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node-[0-1]",
+        "TOLD": str(tmp_path),
+    }
+    options = [
+        "--sharding",
+        "ddp",
+        "--processes",
+        "1",
+        "--model",
+        str(small),
+        "--max-steps",
+        "1",
+        "--learning-rate",
+        "0.01",
+    ]
+    done = subprocess.run(["bash", ROOT / "examples" / "train" / "slurm.sh", run.path, *options], env=environment)
+    first, second = ((tmp_path / f"node{rank}").read_text() for rank in (0, 1))
+    assert done.returncode == 0, first + second
     assert "2 processes" in first
-    assert "training" not in second
+    assert "training 1 steps" not in second
     assert "machine 1 of 2" in second
     alone = loop.train(run, config(small, run.path / "one"), say=lambda _line: None)
     assert alone.adapter is not None
-    assert close(weights(run.path / "model" / "adapter"), weights(alone.adapter))
+    assert close(weights(run.model / "adapter"), weights(alone.adapter))
 
 
 def test_fewer_processes_than_asked_for_stop(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
