@@ -13,7 +13,7 @@ from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
     from rlaif.config import Config
-    from rlaif.pipeline.forecast import Forecast
+    from rlaif.pipeline.forecast import Forecast, Part
     from rlaif.pipeline.workload import Figures
 
 
@@ -122,10 +122,19 @@ def short(number: float) -> str:
 SIGNS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
-def time(hours: float) -> str:
+def time(part: Part) -> str:
+    """By the clock; of people in days, of which each has its hours."""
+    return days(part.hours) if part.name == "people" and part.hours else clock(part.hours)
+
+
+def clock(hours: float) -> str:
     from rlaif.llm.budget import duration
 
-    return duration(hours * 3600) if hours < 72 else f"{hours / 24:,.{1 if hours < 240 else 0}f} days"
+    return duration(hours * 3600) if hours < 48 else days(hours)
+
+
+def days(hours: float) -> str:
+    return f"{hours / 24:,.{1 if hours < 240 else 0}f} days"
 
 
 def usd(dollars: float) -> str:
@@ -157,11 +166,11 @@ def _table(seen: Forecast) -> list[str]:
         read = part.cost.prompt_tokens
         cells = (short(part.requests), short(read), f"{part.cached_tokens / read:.0%}" if read else "",
                  short(part.cost.completion_tokens), f"{part.gpu_hours:,.1f}" if part.gpu_hours else "",
-                 time(part.hours) if part.hours else "", usd(part.cost.usd))  # fmt: skip
+                 time(part) if part.hours else "", usd(part.cost.usd))  # fmt: skip
         rows.append((names.get(part.name, part.name), *cells))
     whole = seen.cost
     rows.append(("machines, in all", "", short(whole.prompt_tokens), "", short(whole.completion_tokens),
-                 f"{seen.gpu_hours:,.1f}", time(seen.machine_hours),
+                 f"{seen.gpu_hours:,.1f}", clock(seen.machine_hours),
                  usd(whole.usd - seen.part("people").cost.usd)))  # fmt: skip
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
     lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
@@ -189,9 +198,9 @@ def _limits(seen: Forecast) -> list[str]:
             f"{work.memory_gb:g} GB cannot hold that: split the prompts into {seen.runs_needed} runs (--runs)."
         )
     first, *others = seen.bottlenecks()
-    lines.append(f"First bottleneck: {first.name}, {time(first.hours)}.")
+    lines.append(f"First bottleneck: {first.name}, {time(first)}.")
     lines.append("  " + (_people(seen) if first.name == "people" else HELP[first.name]))
-    lines.append("Then: " + ", ".join(f"{part.name} {time(part.hours)}" for part in others[:3]) + ".")
+    lines.append("Then: " + ", ".join(f"{part.name} {time(part)}" for part in others[:3]) + ".")
     if any(not engine.gpus and not engine.requests_per_second for engine in (work.policy, work.judge)):
         lines.append("How fast an endpoint answers is not in it: --requests-per-minute.")
     if work.train_pairs_per_second is None:
