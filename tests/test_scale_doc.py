@@ -13,7 +13,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from rlaif.cli.shared import as_judged, open_with
+from rlaif.config import Config
 from rlaif.pipeline import forecast
+from rlaif.run.directory import Run
+from rlaif.train.prepare import prepare
 from tests.conftest import ROOT, command
 from tests.test_examples import parse
 from tests.train.pairs import rows
@@ -47,7 +51,7 @@ def test_the_page_has_its_three_sizes_and_names_their_bottlenecks() -> None:
 
 def test_commands_without_output_are_ones_that_rlaif_knows() -> None:
     lines = re.findall(r"(?m)^rlaif (.+)$", PAGE.read_text())
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         parse(shlex.split(line))
 
@@ -89,15 +93,19 @@ def test_prompts_are_split_and_datasets_merged_as_the_page_says(
     assert sorted(prompt for part in parts for prompt in part) == sorted(asked)
     assert sum(len(set(part)) for part in parts) == 200  # both copies of each are in the same part
     for part in range(2):
-        folder = tmp_path / f"part-{part:02}" / "dataset"
-        folder.mkdir(parents=True)
-        pl.DataFrame(rows(8, first=8 * part)).write_parquet(folder / "train.parquet")
-        pl.DataFrame(rows(2, first=100 + part)).write_parquet(folder / "test.parquet")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    made: dict[str, object] = {}
-    exec(merge.replace('"parquet", ', f'"parquet", cache_dir={str(tmp_path / "cache")!r}, '), made)
-    preferences = made["preferences"]
-    assert {name: len(split) for name, split in preferences.items()} == {"train": 16, "test": 4}  # type: ignore[attr-defined]
+        run = Run(tmp_path / f"part-{part:02}")
+        run.dataset.mkdir(parents=True)
+        run.update_manifest("judge", config=Config().model_dump(mode="json"))
+        (run.path / "rlaif.toml").write_text('[train]\nmodel = "demo"\n')
+        pl.DataFrame(rows(8, first=8 * part)).write_parquet(run.dataset / "train.parquet")
+        pl.DataFrame(rows(2, first=100 + 2 * part)).write_parquet(run.dataset / "test.parquet")
+    exec(merge, {})
+    (copy,) = re.findall(r"(?m)^cp .*$", PAGE.read_text())
+    subprocess.run(copy, shell=True, check=True, cwd=tmp_path)
+    whole, settings = open_with(tmp_path / "all", {})
+    prepared = prepare(whole, as_judged(whole, settings))
+    assert prepared.test is not None
+    assert (prepared.train.height, prepared.test.height) == (16, 4)
 
 
 if __name__ == "__main__":
