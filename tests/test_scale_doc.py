@@ -17,7 +17,6 @@ from rlaif.cli.shared import as_judged, open_with
 from rlaif.config import Config
 from rlaif.pipeline import forecast
 from rlaif.run.directory import Run
-from rlaif.train.prepare import prepare
 from tests.conftest import ROOT, command
 from tests.test_examples import parse
 from tests.train.pairs import rows
@@ -103,9 +102,11 @@ def test_prompts_are_split_and_datasets_merged_as_the_page_says(
     (copy,) = re.findall(r"(?m)^cp .*$", PAGE.read_text())
     subprocess.run(copy, shell=True, check=True, cwd=tmp_path)
     whole, settings = open_with(tmp_path / "all", {})
-    prepared = prepare(whole, as_judged(whole, settings))
-    assert prepared.test is not None
-    assert (prepared.train.height, prepared.test.height) == (16, 4)
+    assert as_judged(whole, settings).train.model == "demo"
+    assert {name: pl.read_parquet(whole.dataset / f"{name}.parquet").height for name in ("train", "test")} == {
+        "train": 16,
+        "test": 4,
+    }
 
 
 if __name__ == "__main__":

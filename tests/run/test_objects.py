@@ -89,6 +89,15 @@ def test_prompts_are_read_from_a_folder_of_files(
     assert "secret-key" not in "".join(path.read_text() for path in (tmp_path / "one").rglob("*.json*"))
 
 
+def test_answers_are_brought_from_there_too(s3: str, tmp_path: Path, rlaif: Cli) -> None:
+    (tmp_path / "answers").mkdir()
+    write_jsonl(
+        tmp_path / "answers" / "a.jsonl", [{"prompt": "Say something.", "responses": ["Something.", "Anything."]}]
+    )
+    objects.upload(tmp_path / "answers", s3)
+    assert "2 answers" in rlaif("generate", tmp_path / "run", "--import", f"{s3}/a.jsonl").stdout
+
+
 def test_a_bad_row_is_named_by_its_url(s3: str, tmp_path: Path, rlaif: Cli) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "bad.jsonl").write_text('{"prompt": "Say something."}\n{"prompt": \n')
