@@ -29,6 +29,11 @@ def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.en
     Raises :class:`UsageError` naming the file, the field and, for a typing error, the closest name there is.
     """
     path = run / FILE_NAME
+    return over(read(path), flags, environ, str(path) if path.exists() else None)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What stands in the file at ``path``, by section; nothing where there is none. Raises as :func:`load`."""
     values: dict[str, Any] = {}
     if path.exists():
         try:
@@ -38,7 +43,7 @@ def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.en
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
     _build(values, str(path))  # a mistake in the file is reported as the file's, not as a flag's
-    return over(values, flags, environ, str(path) if path.exists() else None)
+    return values
 
 
 def over(

@@ -266,6 +266,9 @@ def test_a_run_that_has_asked_nothing_tells_nothing(tmp_path: Path, rlaif: Cli) 
     rlaif("init", tmp_path / "run")
     told = rlaif("plan", "--prompts", "10", "--from", tmp_path / "run", code=2).stderr
     assert "how fast sampling goes is not known" in told
+    rates = ("--tokens-per-second", "1000", "--judge-tokens-per-second", "1000")
+    shown = rlaif("plan", "--prompts", "10", "--from", tmp_path / "run", *rates).stdout
+    assert "4 answers each by demo\njudged by helpful@demo, quality@demo" in shown  # its rlaif.toml's settings
     assert "there is no such run" in rlaif("plan", "--prompts", "10", "--from", tmp_path / "none", code=1).stderr
 
 

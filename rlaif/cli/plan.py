@@ -66,15 +66,17 @@ def plan(
     from rlaif.run.directory import open_run
 
     pilot = open_run(from_) if from_ else None
-    unnamed = not (pilot and pilot.manifest()["stages"])
+    known = settings.read(pilot.path / settings.FILE_NAME) | workload.as_run(pilot) if pilot else {}
+    policy = known.get("policies") or known.get("sampler", {}).get("model")
+    seats = known.get("judges") or known.get("judge", {}).get("model")
     config = settings.over(
-        workload.as_run(pilot) if pilot else {},
+        known,
         {
             "sampler.n": n,
-            "sampler.model": model or (["the policy"] if unnamed else None),
+            "sampler.model": model or (None if policy else ["the policy"]),
             "sampler.base_url": base_url,
             "judge.judges": judge,
-            "judge.model": judge_model or ("the judge" if unnamed else None),
+            "judge.model": judge_model or (None if seats else "the judge"),
             "judge.base_url": judge_base_url,
             "judge.strategy": strategy,
             "pairs.human_share": human_share,

@@ -163,7 +163,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     run = Run(tmp_path / "run")
     with pytest.raises(RunError, match=f"cannot be locked: {os.strerror(number)}") as raised, run.writing():
         pytest.fail("went on without a lock")
-    assert "mounted with them" in str(raised.value)
+    assert "file system has to have locks" in str(raised.value)
     assert run.is_being_written() is False
 
 
