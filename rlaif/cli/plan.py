@@ -22,7 +22,7 @@ def _flag(text: str, *names: str, **options: Any) -> Any:
 
 
 def plan(
-    prompts: Annotated[str, _flag("How many: 10000, 10k, 1M.", metavar="N")],
+    prompts: Annotated[str, _flag("How many to answer: 10000, 10k, 1M.", metavar="N")],
     from_: Annotated[
         Path | None, _flag("A pilot run: its settings, and all that it measured.", "--from", metavar="RUN")
     ] = None,

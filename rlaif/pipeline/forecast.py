@@ -1,7 +1,7 @@
 """What a number of prompts takes: tokens, GPU hours, dollars, people's hours, disk, and what gives way first.
 
-Pure arithmetic over one :class:`Workload`, whose figures were measured in a pilot run (:mod:`rlaif.pipeline.pilot`),
-given, or assumed; which of these each of them is, its maker says. Everything is an expected value and grows in
+Pure arithmetic over one :class:`Workload`, whose figures were measured in a pilot run, given, or assumed
+(:mod:`rlaif.pipeline.workload`, which says of each which it was). Everything is an expected value and grows in
 proportion to the prompts, but for what a machine has one of: a process that asks and journals, and its memory.
 """
 
@@ -27,7 +27,6 @@ PAIRING_SECONDS = 172.5e-6
 """From journals to tables/ and dataset/, for each prompt of a million: benchmarks/speed.py pairs."""
 MEMORY_BYTES = 5.5 * 1024**3 / 1e6
 """Of one run while it is paired, for each prompt of a million: benchmarks/speed.py pairs."""
-CHARS_PER_TOKEN = 4
 AROUND_A_TEXT = 420
 """Bytes of a record besides its text: keys, model, usage."""
 VERDICT_BYTES = 560
