@@ -17,9 +17,9 @@ TORCH := $(if $(UV_FIND_LINKS),,$(if $(filter cpu,$(ENGINE)),--torch-backend=cpu
 READY := $(VENV)/.ready-$(ENGINE)
 
 # What the tests of the review page need besides: a browser, its accessibility checker, and the packages of two
-# labelling tools, which want other versions than ours and so live in an environment of their own.
+# labelling tools, which want other versions than ours and so live in an environment of their own. So does an S3 server.
 AXE := axe-core@4.14.1
-TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2
+TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2 'moto[s3]==5.2.5' flask flask-cors
 BROWSER := $(VENV)/.browser
 
 .PHONY: setup demo test check format clean
@@ -49,7 +49,7 @@ $(BROWSER): $(READY) Makefile
 		echo "   No $(AXE): the accessibility tests need it."
 	@{ test -x $(VENV)/tools/bin/python || $(BIN)/uv venv --quiet $(VENV)/tools; } && \
 		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python $(TOOLS) || \
-		echo "   No $(TOOLS): the exchange is then tested without these packages."
+		echo "   No $(TOOLS): what is tested with these packages is then left out or tested without."
 	@touch $@
 
 demo: $(READY)

@@ -168,6 +168,7 @@ class TrainConfig(Section):
 
     ``batch_size`` is the effective one, in pairs a step; ``per_device_batch_size`` only says how many of them stand in
     memory at once. ``learning_rate`` and ``loss`` left out are the method's own. ``max_steps`` None is ``epochs``.
+    ``processes`` are those of each machine, ``machines`` and what follows else found in the environment.
     ``quantize`` keeps an adapter's frozen base in 4 bits (QLoRA). ``extra`` passes further settings of TRL's
     configuration through by name.
     """
@@ -194,6 +195,9 @@ class TrainConfig(Section):
     restart: bool = False
     launcher: Literal["none", "accelerate"] = "none"
     processes: int | None = Field(default=None, ge=1)
+    machines: int | None = Field(default=None, ge=1)
+    machine_rank: int | None = Field(default=None, ge=0)
+    main_address: str | None = None
     sharding: Literal["fsdp", "deepspeed", "ddp"] = "fsdp"
     extra: dict[str, Any] = {}
 

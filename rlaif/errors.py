@@ -7,6 +7,7 @@
     ├── RunError              exit 1   the run directory: locked, damaged, not a run
     ├── EndpointError         exit 1   the model server: absent, refusing, failing
     │   └── ServerError       exit 1   the managed vLLM child did not start or kept dying
+    ├── StorageError          exit 1   object storage or the hub: refusing, out of reach, nothing there
     ├── TooManyFailures       exit 3   finished, with more failures than --max-failures
     └── MissingPart           exit 4   something is not installed on this machine
 
@@ -57,6 +58,10 @@ class EndpointError(RlaifError):
 
 
 class ServerError(EndpointError):
+    pass
+
+
+class StorageError(RlaifError):
     pass
 
 

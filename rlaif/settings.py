@@ -29,6 +29,11 @@ def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.en
     Raises :class:`UsageError` naming the file, the field and, for a typing error, the closest name there is.
     """
     path = run / FILE_NAME
+    return over(read(path), flags, environ, str(path) if path.exists() else None)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What stands in the file at ``path``, by section; nothing where there is none. Raises as :func:`load`."""
     values: dict[str, Any] = {}
     if path.exists():
         try:
@@ -38,20 +43,27 @@ def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.en
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
     _build(values, str(path))  # a mistake in the file is reported as the file's, not as a flag's
+    return values
+
+
+def over(
+    values: dict[str, Any], flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, where: str | None = None
+) -> Config:
+    """``flags`` over the environment over ``values`` (by section, as in rlaif.toml), which came from ``where``."""
     flags = {name: value for name, value in flags.items() if value is not None and value != []}
     given = {**_from_environment(environ), **flags}
     for tables, names in {"policies": ["sampler.model"], "judges": ["judge.judges", "judge.model"]}.items():
         if any(name in given for name in names):
             values.pop(tables, None)
-        elif tables in values and names[-1].replace("model", "base_url") in flags:
+        elif values.get(tables) and names[-1].replace("model", "base_url") in flags:
             raise UsageError(
                 f"--base-url does not go with [[{tables}]], each of which has its own",
-                where=str(path),
+                where=where,
                 mend="Change it there, or give --model too.",
             )
     for name, value in given.items():
         _put(values, name, value)
-    return _build(values, f"{path} with flags and environment" if path.exists() else "settings")
+    return _build(values, f"{where} with flags and environment" if where else "settings")
 
 
 def template() -> str:

@@ -12,6 +12,7 @@ from rlaif.cli.export import export
 from rlaif.cli.generate import generate
 from rlaif.cli.init import init
 from rlaif.cli.judge import judge
+from rlaif.cli.plan import plan
 from rlaif.cli.report import report
 from rlaif.cli.review import review
 from rlaif.cli.run import run
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    init, run, generate, judge, review, train, evaluate, report, export, status, library.doctor,
+    init, plan, run, generate, judge, review, train, evaluate, report, export, status, library.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(library.judges, name="judges")

@@ -9,19 +9,37 @@ import typer
 
 from rlaif.cli import console
 from rlaif.cli.shared import RunPath
+from rlaif.errors import UsageError
 
 
 def export(
     run: RunPath,
     format_: Annotated[
-        Literal["trl", "h4", "llama-factory", "axolotl", "openrlhf"], typer.Option("--format", show_default=False)
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", show_default=False)],
+        Literal["trl", "h4", "llama-factory", "axolotl", "openrlhf"] | None,
+        typer.Option("--format", help="Whose. With --to: as it is, if not given.", show_default=False),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", show_default=False)] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="hf:OWNER/NAME, or s3://, gs://, az:// BUCKET/PATH.", show_default=False),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A new repository of the hub: not private.")] = False,
 ) -> None:
-    """Write the dataset as another trainer reads it."""
-    from rlaif.pair import formats
+    """Write the dataset as another trainer reads it, or to the hub or object storage."""
     from rlaif.run.directory import open_run
 
     target = open_run(run)
+    if to is not None:
+        if output is not None:
+            raise UsageError("--to and -o are two places: give one of them")
+        from rlaif.pipeline import publish
+
+        for url in publish.publish(target, to, format_, public=public):
+            console.put(url)
+        return
+    if format_ is None or output is None:
+        raise UsageError("where to and how?", mend="Give --format FORMAT -o DIR, or --to hf:OWNER/NAME or a URL.")
+    from rlaif.pair import formats
+
     for path in formats.export_dataset(target.dataset, format_, output):
         console.put(str(path))

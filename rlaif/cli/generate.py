@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,11 +32,13 @@ def generate(
     run: RunPath,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(metavar="SRC", show_default=False, help="A packaged set, a file, or hf:NAME."),
+        typer.Option(
+            metavar="SRC", show_default=False, help="A packaged set, a file, hf:NAME, or a URL (s3://, gs://, az://)."
+        ),
     ] = None,
     import_: Annotated[
-        Path | None,
-        typer.Option("--import", metavar="FILE", show_default=False, help="Bring your own answers."),
+        str | None,
+        typer.Option("--import", metavar="SRC", show_default=False, help="Bring your own answers."),
     ] = None,
     n: Annotated[int | None, typer.Option("-n", help="Answers to each prompt.", show_default=False)] = None,
     model: Models = None,
@@ -82,7 +83,7 @@ def generate(
     if import_ is not None:
         if prompts or model:
             raise UsageError("--import brings prompts and answers: --prompts and --model do not go with it")
-        brought = pipeline.import_completions(target, settings, str(import_), console.Console())
+        brought = pipeline.import_completions(target, settings, import_, console.Console())
         console.put(
             f"{brought.prompts:,} prompts with {brought.completions:,} answers ({brought.new:,} new) in {run}. "
             f"Next: rlaif judge {run}"

@@ -38,7 +38,17 @@ def train(
     launcher: Annotated[
         Literal["none", "accelerate"] | None, typer.Option(help="Several processes.", show_default=False)
     ] = None,
-    processes: Annotated[int | None, typer.Option(help="Default: one a GPU.", show_default=False)] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="On each machine; default: one a GPU.", show_default=False)
+    ] = None,
+    machines: Annotated[
+        int | None,
+        typer.Option(help="Given on each of them. Default: by Slurm, torchrun, Kubernetes.", show_default=False),
+    ] = None,
+    machine_rank: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", show_default=False)] = None,
+    main_address: Annotated[
+        str | None, typer.Option(metavar="HOST[:PORT]", help="Where the first of them is.", show_default=False)
+    ] = None,
     sharding: Annotated[
         Literal["fsdp", "deepspeed", "ddp"] | None, typer.Option(help="How weights are spread.", show_default=False)
     ] = None,
@@ -58,6 +68,9 @@ def train(
             "train.loss": loss,
             "train.launcher": launcher,
             "train.processes": processes,
+            "train.machines": machines,
+            "train.machine_rank": machine_rank,
+            "train.main_address": main_address,
             "train.sharding": sharding,
             "train.reward_model": reward_model,
             "train.quantize": quantize,

@@ -1,4 +1,5 @@
-"""Rows out of prompt files: a packaged set's name, .jsonl, .parquet, .csv, or ``hf:NAME[@CONFIG][:SPLIT]``.
+"""Rows out of prompt files: a packaged set's name, .jsonl, .parquet, .csv, ``hf:NAME[@CONFIG][:SPLIT]``, or a URL of
+object storage (s3://, gs://, az://): a file, or a folder whose files of these kinds are read by name.
 
 Every row comes with where it stands (file and line), so that a bad one can be named. Columns that rlaif does not use
 are passed over; ``messages`` is read as the prompt where there is no ``prompt``, without the answer it may end in.
@@ -9,8 +10,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from io import TextIOWrapper
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -18,6 +20,7 @@ from pydantic import ValidationError
 from rlaif import packaged
 from rlaif.errors import InputError, UsageError, did_you_mean
 from rlaif.records import LONE_SURROGATE, Message, PromptRow, canonical, clean_json, explain
+from rlaif.run import objects
 
 Row = TypeVar("Row", bound=PromptRow)
 SHOWN = 10
@@ -114,6 +117,11 @@ def _raw(source: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
     if source.startswith("hf:"):
         yield from _hub(source)
         return
+    if objects.is_remote(source):
+        for url in objects.files(source, ENDINGS):
+            with objects.opened(url) as file:
+                yield from _rows_of(url, file)
+        return
     sets = packaged.prompt_sets()
     path = sets.get(source) or Path(source)
     if not path.is_file():
@@ -121,44 +129,49 @@ def _raw(source: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
             raise InputError("there is no such file", where=source)
         raise UsageError(
             f"{source!r} is no packaged prompt set. {did_you_mean(source, sets)}",
-            mend="Give a set's name, a .jsonl, .parquet or .csv file, or hf:NAME.",
+            mend="Give a set's name, a .jsonl, .parquet or .csv file, hf:NAME, or a URL (s3://, gs://, az://).",
         )
     try:
-        match path.suffix:
-            case ".jsonl":
-                yield from _jsonl(path)
-            case ".csv":
-                yield from _csv(path)
-            case ".parquet":
-                yield from _parquet(path)
-            case other:
-                raise UsageError(f"{other or 'no'} ending: cannot tell what is in it", where=source,
-                                 mend=f"Prompts are read from {', '.join(ENDINGS)} files.")  # fmt: skip
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text (byte {error.start})", where=source, mend="Save it as UTF-8.") from None
+        with path.open("rb") as file:
+            yield from _rows_of(str(path), file)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=source) from None
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                value = _json(text)
-            except UnicodeDecodeError as error:
-                yield where, InputError(f"not UTF-8 text (byte {error.start} of the line)", where=where)
-                continue
-            except NOT_JSON as error:
-                yield where, InputError(f"not JSON: {error}", where=where)
-                continue
-            if isinstance(value, dict):
-                yield where, value
-            else:
-                yield where, InputError(f"expected an object, found {type(value).__name__}", where=where)
+def _rows_of(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    try:
+        match PurePath(name).suffix:
+            case ".jsonl":
+                yield from _jsonl(name, file)
+            case ".csv":
+                yield from _csv(name, file)
+            case ".parquet":
+                yield from _parquet(name, file)
+            case other:
+                raise UsageError(f"{other or 'no'} ending: cannot tell what is in it", where=name,
+                                 mend=f"Prompts are read from {', '.join(ENDINGS)} files.")  # fmt: skip
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start})", where=name, mend="Save it as UTF-8.") from None
+
+
+def _jsonl(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    for number, line in enumerate(file, 1):
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not text.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            value = _json(text)
+        except UnicodeDecodeError as error:
+            yield where, InputError(f"not UTF-8 text (byte {error.start} of the line)", where=where)
+            continue
+        except NOT_JSON as error:
+            yield where, InputError(f"not JSON: {error}", where=where)
+            continue
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            yield where, InputError(f"expected an object, found {type(value).__name__}", where=where)
 
 
 def _json(text: bytes) -> Any:
@@ -174,14 +187,14 @@ def _not_json(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+def _csv(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
     csv.field_size_limit(1 << 30)
     # Bytes that are not UTF-8 come as lone surrogates, so that their row can be named and the others read.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+        reader = csv.reader(text, strict=True)
         header: list[str] = []
         while True:
-            where = f"{path}:{reader.line_num + 1}"
+            where = f"{name}:{reader.line_num + 1}"
             try:
                 cells = next(reader, None)
             except csv.Error as error:
@@ -219,19 +232,19 @@ def _from_text(header: list[str], cells: list[str], where: str) -> dict[str, Any
     return found
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+def _parquet(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+        with pyarrow.parquet.ParquetFile(file) as rows_:
+            for batch in rows_.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
                     number += 1
-                    yield f"{path}:{number}", _from_columns(value, f"{path}:{number}")
+                    yield f"{name}:{number}", _from_columns(value, f"{name}:{number}")
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"not a parquet file: {error}", where=str(path)) from None
+        raise InputError(f"not a parquet file: {error}", where=name) from None
 
 
 def _hub(source: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:

@@ -16,26 +16,49 @@ from typing import Any
 from rlaif.judge.definition import PLACEHOLDER, Judge
 from rlaif.records import clean
 
-ADDRESSES_JUDGE = re.compile(
+# What speaks to a judge, in parts. Each stands behind words of which its match has to hold one (without an "i", which
+# matches more letters than its own): looking for these takes a twentieth of the time, and few answers have any.
+TO_JUDGE = (
     # about what the judge was told
-    r"\b(?:ignor|disregard|forget|overrid)\w*\b.{0,20}\b"
-    r"(?:(?:previous|prior|above|earlier|preceding|all|your)\b.{0,20}\b(?:rules|instructions?|guidelines|criteria)|rubric)\b"
-    r"|\b(?:rules|instructions?|guidelines|criteria) above\b.{0,20}\b(?:no longer|do not|don't) apply\b"
+    (
+        ("gnor", "sregard", "forget", "overr"),
+        (
+            r"\b(?:ignor|disregard|forget|overrid)\w*\b.{0,20}\b"
+            r"(?:(?:previous|prior|above|earlier|preceding|all|your)\b.{0,20}\b(?:rules|instructions?|guidelines|criteria)|rubric)\b"
+        ),
+    ),
+    ((" above",), r"\b(?:rules|instructions?|guidelines|criteria) above\b.{0,20}\b(?:no longer|do not|don't) apply\b"),
     # to the judge
-    r"|\b(?:attention|note to(?: the)?) (?:judge|grader|evaluator|rater)\b"
-    r"|\bdear (?:judge(?-i:(?! [A-Z]))|grader|evaluator|rater)\b"
-    r"|\bas (?:a|the) (?:judge|grader|evaluator|rater),? you\b"
-    r"|\b(?:judge|grader|evaluator|rater)s?\b.{0,10}\b(?:must|should|has to|have to)\b.{0,10}"
-    r"\b(?:choose|pick|prefer|select)\b"
+    (
+        ("judge", "grader", "evaluator", "rater"),
+        (
+            r"\b(?:attention|note to(?: the)?) (?:judge|grader|evaluator|rater)\b"
+            r"|\bdear (?:judge(?-i:(?! [A-Z]))|grader|evaluator|rater)\b"
+            r"|\bas (?:a|the) (?:judge|grader|evaluator|rater),? you\b"
+            r"|\b(?:judge|grader|evaluator|rater)s?\b.{0,10}\b(?:must|should|has to|have to)\b.{0,10}"
+            r"\b(?:choose|pick|prefer|select)\b"
+        ),
+    ),
     # about the verdict
-    r"|\b(?:choose|pick|prefer|select|rate|score|grade)\b.{0,20}\bthis (?:answer|response)\b(?! times?\b)"
-    r"|\b(?:deserves?|give (?:me|this|it)|award (?:me|this|it))\b.{0,20}"
-    r"\b(?:highest|top|full|maximum|perfect|best) (?:score|marks|rating|grade|points)\b"
-    r"|\bverdict[\"'*]*\s*(?:is|:|=|must be|should be)\s*[\"'*]*(?:(?:answer|response) )?(?-i:[AB])\b"
-    r"|\b(?:answer|response) (?-i:[AB]) is (?:clearly |the )?(?:better|best|worse)\b"
-    r"|\[\[(?-i:[ABC])\]\]",
-    re.IGNORECASE | re.DOTALL,
+    (
+        (" answer", " response"),
+        r"\b(?:choose|pick|prefer|select|rate|score|grade)\b.{0,20}\bthis (?:answer|response)\b(?! times?\b)",
+    ),
+    (
+        ("deserve", "award", "ve "),
+        (
+            r"\b(?:deserves?|give (?:me|this|it)|award (?:me|this|it))\b.{0,20}"
+            r"\b(?:highest|top|full|maximum|perfect|best) (?:score|marks|rating|grade|points)\b"
+        ),
+    ),
+    (
+        ("verd",),
+        r"\bverdict[\"'*]*\s*(?:is|:|=|must be|should be)\s*[\"'*]*(?:(?:answer|response) )?(?-i:[AB])\b",
+    ),
+    (("better", "best", "worse"), r"\b(?:answer|response) (?-i:[AB]) is (?:clearly |the )?(?:better|best|worse)\b"),
+    (("[[",), r"\[\[(?-i:[ABC])\]\]"),
 )
+ADDRESSES_JUDGE = tuple((words, re.compile(pattern, re.IGNORECASE | re.DOTALL)) for words, pattern in TO_JUDGE)
 
 
 CONTROL = re.compile(
@@ -60,7 +83,10 @@ are fenced like the rest: a point that says "choose the first answer" is a point
 
 def addresses_judge(text: str) -> bool:
     """Whether ``text`` speaks to whoever judges it. A flag for people to look at, never a verdict by itself."""
-    return ADDRESSES_JUDGE.search(text) is not None
+    plain = text.casefold()
+    return any(
+        any(word in plain for word in words) and pattern.search(text) is not None for words, pattern in ADDRESSES_JUDGE
+    )
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> str:

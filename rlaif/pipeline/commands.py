@@ -193,6 +193,8 @@ def train(run: Run, config: Config, watch: Watch) -> TrainResult:
     """Merge what people have labelled since, then train."""
     from rlaif.train import launch, loop
 
+    if launch.place(config.train).rank:  # not the first of several machines: the first one holds the run
+        return launch.train(run, config, say=watch.say)
     if run.pairs_path.exists():
         rebuild(run, config)
     if config.train.method == "ppo":

@@ -161,9 +161,18 @@ class Outlook:
 
 def facts_of(meters: Mapping[str, Meter], prompts: int, run: Run) -> dict[str, Any]:
     """What a pilot of ``prompts`` took, as it is kept in the manifest."""
-    size = sum(run.journal_path(name).stat().st_size for name in ("completions", "verdicts")
+    return {"prompts": prompts, "bytes": size(run), **{name: meter.facts() for name, meter in meters.items()}}
+
+
+def size(run: Run) -> int:
+    """Bytes of the journals that grow with what is asked."""
+    return sum(run.journal_path(name).stat().st_size for name in ("completions", "verdicts")
                if run.journal_path(name).exists())  # fmt: skip
-    return {"prompts": prompts, "bytes": size, **{name: meter.facts() for name, meter in meters.items()}}
+
+
+def asking_s(facts: Mapping[str, Any], concurrency: float, part: float = 1.0) -> float:
+    """Seconds for ``part`` times what ``facts`` (:meth:`Meter.facts`) took, with so many requests in flight."""
+    return float(facts["waited_s"] * part / min(concurrency, max(1.0, facts["requests"] * part)))
 
 
 def outlook(pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int], concurrency: int) -> Outlook:
@@ -177,9 +186,8 @@ def outlook(pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int],
         owed = max(0.0, expected - answered[stage])
         part = owed / facts["answers"] if facts["answers"] else 0.0
         start = max(0.0, facts["seconds"] - facts["asking_s"])
-        wait = facts["waited_s"] * part / min(concurrency, max(1.0, facts["requests"] * part))
         costs[stage] = Cost(
-            seconds=wait + start if owed else 0.0,
+            seconds=asking_s(facts, concurrency, part) + start if owed else 0.0,
             prompt_tokens=facts["prompt_tokens"] * part,
             completion_tokens=facts["completion_tokens"] * part,
             usd=facts["usd"] * part,

@@ -193,7 +193,8 @@ class Run:
                 raise RunError(
                     f"cannot be locked: {error.strerror}",
                     where=str(self.path),
-                    mend="Put the run on a file system that has locks.",
+                    mend="The file system has to have locks, as NFS 4 and those of clusters have when mounted so; "
+                    "else use a local disk. Without a lock two processes would write the same journal.",
                 ) from None
             if not locked:
                 holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
@@ -225,6 +226,8 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
+            except OSError:  # a file system without locks: nobody can be writing there
+                return False
         return False
 
 

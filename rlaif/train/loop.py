@@ -109,6 +109,8 @@ def _train(
     begun = checkpoints.step(resume) if resume else 0
     what = ("QLoRA" if wanted.quantize else "LoRA") if wanted.lora else "all weights"
     many = trainer.accelerator.num_processes
+    if many != int(os.environ.get("RLAIF_PROCESSES", many)):  # each alone would train a model of its own
+        raise RunError(f"{os.environ['RLAIF_PROCESSES']} processes were asked for, and {many} train together")
     say(
         f"{f'going on from step {begun} of' if begun else 'training'} {planned} steps of {wanted.batch_size} "
         f"{method.UNIT}: {method.TITLE}, {what} of {prepared.model} on {count} {method.UNIT}, "

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlaif.judge.definition import find
-from rlaif.judge.render import addresses_judge, checklist, conversation, fill, harmless
+from rlaif.judge.render import TO_JUDGE, addresses_judge, checklist, conversation, fill, harmless
 from rlaif.records import clean
 from tests.conftest import ROOT
 from tests.judging import FENCED
@@ -267,3 +267,18 @@ def test_real_answers_are_hardly_ever_flagged() -> None:
     flagged = [text for text in texts if addresses_judge(text)]
     assert len(texts) == 1770
     assert len(flagged) <= len(texts) / 500, flagged
+
+
+PIECES = """
+ignore disregard forget override the previous your all rules instructions guidelines criteria rubric above no longer do
+not apply attention note to judge grader evaluator rater dear as a you must should choose pick prefer select rate score
+grade this answer response times deserves give me award it highest top full perfect best marks rating points verdict
+is : = be A B clearly better worse [[A]] [[C]] İgnore verdıct ſcore ' " * , . Judge ANSWER JUDGE Smith
+"""
+
+
+@given(st.lists(st.sampled_from(PIECES.split()), max_size=14).map(" ".join))
+@settings(max_examples=600, deadline=None)
+def test_the_words_that_are_looked_for_first_never_hide_a_match(text: str) -> None:
+    whole = re.compile("|".join(pattern for _, pattern in TO_JUDGE), re.IGNORECASE | re.DOTALL)
+    assert addresses_judge(text) is (whole.search(text) is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -149,6 +150,21 @@ def test_a_file_in_the_runs_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written to: "), Run(tmp_path / "file").writing():
         raise AssertionError("written")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As NFS answers whose lock daemon is not there, and Lustre mounted without flock."""
+
+    def no_locks(_fd: int, _how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("rlaif.run.directory.fcntl.flock", no_locks)
+    run = Run(tmp_path / "run")
+    with pytest.raises(RunError, match=f"cannot be locked: {os.strerror(number)}") as raised, run.writing():
+        pytest.fail("went on without a lock")
+    assert "file system has to have locks" in str(raised.value)
+    assert run.is_being_written() is False
 
 
 def test_a_full_disk_does_not_keep_the_lock_from_holding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

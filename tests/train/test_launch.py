@@ -1,16 +1,22 @@
-"""Several processes: the presets as accelerate reads them, and two processes on this CPU."""
+"""Several processes: the command lines and presets as accelerate reads them, two processes on this CPU, and two
+machines that are both this one."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlaif.config import Config
+from rlaif.config import Config, TrainConfig
 from rlaif.errors import MissingPart, RunError, UsageError
 from rlaif.run.directory import Run
-from rlaif.train import launch, loop
+from rlaif.train import launch, loop, settings
+from tests.conftest import ROOT
 from tests.train.test_dpo import close, weights
 
 pytestmark = pytest.mark.real
@@ -22,29 +28,198 @@ def config(model: Path, output: Path, **changed: Any) -> Config:
     return Config.model_validate({"train": wanted})
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")])
-def test_accelerate_reads_the_presets(name: str, kind: str) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
+def read(sharding: str, processes: int, here: launch.Place) -> Any:
+    """What accelerate makes of our command line and its preset, up to the moment that it starts torch's launcher."""
+    from accelerate.commands import launch as theirs
 
-    read = load_config_from_file(str(launch.PRESETS / f"{name}.yaml"))
-    assert read.distributed_type == kind
-    assert read.mixed_precision == "bf16"
-    told = read.fsdp_config if name == "fsdp" else read.deepspeed_config
-    assert told
+    line = launch.accelerate(sharding, processes, here)
+    assert line[:2] == ["-m", "accelerate.commands.launch"]
+    arguments = theirs.launch_command_parser().parse_args([*line[2:], "-m", "rlaif.train.launch", "job"])
+    checked, _, _ = theirs._validate_launch_command(arguments)
+    assert (checked.training_script, checked.training_script_args) == ("rlaif.train.launch", ["job"])
+    return checked
 
 
-def test_two_processes_train_one_model(run: Run, small: Path) -> None:
-    """The effective batch is the same, so the weights are those of one process."""
+@pytest.mark.parametrize("sharding", ["fsdp", "deepspeed", "ddp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_accelerate_reads_the_command_lines_of_two_machines(sharding: str, rank: int) -> None:
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    checked = read(sharding, 16, launch.Place(2, rank, "node-0", 29777))
+    if sharding == "deepspeed":
+        checked.deepspeed_fields_from_accelerate_config = ""  # as launch_command fills it in
+        start, environment = prepare_deepspeed_cmd_env(checked)
+        assert start is None  # no pdsh: each machine is given the command
+        assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    else:
+        environment = prepare_multi_gpu_env(checked)
+        assert (environment.get("FSDP_VERSION") == "2") is (sharding == "fsdp")
+    assert (checked.nnodes, checked.nproc_per_node, checked.node_rank) == ("2", "8", rank)
+    assert (checked.master_addr, checked.master_port) == ("node-0", "29777")
+    assert environment["ACCELERATE_MIXED_PRECISION"] == ("no" if sharding == "ddp" else "bf16")
+
+
+def test_accelerate_reads_the_command_line_of_one_machine() -> None:
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    checked = read("fsdp", 8, launch.Place())
+    prepare_multi_gpu_env(checked)
+    assert (checked.num_machines, checked.nproc_per_node) == (1, "8")
+
+
+def test_torch_reads_the_command_line_of_the_second_machine(small: Path, tmp_path: Path) -> None:
+    from torch.distributed.run import parse_args
+
+    if torch_has_cuda():
+        pytest.skip("on CUDA accelerate starts them")
+    here = launch.Place(2, 1, "node-0", 29777)
+    line, environment = launch.command(config(small, tmp_path), tmp_path / "job", here)
+    parsed = parse_args(line[3:])
+    assert (parsed.nnodes, parsed.node_rank, parsed.master_addr, parsed.master_port) == ("2", 1, "node-0", 29777)
+    assert parsed.nproc_per_node == "2"
+    assert environment["RLAIF_PROCESSES"] == "4"
+
+
+def torch_has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+ALONE = {"SLURM_NNODES": "4", "SLURM_NODEID": "0", "JOB_COMPLETION_INDEX": "1"}
+"""A batch script on the first of four machines, and a Job that is not told how many there are."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "expected"),
+    [
+        ({}, {}, launch.Place()),
+        ({}, ALONE, launch.Place()),
+        ({"machines": 1}, {"NNODES": "2"}, launch.Place()),
+        ({"machines": 2, "machine_rank": 1, "main_address": "a:7"}, {}, launch.Place(2, 1, "a", 7)),
+        ({"machines": 2, "machine_rank": 0, "main_address": "a"}, {"NNODES": "9"}, launch.Place(2, 0, "a", 29500)),
+        ({}, {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "7"}, launch.Place(2, 1, "a", 7)),
+        ({}, {"SLURM_STEP_NUM_NODES": "4", "SLURM_NODEID": "3", "MASTER_ADDR": "a"}, launch.Place(4, 3, "a", 29500)),
+        ({}, {"NNODES": "2", "JOB_COMPLETION_INDEX": "0", "MASTER_ADDR": "a"}, launch.Place(2, 0, "a", 29500)),
+        ({}, {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "a", "PET_MASTER_PORT": "7"},
+         launch.Place(2, 1, "a", 7)),
+        ({"launcher": "none", "machines": 2}, {"NNODES": "2"}, launch.Place()),
+    ],
+)  # fmt: skip
+def test_where_this_machine_stands(asked: dict[str, Any], environ: dict[str, str], expected: launch.Place) -> None:
+    wanted = TrainConfig.model_validate({"launcher": "accelerate", **asked})
+    assert launch.place(wanted, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "message"),
+    [
+        ({"machines": 2}, {}, "which one this is is not known"),
+        ({"machines": 2, "machine_rank": 2}, {}, "counted from 0"),
+        ({"machines": 2, "machine_rank": 1}, {}, "where the first one is is not known"),
+        ({}, {"NNODES": "two"}, "NNODES is 'two', which is no number"),
+    ],
+)
+def test_what_is_missing_to_find_the_others_is_named(
+    asked: dict[str, Any], environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        launch.place(TrainConfig.model_validate({"launcher": "accelerate", **asked}), environ)
+
+
+def losses(output: Path) -> list[float]:
+    return [step["loss"] for step in json.loads((output / "training.json").read_text())["history"]]
+
+
+def test_two_processes_train_as_one_with_twice_the_accumulation(run: Run, small: Path) -> None:
+    """The effective batch is the same, so the loss of every step is, and in the end the weights are."""
     lines: list[str] = []
-    together = launch.train(run, config(small, run.path / "two"), say=lines.append)
+    together = launch.train(run, config(small, run.path / "two", max_steps=3), say=lines.append)
     assert any(line.endswith("2 processes") for line in lines)
-    assert sum("training 1 steps" in line for line in lines) == 1  # only the first process speaks
-    assert (together.steps, together.pairs) == (1, 16)
-    alone = loop.train(run, config(small, run.path / "one"), say=lambda _line: None)
+    assert sum("training 3 steps" in line for line in lines) == 1  # only the first process speaks
+    assert (together.steps, together.pairs) == (3, 16)
+    alone = loop.train(run, config(small, run.path / "one", max_steps=3), say=lambda _line: None)
+    assert settings.batches(config(small, run.path).train, 1) == (2, 2)
+    assert settings.batches(config(small, run.path).train, 2) == (2, 1)
+    curve = losses(run.path / "one")
+    assert len(curve) == 3
+    assert curve[0] - curve[2] > 0.001  # it learns something, or there would be nothing to compare
+    assert losses(run.path / "two") == pytest.approx(curve, abs=2e-5)
     assert together.adapter is not None
     assert alone.adapter is not None
     assert close(weights(together.adapter), weights(alone.adapter))
     assert not (run.path / "two" / ".job.json").exists()
+
+
+SRUN = """#!/bin/bash
+# As srun: the command once for each node, each told its number, and the worst end of all.
+worst=0
+for node in 1 0; do
+    SLURM_STEP_NUM_NODES=2 SLURM_NODEID=$node "${@:2}" > "$TOLD/node$node" 2>&1 &
+done
+for job in $(jobs -p); do wait "$job" || worst=1; done
+exit $worst
+"""
+
+
+def test_the_slurm_example_trains_one_model_on_two_machines(run: Run, small: Path, tmp_path: Path) -> None:
+    """examples/train/slurm.sh, real commands on both nodes; both are this machine."""
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\nprintf 'localhost\\nnode-1\\n'\n"),
+                       ("rlaif", f'#!/bin/bash\nexec {sys.executable} -m rlaif "$@"\n')):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    wanted = config(small, run.path / "model", processes=1)
+    run.update_manifest("judge", config=wanted.model_dump(mode="json"))
+    train = wanted.train.model_dump(include={"batch_size", "max_length", "merge"}, mode="json")
+    rows = "\n".join(f"{name} = {json.dumps(value)}" for name, value in train.items())
+    (run.path / "rlaif.toml").write_text(f"[train]\n{rows}\n")
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "RLAIF": str(tmp_path / "rlaif"),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node-[0-1]",
+        "TOLD": str(tmp_path),
+    }
+    options = [
+        "--sharding",
+        "ddp",
+        "--processes",
+        "1",
+        "--model",
+        str(small),
+        "--max-steps",
+        "1",
+        "--learning-rate",
+        "0.01",
+    ]
+    done = subprocess.run(["bash", ROOT / "examples" / "train" / "slurm.sh", run.path, *options], env=environment)
+    first, second = ((tmp_path / f"node{rank}").read_text() for rank in (0, 1))
+    assert done.returncode == 0, first + second
+    assert "2 processes" in first
+    assert "training 1 steps" not in second
+    assert "machine 1 of 2" in second
+    alone = loop.train(run, config(small, run.path / "one"), say=lambda _line: None)
+    assert alone.adapter is not None
+    assert close(weights(run.model / "adapter"), weights(alone.adapter))
+
+
+def test_fewer_processes_than_asked_for_stop(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would train a model of its own: said by what a process is told, and by whom it found."""
+    job = run.path / "job"
+    job.write_text(json.dumps({"run": str(run.path), "config": config(small, run.path / "m").model_dump(mode="json")}))
+    environment = {**os.environ, "RLAIF_PROCESSES": "2", "ACCELERATE_USE_CPU": "true"}
+    line = [sys.executable, "-m", "rlaif.train.launch", str(job)]
+    alone = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert alone.returncode == 1
+    assert "2 processes were asked for, and 1 started" in alone.stdout
+    monkeypatch.setenv("RLAIF_PROCESSES", "2")
+    with pytest.raises(RunError, match="2 processes were asked for, and 1 train together"):
+        loop.train(run, config(small, run.path / "m"), say=lambda _line: None)
+    gone = subprocess.run(
+        [*line[:3], "gone"], env={**environment, "RLAIF_PROCESSES": "1"}, capture_output=True, text=True
+    )
+    assert "on a file system that all machines share" in gone.stdout
 
 
 def test_what_goes_wrong_in_a_process_is_told(run: Run, small: Path, tmp_path: Path) -> None:
@@ -57,7 +232,7 @@ def test_what_cannot_be_started_here(small: Path, tmp_path: Path) -> None:
     import torch
 
     with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
-        launch.command(config(small, tmp_path, processes=3), tmp_path / "job")
+        launch.command(config(small, tmp_path, processes=3), tmp_path / "job", launch.Place())
     if not torch.cuda.is_available():
         with pytest.raises(MissingPart, match="fsdp needs CUDA"):
-            launch.command(config(small, tmp_path, sharding="fsdp"), tmp_path / "job")
+            launch.command(config(small, tmp_path, sharding="fsdp"), tmp_path / "job", launch.Place())

@@ -1,0 +1,160 @@
+"""Object storage: prompts read from it and datasets written to it, on a real S3 server (moto's) on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rlaif.errors import StorageError, UsageError
+from rlaif.run import objects
+from tests.conftest import ROOT, write_jsonl
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+PYTHON = ROOT / ".venv" / "tools" / "bin" / "python"
+NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL")
+SERVE = """
+import sys, threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    """The address of an S3 server that has one bucket, "data"."""
+    found = subprocess.run([PYTHON, "-c", "import moto.server"], capture_output=True) if PYTHON.exists() else None
+    if found is None or found.returncode:
+        if os.environ.get("CI") == "true":
+            pytest.fail("moto is not installed, and CI runs every test")
+        pytest.skip("moto is not installed")
+    process = subprocess.Popen([PYTHON, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    process.stdin.close()
+    process.wait(20)
+    process.stdout.close()
+
+
+@pytest.fixture
+def s3(store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Keys and place in the environment, as a user has them; returns a folder of its own."""
+    for name, value in zip(NAMES, ("me", "secret-key", "us-east-1", store), strict=True):
+        monkeypatch.setenv(name, value)
+    from pyarrow import fs
+
+    fs.S3FileSystem(region="us-east-1", endpoint_override=store, allow_bucket_creation=True).create_dir("data")
+    return f"s3://data/{os.urandom(4).hex()}"
+
+
+def prompts(run: Path) -> list[str]:
+    lines = (run / "journal" / "prompts.jsonl").read_text().splitlines()
+    return sorted(match[1] for line in lines if (match := re.search(r'"content":"([^"]+)"', line)))
+
+
+QUESTIONS = [f"What is the {word} of it?" for word in ("length", "weight", "colour", "price", "age", "name")]
+
+
+def test_prompts_are_read_from_a_folder_of_files(
+    s3: str, tmp_path: Path, rlaif: Cli, serve: Callable[..., object]
+) -> None:
+    folder = tmp_path / "prompts"
+    (folder / "more").mkdir(parents=True)
+    rows = [{"prompt": question} for question in QUESTIONS]
+    pl.DataFrame(rows[:2]).write_parquet(folder / "a.parquet")
+    write_jsonl(folder / "b.jsonl", rows[2:4])
+    pl.DataFrame(rows[4:]).write_csv(folder / "more" / "c.csv")
+    (folder / "notes.txt").write_text("no prompts")
+    assert objects.upload(folder, s3) == [
+        f"{s3}/{name}" for name in ("a.parquet", "b.jsonl", "more/c.csv", "notes.txt")
+    ]
+    server = serve()
+    given = ("--model", "m", "--base-url", server.url, "-n", "1", "--heldout-share", "0", "--prompts")  # type: ignore[attr-defined]
+    for number, source in enumerate((s3, f"{s3}/")):
+        rlaif("generate", tmp_path / f"run{number}", *given, source)
+        assert prompts(tmp_path / f"run{number}") == sorted(QUESTIONS)
+    rlaif("generate", tmp_path / "one", *given, f"{s3}/b.jsonl")
+    assert prompts(tmp_path / "one") == sorted(QUESTIONS[2:4])
+    assert f'"source":"{s3}/b.jsonl:1"' in (tmp_path / "one" / "journal" / "prompts.jsonl").read_text()
+    assert "secret-key" not in "".join(path.read_text() for path in (tmp_path / "one").rglob("*.json*"))
+
+
+def test_answers_are_brought_from_there_too(s3: str, tmp_path: Path, rlaif: Cli) -> None:
+    (tmp_path / "answers").mkdir()
+    write_jsonl(
+        tmp_path / "answers" / "a.jsonl", [{"prompt": "Say something.", "responses": ["Something.", "Anything."]}]
+    )
+    objects.upload(tmp_path / "answers", s3)
+    assert "2 answers" in rlaif("generate", tmp_path / "run", "--import", f"{s3}/a.jsonl").stdout
+
+
+def test_a_bad_row_is_named_by_its_url(s3: str, tmp_path: Path, rlaif: Cli) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "bad.jsonl").write_text('{"prompt": "Say something."}\n{"prompt": \n')
+    objects.upload(tmp_path / "p", s3)
+    told = rlaif("generate", tmp_path / "run", "--model", "m", "--prompts", s3, code=2).stderr
+    assert f"{s3}/bad.jsonl:2: not JSON" in told
+
+
+def test_what_is_not_there(s3: str, tmp_path: Path, rlaif: Cli) -> None:
+    told = rlaif("generate", tmp_path / "run", "--model", "m", "--prompts", f"{s3}/none.jsonl", code=1).stderr
+    assert told.startswith(f"rlaif: {s3}/none.jsonl: there is no such file, nor any below it")
+    with pytest.raises(StorageError, match="no such bucket or file"), objects.opened("s3://no-such-bucket/x.jsonl"):
+        pass
+
+
+def test_storage_that_is_out_of_reach_says_which_names_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(NAMES, ("me", "secret-key", "us-east-1", "http://127.0.0.1:9"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError) as raised:
+        objects.files("s3://data/x", (".jsonl",))
+    assert "AWS_ENDPOINT_URL" in str(raised.value)
+    assert "secret-key" not in str(raised.value)
+    assert "\n" not in raised.value.what
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3:///x", "no bucket is named"),
+        ("s3://me:secret@bucket/x", "may hold no name or password"),
+        ("az://container/x", "AZURE_STORAGE_ACCOUNT_NAME is not set"),
+    ],
+)
+def test_urls_that_cannot_be(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(UsageError, match=message):
+        objects.files(url, (".jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("source", "remote"),
+    [("s3://b/x", True), ("gs://b/x", True), ("az://c/x", True), ("a/b.jsonl", False), ("hf:a/b", False)],
+)
+def test_what_is_remote(source: str, remote: bool) -> None:
+    assert objects.is_remote(source) is remote
+
+
+def test_other_urls_are_refused() -> None:
+    with pytest.raises(UsageError, match="ftp:// cannot be read or written"):
+        objects.is_remote("ftp://host/x.jsonl")
+
+
+def test_all_three_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the build of pyarrow: each has a file system, made without a call."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for url in ("s3://b/x", "gs://b/x", "az://b/x"):
+        system, path = objects._system(url)
+        assert (system.type_name, path) == ({"s": "s3", "g": "gcs", "a": "abfs"}[url[0]], "b/x")
