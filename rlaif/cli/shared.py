@@ -78,7 +78,7 @@ def client_flags(
 def engines_for(run: Run, settings: Config) -> Any:
     from rlaif.llm.server import Engines
 
-    return Engines(run.log, settings.client, console.say)
+    return Engines(run.log, settings.client, console.say, settings.cluster)
 
 
 def say_stopped(reason: str | None) -> None:
