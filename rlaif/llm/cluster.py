@@ -30,6 +30,8 @@ PORT = 8000
 """Ray Serve's own."""
 LOOK_EVERY_S = 1.0
 SAY_EVERY_S = 20.0
+ENDING_S = 20.0
+"""How long to look on while applications end. Ray ends them all the same."""
 STORE_BYTES = 100 * 2**20
 """Of a local cluster's object store, which nothing of ours goes through."""
 
@@ -186,8 +188,11 @@ class Cluster:
         names = [name] if name else self._up
         there = [each for each in names if _status(each)]
         for each in there:
-            serve.delete(each)
+            serve.delete(each, _blocking=False)
         self._up = [each for each in self._up if each not in names]
+        until = time.monotonic() + ENDING_S
+        while set(there) & set(serve.status().applications) and time.monotonic() < until:
+            time.sleep(0.2)
         return bool(there)
 
     def leave_up(self) -> None:
@@ -220,7 +225,7 @@ def replicas(name: str) -> str:
     there = _status(name)
     if not there:
         return GONE
-    counts = [f"{count} {state.value.lower()}" for each in there.deployments.values()
+    counts = [f"{count} {str(getattr(state, 'value', state)).lower()}" for each in there.deployments.values()
               for state, count in each.replica_states.items() if count]  # fmt: skip
     return f"replicas: {', '.join(sorted(counts)) or 'none'}"
 
@@ -234,9 +239,9 @@ def _status(name: str) -> Any:
 
 
 def _cause(message: str) -> str:
-    """The error in a message of Ray's, out of its tracebacks."""
+    """The error in a message of Ray's, out of its tracebacks; nothing where there is none."""
     told = re.findall(r"^\s*(?:[\w.]*\.)?\w*(?:Error|MissingPart): (.+)$", message, re.MULTILINE)
-    return " ".join((told[-1] if told else message.strip().partition("\n")[0]).split())[:400]
+    return " ".join(told[-1].split())[:400] if told else ""
 
 
 def _http() -> tuple[str, int]:

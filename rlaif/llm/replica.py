@@ -36,6 +36,8 @@ NAMESPACE = "rlaif"
 HEALTH_EVERY_S = 5.0
 MOST_IN_FLIGHT = 256
 """Requests that one replica is given at a time: as many as a vLLM runs together unless told otherwise."""
+DRAIN_S = 120.0
+"""How long a replica that is to go may finish what it has."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
@@ -174,8 +176,7 @@ def build(
         name="vllm",
         ray_actor_options={"num_cpus": config.cpus, "num_gpus": gpus},
         max_ongoing_requests=MOST_IN_FLIGHT,
-        # One that goes finishes what it has.
-        graceful_shutdown_timeout_s=client.timeout_s,
+        graceful_shutdown_timeout_s=min(client.timeout_s, DRAIN_S),
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_EVERY_S,
         max_constructor_retry_count=2,  # what may pass is tried again inside
