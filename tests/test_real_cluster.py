@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import threading
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import polars as pl
 import pytest
-
-from tests.conftest import command, needs, read_jsonl
-from tests.llm.processes import carrying, until
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1200)]
 

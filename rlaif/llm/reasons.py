@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from rlaif.errors import did_you_mean
+
 # Before what is said: the process's name, the level, the time and the place in the code.
 PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:(?:ERROR|CRITICAL) [^\[]*\[[^\]]*\] )?")
 TOLD = re.compile(r"^(?:[\w.]*(?:Error|Exception)|\S+: error): (.+)")
@@ -25,7 +27,19 @@ def reason_in(log: Path, start: int = 0) -> str:
     causes = [line for line in told if not any(words in line for words in FOLLOWS)]
     said = [line for line in lines if line.strip()]
     line = (causes or told or said or ["it said nothing"])[-1]
-    return re.sub(r"^\S+: (?=error: )", "", line).strip()[:300]
+    return re.sub(r"^\S+: (?=error: )", "", line).strip()[:300] + _closest(line, lines)
+
+
+def _closest(line: str, lines: list[str]) -> str:
+    """For a setting that vLLM does not know: the closest of those that its usage, above the error, lists."""
+    unknown = re.search(r"unrecognized arguments: --([\w-]+)", line)
+    if not unknown:
+        return ""
+    known = {
+        flag.replace("-", "_") for each in lines if each != line for flag in re.findall(r"--([a-z][a-z0-9-]+)", each)
+    }
+    told = did_you_mean(unknown[1].replace("-", "_"), known)
+    return f". {told}" if told.startswith("Did") else ""
 
 
 def worth_another_try(reason: str) -> bool:

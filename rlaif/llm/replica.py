@@ -150,7 +150,7 @@ def app(settings: Mapping[str, Any]) -> Application:
     """The application for a Serve configuration file (``import_path: rlaif.llm.replica:app``).
 
     ``settings``: ``model``, ``path``, ``vllm`` (a table), ``gpus`` for each vLLM where they do not follow from that,
-    and fields of ``[cluster]`` and ``[client]`` by name. The key that requests must carry is the cluster's RLAIF_API_KEY.
+    and fields of ``[cluster]`` and ``[client]`` by name. The key that requests must carry is RLAIF_API_KEY there.
     """
     given = dict(settings)
     model = Model(given.pop("model"), given.pop("vllm", {}), given.pop("path", None))

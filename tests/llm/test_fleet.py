@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,9 @@ def test_a_resting_endpoint_is_asked_for_its_models_before_it_gets_a_request_aga
 
 def test_one_that_lost_its_model_in_the_night_is_left_to_the_others(serve: Serve) -> None:
     left = [echo] * 3
-    losing = serve(lambda body: left.pop()(body) if left else Fault(404, body=b'{"error": {"message": "no such model"}}'))
+    losing = serve(
+        lambda body: left.pop()(body) if left else Fault(404, body=b'{"error": {"message": "no such model"}}')
+    )
     good = serve(delay_s=0.01)
     assert len(talk([losing.url, good.url], lambda client: many(client, 30))) == 30
     assert len(good.requests) == 27
@@ -130,8 +131,7 @@ def test_an_endpoint_taken_out_of_the_file_finishes_and_gets_nothing_new(serve: 
     async def work(client: Client) -> list[Reply]:
         assert client.urls == [leaving.url, staying.url]
         first = [asyncio.create_task(client.chat(BODY)) for _ in range(8)]
-        while not leaving.in_flight:
-            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(until, lambda: leaving.in_flight)
         listed.write_text(f"{staying.url}\n{coming.url}\nnot a URL\n")
         await many(client, 40)
         assert client.urls == [staying.url, coming.url]
