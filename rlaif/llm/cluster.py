@@ -28,6 +28,7 @@ from rlaif.llm.replica import NAMESPACE, Leash, Model, build
 GONE = "gone"
 PORT = 8000
 """Ray Serve's own."""
+TOKEN = Path.home() / ".ray" / "auth_token"
 LOOK_EVERY_S = 1.0
 SAY_EVERY_S = 20.0
 ENDING_S = 20.0
@@ -67,6 +68,9 @@ class Cluster:
         if self._connected:
             return
         require_ray()
+        if TOKEN.exists():
+            # A cluster of this user's asks for the token, and Ray sends it only where it is told to.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         with _signals_kept():
             import ray
             from ray import serve
