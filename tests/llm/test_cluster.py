@@ -25,7 +25,11 @@ from rlaif.llm.replica import Model, build
 from tests.conftest import command, needs, read_jsonl, write_jsonl
 from tests.llm.processes import carrying, until
 
-pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.].*"),  # Ray's own, when it is imported
+]
 
 HERE = Path(__file__).parent
 KEY = "not-a-secret"
