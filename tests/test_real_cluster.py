@@ -16,41 +16,13 @@ from polars.testing import assert_frame_equal
 
 from tests.conftest import command, needs, read_jsonl
 from tests.llm.processes import carrying, until
+from tests.test_real_night import SETTINGS
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1200)]
 
-SETTINGS = """
-[prompts]
-source = ["everyday"]
-limit = 12
-heldout_share = 0.0
-
-[sampler]
-model = ["demo"]
-n = 3
-max_tokens = 48
-vllm = {max_model_len = 2048, max_num_seqs = 32}
-
-[judge]
-model = "demo"
-trust_anyway = true
-vllm = {max_model_len = 2048, max_num_seqs = 32}
-
-[pairs]
-min_probability = 0.5
-min_margin = 0.0
-min_score = 0.0
-tries = 3
-human_share = 0.0
-
-[run]
-pilot = 0
-
-[client]
-concurrency = 8
-"""
+PLAIN = SETTINGS + "\n[run]\npilot = 0\n[client]\nconcurrency = 8\n"
 ASKED = '"model":"demo"'
-ON_RAY = '\n[cluster]\non = "ray"\nreplicas = 2\n'
+ON_RAY = '[cluster]\non = "ray"\nreplicas = 2\n'
 
 
 def servers_of(run: Path) -> list[int]:
@@ -74,7 +46,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     needs("vllm")
     needs("ray")
     folder = tmp_path_factory.mktemp("cluster")
-    runs = {"plain": SETTINGS, "ray": SETTINGS + ON_RAY}
+    runs = {"plain": PLAIN, "ray": PLAIN + ON_RAY}
     for name, settings in runs.items():
         (folder / name).mkdir()
         (folder / name / "rlaif.toml").write_text(settings)

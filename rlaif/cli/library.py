@@ -178,7 +178,7 @@ def show_prompts(name: str) -> None:
 
 def doctor(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", show_default=False, help="Propose settings for its models.")
+        Path | None, typer.Argument(metavar="RUN", show_default=False, help="Propose settings for its models.")
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", metavar="M", show_default=False, help="Or for this one.")

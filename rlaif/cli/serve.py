@@ -15,7 +15,7 @@ from rlaif.errors import UsageError
 
 def serve(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", show_default=False, help="Serve this run's models.")
+        Path | None, typer.Argument(metavar="RUN", show_default=False, help="Serve this run's models.")
     ] = None,
     model: Annotated[
         list[str] | None,

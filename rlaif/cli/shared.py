@@ -26,7 +26,7 @@ BaseUrls = Annotated[
     typer.Option(
         metavar="URL",
         show_default=False,
-        help="An OpenAI-compatible server, several for the least loaded. Without it rlaif runs vLLM itself.",
+        help="An OpenAI-compatible server; several, or file:PATH, for the least loaded. Without it rlaif runs vLLM.",
     ),
 ]
 Concurrency = Annotated[int | None, typer.Option(help="Requests in flight at most.", show_default=False)]

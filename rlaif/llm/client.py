@@ -113,15 +113,12 @@ class Client:
         endpoints some may be absent: they rest, and are looked for again.
         """
         found = await asyncio.gather(*map(self._check, self.endpoints), return_exceptions=True)
+        there = [told for told in found if not isinstance(told, Absent)]
         for endpoint, told in zip(self.endpoints, found, strict=True):
+            if isinstance(told, BaseException) and (told in there or not there):
+                raise told
             if isinstance(told, Absent):
                 endpoint.failed()
-            elif isinstance(told, BaseException):
-                raise told
-        there = [told for told in found if not isinstance(told, BaseException)]
-        for told in found if not there else ():
-            assert isinstance(told, BaseException)
-            raise told
         self.meter.down = self._fleet.down
         return "vllm" if all(there) else "other"
 

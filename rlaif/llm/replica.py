@@ -169,9 +169,10 @@ def build(
 
     scale: dict[str, Any] = {"num_replicas": config.replicas or replicas}
     if config.max_replicas:
-        together = min(MOST_IN_FLIGHT, model.option("max_num_seqs", MOST_IN_FLIGHT))
+        # A run at full concurrency has work for all of them, and none waits for a replica that is full.
+        each = min(model.option("max_num_seqs", MOST_IN_FLIGHT) // 2, client.concurrency // config.max_replicas)
         bounds = {"min_replicas": config.replicas or 1, "max_replicas": config.max_replicas}
-        scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": max(1, together // 2)}}
+        scale = {"autoscaling_config": {**bounds, "target_ongoing_requests": max(1, each)}}
     deployment = serve.deployment(Replica).options(
         name="vllm",
         ray_actor_options={"num_cpus": config.cpus, "num_gpus": gpus},

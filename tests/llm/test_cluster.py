@@ -211,8 +211,8 @@ OPTIONS = {"tensor-parallel-size": 4, "pipeline_parallel_size": 2, "max_num_seqs
     [
         ({"replicas": 3}, {"num_replicas": 3, "autoscaling": None}),
         ({}, {"num_replicas": 5, "autoscaling": None}),
-        ({"replicas": 2, "max_replicas": 6}, {"num_replicas": None, "autoscaling": (2, 6, 32)}),
-        ({"max_replicas": 6}, {"num_replicas": None, "autoscaling": (1, 6, 32)}),
+        ({"replicas": 2, "max_replicas": 6}, {"num_replicas": None, "autoscaling": (2, 6, 10)}),
+        ({"max_replicas": 2}, {"num_replicas": None, "autoscaling": (1, 2, 32)}),
     ],
 )
 def test_replicas_scaling_and_gpus_are_rays_as_configured(config: dict[str, Any], wanted: dict[str, Any]) -> None:
