@@ -28,7 +28,6 @@ from rlaif.llm.replica import NAMESPACE, Leash, Model, build
 GONE = "gone"
 PORT = 8000
 """Ray Serve's own."""
-TOKEN = Path.home() / ".ray" / "auth_token"
 LOOK_EVERY_S = 1.0
 SAY_EVERY_S = 20.0
 ENDING_S = 20.0
@@ -68,7 +67,7 @@ class Cluster:
         if self._connected:
             return
         require_ray()
-        if TOKEN.exists():
+        if (Path.home() / ".ray" / "auth_token").exists():
             # A cluster of this user's asks for the token, and Ray sends it only where it is told to.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         with _signals_kept():
@@ -89,11 +88,13 @@ class Cluster:
         import ray
 
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
+        address = os.environ.get("RAY_ADDRESS") or None
         try:
+            if address == "local":
+                raise ConnectionError("a local one is asked for")
             ray.init(address="auto", **quiet)
         except ConnectionError as error:
-            address = os.environ.get("RAY_ADDRESS")
-            if (address and address != "local") or not start:
+            if address not in (None, "local") or not start:
                 told = " ".join(str(error).split())[:200]
                 raise ServerError(f"no Ray cluster answers: {told}", where=address, mend=MEND_ADDRESS) from None
             self._say("starting a local Ray cluster (some 10 s)")
@@ -104,7 +105,7 @@ class Cluster:
     @property
     def loopback(self) -> bool:
         """Whether only this machine reaches what is served."""
-        return _http()[0] != ANYWHERE
+        return _http()[0] in (LOOPBACK, "localhost", "::1")
 
     def alone(self, model: Model) -> tuple[list[str], str | None]:
         """Serve ``model`` and nothing else of ours, and wait for it: its URLs, and the key that they ask for. One that
