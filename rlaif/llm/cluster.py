@@ -20,14 +20,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlaif.config import ClientConfig, ClusterConfig
-from rlaif.errors import MissingPart, ServerError, UsageError
+from rlaif.errors import MissingPart, ServerError, UsageError, system_says
 from rlaif.llm.replica import NAMESPACE, Leash, Model, build
 
 GONE = "gone"
 PORT = 8000
 """Ray Serve's own."""
+KNOCK_S = 10.0
 LOOK_EVERY_S = 1.0
 SAY_EVERY_S = 20.0
 ENDING_S = 20.0
@@ -92,6 +94,7 @@ class Cluster:
         try:
             if address == "local":
                 raise ConnectionError("a local one is asked for")
+            _knock(address or "")
             ray.init(address="auto", **quiet)
         except ConnectionError as error:
             if address not in (None, "local") or not start:
@@ -233,6 +236,16 @@ def replicas(name: str) -> str:
     counts = [f"{count} {str(getattr(state, 'value', state)).lower()}" for each in there.deployments.values()
               for state, count in each.replica_states.items() if count]  # fmt: skip
     return f"replicas: {', '.join(sorted(counts)) or 'none'}"
+
+
+def _knock(address: str) -> None:
+    """Raises ConnectionError where nobody listens at ``HOST:PORT``, which Ray takes minutes to say."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if parts.hostname and parts.port:
+            socket.create_connection((parts.hostname, parts.port), KNOCK_S).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(system_says(error) if isinstance(error, OSError) else str(error)) from None
 
 
 def _status(name: str) -> Any:
