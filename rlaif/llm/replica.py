@@ -16,7 +16,6 @@ import hmac
 import math
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ class Replica:
         self._application, self._key, self._leash = here.app_name, key, leash
         self._session: aiohttp.ClientSession | None = None
         self._ending = False
-        folder = Path(log or tempfile.gettempdir()) / f"ray-{here.app_name}-{here.replica_id.unique_id}"
+        folder = (Path(log) if log else _logs()) / f"ray-{here.app_name}-{here.replica_id.unique_id}"
         self._server = Server(model["name"], model["options"], ClientConfig(**client), folder, _note, model["path"])
         self._server.start()
         threading.Thread(target=self._die_with_server, daemon=True).start()
@@ -138,6 +137,13 @@ def _is_held(leash: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _logs() -> Path:
+    """Where Ray keeps the logs of this node, which its dashboard shows."""
+    from ray._private import worker
+
+    return Path(worker._global_node.get_logs_dir_path())
 
 
 def _note(line: str) -> None:
