@@ -32,7 +32,7 @@ $(READY): pyproject.toml
 		{ echo "rlaif needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 4; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) -e '.[$(ENGINE),train,checks,review]' --group dev
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) -e '.[$(ENGINE),train,checks,review,cluster]' --group dev
 	@rm -f $(VENV)/.ready-* && touch $@
 
 # Where a part cannot be had, its tests say so and are skipped; under CI=true they fail.

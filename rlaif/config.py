@@ -247,6 +247,25 @@ class ClientConfig(Section):
     server_start_s: float = Field(default=1800, gt=0)
 
 
+class ClusterConfig(Section):
+    """Where models without a ``base_url`` run: on this machine, or on a Ray cluster.
+
+    ``replicas`` None is as many as the cluster has GPUs for; with ``max_replicas`` there are between the two, by load.
+    ``cpus``: what a replica takes of them. Its GPUs follow from vLLM's own settings.
+    """
+
+    on: Literal["here", "ray"] = "here"
+    replicas: int | None = Field(default=None, ge=1)
+    max_replicas: int | None = Field(default=None, ge=1)
+    cpus: float = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ClusterConfig:
+        if self.replicas and self.max_replicas and self.max_replicas < self.replicas:
+            raise ValueError("max_replicas is less than replicas")
+        return self
+
+
 def duration_s(text: str) -> float:
     """``8h``, ``90m``, ``1h30m``, ``45s`` in seconds. Raises ValueError."""
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text.strip())
@@ -300,6 +319,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     client: ClientConfig = ClientConfig()
+    cluster: ClusterConfig = ClusterConfig()
     run: RunConfig = RunConfig()
     round: RoundConfig = RoundConfig()
 

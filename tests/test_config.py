@@ -279,7 +279,8 @@ def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Pa
     for removed in without.values():
         assert len(re.findall(removed, text)) == 1
         config = load(write(tmp_path, re.sub(removed, "", text)), {}, {})
-        assert config.sampler.vllm == {"max_model_len": 4096, "gpu_memory_utilization": 0.9}
+        sizes = {"tensor_parallel_size": 2, "data_parallel_size": 4}
+        assert config.sampler.vllm == {"max_model_len": 4096, "gpu_memory_utilization": 0.9, **sizes}
         assert config.train.extra == {"warmup_steps": 20}
         assert config.judges[0].weight == 1.0
 
@@ -389,3 +390,12 @@ def test_no_secret_gets_into_settings(tmp_path: Path, flags: dict[str, Any]) -> 
         load(tmp_path, flags, {})
     assert "hush-hush" not in str(told.value)
     assert "environment" in str(told.value) or "file" in str(told.value)
+
+
+def test_replicas_stand_in_order(tmp_path: Path) -> None:
+    (tmp_path / "rlaif.toml").write_text('[cluster]\non = "ray"\nreplicas = 4\nmax_replicas = 2\n')
+    with pytest.raises(UsageError, match="max_replicas is less than replicas"):
+        load(tmp_path, {}, {})
+    (tmp_path / "rlaif.toml").write_text('[cluster]\non = "slurm"\n')
+    with pytest.raises(UsageError, match=r"cluster\.on"):
+        load(tmp_path, {}, {})

@@ -368,7 +368,7 @@ def test_what_stands_in_the_way_is_told_before_anything_is_asked(
         ({"judge__judges": ["helpfull"]}, UsageError, "Did you mean 'helpful'"),
         ({"judge__model": "other"}, EndpointError, "has no model 'other'"),
         ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
-        ({"sampler__base_url": [server.url, "http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
+        ({"sampler__base_url": ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v2"]}, EndpointError, "no server answers"),
         ({"run__notify_command": "no-such-program-42"}, UsageError, "no command"),
     ]:
         with pytest.raises(kind, match=told):
@@ -377,6 +377,17 @@ def test_what_stands_in_the_way_is_told_before_anything_is_asked(
     with pytest.raises(MissingPart, match="training is asked for"):
         spend(path, run__train=True)
     assert server.requests == []
+
+
+def test_one_of_several_servers_that_is_absent_is_told_and_does_not_keep_the_night_from_starting(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = serve(model)
+    run = settle(tmp_path / "run", server.url)
+    config = load(run, {"sampler.base_url": [server.url, "http://127.0.0.1:9/v1"]}, {})
+    lines = outlook.check(Run(run), config, generates=True)
+    assert f"{server.url}: there, serves m by vLLM" in lines
+    assert "http://127.0.0.1:9/v1: no server answers there now; it is looked for again" in lines
 
 
 def test_imported_answers_need_no_sampler(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:

@@ -16,6 +16,7 @@ from rlaif.cli.plan import plan
 from rlaif.cli.report import report
 from rlaif.cli.review import review
 from rlaif.cli.run import run
+from rlaif.cli.serve import serve
 from rlaif.cli.status import status
 from rlaif.cli.train import train
 
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    init, plan, run, generate, judge, review, train, evaluate, report, export, status, library.doctor,
+    init, plan, run, generate, judge, review, train, evaluate, report, export, status, serve, library.doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(library.judges, name="judges")

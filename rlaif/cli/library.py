@@ -176,11 +176,25 @@ def show_prompts(name: str) -> None:
     console.put(sets[name].read_text(encoding="utf-8").rstrip("\n"))
 
 
-def doctor(json: Json = False) -> None:
-    """What this machine has and lacks."""
+def doctor(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", show_default=False, help="Propose settings for its models.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", metavar="M", show_default=False, help="Or for this one.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What this machine has and lacks, and how vLLM would use its GPUs."""
+    from rlaif import settings
     from rlaif.report import doctor as examining
 
-    findings = examining.examine()
+    models = dict.fromkeys(model or [], "sampler.vllm")
+    if run:
+        config = settings.load(run, {})
+        judged = {seat.model: "judge.vllm" for seat in config.panel() if not seat.base_url}
+        models = {**judged, **{each.model: "sampler.vllm" for each in config.pool() if not each.base_url}, **models}
+    findings = examining.examine(models)
     if json:
         console.put_json([finding.__dict__ for finding in findings])
     else:

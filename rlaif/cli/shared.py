@@ -26,7 +26,7 @@ BaseUrls = Annotated[
     typer.Option(
         metavar="URL",
         show_default=False,
-        help="An OpenAI-compatible server, several for the least loaded. Without it rlaif runs vLLM itself.",
+        help="An OpenAI-compatible server; several, or file:PATH, for the least loaded. Without it rlaif runs vLLM.",
     ),
 ]
 Concurrency = Annotated[int | None, typer.Option(help="Requests in flight at most.", show_default=False)]
@@ -78,7 +78,7 @@ def client_flags(
 def engines_for(run: Run, settings: Config) -> Any:
     from rlaif.llm.server import Engines
 
-    return Engines(run.log, settings.client, console.say)
+    return Engines(run.log, settings.client, console.say, settings.cluster)
 
 
 def say_stopped(reason: str | None) -> None:

@@ -46,6 +46,7 @@ class Meter:
     interrupted: bool = False
     last_error: str = ""
     waiting: str = ""  # what for, where requests are not under way one by one
+    down: list[str] = field(default_factory=list)  # endpoints that failed and have not answered since
     halted: str | None = None  # another reason to stop
     _asked_s: float = 0.0
     _asking_since: float | None = None
@@ -130,6 +131,8 @@ def progress(meter: Meter) -> str:
         parts.append(f"${meter.usd:,.4f}")
     if meter.waiting:
         parts.append(meter.waiting)
+    if meter.down:
+        parts.append(f"down: {', '.join(urlsplit(url).netloc for url in meter.down)}")
     if meter.retries:
         parts.append(f"{meter.retries} retries")
     if meter.failed:

@@ -24,6 +24,7 @@ from rlaif.errors import EndpointError, UsageError, did_you_mean
 from rlaif.llm import wire
 from rlaif.llm.budget import Meter, price
 from rlaif.llm.endpoint import Endpoint, Lost, Refused
+from rlaif.llm.fleet import Fleet
 from rlaif.llm.wire import Malformed, Reply
 from rlaif.records import clean
 
@@ -37,6 +38,10 @@ class RequestFailed(Exception):
     """This request has no answer, and asking again will not give one now. Other requests may still succeed."""
 
 
+class Absent(EndpointError):
+    """Nobody answers at an endpoint, which may be otherwise later."""
+
+
 class NotSent(Exception):
     """The command stopped before this request was sent: it is simply still owed."""
 
@@ -45,11 +50,10 @@ Revive = Callable[[], Awaitable[None]]
 
 
 class Client:
-    """Sends chat requests for one model to one or several endpoints: to one that is not resting, has its turn soonest,
-    and has the least in flight.
+    """Sends chat requests for one model to one or several endpoints, whichever :mod:`rlaif.llm.fleet` chooses.
 
-    ``limit`` is how many requests may be in flight now: it halves on 429 (once for all that were in flight together)
-    and grows back with every success.
+    ``limit`` is how many requests may be in flight now: each endpoint's halves on its 429 and grows back with every
+    success.
     ``revive`` is called before a retry after a lost connection, for a server that can be started again.
     """
 
@@ -67,12 +71,10 @@ class Client:
         self.config = config
         self.meter = meter
         self.key = key or _key_from_environment()
-        self.limit = float(config.concurrency)
-        self._slowed_at = 0.0
         self._answered = False
         self._gives_logprobs: bool | None = None
         self._revive = revive
-        self.endpoints = [Endpoint(url, self.key, config.requests_per_minute, config.tokens_per_minute) for url in urls]
+        self._fleet = Fleet(urls, self.key, config)
         self._retrying = tenacity.AsyncRetrying(
             stop=self._given_up,
             wait=_wait,
@@ -81,6 +83,14 @@ class Client:
             sleep=self._pause,
             reraise=True,
         )
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        return self._fleet.endpoints
+
+    @property
+    def limit(self) -> float:
+        return self._fleet.limit
 
     @property
     def url(self) -> str:
@@ -94,15 +104,23 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for endpoint in self.endpoints:
-            await endpoint.close()
+        await self._fleet.close()
 
     async def check(self) -> str:
         """Ask each endpoint for its models before anything is paid. Returns the engine: "vllm" if all are, or "other".
 
-        Raises :class:`EndpointError`: nobody there, key refused, or the model is not among those listed.
+        Raises :class:`EndpointError`: nobody there, key refused, or the model is not among those listed. Of several
+        endpoints some may be absent: they rest, and are looked for again.
         """
-        return "vllm" if all([await self._check(endpoint) for endpoint in self.endpoints]) else "other"
+        found = await asyncio.gather(*map(self._check, self.endpoints), return_exceptions=True)
+        there = [told for told in found if not isinstance(told, Absent)]
+        for endpoint, told in zip(self.endpoints, found, strict=True):
+            if isinstance(told, BaseException) and (told in there or not there):
+                raise told
+            if isinstance(told, Absent):
+                endpoint.failed()
+        self.meter.down = self._fleet.down
+        return "vllm" if all(there) else "other"
 
     async def _check(self, endpoint: Endpoint) -> bool:
         """Whether ``endpoint`` says that it is a vLLM. Where models are not listed, the first request will tell."""
@@ -113,7 +131,7 @@ class Client:
                 raise self._key_refused(endpoint.url, error) from None
             return False
         except Lost as error:
-            raise EndpointError(
+            raise Absent(
                 f"no server answers there ({str(error).removeprefix('connection lost (').removesuffix(')')})",
                 where=endpoint.url,
                 mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
@@ -192,10 +210,7 @@ class Client:
         return wire.read(value, dollars, self.hide, path)
 
     async def _once(self, data: bytes, tokens: int, path: str) -> Reply:
-        if len(self.endpoints) == 1:
-            endpoint = self.endpoints[0]
-        else:
-            endpoint = min(self.endpoints, key=lambda each: (each.resting(), each.pace.wait_s(), each.in_flight))
+        endpoint = await self._fleet.choose()
         wait = endpoint.pace.wait_s()
         endpoint.pace.take(tokens)
         endpoint.in_flight += 1
@@ -210,21 +225,27 @@ class Client:
             self._note(endpoint, error, sent)
             raise
         except Lost:
-            endpoint.failed()
+            self._failed(endpoint)
             raise
         finally:
             endpoint.in_flight -= 1
         reply = self.read(wire.loads(raw), endpoint.url, path=path)
         self._answered = True
+        was_down = endpoint.strikes
         endpoint.answered()
+        if was_down:
+            self.meter.down = self._fleet.down
         endpoint.pace.correct(reply.usage.prompt_tokens + reply.usage.completion_tokens - tokens)
         self.meter.waited_s += time.monotonic() - sent
-        self.limit = min(self.limit + 1.0 / max(self.limit, 1.0), float(self.config.concurrency))
         return reply
 
     def _note(self, endpoint: Endpoint, error: Refused, sent: float) -> None:
         """What a refusal means for the requests after it. Raises :class:`EndpointError` where they would end alike."""
         status = error.status
+        if status in (401, 404) and self._answered and self._fleet.elsewhere(endpoint):
+            # One of several has lost its model or its key in the night: the others go on.
+            self._failed(endpoint)
+            raise Lost(f"HTTP {status}: {self.hide(error.told[:500])}") from None
         # Where answers came before, 403 is about this one request: hosts say it of prompts that they will not take.
         if status == 401 or (status == 403 and not self._answered):
             raise self._key_refused(endpoint.url, error) from None
@@ -236,11 +257,13 @@ class Client:
         if status == 429:
             if error.after:
                 endpoint.failed(min(error.after, 10 * MAX_WAIT_S))
-            if sent >= self._slowed_at:
-                self._slowed_at = time.monotonic()
-                self.limit = max(1.0, self.limit / 2)
+            endpoint.too_much(sent)
         if status >= 500:
-            endpoint.failed()
+            self._failed(endpoint)
+
+    def _failed(self, endpoint: Endpoint) -> None:
+        endpoint.failed()
+        self.meter.down = self._fleet.down
 
     async def _before_retry(self, state: tenacity.RetryCallState) -> None:
         self.meter.retries += 1

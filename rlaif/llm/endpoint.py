@@ -1,4 +1,4 @@
-"""One URL: its connections, how fast it may be asked, and whether it is to be passed over for now.
+"""One URL: its connections, how fast and how much it may be asked, and whether it is to be passed over for now.
 
 HTTP by aiohttp alone: on one core and a 50 ms server the openai package sends 900 requests a second over the same
 transport, and aiohttp 3,900. What comes back is bytes, or one of three errors: :class:`Refused` (a status),
@@ -61,35 +61,65 @@ class Pace:
 
 
 class Endpoint:
-    """One base URL. Used in one event loop, and closed in it."""
+    """One base URL. Used in one event loop, and closed in it.
+
+    ``limit`` is how many requests may be in flight to it now: it halves on 429 (once for all that were in flight
+    together) and grows with every answer, up to ``most``.
+    """
 
     def __init__(
-        self, url: str, key: str | None, requests_per_minute: float | None, tokens_per_minute: float | None
+        self,
+        url: str,
+        key: str | None,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+        *,
+        limit: float = 1.0,
+        most: float = 1.0,
     ) -> None:
         check_url(url)
         self.url = url.rstrip("/")
         self.in_flight = 0
+        self.limit, self._most = limit, most
+        self._slowed_at = 0.0
         self.pace = Pace(requests_per_minute, tokens_per_minute)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession | None = None
         self._rests_until = 0.0
-        self._strikes = 0
+        self.strikes = 0
+        """How often it has failed since it last answered."""
+
+    @property
+    def load(self) -> float:
+        """What is in flight, as a share of what it bears."""
+        return self.in_flight / self.limit
 
     def resting(self) -> bool:
         """Whether to pass it over while another one is there. After a failure one request at a time finds out whether
         it is back."""
-        return time.monotonic() < self._rests_until or (self._strikes > 0 and self.in_flight > 0)
+        return time.monotonic() < self._rests_until or (self.strikes > 0 and self.in_flight > 0)
 
     def failed(self, after: float | None = None) -> None:
         """Let it rest: for ``after`` seconds where it asked for that, else longer with each failure in a row."""
         now = time.monotonic()
         if now >= self._rests_until:  # what was in flight together fails once
-            self._strikes += 1
-        rest = after if after is not None else min(MOST_REST_S, REST_S * 2.0 ** (self._strikes - 1))
+            self.strikes += 1
+        rest = after if after is not None else min(MOST_REST_S, REST_S * 2.0 ** (self.strikes - 1))
         self._rests_until = max(self._rests_until, now + rest)
 
     def answered(self) -> None:
-        self._strikes, self._rests_until = 0, 0.0
+        self.strikes, self._rests_until = 0, 0.0
+        self.limit = min(self.limit + 1.0 / max(self.limit, 1.0), self._most)
+
+    def unknown(self) -> None:
+        """It is new, and one request finds out whether it is there."""
+        self.strikes = 1
+
+    def too_much(self, sent: float) -> None:
+        """A request that was sent at ``sent`` was one too many."""
+        if sent >= self._slowed_at:
+            self._slowed_at = time.monotonic()
+            self.limit = max(1.0, self.limit / 2)
 
     async def send(self, method: str, path: str, timeout_s: float, data: Any = None, *, json: bool = True) -> bytes:
         """One HTTP exchange, tried once. Raises :class:`Refused` or :class:`Lost`."""

@@ -3,7 +3,7 @@
 The server is a child process in a process group of its own, on loopback, on a free port, with a random key (handed
 over in the environment, so that no process list shows it), logging to RUN/log. :mod:`rlaif.llm.guard` stands between:
 it ends the whole group when this process ends, however it ends. One server runs at a time, as one GPU has room for
-one; asking for another model stops the first.
+one; asking for another model stops the first. Where ``[cluster]`` says so, :mod:`rlaif.llm.cluster` runs it instead.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import ClientConfig
+from rlaif.config import ClientConfig, ClusterConfig
 from rlaif.errors import MissingPart, ServerError, UsageError
 from rlaif.llm import demo, guard
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
+from rlaif.llm.cluster import Cluster, free_port
+from rlaif.llm.reasons import advice, reason_in, worth_another_try
+from rlaif.llm.replica import Model
 
 STARTS = 3
 SAY_EVERY_S = 20.0
@@ -142,17 +145,17 @@ class Server:
         reason: str | None = None
         for attempt in range(1, STARTS + 1):
             # The same port again after a restart, so that clients find the server where it was.
-            self.port = self.port if self.port and _is_free(self.port) else _free_port()
+            self.port = self.port if self.port and _is_free(self.port) else free_port()
             self._say(f"starting vLLM with {self.model} (usually {usual}); log: {self.log}")
             self._spawn(self._command(flags), kind)
             reason = self._wait_until_healthy(given_up)
             if reason is None:
                 return
             self.stop()
-            if attempt == STARTS or given_up.is_set() or not _worth_another_try(reason):
+            if attempt == STARTS or given_up.is_set() or not worth_another_try(reason):
                 break
             self._say(f"vLLM did not start ({reason}); trying again")
-        raise ServerError(f"vLLM did not start: {reason}", where=str(self.log), mend=_advice(reason or ""))
+        raise ServerError(f"vLLM did not start: {reason}", where=str(self.log), mend=advice(reason or ""))
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -170,10 +173,20 @@ class Server:
         while guard.others_in(process.pid) and time.monotonic() < until:
             time.sleep(0.02)  # they hold the port and the GPU's memory until they are gone
 
+    def wait(self) -> None:
+        """Until the server has ended, by itself or by :meth:`stop`."""
+        process = self._process
+        if process:
+            process.wait()
+
+    def healthy(self) -> bool:
+        """Whether it runs and does not say that its engine is dead. One that is too busy to answer is well."""
+        return self.alive() and self._healthy(10) is not False
+
     def ensure(self, given_up: threading.Event | None = None) -> None:
         """Start again a server that has died; several callers at once start it once. ``given_up`` as for start."""
         with self._lock:
-            if (given_up and given_up.is_set()) or (self.alive() and self._healthy(10) is not False):
+            if (given_up and given_up.is_set()) or self.healthy():
                 return
             self._restarts += 1
             if self._process:
@@ -182,7 +195,7 @@ class Server:
             self.stop()
             if self._restarts > STARTS:
                 raise ServerError(
-                    f"vLLM died more than {STARTS} times: {self._reason()}", where=str(self.log), mend=_advice("")
+                    f"vLLM died more than {STARTS} times: {self._reason()}", where=str(self.log), mend=advice("")
                 )
             self._say(f"vLLM has died ({self._reason()}); starting it again")
             port = self.port
@@ -260,12 +273,15 @@ class Local:
 
 
 class Engines:
-    """Gives clients: for a URL that somebody else serves, or for a model that is served here, one at a time."""
+    """Gives clients: for a URL that somebody else serves, or for a model that is served here or on a cluster, one model
+    at a time."""
 
-    def __init__(self, log: Path, config: ClientConfig, say: Say) -> None:
+    def __init__(self, log: Path, config: ClientConfig, say: Say, cluster: ClusterConfig | None = None) -> None:
         self._log = log
         self._config = config
         self._say = say
+        self._placed = cluster or ClusterConfig()
+        self._cluster: Cluster | None = None
         self._server: Server | None = None
         self._local: dict[str, Local] = {}
 
@@ -297,6 +313,9 @@ class Engines:
         if self._server:
             self._server.stop()
             self._server = None
+        if self._cluster:
+            self._cluster.close()
+            self._cluster = None
 
     def client(self, model: str, base_url: Iterable[str], options: Mapping[str, Any], meter: Meter) -> Client:
         """A client for ``model``. Without ``base_url`` its server is started first. To be used in one event loop."""
@@ -308,8 +327,12 @@ class Engines:
                     mend="Take away either base_url or the [*.vllm] table.",
                 )
             return Client(model, urls, self._config, meter)
-        server = self._server
         served, options, path = self._served(model, options)
+        if self._placed.on == "ray":
+            self._cluster = self._cluster or Cluster(self._placed, self._config, self._say, self._log)
+            urls, key = self._cluster.alone(Model(served, options, path))
+            return Client(model, urls, self._config, meter, key=key)
+        server = self._server
         if server is None or server.model != served:
             self.close()
             server = Server(served, options, self._config, self._log, self._say, path)
@@ -328,12 +351,6 @@ class Engines:
         return Client(model, [server.url], self._config, meter, key=server.key, revive=revive)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -342,43 +359,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-# Before what is said: the process's name, the level, the time and the place in the code.
-PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:(?:ERROR|CRITICAL) [^\[]*\[[^\]]*\] )?")
-TOLD = re.compile(r"^(?:[\w.]*(?:Error|Exception)|\S+: error): (.+)")
-# What follows from another error, which stands above it.
-FOLLOWS = ("See root cause above", "EngineDeadError", "Worker failed with error", "validation error")
-
-
-def reason_in(log: Path, start: int = 0) -> str:
-    """Why a server ended, by its log from byte ``start`` on: the last error that is not the consequence of another."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(start, log.stat().st_size - 262144))
-            lines = [PREFIX.sub("", line) for line in file.read().decode("utf-8", "replace").splitlines()]
-    except OSError:
-        return "no log was written"
-    lines = [re.sub(r"^  Value error, ", "ValueError: ", line) for line in lines]  # pydantic's
-    told = [line for line in lines if TOLD.match(line)]
-    causes = [line for line in told if not any(words in line for words in FOLLOWS)]
-    said = [line for line in lines if line.strip()]
-    line = (causes or told or said or ["it said nothing"])[-1]
-    return re.sub(r"^\S+: (?=error: )", "", line).strip()[:300]
-
-
-def _worth_another_try(reason: str) -> bool:
-    """A taken port or a sudden death may pass; an error that was told, or no health in all that time, will not."""
-    passing = "in use" in reason or "ended by signal" in reason
-    return passing or ("not healthy" not in reason and "rror" not in reason)
-
-
-def _advice(reason: str) -> str:
-    text = reason.lower()
-    if "memory" in text or "kv cache" in text or "max seq len" in text or "signal 9" in text:
-        return "Give it less: max_model_len or gpu_memory_utilization under [sampler.vllm] or [judge.vllm]."
-    if any(words in text for words in ("valid model identifier", "repository", "repo id", "offline", "huggingface")):
-        return "Check the model's name or path; nothing of that name is on this machine or the hub."
-    if "unrecognized arguments" in text or "error: argument" in text or "max_model_len" in text:
-        return "Mend what stands under [sampler.vllm] or [judge.vllm]."
-    return "Read the log; the same command starts it again."

@@ -8,6 +8,7 @@
     commands.py   generate, import_completions, judge, rebuild, train
     rounds.py     whom the judges are asked about, round by round
     evaluate.py   the trained model against its reference
+    serving.py    a run's models kept up on a cluster
     plan.py       what a command would ask, for --dry-run
     build.py      tables/ and dataset/ from what the rounds gave
     people.py     the review page, with the judges' rubrics and gold pairs

@@ -148,7 +148,11 @@ def _ask(run: Run, sheet: _Sheet, watch: Any, meter: Meter) -> Any:
         known = mode
         told.write_bytes(orjson.dumps(mode))
 
-    with run.journal("verdicts") as journal, Engines(run.log, config.client, watch.say) as engines, watch.watch(meter):
+    with (
+        run.journal("verdicts") as journal,
+        Engines(run.log, config.client, watch.say, config.cluster) as engines,
+        watch.watch(meter),
+    ):
         meter.total = sheet.asked()
         if known and all(key in journal for key in sheet.keys(known)):
             return known

@@ -128,7 +128,7 @@ class _Night:
         self._open()
         for line in outlook.check(self.run, self.config, generates=self.generates):
             self.diary.say(f"checked: {line}")
-        with Engines(self.run.log, self.config.client, self.diary.say) as engines:
+        with Engines(self.run.log, self.config.client, self.diary.say, self.config.cluster) as engines:
             self._pilot(engines)
             if self.generates:
                 self._generate(engines)

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlaif.config import Config, RunConfig, duration_s
 from rlaif.errors import MissingPart, RlaifError, RunError
-from rlaif.llm import server
+from rlaif.llm import cluster, server
 from rlaif.llm.budget import Meter, duration, short
 from rlaif.llm.client import Client
 from rlaif.pipeline.diary import check_notification
@@ -69,8 +69,13 @@ def check(run: Run, config: Config, *, generates: bool) -> list[str]:
     for model, urls in dict.fromkeys((model, tuple(urls)) for model, urls in asked):
         if urls:
             client = Client(model, list(urls), config.client, Meter())
-            engine = asyncio.run(_ask(client))
-            lines.append(f"{', '.join(urls)}: there, serves {model}" + (" by vLLM" if engine == "vllm" else ""))
+            engine, down = asyncio.run(_ask(client)), client.meter.down
+            there = ", ".join(url for url in client.urls if url not in down)
+            lines.append(f"{there}: there, serves {model}" + (" by vLLM" if engine == "vllm" else ""))
+            lines += [f"{url}: no server answers there now; it is looked for again" for url in down]
+        elif config.cluster.on == "ray":
+            cluster.require_ray()
+            lines.append(f"{model}: by vLLM on a Ray cluster")
         elif config.client.server_python:
             lines.append(f"{model}: by a vLLM of {config.client.server_python}")
         else:

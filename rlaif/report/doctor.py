@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rlaif.llm import demo
 from rlaif.llm.client import KEY_NAMES
+from rlaif.report import fit
 
 GIB = 2**30
 
@@ -27,9 +29,14 @@ class Finding:
     mend: str | None = None
 
 
-def examine() -> list[Finding]:
-    """Everything that is looked at, in the order in which a night needs it. Starts nothing and asks no model."""
-    return [_python(), _gpu(), _vllm(), _demo(), _training(), _memory(), _disk(), _keys()]
+def examine(models: Mapping[str, str] | None = None) -> list[Finding]:
+    """Everything that is looked at, in the order in which a night needs it. Starts nothing and asks no model.
+
+    ``models``: those for which vLLM's settings are proposed, each with the table of rlaif.toml that they belong into.
+    """
+    seen = _gpus()
+    rest = [_vllm(), _ray(), _demo(), _training(), _memory(), _disk(), _keys()]
+    return [_python(), _gpu(seen), *rest, *_proposals([gib for _, gib in seen], models or {})]
 
 
 def _version(name: str) -> str | None:
@@ -43,13 +50,72 @@ def _python() -> Finding:
     return Finding("good", "Python", f"{sys.version.split()[0]}, rlaif {_version('rlaif')}")
 
 
-def _gpu() -> Finding:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+def _gpus() -> list[tuple[str, float]]:
+    """Each NVIDIA GPU that this process may use: its name and its memory in GiB."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.rpartition(",") for line in told.splitlines() if line.strip()]
+    found = [(name.strip(), float(mib) / 1024) for name, _, mib in rows if mib.strip().isdigit()]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return found
+    numbers = [each.strip() for each in allowed.split(",")]
+    if all(each.isdigit() for each in numbers):
+        return [found[int(each)] for each in numbers if int(each) < len(found)]
+    return found[: len([each for each in numbers if each])]
+
+
+def _gpu(seen: list[tuple[str, float]]) -> Finding:
+    if not seen:
         return Finding("note", "GPU", "none seen: models run on the CPU, or elsewhere by --base-url")
-    return Finding("good", "GPU", told.replace("\n", "; "))
+    return Finding("good", "GPU", "; ".join(f"{name}, {gib:.0f} GiB" for name, gib in seen))
+
+
+def _proposals(gpus: list[float], models: Mapping[str, str]) -> list[Finding]:
+    found = [_proposal(gpus, model, table) for model, table in models.items()]
+    if found or len(gpus) < 2:
+        return found
+    told = f"one holds up to {fit.largest(gpus, 1):.0f}B parameters in 16 bits, all {fit.largest(gpus, len(gpus)):.0f}B"
+    return [Finding("note", f"{len(gpus)} GPUs", told, "For a model's settings: rlaif doctor RUN, or --model M.")]
+
+
+def _proposal(gpus: list[float], model: str, table: str) -> Finding:
+    name = f"[{table}]"
+    weights = fit.weights_of(_folder(model))
+    if not gpus:
+        return Finding("good", name, f"{model}: nothing to set without a GPU")
+    if weights is None:
+        return Finding("note", name, f"{model} is not on this machine, so its size is not known")
+    told = fit.propose(gpus, weights)
+    if not told.fits:
+        return Finding("lacks", name, f"{model}: {told.why}")
+    return Finding("good", name, f"{model}: {told.as_toml() or 'nothing to set'}  ({told.why})")
+
+
+def _folder(model: str) -> Path:
+    """Where a model lies: its own path, or in the hub's cache, which is only looked into."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if model == demo.NAME:
+        return demo.cache() / demo.FOLDER
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return Path(model)
+    return Path(cached).parent if isinstance(cached, str) else Path(model)
+
+
+def _ray() -> Finding:
+    version = _version("ray")
+    if version:
+        return Finding("good", "Ray", version)
+    return Finding("note", "Ray", "not installed: needed for [cluster] only", "pip install 'rlaif[cluster]'")
 
 
 def _vllm() -> Finding:

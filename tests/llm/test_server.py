@@ -243,6 +243,7 @@ def test_a_start_that_nobody_waits_for_any_more_ends(make: Make) -> None:
         ("nomodel.log", "OSError: We couldn't connect to 'https://huggingface.co'", "Check the model's name"),
         ("nopath.log", "OSError: Repo id must be in the form 'repo_name'", "Check the model's name"),
         ("noargs.log", "error: unrecognized arguments: --no-such-thing", "Mend what stands under [sampler.vllm]"),
+        ("typo.log", "error: unrecognized arguments: --tensor-paralel-size. Did you mean 'tensor_parallel_size'?", ""),
         ("toolong.log", "ValueError: User-specified max_model_len (99999) is greater", "Mend what stands under"),
         ("kvsmall.log", "ValueError: To serve at least one request with the model's max seq len", "Give it less"),
         ("oom.log", "ValueError: Available memory on node 0 (8.81/13.84 GiB) on kv cache allocation", "Give it less"),
@@ -251,7 +252,8 @@ def test_a_start_that_nobody_waits_for_any_more_ends(make: Make) -> None:
     ],
 )  # fmt: skip
 def test_the_reason_is_the_first_cause_in_the_log(make: Make, log: str, told: str, advice: str) -> None:
-    """Logs of real starts that failed (vLLM 0.32; cuda.log written after its form). Those are not tried again."""
+    """Logs of real starts that failed (vLLM 0.32; typo.log without most of the usage, cuda.log written after its form).
+    Those are not tried again."""
     server = make(f"crash {LOGS / log}", "serve")
     with pytest.raises(ServerError) as caught:
         server.start()

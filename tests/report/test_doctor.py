@@ -1,0 +1,113 @@
+"""What the doctor proposes for described machines, and that vLLM takes it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlaif.llm.server import arguments
+from rlaif.report import fit
+from rlaif.report.fit import Weights, propose
+from tests.conftest import needs
+
+B = 2e9 / fit.GIB
+"""GiB of a billion parameters in 16 bits."""
+H100, A10 = 79.6, 22.5
+MACHINES = {
+    "8 x 80 GB, 8B": ([H100] * 8, Weights(8 * B, 32), {"data_parallel_size": 8}),
+    "8 x 80 GB, 32B": ([H100] * 8, Weights(32.8 * B, 64), {"tensor_parallel_size": 2, "data_parallel_size": 4}),
+    "8 x 80 GB, 70B": ([H100] * 8, Weights(70.6 * B, 64), {"tensor_parallel_size": 4, "data_parallel_size": 2}),
+    "8 x 80 GB, 235B": ([H100] * 8, Weights(200 * B, 64), {"tensor_parallel_size": 8}),
+    "2 x 24 GB, 8B": ([24.0] * 2, Weights(8 * B, 32), {"data_parallel_size": 2}),
+    "2 x 24 GB, 14B": ([24.0] * 2, Weights(14.8 * B, 40), {"tensor_parallel_size": 2}),
+    "6 x 24 GB, 14B": ([24.0] * 6, Weights(14.8 * B, 40), {"tensor_parallel_size": 2, "data_parallel_size": 3}),
+    "the smaller of two counts": ([H100, A10], Weights(8 * B, 32), {"data_parallel_size": 2}),
+    "14 heads, not split by 4": ([24.0] * 4, Weights(14 * B, 14), {"tensor_parallel_size": 2, "data_parallel_size": 2}),
+    "1 x 24 GB, 8B": ([24.0], Weights(8 * B, 32), {}),
+    "no GPU": ([], Weights(8 * B, 32), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_model_is_split_as_little_as_it_fits_and_copied_over_the_rest(name: str) -> None:
+    gpus, weights, wanted = MACHINES[name]
+    told = propose(gpus, weights)
+    assert told.fits
+    assert told.vllm == wanted
+    if gpus:
+        split = wanted.get("tensor_parallel_size", 1)
+        assert weights.gib / split < min(gpus) * fit.USED  # so that vLLM starts
+        assert split * wanted.get("data_parallel_size", 1) <= len(gpus)
+
+
+def test_what_does_not_fit_is_said_with_what_would() -> None:
+    assert "do not fit on 2 x 24 GiB: it wants 8 such GPUs" in propose([24.0] * 2, Weights(70 * B, 64)).why
+    assert "it wants several machines" in propose([24.0] * 8, Weights(670 * B, 128)).why
+    assert not propose([24.0], Weights(70 * B, 64)).fits
+    assert "1 left over" in propose([24.0] * 3, Weights(14 * B, 40)).why
+
+
+def test_a_models_size_is_read_from_its_folder(tmp_path: Path) -> None:
+    assert fit.weights_of(tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 2**20)
+    assert fit.weights_of(tmp_path) == Weights(1 / 1024, None)
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 24}}))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 3 * 2**30}}))
+    assert fit.weights_of(tmp_path) == Weights(3.0, 24)
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a stand-in for nvidia-smi, and a 14B model in a folder."""
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf 'NVIDIA RTX 4090, 24564\\nNVIDIA RTX 4090, 24564\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    model = tmp_path / "big"
+    model.mkdir()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 29.6e9}}))
+    return model
+
+
+def test_the_doctor_says_it_for_a_run_and_for_a_model(
+    two_gpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rlaif: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "rlaif.toml").write_text(f'[sampler]\nmodel = "{two_gpus}"\n[judge]\nmodel = "nobody/has-this"\n')
+    told = rlaif("doctor", run).stdout
+    assert "NVIDIA RTX 4090, 24 GiB; NVIDIA RTX 4090, 24 GiB" in told
+    assert f"[sampler.vllm]     {two_gpus}: tensor_parallel_size = 2" in told
+    assert "nobody/has-this is not on this machine" in told
+    assert "one holds up to 9B parameters in 16 bits, all 18B" in rlaif("doctor").stdout
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert "do not fit on 1 x 24 GiB" in rlaif("doctor", "--model", two_gpus, code=4).stdout
+
+
+def test_vllm_itself_takes_what_is_proposed() -> None:
+    needs("vllm")
+    proposed = [{**wanted, "gpu_memory_utilization": 0.9} for _, _, wanted in MACHINES.values()]
+    lines = [arguments("some/model", "cuda", settings) for settings in proposed]
+    code = (
+        "import json, sys\nfrom vllm.entrypoints.launchers.cli_args import make_arg_parser\n"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+        "for line in json.load(sys.stdin):\n"
+        "    read = make_arg_parser(FlexibleArgumentParser()).parse_args(line)\n"
+        "    print('parsed', read.tensor_parallel_size, read.data_parallel_size, read.gpu_memory_utilization)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(lines), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("parsed")]
+    assert read == [
+        [str(each.get("tensor_parallel_size", 1)), str(each.get("data_parallel_size", 1)), "0.9"] for each in proposed
+    ]

@@ -1,0 +1,79 @@
+"""The examples for Ray: read by Ray itself, as far as a machine without such a cluster can."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlaif import settings
+from tests.conftest import ROOT, needs
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.].*")  # Ray's own, when it is imported
+EXAMPLES = ROOT / "examples" / "cluster"
+
+
+@pytest.fixture(scope="module")
+def service() -> dict[str, Any]:
+    needs("ray")
+    value: dict[str, Any] = yaml.safe_load((EXAMPLES / "ray-service.yaml").read_text())
+    assert (value["apiVersion"], value["kind"]) == ("ray.io/v1", "RayService")
+    return value["spec"]
+
+
+def test_serve_takes_the_applications_and_they_build(service: dict[str, Any]) -> None:
+    from ray._common.utils import import_attr
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+    from ray.serve.schema import ServeDeploySchema
+
+    read = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
+    gpus = {}
+    for application in read.applications:
+        built = call_user_app_builder_with_args_if_necessary(import_attr(application.import_path), application.args)
+        deployment = built._bound_deployment
+        scaling = deployment._deployment_config.autoscaling_config
+        most = scaling.max_replicas if scaling else deployment.num_replicas
+        gpus[application.name] = deployment.ray_actor_options["num_gpus"] * most
+    assert gpus == {"policy": 4, "judge": 4}
+    (group,) = service["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert sum(gpus.values()) <= int(container["resources"]["limits"]["nvidia.com/gpu"]) * group["maxReplicas"]
+
+
+def test_the_service_runs_the_ray_that_rlaif_wants(service: dict[str, Any]) -> None:
+    import ray
+
+    cluster = service["rayClusterConfig"]
+    assert cluster["rayVersion"] == ray.__version__
+    assert f'"ray[serve]=={ray.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for pod in pods:
+        (container,) = pod["template"]["spec"]["containers"]
+        assert "RLAIF_API_KEY" in [variable["name"] for variable in container["env"]]
+
+
+def test_the_job_is_one_that_ray_and_rlaif_take(tmp_path: Path) -> None:
+    """`ray job submit` is read by Ray's own parser, and what it would run by rlaif's."""
+    needs("ray")
+    from ray.dashboard.modules.job.cli import submit
+
+    (tmp_path / "ray").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    line = ["sh", EXAMPLES / "ray-job.sh", "nights/my-run", "--until", "07:00"]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    told = subprocess.run(line, check=True, text=True, capture_output=True, env=environment).stdout.splitlines()
+    assert told[:2] == ["job", "submit"]
+    read = submit.make_context("submit", told[2:])
+    assert read.params["no_wait"]
+    assert read.params["submission_id"].startswith("rlaif-my-run-")
+    assert list(read.params["entrypoint"]) == ["rlaif", "run", "nights/my-run", "--until", "07:00"]
+
+
+def test_the_settings_are_settings(tmp_path: Path) -> None:
+    (tmp_path / "rlaif.toml").write_text((EXAMPLES / "ray.toml").read_text())
+    config = settings.load(tmp_path, {}, {})
+    assert config.cluster.on == "ray"
+    assert config.judge.vllm == {"tensor_parallel_size": 2}
