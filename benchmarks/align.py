@@ -1,19 +1,24 @@
 """Does the whole way make a model better? Prompts whose answers a program can check, on the embedded model, on a CPU.
 
-    python benchmarks/align.py FOLDER                    every cell that is not there yet, then the table
-    python benchmarks/align.py FOLDER --cells 1          one more cell, for whoever has an hour
-    python benchmarks/align.py FOLDER --table            the table of what is there
-    python benchmarks/align.py FOLDER --small            a cell of a few minutes that shows only that it runs
+    python benchmarks/align.py FOLDER             what is not there yet, cell by cell, then the tables
+    python benchmarks/align.py FOLDER --tune      settings tried on seed 0, validated on topics from its training side
+    python benchmarks/align.py FOLDER --table     the tables of what benchmarks/align/ has
 
-For each seed: 8 answers to each training prompt are sampled and labelled by the checks; passing against failing answers
-are the pairs, as many of each kind of constraint as of the next (the first trial, unbalanced, lost 27 points on one
-kind). Then for each share of noise that share of the labels is turned round, and the model is trained with DPO; the
-"reviewed" cells give a tenth of the pairs, drawn at random, to a person who is always right, and hand the share of
-wrong labels found there to the robust loss. The share of checks met on held-out prompts is that of 4 answers each, by
-the reference and the trained model side by side in one vLLM. Held out are a fifth of the topics, and two kinds of
-constraint that no training prompt has. Intervals are 95 %, bootstrap over prompts and seeds.
+The prompts are topics times kinds of constraint, and the packaged constraints (prompts/constraints.jsonl). The base model
+answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which topics
+and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An answer that
+meets its checks against one of the same prompt that does not is a pair, as many of one kind as of another. For each
+share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always
+right, drawn at random (a check has no doubt by which to route), and hands the share of wrong labels found to the
+robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
 
-A cell is a folder; a second start goes on inside it, from the journal and the checkpoints. Nothing is timed.
+Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
+fifth of the topics (with the kinds that were trained, and with three that were not), and of the packaged constraints
+two fifths of their kinds and a fifth of the others' prompts. Intervals are 95 %, bootstrap over seeds and, in them,
+topics or prompts. Nothing is timed.
+
+FOLDER keeps answers, checkpoints and adapters: a second start goes on from there. Results, counts only, go into
+benchmarks/align/.
 """
 
 from __future__ import annotations
@@ -23,9 +28,8 @@ import contextlib
 import dataclasses
 import json
 import random
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,38 +38,85 @@ import polars as pl
 
 from rlaif import pipeline
 from rlaif.config import Config
+from rlaif.judge import check, refusal
 from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines, Local
+from rlaif.packaged import prompt_sets
+from rlaif.records import Failure
 from rlaif.run.directory import Run
 from rlaif.run.journal import read
 from rlaif.train import loop
 
+RESULTS = Path(__file__).parent / "align"
 TOPICS = (
     "rivers, bread, winter, bees, trains, honey, clocks, rain, tea, mountains, soap, whales, chess, kites, salt, "
     "glass, owls, maps, bicycles, the moon, bridges, wool, cheese, volcanoes, paper, lighthouses, ants, violins, "
     "coffee, deserts, candles, turtles, gardens, windmills, ice, apples, fog, horses, bells, sand"
-)
-KINDS: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "lowercase": ("Write everything in lowercase letters.", lambda text: text == text.lower()),
-    "one sentence": ("Answer in exactly one sentence.", lambda text: len(re.findall(r"[.!?](?:\s|$)", text)) == 1),
-    "at most 20 words": ("Use at most 20 words.", lambda text: len(text.split()) <= 20),
-    "no comma": ("Do not use any comma.", lambda text: "," not in text),
-    "a word": ("Use the word 'golden'.", lambda text: "golden" in text.lower()),
-    "a question": ("End your answer with a question mark.", lambda text: text.rstrip().endswith("?")),
+).split(", ")
+KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "lowercase": (
+        "Write everything in lowercase letters.",
+        [{"kind": "regex", "pattern": r"\A[^A-Z]*[a-z][^A-Z]*\Z"}],
+    ),
+    "one sentence": (
+        "Answer in exactly one sentence.",
+        [{"kind": "length", "unit": "sentences", "min": 1, "max": 1}],
+    ),
+    "at most 20 words": ("Use at most 20 words.", [{"kind": "length", "unit": "words", "min": 1, "max": 20}]),
+    "at least 30 words": ("Use at least 30 words.", [{"kind": "length", "unit": "words", "min": 30}]),
+    "no comma": ("Do not use any comma.", [{"kind": "regex", "pattern": ",", "match": False}]),
+    "a word": ("Use the word 'golden'.", [{"kind": "regex", "pattern": r"(?i)\bgolden\b"}]),
+    "a question": ("End your answer with a question mark.", [{"kind": "regex", "pattern": r"\?\s*\Z"}]),
     "bullets": (
         "Answer as a list of exactly three bullet points that start with '- '.",
-        lambda text: len(re.findall(r"^[-*] ", text, re.MULTILINE)) == 3,
+        [{"kind": "regex", "pattern": r"(?m)\A(?:(?!^- )[\s\S])*(?:^- (?:(?!^- )[\s\S])*){3}\Z"}],
     ),
-    "title": ("Begin with a title in double angular brackets, like <<title>>.", lambda text: "<<" in text[:40]),
     # Held out: no training prompt has one of these.
-    "at least 40 words": ("Use at least 40 words.", lambda text: len(text.split()) >= 40),
-    "no exclamation": ("Do not use exclamation marks.", lambda text: "!" not in text),
+    "two sentences": (
+        "Answer in exactly two sentences.",
+        [{"kind": "length", "unit": "sentences", "min": 2, "max": 2}],
+    ),
+    "no exclamation": ("Do not use exclamation marks.", [{"kind": "regex", "pattern": "!", "match": False}]),
+    "title": (
+        "Begin with a title in double angular brackets, like <<title>>.",
+        [{"kind": "regex", "pattern": r"\A\s*<<[^<>\n]+>>"}],
+    ),
 }
-UNSEEN = ("at least 40 words", "no exclamation")
-SAMPLES, ANSWERS, TOKENS = 8, 4, 96
-NOISE = (0.0, 0.1, 0.2, 0.3)
+UNSEEN = ("two sentences", "no exclamation", "title")
+SAMPLES, TOKENS = 8, 64
+HELD_TOPICS = 8
+MOST = 28
+"""Pairs of one kind of constraint; of a packaged kind a tenth, since there are many."""
+NOISE = (0.1, 0.2, 0.3)
 REVIEWED = 0.1
-DRAWS = 2_000
+DRAWS = 4_000
+# Chosen by --tune, on seed 0's validation topics: see align.md.
+SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "epochs": 2.0, "beta": 0.1}
+TRIALS: dict[str, dict[str, Any]] = {
+    "first trial's": {},
+    "lr 2e-4, 1 epoch": {"learning_rate": 2e-4, "epochs": 1.0},
+    "with sft 0.2": {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}},
+    "lr 3e-4": {"learning_rate": 3e-4},
+}
+FIXED: dict[str, Any] = {"model": "demo", "batch_size": 8, "max_length": 256, "save_steps": 10, "merge": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    seed: int
+    noise: float = 0.0
+    reviewed: bool = False
+    trial: str | None = None
+
+    @property
+    def name(self) -> str:
+        if self.trial is not None:
+            return "tune-" + "".join(letter if letter.isalnum() else "-" for letter in self.trial)
+        return f"seed-{self.seed}-noise-{self.noise:g}{'-reviewed' if self.reviewed else ''}"
+
+    @property
+    def result(self) -> Path:
+        return RESULTS / f"{self.name}.json"
 
 
 class Lines:
@@ -80,82 +131,179 @@ class Lines:
         print(f"{meter.what}: {meter.answers} answers, {meter.failed} failed", flush=True)
 
 
+# -- Prompts and who may see them
+
+
+def templated() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{topic}/{kind}",
+            "prompt": f"Tell me something about {topic}. {asked}",
+            "checks": checks,
+            "tags": [kind],
+        }
+        for topic in TOPICS
+        for kind, (asked, checks) in KINDS.items()
+    ]
+
+
+def packaged(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in prompt_sets()[name].read_text().splitlines()]
+
+
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    seed: int
-    noise: float
-    reviewed: bool = False
+class Split:
+    """Ids of prompts: those that pairs are made of; those held out by topic alone, by topic and kind, and of the
+    packaged ones by prompt alone and by kind."""
 
-    @property
-    def name(self) -> str:
-        return f"seed-{self.seed}-noise-{self.noise:g}{'-reviewed' if self.reviewed else ''}"
-
-
-def prompts(seed: int, limit: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Prompts to train on and held out; the last fifth of the shuffled topics is held out, and the unseen kinds."""
-    drawn = TOPICS.split(", ")
-    random.Random(seed).shuffle(drawn)
-    cut = len(drawn) * 4 // 5
-    made = [
-        {"prompt": f"Tell me something about {topic}. {KINDS[kind][0]}", "id": f"{topic}/{kind}",
-         "tags": [kind]}
-        for topic in drawn for kind in KINDS
-    ]  # fmt: skip
-    kept = set(drawn[:cut])
-    train = [row for row in made if row["id"].split("/")[0] in kept and row["tags"][0] not in UNSEEN]
-    held = [row for row in made if row["id"].split("/")[0] not in kept]
-    return train[:limit], held[:limit]
+    train: frozenset[str]
+    topics: frozenset[str]
+    kinds: frozenset[str]
+    packaged_prompts: frozenset[str]
+    packaged_kinds: frozenset[str]
 
 
-def passes(prompt_id: str, text: str) -> bool:
-    return bool(text.strip()) and KINDS[prompt_id.split("/")[1]][1](text.strip())
+def split(cell: Cell) -> Split:
+    chance = random.Random(f"{cell.seed}/split")
+    topics = chance.sample(TOPICS, len(TOPICS))
+    held, seen = topics[:HELD_TOPICS], topics[HELD_TOPICS:]
+    if cell.trial is not None:  # what is tried never sees the held-out topics
+        held, seen = seen[:HELD_TOPICS], seen[HELD_TOPICS:]
+    rows = packaged("constraints")
+    kinds = sorted({row["tags"][0] for row in rows})
+    apart = set(chance.sample(kinds, len(kinds) * 2 // 5))
+    within = {row["id"] for row in rows if row["tags"][0] not in apart}
+    beside = set(chance.sample(sorted(within), len(within) // 5))
+    trained = [kind for kind in KINDS if kind not in UNSEEN]
+    return Split(
+        train=frozenset(f"{topic}/{kind}" for topic in seen for kind in trained) | (within - beside),
+        topics=frozenset(f"{topic}/{kind}" for topic in held for kind in trained),
+        kinds=frozenset(f"{topic}/{kind}" for topic in held for kind in UNSEEN),
+        packaged_prompts=frozenset(beside),
+        packaged_kinds=frozenset({row["id"] for row in rows} - within),
+    )
 
 
-def sampled(path: Path, rows: list[dict[str, Any]], models: list[str], engines: Engines, n: int, seed: int) -> Run:
-    """A run in which each of ``models`` has answered each of ``rows`` ``n`` times."""
+# -- Answers and what the checks say of them
+
+
+def engines(folder: Path) -> Engines:
+    return Engines(folder / "log", Config().client, Lines().say)
+
+
+def answered(path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engines, n: int = SAMPLES) -> Run:
+    """A run in which ``model`` has answered each of ``rows`` ``n`` times."""
     run = Run(path)
     path.mkdir(parents=True, exist_ok=True)
     source = path / "prompts.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config.model_validate(
         {
-            "seed": seed,
             "prompts": {"source": [str(source)], "heldout_share": 0, "near_duplicates": 0},
-            "policies": [{"model": model} for model in models],
-            "sampler": {"n": n * len(models), "max_tokens": TOKENS, "vllm": {"max_model_len": 512}},
+            "policies": [{"model": model}],
+            "sampler": {"n": n, "max_tokens": TOKENS, "vllm": {"max_model_len": 1024}},
         }
     )
-    pipeline.generate(run, config, Lines(), engines)
+    pipeline.generate(run, config, Lines(), found)
     return run
 
 
-def pairs(run: Run, cell: Cell) -> list[dict[str, Any]]:
-    """Up to two passing/failing pairs a prompt, as many of one kind as of another, with the cell's noise."""
-    chance = random.Random(f"{cell.seed}/pairs")
-    texts = {record["prompt_id"]: record["messages"] for _, record in read(run.journal_path("prompts"))}
-    good, bad = defaultdict(list), defaultdict(list)
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A prompt with its answers' texts, and which of them meet every check."""
+
+    prompt: dict[str, Any]
+    texts: list[str]
+    met: list[bool]
+
+
+def judged(run: Run) -> dict[str, Read]:
+    """By prompt id. An empty answer meets nothing; one that a check breaks on is left out."""
+    prompts = {record["prompt_id"]: record for _, record in read(run.journal_path("prompts"))}
+    found = {prompt_id: Read(record, [], []) for prompt_id, record in prompts.items()}
     for _, record in read(run.journal_path("completions")):
-        if "error" not in record and record["text"].strip():
-            where = good if passes(record["prompt_id"], record["text"]) else bad
-            where[record["prompt_id"]].append(record["text"])
-    by_kind = defaultdict(list)
-    for prompt_id in sorted(texts):
-        chosen, rejected = sorted(set(good[prompt_id])), sorted(set(bad[prompt_id]))
-        chance.shuffle(chosen)
-        chance.shuffle(rejected)
-        by_kind[prompt_id.split("/")[1]] += [(prompt_id, *both) for both in zip(chosen[:2], rejected, strict=False)]
-    # Balanced: kinds that the model seldom meets would otherwise be drowned by those that it half meets already.
-    each = max(1, int(np.median([len(found) for found in by_kind.values() if found] or [0])))
-    rows = []
+        if "error" in record:
+            continue
+        verdict = check.run(prompts[record["prompt_id"]], record)
+        if not isinstance(verdict, Failure):
+            found[record["prompt_id"]].texts.append(record["text"])
+            found[record["prompt_id"]].met.append(verdict.score == 1.0 and bool(record["text"].strip()))
+    return found
+
+
+def base(folder: Path) -> dict[str, Read]:
+    """The reference's answers to everything, sampled once."""
+    done = RESULTS / "base.json"
+    with engines(folder) as found:
+        rows = judged(answered(folder / "base", templated(), "demo", found))
+        rows |= judged(answered(folder / "base-packaged", packaged("constraints"), "demo", found))
+        if not done.exists():
+            write(
+                done,
+                {
+                    "answers": counts(rows),
+                    "words": words(rows),
+                    "refused": refused(folder / "base-benign", "demo", found),
+                },
+            )
+    return rows
+
+
+def counts(rows: dict[str, Read]) -> dict[str, list[int]]:
+    return {prompt_id: [sum(row.met), len(row.met)] for prompt_id, row in sorted(rows.items()) if row.met}
+
+
+def words(rows: dict[str, Read]) -> dict[str, float]:
+    """Mean words of an answer, by prompt."""
+    return {
+        key: round(float(np.mean([len(text.split()) for text in row.texts])), 2)
+        for key, row in sorted(rows.items())
+        if row.texts
+    }
+
+
+def refused(path: Path, model: str, found: Engines) -> dict[str, list[int]]:
+    """Of the answers to each benign look-alike, how many refuse, by the product's text classifier."""
+    rows = [row for row in packaged("refusals") if "benign" in row["tags"]]
+    run = answered(path, rows, model, found)
+    told: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for _, record in read(run.journal_path("completions")):
+        if "error" not in record:
+            told[record["prompt_id"]][0] += refusal.classify(record["text"]).label == "refuse"
+            told[record["prompt_id"]][1] += 1
+    return dict(sorted(told.items()))
+
+
+# -- A cell: pairs, training, held-out answers
+
+
+def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
+    """Passing against failing answers of the same prompt, as many of one kind as of another, with the cell's noise."""
+    chance = random.Random(f"{cell.seed}/pairs")
+    by_kind: dict[str, list[list[tuple[str, str, str]]]] = defaultdict(list)
+    for prompt_id in sorted(split(cell).train):
+        row = rows[prompt_id]
+        good = sorted({text for text, met in zip(row.texts, row.met, strict=True) if met})
+        poor = sorted({text for text, met in zip(row.texts, row.met, strict=True) if not met and text.strip()})
+        chance.shuffle(good)
+        chance.shuffle(poor)
+        if good and poor:
+            count = min(3, max(len(good), len(poor)))
+            by_kind[row.prompt["tags"][0] + ("" if "/" in prompt_id else " (packaged)")].append(
+                [(prompt_id, good[place % len(good)], poor[place % len(poor)]) for place in range(count)]
+            )
+    made = []
     for kind in sorted(by_kind):
         chance.shuffle(by_kind[kind])
-        for prompt_id, chosen, rejected in by_kind[kind][:each]:
-            place = f"{prompt_id}/{len(rows)}"
+        # The first pair of every prompt, then the second of each: a kind seldom met takes several of a prompt.
+        turns = [found[place] for place in range(3) for found in by_kind[kind] if place < len(found)]
+        for prompt_id, chosen, rejected in turns[: MOST // 10 if kind.endswith("(packaged)") else MOST]:
+            place = f"{prompt_id}/{len(made)}"
             turned = random.Random(f"{cell.seed}/noise/{place}").random() < cell.noise
             seen = cell.reviewed and random.Random(f"{cell.seed}/review/{place}").random() < REVIEWED
-            rows.append({"prompt_id": prompt_id, "prompt": texts[prompt_id], "good": chosen, "poor": rejected,
-                         "turned": turned and not seen, "reviewed": seen, "was_turned": turned})  # fmt: skip
-    return rows
+            made.append({"prompt_id": prompt_id, "prompt": rows[prompt_id].prompt["messages"], "good": chosen, "poor": rejected,
+                         "kind": kind, "turned": turned and not seen, "reviewed": seen, "was_turned": turned})  # fmt: skip
+    return made
 
 
 def dataset(run: Run, rows: Sequence[dict[str, Any]]) -> None:
@@ -173,102 +321,84 @@ def dataset(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     pl.DataFrame(made).write_parquet(run.dataset / "train.parquet")
 
 
-def run_cell(folder: Path, cell: Cell, options: argparse.Namespace) -> None:
-    path = folder / cell.name
-    done = path / "result.json"
-    if done.exists():
-        return
+def train(folder: Path, cell: Cell, rows: dict[str, Read]) -> tuple[str, dict[str, Any]]:
+    """The adapter's folder, and what is to be told of the training."""
     print(f"== {cell.name}", flush=True)
-    limit = 24 if options.small else 10_000
-    train, held = prompts(cell.seed, limit)
-    config = Config()
-    with Engines(folder / "log", config.client, print) as engines:
-        shared = sampled(folder / f"seed-{cell.seed}", train, ["demo"], engines, SAMPLES, cell.seed)
-    run = Run(path)
-    rows = pairs(shared, cell)
-    dataset(run, rows)
-    wanted: dict[str, Any] = {
-        "model": "demo", "learning_rate": 1e-4, "epochs": 2, "batch_size": 8, "max_length": 256, "save_steps": 10,
-        "merge": False, **({"max_steps": 2} if options.small else {}), **dict(options.train),
-    }  # fmt: skip
-    reviewed = [row for row in rows if row["reviewed"]]
+    run = Run(folder / cell.name)
+    made = pairs(rows, cell)
+    dataset(run, made)
+    wanted = {**FIXED, **SETTINGS, **(TRIALS[cell.trial] if cell.trial is not None else {})}
+    reviewed = [row for row in made if row["reviewed"]]
     wrong = sum(row["was_turned"] for row in reviewed) / max(len(reviewed), 1)
     if cell.reviewed and wrong:
-        wanted |= {"loss": ["robust"], "extra": {"label_smoothing": min(0.45, round(wrong, 3))}}
+        others = [loss for loss in wanted.get("loss", []) if loss != "sigmoid"]
+        wanted["loss"] = ["robust", *others]
+        wanted["extra"] = {**wanted.get("extra", {}), "label_smoothing": min(0.45, round(wrong, 3))}
     result = loop.train(run, Config.model_validate({"seed": cell.seed, "train": wanted}), say=Lines().say)
     assert result.adapter is not None
-    name = cell.name
-    with Engines(folder / "log", config.client, print) as engines:
-        engines.know(Local(name, str(result.adapter), base="demo"))
-        answered = sampled(path / "heldout", held, ["demo", name], engines, 1 if options.small else ANSWERS, cell.seed)
-    met: dict[str, dict[str, list[bool]]] = defaultdict(lambda: {"demo": [], name: []})
-    for _, record in read(answered.journal_path("completions")):
-        if "error" not in record:
-            met[record["prompt_id"]][record["model"]].append(passes(record["prompt_id"], record["text"]))
-    shares = {prompt_id: [float(np.mean(both["demo"])), float(np.mean(both[name]))]
-              for prompt_id, both in sorted(met.items()) if both["demo"] and both[name]}  # fmt: skip
-    told = {"pairs": len(rows), "noise found": wrong if cell.reviewed else None, "train": wanted, "shares": shares}
-    done.write_text(json.dumps(told, indent=1))
+    by_kind = {kind: sum(row["kind"] == kind for row in made) for kind in sorted({row["kind"] for row in made})}
+    facts = {"pairs": len(made), "by_kind": by_kind, "turned": sum(row["turned"] for row in made), "train": wanted,
+             "reviewed": len(reviewed), "noise_found": wrong if cell.reviewed else None}  # fmt: skip
+    return str(result.adapter), facts
 
 
-def gain(shares: Sequence[tuple[str, float, float]]) -> str:
-    """Before, after and gain, with the gain's interval: bootstrap over prompts."""
-    values = np.array([(before, after) for _, before, after in shares])
-    chance = np.random.default_rng(0)
-    draws = [values[chance.integers(0, len(values), len(values))] for _ in range(DRAWS)]
-    low, high = np.quantile([(draw[:, 1] - draw[:, 0]).mean() for draw in draws], (0.025, 0.975))
-    before, after = values.mean(axis=0)
-    return f"{before:.3f} -> {after:.3f} | {after - before:+.3f} [{low:+.3f}, {high:+.3f}] | {len(values)}"
+def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
+    """Train the cells that are not there yet, then have all their adapters answer in one vLLM."""
+    owed = [cell for cell in cells if not cell.result.exists()]
+    trained = {cell: train(folder, cell, rows) for cell in owed}
+    with engines(folder) as found:
+        for cell, (adapter, _) in trained.items():
+            found.know(Local(cell.name, adapter, base="demo"))
+        for cell, (_, facts) in trained.items():
+            parts = split(cell)
+            ids = parts.topics | parts.kinds
+            met = judged(
+                answered(
+                    folder / cell.name / "heldout", (row for row in templated() if row["id"] in ids), cell.name, found
+                )
+            )
+            told = {**dataclasses.asdict(cell), **facts, "answers": counts(met), "words": words(met)}
+            if not cell.noise and cell.trial is None:
+                ids = parts.packaged_prompts | parts.packaged_kinds
+                more = judged(
+                    answered(
+                        folder / cell.name / "packaged",
+                        (row for row in packaged("constraints") if row["id"] in ids),
+                        cell.name,
+                        found,
+                    )
+                )
+                told["answers"] |= counts(more)
+                told["refused"] = refused(folder / cell.name / "benign", cell.name, found)
+            write(cell.result, told)
 
 
-def table(folder: Path, cells: Sequence[Cell]) -> None:
-    rows: dict[tuple[float, bool], list[tuple[str, float, float]]] = defaultdict(list)
-    seeds: dict[tuple[float, bool], int] = defaultdict(int)
-    for cell in cells:
-        path = folder / cell.name / "result.json"
-        if path.exists():
-            stored = json.loads(path.read_text())["shares"]
-            rows[cell.noise, cell.reviewed] += [(prompt_id, *both) for prompt_id, both in stored.items()]
-            seeds[cell.noise, cell.reviewed] += 1
-    print("\n| noise | reviewed | held out | seeds | checks met | gain | n |\n|---|---|---|---|---|---|---|")
-    for noise, reviewed in dict.fromkeys((cell.noise, cell.reviewed) for cell in cells):
-        found = rows[noise, reviewed]
-        head = f"| {noise:.0%} | {'10 %' if reviewed else '-'} |"
-        if not found:
-            print(f"{head} | 0 | not run | | |")
-            continue
-        kinds = {"topics": lambda kind: kind not in UNSEEN, "kinds and topics": lambda kind: kind in UNSEEN}
-        for title, belongs in kinds.items():
-            some = [row for row in found if belongs(row[0].split("/")[1])]
-            if some:
-                print(f"{head} {title} | {seeds[noise, reviewed]} | {gain(some)} |")
-    plain = rows[0.0, False]
-    if plain:
-        print("\n| without noise, by kind | checks met | gain | n |\n|---|---|---|---|")
-        for kind in KINDS:
-            some = [row for row in plain if row[0].split("/")[1] == kind]
-            if some:
-                print(f"| {kind}{' (unseen)' if kind in UNSEEN else ''} | {gain(some)} |")
+def write(path: Path, told: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in told.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print(f"-> {path}", flush=True)
+
+
+def waves(seeds: int) -> list[list[Cell]]:
+    """In this order, so that each interruption leaves the most that can be said."""
+    noisy = [(noise, reviewed) for noise in NOISE for reviewed in (False, True)]
+    return [[Cell(seed) for seed in range(seeds)]] + [
+        [Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in range(seeds)
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cells", type=int, help="stop after so many new cells")
+    parser.add_argument("--tune", action="store_true", help="try the settings of TRIALS instead")
     parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--small", action="store_true", help="a cell that only shows that it runs")
-    parser.add_argument("--train", nargs=1, action="extend", default=[], metavar="NAME=JSON",
-                        type=lambda text: (text.partition("=")[0], json.loads(text.partition("=")[2])),
-                        help="a setting of [train] to try, in a folder of its own")  # fmt: skip
     options = parser.parse_args()
-    cells = [Cell(seed, noise) for noise in NOISE for seed in range(options.seeds)]
-    cells += [Cell(seed, noise, reviewed=True) for noise in NOISE[1:] for seed in range(options.seeds)]
-    cells = [Cell(0, 0.2, reviewed=True)] if options.small else cells
-    owed = [cell for cell in cells if not (options.folder / cell.name / "result.json").exists()]
-    for cell in [] if options.table else owed[: options.cells]:
-        run_cell(options.folder, cell, options)
-    table(options.folder, cells)
+    if not options.table:
+        rows = base(options.folder)
+        for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves(options.seeds):
+            wave(options.folder, cells, rows)
 
 
 if __name__ == "__main__":
