@@ -4,8 +4,8 @@
     python benchmarks/align.py FOLDER --tune      settings tried on seed 0, validated on topics from its training side
     python benchmarks/align.py FOLDER --table     the tables of what benchmarks/align/ has
 
-The prompts are topics times kinds of constraint, and the packaged constraints (prompts/constraints.jsonl). The base model
-answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which topics
+The prompts are topics times kinds of constraint, and the packaged constraints (prompts/constraints.jsonl). The base
+model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which topics
 and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An answer that
 meets its checks against one of the same prompt that does not is a pair, as many of one kind as of another. For each
 share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always
@@ -52,7 +52,7 @@ TOPICS = (
     "rivers, bread, winter, bees, trains, honey, clocks, rain, tea, mountains, soap, whales, chess, kites, salt, "
     "glass, owls, maps, bicycles, the moon, bridges, wool, cheese, volcanoes, paper, lighthouses, ants, violins, "
     "coffee, deserts, candles, turtles, gardens, windmills, ice, apples, fog, horses, bells, sand"
-).split(", ")
+).split(", ")  # noqa: SIM905
 KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "lowercase": (
         "Write everything in lowercase letters.",
@@ -301,8 +301,9 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
             place = f"{prompt_id}/{len(made)}"
             turned = random.Random(f"{cell.seed}/noise/{place}").random() < cell.noise
             seen = cell.reviewed and random.Random(f"{cell.seed}/review/{place}").random() < REVIEWED
-            made.append({"prompt_id": prompt_id, "prompt": rows[prompt_id].prompt["messages"], "good": chosen, "poor": rejected,
-                         "kind": kind, "turned": turned and not seen, "reviewed": seen, "was_turned": turned})  # fmt: skip
+            asked = rows[prompt_id].prompt["messages"]
+            made.append({"prompt_id": prompt_id, "prompt": asked, "good": chosen, "poor": rejected, "kind": kind,
+                         "turned": turned and not seen, "reviewed": seen, "was_turned": turned})  # fmt: skip
     return made
 
 
