@@ -5,12 +5,12 @@
     python benchmarks/align.py FOLDER --table     the tables of what benchmarks/align/ has
 
 The prompts are topics times kinds of constraint, and the packaged constraints (prompts/constraints.jsonl). The base
-model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which topics
-and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An answer that
-meets its checks against one of the same prompt that does not is a pair, as many of one kind as of another. For each
-share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always
-right, drawn at random (a check has no doubt by which to route), and hands the share of wrong labels found to the
-robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
+model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which
+topics and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An
+answer that meets its checks against one of the same prompt that does not is a pair, as many of one kind as of
+another. For each share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a
+person who is always right, drawn at random (a check has no doubt by which to route), and hands the share of wrong
+labels found to the robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
 
 Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
 fifth of the topics (with the kinds that were trained, and with three that were not), and of the packaged constraints
@@ -48,11 +48,11 @@ from rlaif.run.journal import read
 from rlaif.train import loop
 
 RESULTS = Path(__file__).parent / "align"
-TOPICS = (
+TOPICS = (  # noqa: SIM905
     "rivers, bread, winter, bees, trains, honey, clocks, rain, tea, mountains, soap, whales, chess, kites, salt, "
     "glass, owls, maps, bicycles, the moon, bridges, wool, cheese, volcanoes, paper, lighthouses, ants, violins, "
     "coffee, deserts, candles, turtles, gardens, windmills, ice, apples, fog, horses, bells, sand"
-).split(", ")  # noqa: SIM905
+).split(", ")
 KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "lowercase": (
         "Write everything in lowercase letters.",
