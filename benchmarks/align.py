@@ -2,7 +2,7 @@
 
     python benchmarks/align.py FOLDER             what is not there yet, cell by cell, then the tables
     python benchmarks/align.py FOLDER --tune      settings tried on seed 0, validated on topics from its training side
-    python benchmarks/align.py FOLDER --table     the tables of what benchmarks/align/ has
+    python benchmarks/align.py --table            the tables of what benchmarks/align/ has
 
 The prompts are topics times kinds of constraint, and the packaged constraints (prompts/constraints.jsonl). The base
 model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which
@@ -90,7 +90,7 @@ MOST = 28
 NOISE = (0.1, 0.2, 0.3)
 REVIEWED = 0.1
 DRAWS = 4_000
-# Chosen by --tune, on seed 0's validation topics: see align.md.
+# Those of the first trial, on other prompts; nothing was fitted to these.
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "epochs": 2.0, "beta": 0.1}
 TRIALS: dict[str, dict[str, Any]] = {
     "first trial's": {},
@@ -389,17 +389,132 @@ def waves(seeds: int) -> list[list[Cell]]:
     ]
 
 
+# -- Tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """How many of ``n`` answers to one prompt did something, by the reference and by the trained model. Prompts of one
+    ``cluster`` (a topic) are drawn together."""
+
+    seed: int
+    cluster: str
+    reference: tuple[int, int]
+    trained: tuple[int, int]
+
+
+def shares(told: dict[str, Any], reference: dict[str, Any], part: str, ids: Iterable[str]) -> list[Share]:
+    """The prompts ``ids`` in what a cell and the reference have ``told`` of ``part`` (answers or refused)."""
+    return [
+        Share(told["seed"], prompt_id.split("/")[0], tuple(reference[part][prompt_id]), tuple(told[part][prompt_id]))
+        for prompt_id in sorted(ids)
+        if prompt_id in told[part] and prompt_id in reference[part]
+    ]
+
+
+def means(rows: Sequence[Share]) -> tuple[float, float, float, float]:
+    """The mean over prompts of the reference's and the trained model's share, and the gain's 95 % interval: bootstrap
+    over seeds and, in each, over clusters."""
+    pairs_of = {seed: defaultdict(list) for seed in sorted({row.seed for row in rows})}
+    for row in rows:
+        before, after = row.reference[0] / row.reference[1], row.trained[0] / row.trained[1]
+        pairs_of[row.seed][row.cluster].append((before, after))
+    # By seed and cluster: sums of both shares, and how many prompts.
+    sums = [
+        np.array([(*np.sum(found, axis=0), len(found)) for found in by_cluster.values()])
+        for by_cluster in pairs_of.values()
+    ]
+    chance = np.random.default_rng(0)
+    gains = []
+    for _ in range(DRAWS):
+        total = np.zeros(3)
+        for place in chance.integers(0, len(sums), len(sums)):
+            clusters = sums[place]
+            total += clusters[chance.integers(0, len(clusters), len(clusters))].sum(axis=0)
+        gains.append((total[1] - total[0]) / total[2])
+    low, high = np.quantile(gains, (0.025, 0.975))
+    before, after, count = np.concatenate(sums).sum(axis=0)
+    return float(before / count), float(after / count), float(low), float(high)
+
+
+def cells_of(rows: Sequence[Share]) -> str:
+    """The cells of a table's row: before, after, gain with interval in points, and n."""
+    if not rows:
+        return "| not run | | 0 |"
+    before, after, low, high = means(rows)
+    n = f"{len({row.seed for row in rows})} seeds, {len(rows)} prompts, {sum(row.trained[1] for row in rows)} answers"
+    return (
+        f"| {before:.3f} -> {after:.3f} | {100 * (after - before):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] | {n} |"
+    )
+
+
+def tables(seeds: int) -> None:
+    if not (RESULTS / "base.json").exists():
+        print(f"nothing is in {RESULTS} yet")
+        return
+    reference = json.loads((RESULTS / "base.json").read_text())
+    found: dict[Cell, dict[str, Any]] = {
+        cell: json.loads(cell.result.read_text())
+        for cells in [*waves(seeds), [Cell(0, trial=name) for name in TRIALS]]
+        for cell in cells
+        if cell.result.exists()
+    }
+    plain = [cell for cell in found if not cell.noise and cell.trial is None]
+
+    def over(cells: Iterable[Cell], part: str, wanted: str) -> list[Share]:
+        return [row for cell in cells for row in shares(found[cell], reference, part, getattr(split(cell), wanted))]
+
+    head = "gain in points, 95 % | n |\n|---|---|---|---|"
+    print(f"\n| without noise, held out by | answers that meet every check | {head}")
+    for title, wanted in (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
+                          ("packaged, kind", "packaged_kinds")):  # fmt: skip
+        print(f"| {title} {cells_of(over(plain, 'answers', wanted))}")
+
+    print(f"\n| without noise, by kind | answers that meet it | {head}")
+    for kind in KINDS:
+        rows = [
+            row
+            for cell in plain
+            for row in shares(found[cell], reference, "answers", (f"{topic}/{kind}" for topic in TOPICS))
+        ]
+        print(f"| {kind}{' (not trained)' if kind in UNSEEN else ''} {cells_of(rows)}")
+
+    print("\n| noise | review | held out by topic | gain in points, 95 % | n | gain kept |\n|---|---|---|---|---|---|")
+    for noise, reviewed in [(0.0, False), *((noise, reviewed) for noise in NOISE for reviewed in (False, True))]:
+        cells = [cell for cell in found if (cell.noise, cell.reviewed, cell.trial) == (noise, reviewed, None)]
+        rows = over(cells, "answers", "topics")
+        same = over([cell for cell in plain if cell.seed in {row.seed for row in rows}], "answers", "topics")
+        kept = ""
+        if rows and same and len({row.seed for row in same}) == len({row.seed for row in rows}):
+            (before, after, *_), (first, last, *_) = means(rows), means(same)
+            kept = f"{(after - before) / (last - first):.0%}" if last > first else "no gain to keep"
+        print(f"| {noise:.0%} | {f'{REVIEWED:.0%}' if reviewed else '-'} {cells_of(rows)} {kept} |")
+
+    print(f"\n| benign look-alikes | answers that refuse | {head}")
+    benign = [row for cell in plain for row in shares(found[cell], reference, "refused", reference["refused"])]
+    print(f"| without noise {cells_of(benign)}")
+
+    tried = [cell for cell in found if cell.trial is not None]
+    if tried:
+        print(f"\n| tried on seed 0, validation topics | answers that meet their check | {head}")
+        for cell in tried:
+            print(f"| {cell.trial} {cells_of(over([cell], 'answers', 'topics'))}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="for answers, checkpoints and adapters")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tune", action="store_true", help="try the settings of TRIALS instead")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     if not options.table:
+        if options.folder is None:
+            parser.error("give a FOLDER for answers, checkpoints and adapters, or --table")
         rows = base(options.folder)
         for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves(options.seeds):
             wave(options.folder, cells, rows)
+    tables(options.seeds)
 
 
 if __name__ == "__main__":
