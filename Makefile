@@ -57,7 +57,7 @@ demo: $(READY)
 
 # Tests that share the one vLLM server stay together in one worker; training runs beside them in the other.
 test: $(READY) $(BROWSER)
-	@echo "== Running every test, real vLLM and TRL included: usually 15 to 20 minutes on 2 cores."
+	@echo "== Running every test, real vLLM and TRL included: usually 20 minutes on 2 cores."
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
 
 check: $(READY)

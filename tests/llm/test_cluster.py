@@ -122,20 +122,20 @@ class Serving:
 
 
 def test_a_cluster_that_others_reach_wants_a_key(cluster: dict[str, str]) -> None:
-    done = subprocess.run(command("serve", "--model", "some/model", "--port", cluster["PORT"]), env=cluster,
+    done = subprocess.run(command("serve", "--model", "ray/model", "--port", cluster["PORT"]), env=cluster,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "export RLAIF_API_KEY=" in done.stderr
-    assert not listening("some/model")
+    assert not listening("ray/model")
 
 
 def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     environment = {**cluster, "RLAIF_API_KEY": KEY}
-    serving = Serving(environment, "--model", "some/model", "--replicas", "2")
+    serving = Serving(environment, "--model", "ray/model", "--replicas", "2")
     (url,) = serving.urls()
-    before = listening("some/model")
+    before = listening("ray/model")
     assert len(before) == 2
     assert {ask(url) for _ in range(30)} == {f"from {number}" for number in before}
     with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -145,10 +145,10 @@ def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
     run.mkdir()
     (run / "rlaif.toml").write_text('[cluster]\non = "ray"\n[sampler]\nn = 1\n')
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt {i}"} for i in range(40)])
-    line = command("generate", run, "--prompts", prompts, "--model", "some/model", "--heldout-share", "0")
+    line = command("generate", run, "--prompts", prompts, "--model", "ray/model", "--heldout-share", "0")
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "some/model is served on the cluster already" in done.stderr
+    assert "ray/model is served on the cluster already" in done.stderr
     answers = read_jsonl(run / "journal" / "completions.jsonl")
     assert {answer["text"] for answer in answers} == {f"from {number}" for number in before}
     assert len(answers) == 40
@@ -159,7 +159,7 @@ def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
     code, told = serving.end(signal.SIGINT)
     assert code == 0, told
     assert told.rstrip().endswith("taken down")
-    assert until(lambda: not carrying("served-model-name\0some/model"))
+    assert until(lambda: not carrying("served-model-name\0ray/model"))
 
 
 def test_what_a_run_deploys_ends_with_it_kill_9_included(cluster: dict[str, str], tmp_path: Path) -> None:

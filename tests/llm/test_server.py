@@ -117,7 +117,8 @@ def test_stop_ends_the_whole_group_deaf_or_not(make: Make, said: list[str]) -> N
 
 
 PARENT = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup, which has children ignore it
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from rlaif.config import ClientConfig
