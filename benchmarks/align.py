@@ -344,34 +344,30 @@ def train(folder: Path, cell: Cell, rows: dict[str, Read]) -> tuple[str, dict[st
 
 
 def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
-    """Train the cells that are not there yet, then have all their adapters answer in one vLLM."""
-    owed = [cell for cell in cells if not cell.result.exists()]
+    """Train the cells that are not there yet, then have all their adapters answer in one vLLM: first what was trained
+    for, of every cell, then what else a cell without noise is asked."""
+    owed = [cell for cell in cells if owes(cell)]
     trained = {cell: train(folder, cell, rows) for cell in owed}
     with engines(folder) as found:
         for cell, (adapter, _) in trained.items():
             found.know(Local(cell.name, adapter, base="demo"))
         for cell, (_, facts) in trained.items():
-            parts = split(cell)
-            ids = parts.topics | parts.kinds
-            met = judged(
-                answered(
-                    folder / cell.name / "heldout", (row for row in templated() if row["id"] in ids), cell.name, found
-                )
-            )
-            told = {**dataclasses.asdict(cell), **facts, "answers": counts(met), "words": words(met)}
-            if not cell.noise and cell.trial is None:
-                ids = parts.packaged_prompts | parts.packaged_kinds
-                more = judged(
-                    answered(
-                        folder / cell.name / "packaged",
-                        (row for row in packaged("constraints") if row["id"] in ids),
-                        cell.name,
-                        found,
-                    )
-                )
-                told["answers"] |= counts(more)
-                told["refused"] = refused(folder / cell.name / "benign", cell.name, found)
-            write(cell.result, told)
+            ids = split(cell).topics | split(cell).kinds
+            asked = (row for row in templated() if row["id"] in ids)
+            met = judged(answered(folder / cell.name / "heldout", asked, cell.name, found))
+            write(cell.result, {**dataclasses.asdict(cell), **facts, "answers": counts(met), "words": words(met)})
+        for cell in filter(owes, owed):
+            told = json.loads(cell.result.read_text())
+            ids = split(cell).packaged_prompts | split(cell).packaged_kinds
+            asked = (row for row in packaged("constraints") if row["id"] in ids)
+            told["answers"] |= counts(judged(answered(folder / cell.name / "packaged", asked, cell.name, found)))
+            write(cell.result, {**told, "refused": refused(folder / cell.name / "benign", cell.name, found)})
+
+
+def owes(cell: Cell) -> bool:
+    if not cell.result.exists():
+        return True
+    return not cell.noise and cell.trial is None and "refused" not in json.loads(cell.result.read_text())
 
 
 def write(path: Path, told: dict[str, Any]) -> None:
@@ -408,7 +404,7 @@ def shares(told: dict[str, Any], reference: dict[str, Any], part: str, ids: Iter
     return [
         Share(told["seed"], prompt_id.split("/")[0], tuple(reference[part][prompt_id]), tuple(told[part][prompt_id]))
         for prompt_id in sorted(ids)
-        if prompt_id in told[part] and prompt_id in reference[part]
+        if prompt_id in told.get(part, {}) and prompt_id in reference[part]
     ]
 
 
