@@ -17,9 +17,11 @@ TORCH := $(if $(UV_FIND_LINKS),,$(if $(filter cpu,$(ENGINE)),--torch-backend=cpu
 READY := $(VENV)/.ready-$(ENGINE)
 
 # What the tests of the review page need besides: a browser, its accessibility checker, and the packages of two
-# labelling tools, which want other versions than ours and so live in an environment of their own. So does an S3 server.
+# labelling tools, which want other versions than ours and so live in an environment of their own. So does an S3 server,
+# and the engine that PPO is handed over to: its configuration alone, without what it trains with.
 AXE := axe-core@4.14.1
-TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2 'moto[s3]==5.2.5' flask flask-cors
+TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2 'moto[s3]==5.2.5' flask flask-cors hydra-core==1.3.8
+BARE := verl==0.9.1
 BROWSER := $(VENV)/.browser
 
 .PHONY: setup demo test check format clean
@@ -48,8 +50,9 @@ $(BROWSER): $(READY) Makefile
 		{ npm pack --silent $(AXE) >/dev/null && tar xzf axe-core-*.tgz package/axe.min.js && rm axe-core-*.tgz; } || \
 		echo "   No $(AXE): the accessibility tests need it."
 	@{ test -x $(VENV)/tools/bin/python || $(BIN)/uv venv --quiet $(VENV)/tools; } && \
-		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python $(TOOLS) || \
-		echo "   No $(TOOLS): what is tested with these packages is then left out or tested without."
+		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python $(TOOLS) && \
+		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python --no-deps $(BARE) || \
+		echo "   No $(TOOLS) $(BARE): what is tested with these packages is then left out or tested without."
 	@touch $@
 
 demo: $(READY)

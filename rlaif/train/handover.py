@@ -5,17 +5,19 @@ TRL keeps no PPO trainer; with one machine, ``rloo`` is its nearest kin and runs
     train.parquet, test.parquet     prompts as verl reads them: data_source, prompt, ability, reward_model, extra_info
     launch.sh                       ``python -m verl.trainer.main_ppo`` with the settings of [train]
 
-Field names are those of verl 0.9.1; its configuration parser takes every one of them and refuses unknown ones.
+Field names are those of verl 0.9.1; its configuration parser takes every one of them and refuses unknown ones
+(tests/train/test_handover.py has it read a launch file).
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import Config
-from rlaif.errors import RunError
+from rlaif.errors import RunError, UsageError
 from rlaif.llm import demo
 from rlaif.run.directory import Run
 from rlaif.train import preflight, rloo, settings
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 RATE = 1e-6
 CRITIC_RATE = 1e-5
+PLAIN = re.compile(r"[\w./:-]+")
+"""What stands in an override of Hydra's as it is; anything else, a path with a comma say, would be parsed."""
 
 
 def write(run: Run, config: Config) -> Path:
@@ -37,11 +41,13 @@ def write(run: Run, config: Config) -> Path:
     folder = (Path(config.train.output) if config.train.output else run.model) / "verl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _prompts(train).write_parquet(folder / "train.parquet")
+        prompts = _prompts(train)
+        prompts.write_parquet(folder / "train.parquet")
         test = run.dataset / "test.parquet"
         _prompts(_read(test) if test.exists() else train.head(64)).write_parquet(folder / "test.parquet")
         script = folder / "launch.sh"
-        script.write_text(_script(overrides(config, demo.resolve(name), folder)), encoding="utf-8")
+        values = overrides(config, demo.resolve(name), folder, prompts.height)
+        script.write_text(_script(values), encoding="utf-8")
         script.chmod(0o755)
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", where=str(folder)) from None
@@ -75,27 +81,35 @@ def _prompts(frame: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def overrides(config: Config, model: str, folder: Path) -> dict[str, Any]:
-    """verl's settings by dotted name."""
+def overrides(config: Config, model: str, folder: Path, prompts: int) -> dict[str, Any]:
+    """verl's settings by dotted name. Raises :class:`UsageError` where there is less than one prompt a GPU."""
     train = config.train
     here = folder.resolve()
     gpus = train.processes or 8
+    if prompts < gpus:
+        raise UsageError(
+            f"{prompts} prompts cannot be shared by {gpus} GPUs",
+            mend="Lower processes under [train]: it is how many GPUs verl is told of.",
+        )
+    batch = min(train.batch_size, prompts // gpus) * gpus  # verl drops a last batch that is not full
     return {
         "data.train_files": here / "train.parquet",
         "data.val_files": here / "test.parquet",
         "data.prompt_key": "prompt",
         "data.max_prompt_length": train.max_length // 2,
         "data.max_response_length": train.max_length // 2,
-        "data.train_batch_size": train.batch_size * gpus,
+        "data.filter_overlong_prompts": True,  # as here they are left out; by default verl stops at one
+        "data.train_batch_size": batch,
         "algorithm.adv_estimator": "gae",
         "algorithm.use_kl_in_reward": True,
         "algorithm.kl_ctrl.kl_coef": train.beta,
         "actor_rollout_ref.model.path": model,
         "actor_rollout_ref.actor.optim.lr": train.learning_rate or RATE,
-        "actor_rollout_ref.actor.ppo_mini_batch_size": train.batch_size * gpus,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": batch,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": train.per_device_batch_size,
         "actor_rollout_ref.rollout.name": "vllm",
         "actor_rollout_ref.rollout.n": 1,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,  # two by default, which one GPU cannot be
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": train.per_device_batch_size,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": train.per_device_batch_size,
         "critic.model.path": model,
@@ -106,6 +120,8 @@ def overrides(config: Config, model: str, folder: Path) -> dict[str, Any]:
         if Path(str(train.reward_model)).is_dir()
         else train.reward_model,
         "reward.reward_model.rollout.name": "vllm",
+        "reward.reward_model.rollout.tensor_model_parallel_size": 1,
+        "trainer.logger": ["console"],  # by default wandb too, which asks for a login
         "trainer.project_name": "rlaif",
         "trainer.experiment_name": folder.parent.name,
         "trainer.nnodes": 1,
@@ -116,8 +132,16 @@ def overrides(config: Config, model: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def _value(value: Any) -> str:
+    """``value`` as Hydra reads it, in quotes where it would be taken for something else."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_value, value))}]"
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else "'" + text.replace("'", "\\'") + "'"
+
+
 def _script(values: dict[str, Any]) -> str:
-    lines = " \\\n    ".join(shlex.quote(f"{name}={value}") for name, value in values.items())
+    lines = " \\\n    ".join(shlex.quote(f"{name}={_value(value)}") for name, value in values.items())
     return (
         "#!/bin/sh\n"
         "# PPO by verl against the reward model. Any setting of verl's can follow: ./launch.sh trainer.nnodes=2\n"

@@ -161,28 +161,3 @@ def test_qlora_needs_cuda_and_an_adapter(train: Train) -> None:
         pytest.skip("there is CUDA here")
     with pytest.raises(MissingPart, match="needs CUDA"):
         train("dpo", quantize=True)
-
-
-def test_ppo_is_handed_over(run: Run, small: Path, tmp_path: Path) -> None:
-    from rlaif import pipeline
-    from rlaif.train import handover
-    from tests.test_pipeline import Quiet
-
-    reward = tmp_path / "reward"
-    reward.mkdir()
-    (reward / "config.json").write_text("{}")
-    wanted = {"method": "ppo", "model": str(small), "beta": 0.02, "output": str(tmp_path / "out dir")}
-    with pytest.raises(UsageError, match="needs a reward model"):
-        handover.write(run, Config.model_validate({"train": wanted}))
-    config = Config.model_validate({"train": {**wanted, "reward_model": str(reward)}})
-    folder = pipeline.hand_over(run, config)
-    prompts = pl.read_parquet(folder / "train.parquet")
-    assert prompts.columns == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
-    assert prompts.height == 16
-    assert prompts["prompt"][0].to_list() == [{"role": "user", "content": "Name a colour. (0)"}]
-    script = (folder / "launch.sh").read_text()
-    for part in ("algorithm.kl_ctrl.kl_coef=0.02", f"'data.train_files={folder / 'train.parquet'}'",
-                 f"reward.reward_model.model_path={reward}"):  # fmt: skip
-        assert part in script
-    with pytest.raises(UsageError, match="handed over to verl"):
-        pipeline.train(run, config, Quiet())

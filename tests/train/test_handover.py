@@ -1,0 +1,128 @@
+"""PPO's hand-over: what ``launch.sh`` really starts, read by verl's own configuration parser."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlaif import pipeline
+from rlaif.config import Config
+from rlaif.errors import UsageError
+from rlaif.run.directory import Run
+from rlaif.train import handover
+from tests.conftest import ROOT
+from tests.test_pipeline import Quiet
+
+PYTHON = ROOT / ".venv" / "tools" / "bin" / "python"
+COMPOSE = """
+import importlib.util, json, sys
+import hydra, omegaconf
+from hydra.errors import HydraException
+(folder,) = importlib.util.find_spec("verl").submodule_search_locations
+with hydra.initialize_config_dir(folder + "/trainer/config", version_base=None):
+    try:
+        config = hydra.compose("ppo_trainer", overrides=sys.argv[1:])
+    except HydraException as error:
+        sys.exit(str(error))
+print(json.dumps(omegaconf.OmegaConf.to_container(config, resolve=True)))
+"""
+"""As verl.trainer.main_ppo does by ``hydra.main(config_path="config", config_name="ppo_trainer")``; importing that would
+take all that verl trains with."""
+
+
+@pytest.fixture(scope="module")
+def verl() -> None:
+    """verl and Hydra, in an environment of their own."""
+    look = "import importlib.util, sys, hydra; sys.exit(importlib.util.find_spec('verl') is None)"
+    found = subprocess.run([PYTHON, "-c", look], capture_output=True) if PYTHON.exists() else None
+    if found is None or found.returncode:
+        if os.environ.get("CI") == "true":
+            pytest.fail("verl is not installed, and CI runs every test")
+        pytest.skip("verl is not installed")
+
+
+def read(overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PYTHON, "-c", COMPOSE, *overrides], capture_output=True, text=True)
+
+
+def started(script: Path, tmp_path: Path, *more: str) -> list[str]:
+    """The arguments that the launch file gives to Python, by a shell and a ``python`` that tells them."""
+    teller = tmp_path / "bin" / "python"
+    teller.parent.mkdir(exist_ok=True)
+    teller.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    teller.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{teller.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([script, *more], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.removesuffix("\0").split("\0")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    reward = tmp_path / "reward, the first"  # what Hydra would take for a list, were it not quoted
+    reward.mkdir()
+    (reward / "config.json").write_text("{}")
+    wanted = {"method": "ppo", "model": str(tmp_path), "beta": 0.02, "output": str(tmp_path / "it's (out)"),
+              "reward_model": str(reward), "processes": 2, "max_length": 256, "save_steps": 7}  # fmt: skip
+    return Config.model_validate({"train": wanted})
+
+
+def test_verl_reads_the_launch_file(verl: None, run: Run, config: Config, tmp_path: Path) -> None:
+    folder = pipeline.hand_over(run, config)
+    module, name, *overrides = started(folder / "launch.sh", tmp_path)
+    assert (module, name) == ("-m", "verl.trainer.main_ppo")
+    told = read(overrides)
+    assert told.returncode == 0, told.stderr
+    read_as: dict[str, Any] = json.loads(told.stdout)
+
+    reward = read_as["reward"]["reward_model"]
+    assert (reward["enable"], Path(reward["model_path"])) == (True, Path(str(config.train.reward_model)))
+    assert (Path(reward["model_path"]) / "config.json").exists()
+    assert read_as["algorithm"]["kl_ctrl"]["kl_coef"] == 0.02
+    assert (read_as["algorithm"]["adv_estimator"], read_as["algorithm"]["use_kl_in_reward"]) == ("gae", True)
+    assert read_as["actor_rollout_ref"]["model"]["path"] == read_as["critic"]["model"]["path"] == str(tmp_path)
+    assert (read_as["trainer"]["n_gpus_per_node"], read_as["trainer"]["logger"]) == (2, ["console"])
+    assert read_as["trainer"]["default_local_dir"] == str(folder / "checkpoints")
+    assert read_as["trainer"]["save_freq"] == 7
+    batch = read_as["data"]["train_batch_size"]
+    assert (
+        batch
+        == read_as["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"]
+        == read_as["critic"]["ppo_mini_batch_size"]
+    )
+
+    # The columns are those that its dataset reads, by the names that it was told.
+    data = read_as["data"]
+    for which, count in (("train_files", 16), ("val_files", 4)):
+        prompts = pl.read_parquet(data[which])
+        assert prompts.height == count
+        assert {data["prompt_key"], data["reward_fn_key"], "reward_model", "extra_info"} <= set(prompts.columns)
+        assert prompts[data["prompt_key"]][0].to_list()[0]["content"].startswith("Name a colour. (")
+        assert prompts["extra_info"].struct.field("index").to_list() == list(range(count))
+        assert prompts["reward_model"].struct.field("ground_truth").to_list() == [""] * count
+    assert batch <= 16  # or the one batch would be dropped, and nothing trained
+
+
+def test_verl_refuses_what_it_does_not_know(verl: None, run: Run, config: Config, tmp_path: Path) -> None:
+    """That the test above can fail; and what is appended to the launch file wins, as the file says."""
+    overrides = started(pipeline.hand_over(run, config) / "launch.sh", tmp_path, "trainer.nnodes=3")[2:]
+    assert json.loads(read(overrides).stdout)["trainer"]["nnodes"] == 3
+    misspelt = [each.replace("kl_ctrl.kl_coef", "kl_ctrl.kl_coeff") for each in overrides]
+    told = read(misspelt)
+    assert told.returncode == 1
+    assert "kl_coeff" in told.stderr
+
+
+def test_what_cannot_be_handed_over(run: Run, config: Config) -> None:
+    train = config.train
+    with pytest.raises(UsageError, match="needs a reward model"):
+        handover.write(run, config.model_copy(update={"train": train.model_copy(update={"reward_model": None})}))
+    with pytest.raises(UsageError, match="16 prompts cannot be shared by 17 GPUs"):
+        handover.write(run, config.model_copy(update={"train": train.model_copy(update={"processes": 17})}))
+    with pytest.raises(UsageError, match="handed over to verl"):
+        pipeline.train(run, config, Quiet())
