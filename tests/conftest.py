@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -76,9 +76,22 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def needs(*modules: str) -> None:
     """Skip where none of ``modules`` is installed; under CI a missing part is an error."""
     if not any(importlib.util.find_spec(name) for name in modules):
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{' or '.join(modules)} is not installed, and CI runs every test")
-        pytest.skip(f"{' or '.join(modules)} is not installed")
+        _absent(" or ".join(modules))
+
+
+def needs_tools(*modules: str) -> Path:
+    """The Python of the environment that other people's tools live in, as :func:`needs` where it lacks one of them."""
+    python = ROOT / ".venv" / "tools" / "bin" / "python"
+    look = "import sys, importlib.util; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))"
+    if not python.exists() or subprocess.run([python, "-c", look, *modules], check=False).returncode:
+        _absent(" or ".join(modules))
+    return python
+
+
+def _absent(what: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is not installed, and CI runs every test")
+    pytest.skip(f"{what} is not installed")
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import json
+import shlex
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 
 from rlaif.errors import RunError, UsageError
 from rlaif.pair.formats import BATCH, FORMATS, export_dataset
+from tests.conftest import needs_tools
 
 Row = dict[str, Any]
 TURN = pl.Struct({"role": pl.String, "content": pl.String})
@@ -185,6 +190,33 @@ def test_openrlhf_has_whole_conversations_and_no_margin(source: Path, tmp_path: 
             "pair_id": given["pair_id"],
         }
     assert f"--eval.dataset {out}/test.jsonl --eval.split train" in (out / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("trainer", ["train_dpo", "train_rm"])
+def test_openrlhf_knows_the_flags_of_the_readme(trainer: str, source: Path, tmp_path: Path) -> None:
+    """Its parser is made where the module runs, after all that it trains with was imported. Here: from those lines."""
+    tools = needs_tools("openrlhf").parent.parent
+    (theirs,) = tools.glob(f"lib/python*/site-packages/openrlhf/cli/{trainer}.py")
+    calls = [node for node in ast.walk(ast.parse(theirs.read_text(encoding="utf-8"))) if isinstance(node, ast.Expr)
+             and ast.unparse(node).startswith("parser.add_argument(")]  # fmt: skip
+    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    for call in calls:
+        exec(ast.unparse(call), {"parser": parser, "datetime": datetime})  # one default is the time
+
+    export_dataset(source, "openrlhf", tmp_path / "out, the first")
+    readme = (tmp_path / "out, the first" / "README.md").read_text(encoding="utf-8")
+    line = shlex.split(readme.partition("```sh")[2].partition("```")[0].replace("\\\n", " "))
+    assert line[:3] == ["deepspeed", "--module", "openrlhf.cli.train_dpo"]
+    read, unknown = parser.parse_known_args(line[3:])
+    assert unknown == []
+    told = vars(read)
+    assert Path(told["data.dataset"]).exists()
+    assert Path(told["eval.dataset"]).exists()
+    rows = load_file(Path(told["data.dataset"]))
+    assert {told["data.chosen_key"], told["data.rejected_key"]} <= set(rows[0])
+    assert told["data.apply_chat_template"] is True
+    assert told["data.prompt_key"] is None
+    assert parser.parse_known_args(["--data.choosen_key", "chosen"])[1]  # that this can fail
 
 
 # Tools

@@ -13,10 +13,9 @@ import pytest
 
 from rlaif.errors import StorageError, UsageError
 from rlaif.run import objects
-from tests.conftest import ROOT, write_jsonl
+from tests.conftest import needs_tools, write_jsonl
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-PYTHON = ROOT / ".venv" / "tools" / "bin" / "python"
 NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL")
 SERVE = """
 import sys, threading
@@ -31,12 +30,8 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
     """The address of an S3 server that has one bucket, "data"."""
-    found = subprocess.run([PYTHON, "-c", "import moto.server"], capture_output=True) if PYTHON.exists() else None
-    if found is None or found.returncode:
-        if os.environ.get("CI") == "true":
-            pytest.fail("moto is not installed, and CI runs every test")
-        pytest.skip("moto is not installed")
-    process = subprocess.Popen([PYTHON, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    python = needs_tools("moto", "flask", "flask_cors")
+    process = subprocess.Popen([python, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True)  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None

@@ -16,10 +16,9 @@ from rlaif.config import Config
 from rlaif.errors import UsageError
 from rlaif.run.directory import Run
 from rlaif.train import handover
-from tests.conftest import ROOT
+from tests.conftest import needs_tools
 from tests.test_pipeline import Quiet
 
-PYTHON = ROOT / ".venv" / "tools" / "bin" / "python"
 COMPOSE = """
 import importlib.util, json, sys
 import hydra, omegaconf
@@ -32,23 +31,12 @@ with hydra.initialize_config_dir(folder + "/trainer/config", version_base=None):
         sys.exit(str(error))
 print(json.dumps(omegaconf.OmegaConf.to_container(config, resolve=True)))
 """
-"""As verl.trainer.main_ppo does by ``hydra.main(config_path="config", config_name="ppo_trainer")``; importing that would
-take all that verl trains with."""
-
-
-@pytest.fixture(scope="module")
-def verl() -> None:
-    """verl and Hydra, in an environment of their own."""
-    look = "import importlib.util, sys, hydra; sys.exit(importlib.util.find_spec('verl') is None)"
-    found = subprocess.run([PYTHON, "-c", look], capture_output=True) if PYTHON.exists() else None
-    if found is None or found.returncode:
-        if os.environ.get("CI") == "true":
-            pytest.fail("verl is not installed, and CI runs every test")
-        pytest.skip("verl is not installed")
+"""As verl.trainer.main_ppo has Hydra do it; importing that would take all that verl trains with."""
 
 
 def read(overrides: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PYTHON, "-c", COMPOSE, *overrides], capture_output=True, text=True)
+    python = needs_tools("verl", "hydra")
+    return subprocess.run([python, "-c", COMPOSE, *overrides], capture_output=True, text=True)
 
 
 def started(script: Path, tmp_path: Path, *more: str) -> list[str]:
@@ -72,7 +60,7 @@ def config(tmp_path: Path) -> Config:
     return Config.model_validate({"train": wanted})
 
 
-def test_verl_reads_the_launch_file(verl: None, run: Run, config: Config, tmp_path: Path) -> None:
+def test_verl_reads_the_launch_file(run: Run, config: Config, tmp_path: Path) -> None:
     folder = pipeline.hand_over(run, config)
     module, name, *overrides = started(folder / "launch.sh", tmp_path)
     assert (module, name) == ("-m", "verl.trainer.main_ppo")
@@ -108,7 +96,7 @@ def test_verl_reads_the_launch_file(verl: None, run: Run, config: Config, tmp_pa
     assert batch <= 16  # or the one batch would be dropped, and nothing trained
 
 
-def test_verl_refuses_what_it_does_not_know(verl: None, run: Run, config: Config, tmp_path: Path) -> None:
+def test_verl_refuses_what_it_does_not_know(run: Run, config: Config, tmp_path: Path) -> None:
     """That the test above can fail; and what is appended to the launch file wins, as the file says."""
     overrides = started(pipeline.hand_over(run, config) / "launch.sh", tmp_path, "trainer.nnodes=3")[2:]
     assert json.loads(read(overrides).stdout)["trainer"]["nnodes"] == 3
