@@ -13,6 +13,7 @@ from typing import Any
 COMMANDS = ("generate", "judge", "train", "evaluate")
 INCONSISTENT = 0.5
 UNREADABLE = 0.2
+MORE_REFUSALS = 0.01
 ENOUGH = 20
 """Pairs below which a share decides nothing."""
 
@@ -37,7 +38,12 @@ def of(told: Mapping[str, Any]) -> dict[str, Any]:
     if told["evaluation"]:
         return _evaluated(told, notes)
     if told["training"]:
-        return _verdict("ready to evaluate", "good", [_trained(told), *notes], f"rlaif evaluate {path}")
+        following = f"rlaif evaluate {path}"
+        if told["training"].get("identity", {}).get("method") == "reward":  # which does not answer
+            model = told["training"]["output"]
+            following = f"rlaif train {path} --method rloo --reward-model {model}/merged --output {path}/rloo"
+            return _verdict("ready to train", "good", [f"a reward model was {_trained(told)}", *notes], following)
+        return _verdict("ready to evaluate", "good", [_trained(told), *notes], following)
     waiting = sum(told["pairs"]["waiting"].values())
     if waiting:
         routes = ", ".join(f"{count:,} {route}" for route, count in told["pairs"]["waiting"].items())
@@ -71,9 +77,9 @@ def _stop(told: Mapping[str, Any]) -> Any:
         )
     elif agreement and agreement["n"] >= ENOUGH and agreement["high"] < 0.65:
         yield f"people agree with the judges on only {agreement['value']:.0%} of {agreement['n']:,} audited pairs"
-    moved = (told["training"] or {}).get("result", {}).get("accuracy_after")
-    if moved and moved["n"] >= ENOUGH and moved["high"] < 0.35:
-        yield f"after training the held-out accuracy is {moved['value']:.2f} of {moved['n']:,}: labels reversed?"
+    turned = estimate(told["training"], "reversed")
+    if turned:
+        yield f"training went where the labels point in only {share(turned)} of held-out pairs: labels reversed?"
 
 
 def _notes(told: Mapping[str, Any]) -> Any:
@@ -101,13 +107,27 @@ def _evaluated(told: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if not rate:
         return _verdict("ready to evaluate", "wait", ["the evaluation gave no win rate", *notes],
                         f"rlaif evaluate {path}")  # fmt: skip
-    why = [f"the trained model wins {share(rate)} against its reference", *notes]
+    why = [f"the trained model wins {share(rate)} against its reference", *_but(found, rate), *notes]
     following = f"rlaif init NEXT --from {path}"
     if rate["low"] > 0.5:
         return _verdict("better", "good", why, following)
     if rate["high"] < 0.5:
         return _verdict("worse", "bad", why, None)
     return _verdict("not shown to be better", "wait", why, None)
+
+
+def _but(found: Mapping[str, Any], rate: Mapping[str, Any]) -> Any:
+    """What a win rate does not say, where it is no good news."""
+    level = estimate(found, "length_controlled_win_rate")
+    if level and rate["low"] > 0.5 >= level["low"]:
+        yield f"at equal length it would win {share(level)}: longer answers may be what won"
+    for row in found.get("refusals") or []:
+        before, after = estimate(row, "reference"), estimate(row, "trained")
+        if row["prompts"] == "benign" and before and after and after["value"] > before["value"] + MORE_REFUSALS:
+            yield f"it refuses {share(after)} of benign prompts, its reference {share(before)}"
+    gain = next((estimate(row, "") for row in found.get("checks") or [] if "gain" in row.values()), None)
+    if gain and gain["high"] < 0:
+        yield f"it meets fewer of the prompts' checks: {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
 
 
 def _trained(told: Mapping[str, Any]) -> str:

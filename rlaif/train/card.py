@@ -35,10 +35,12 @@ def text(prepared: Prepared, config: Config, result: TrainResult) -> str:
         "Seed": str(config.seed),
         **{name: str(value) for name, value in settings.deciding(train.extra).items()},
     }
+    scores = methods.of(train.method).HEAD == "score"
+    base = Path(prepared.path).name if Path(prepared.path).is_dir() else prepared.model
     return f"""---
-{_header(prepared, result)}---
+{_header(prepared, train.method, result)}---
 
-# {Path(prepared.path).name if Path(prepared.path).is_dir() else prepared.model}, aligned with preferences
+# {f"A reward model from {base}" if scores else f"{base}, aligned with preferences"}
 
 Trained from `{prepared.model}` with [TRL](https://github.com/huggingface/trl) by rlaif {_version("rlaif")}.
 
@@ -62,11 +64,12 @@ How good the labels are stands in the dataset's card. No human evaluation of thi
 """
 
 
-def _header(prepared: Prepared, result: TrainResult) -> str:
+def _header(prepared: Prepared, method: str, result: TrainResult) -> str:
     local = prepared.path != prepared.model or Path(prepared.path).exists()
     base = "" if local else f"base_model: {prepared.model}\n"  # the hub refuses a local path here
     library = "transformers" if result.merged else "peft"
-    return f"{base}library_name: {library}\npipeline_tag: text-generation\ntags: [trl, dpo, rlaif]\n"
+    task = "text-classification" if methods.of(method).HEAD == "score" else "text-generation"
+    return f"{base}library_name: {library}\npipeline_tag: {task}\ntags: [trl, {method}, rlaif]\n"
 
 
 def _layout(result: TrainResult) -> str:

@@ -46,6 +46,9 @@ def _noise(rate: float | None, train: TrainConfig) -> Finding:
     if rate is None:
         return Finding("noise", "pass", "the share of wrong labels is not measured: no audited pair was reviewed")
     message = f"an estimated {rate:.1%} of the labels are wrong"
+    if rate > 1 - HOPELESS:
+        return Finding("noise", "refuse", f"{message}, which is worse than chance: are the labels reversed?",
+                       "Look at what the judges are told the words of their verdict mean.")  # fmt: skip
     if rate >= HOPELESS:
         return Finding("noise", "refuse", f"{message}: as good as chance", "Judge with another judge or a panel.")
     if rate >= NOISY and train.method == "dpo" and not set(train.loss) & FORGIVING:

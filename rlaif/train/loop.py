@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlaif.config import Config
 from rlaif.errors import RunError, UsageError
@@ -30,12 +30,6 @@ from rlaif.train import card, checkpoints, measure, methods, settings, writing
 from rlaif.train.method import Head, Method, Rows
 from rlaif.train.prepare import Prepared, prepare
 from rlaif.train.writing import TrainResult
-
-if TYPE_CHECKING:
-    pass
-
-ENOUGH = 20
-"""Held-out pairs below which a share says nothing."""
 
 
 def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResult:
@@ -60,7 +54,8 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
             result, history = _train(prepared, run, config, arguments, output, say)
         if _is_main():
             card.write(output / "README.md", prepared, config, result)
-            facts = {"identity": identity, "result": writing.as_json(result), "history": history}
+            facts = {"identity": identity, "result": writing.as_json(result), "reversed": result.reversed,
+                     "history": history}  # fmt: skip
             checkpoints.write(output / "training.json", facts)
     except Exception as error:
         reason = writing.not_writable(error)
@@ -165,9 +160,8 @@ def _tell_result(result: TrainResult, head: Head, say: Callable[[str], None]) ->
     say(
         f"held-out pairs: the chosen answer {what} in {result.accuracy_after} (before: {result.accuracy_before}){moved}"
     )
-    reversed_ = next((found for found in (result.moved, result.accuracy_after) if found and found.high < 0.4), None)
-    if reversed_ and reversed_.n >= ENOUGH:
-        say(f"warning: that is far below one half, {reversed_}: are the labels reversed?")
+    if result.reversed:
+        say(f"warning: that is far below one half, {result.reversed}: are the labels reversed?")
 
 
 def _trainer(

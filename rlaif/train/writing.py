@@ -26,6 +26,10 @@ NOT_WRITABLE = {
     errno.EEXIST,
 }  # fmt: skip
 
+FAR_BELOW = 0.4
+ENOUGH = 20
+"""Held-out pairs below which a share says nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
@@ -52,6 +56,15 @@ class TrainResult:
     def n(self) -> int:
         """How many held-out pairs the accuracies were measured on."""
         return self.accuracy_after.n if self.accuracy_after else 0
+
+    @property
+    def reversed(self) -> Estimate | None:
+        """By how few of the held-out pairs training went where their labels point, where that is far below one half.
+
+        Of a language model only what training moved is asked: answers of a stronger model are chosen and yet less
+        likely, before and after."""
+        found = self.moved or self.accuracy_after
+        return found if found and found.n >= ENOUGH and found.high < FAR_BELOW else None
 
     def paths(self) -> dict[str, Path]:
         """What was written, by name."""

@@ -164,6 +164,7 @@ def share(value: float, low: float, high: float, n: int = 100) -> dict[str, Any]
 
 
 PAIRS = {"kept": 90, "waiting": {"audit": 5, "targeted": 4}, "longer": None}
+TRAINED = {"result": {"pairs": 85, "steps": 11}}
 BY_POSITION = [{"judge": "j", "model": "m", "consistent": share(0.1, 0.05, 0.2), "first": share(0.9, 0.8, 1.0)}]
 
 
@@ -179,9 +180,17 @@ BY_POSITION = [{"judge": "j", "model": "m", "consistent": share(0.1, 0.05, 0.2),
         ({"labels": {"agreement": share(0.2, 0.1, 0.4)}}, "stop", "people contradict the judges"),
         ({"labels": {"agreement": share(0.8, 0.7, 0.9)}}, "ready to train", "80.0% [70.0%, 90.0%] (n = 100)"),
         ({"owed": 7}, "ready to train", "7 answers were asked for and are not there"),
-        ({"training": {"result": {"pairs": 85, "steps": 11}}}, "ready to evaluate", "11 steps"),
-        ({"training": {"result": {"accuracy_after": share(0.1, 0.05, 0.2)}}}, "stop", "labels reversed?"),
+        ({"training": TRAINED}, "ready to evaluate", "11 steps"),
+        ({"training": {**TRAINED, "reversed": share(0.1, 0.05, 0.2)}}, "stop", "in only 10.0% [5.0%, 20.0%]"),
+        ({"training": {**TRAINED, "identity": {"method": "reward"}, "output": "o"}}, "ready to train", "a reward model"),
         ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68)}}, "better", "wins 60.0%"),
+        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68), "length_controlled_win_rate": share(0.5, 0.4, 0.6)}},
+         "better", "at equal length it would win 50.0%"),
+        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68), "refusals": [
+            {"prompts": "benign", "reference": share(0.01, 0, 0.03), "trained": share(0.05, 0.02, 0.1)}]}},
+         "better", "it refuses 5.0% [2.0%, 10.0%] (n = 100) of benign prompts, its reference 1.0%"),
+        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68), "checks": [
+            {"the share of checks met": "gain", "": share(-0.1, -0.2, -0.05)}]}}, "better", "it meets fewer"),
         ({"evaluation": {"win_rate": share(0.5, 0.42, 0.58)}}, "not shown to be better", "wins 50.0%"),
         ({"evaluation": {"win_rate": share(0.3, 0.2, 0.4)}}, "worse", "wins 30.0%"),
     ],

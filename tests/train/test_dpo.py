@@ -108,34 +108,6 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert "already trained" in lines[-1]
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(
-    train: Callable[..., TrainResult], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measure, "SAY_EVERY_S", 0)
-    lines: list[str] = []
-    whole = train(max_steps=6, save_steps=1, output=str(tmp_path / "whole"))  # more steps than one epoch has
-
-    def stop(line: str) -> None:
-        lines.append(line)
-        if line.startswith("step 5/6"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(max_steps=6, save_steps=1, say=stop)
-    assert not (run.model / "adapter").exists()
-    state = run.model / "checkpoints" / "checkpoint-4" / "optimizer.pt"
-    state.write_bytes(state.read_bytes()[:1000])  # as a crash leaves it
-
-    resumed = train(max_steps=6, save_steps=1, say=lines.append)
-    assert "checkpoint-4 is incomplete and passed over" in lines
-    assert any(line.startswith("going on from step 3 of 6 steps") for line in lines)
-    assert (resumed.resumed_from, resumed.steps) == (3, 6)
-    assert resumed.adapter is not None
-    assert whole.adapter is not None
-    assert close(weights(resumed.adapter), weights(whole.adapter))
-    assert (resumed.accuracy_before, resumed.moved) == (whole.accuracy_before, whole.moved)
-
-
 def test_a_larger_max_steps_goes_on_and_a_smaller_one_is_refused(train: Callable[..., TrainResult]) -> None:
     first = train(max_steps=1, save_steps=1)
     assert first.adapter is not None

@@ -44,6 +44,7 @@ def test_pairs_that_wait_are_counted(tmp_path: Path) -> None:
         (0.2, {"loss": ["robust"]}, "pass"),
         (0.2, {"method": "sft"}, "pass"),
         (0.46, {"loss": ["robust"]}, "refuse"),
+        (0.8, {}, "refuse"),
     ],
 )
 def test_noise_suggests_a_loss_that_expects_it(tmp_path: Path, rate: Any, train: Any, level: str) -> None:
@@ -51,6 +52,7 @@ def test_noise_suggests_a_loss_that_expects_it(tmp_path: Path, rate: Any, train:
     assert noise.level == level
     assert (rate is None) == ("not measured" in noise.message)
     assert (level == "warn") == ("label_smoothing = 0.20" in (noise.mend or ""))
+    assert ("reversed?" in noise.message) == (rate == 0.8)
 
 
 def test_refusals_are_balanced_by_the_prompts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from rlaif.config import Config
 from rlaif.errors import MissingPart, UsageError
 from rlaif.records import Review, key_of
+from rlaif.report import gather, verdict
 from rlaif.run.directory import Run
+from rlaif.stats import wilson
 from rlaif.train import kto, loop, settings
 from rlaif.train.writing import TrainResult
 from tests.train.pairs import rows
@@ -69,7 +72,9 @@ def test_a_reward_model_learns_and_is_read_by_transformers(train: Train) -> None
     assert result.accuracy_after.value == 1.0  # the held-out pairs are the training pairs under other numbers
     assert result.moved is None
     assert "has the higher score in 1.000" in lines[-1]
-    assert "chosen answer scored higher, after" in (result.output / "README.md").read_text()
+    card = (result.output / "README.md").read_text()
+    assert "chosen answer scored higher, after" in card
+    assert "pipeline_tag: text-classification\ntags: [trl, reward, rlaif]" in card
     assert result.merged is not None
     model = AutoModelForSequenceClassification.from_pretrained(result.merged)
     assert model.config.num_labels == 1
@@ -130,8 +135,29 @@ def test_reversed_labels_are_named(run: Run, train: Train) -> None:
     lines: list[str] = []
     result = train("dpo", max_steps=6, say=lines.append, merge=False)
     assert result.moved is not None
-    assert result.moved.high < 0.4
+    assert result.reversed == result.moved
     assert any("are the labels reversed?" in line for line in lines)
+    turned = gather.training(run, {"train": {"config": {"train": {"output": str(result.output)}}}})
+    assert verdict.estimate(turned, "reversed") == dataclasses.asdict(result.moved)  # the report reads it there
+
+
+@pytest.mark.parametrize(
+    ("moved", "after", "named"),
+    [
+        (None, (3, 30), True),  # a reward model
+        ((28, 30), (3, 30), False),  # the chosen answers are a stronger model's: less likely, and yet learned
+        ((3, 30), (20, 30), True),
+        ((8, 30), (20, 30), False),
+        ((1, 10), (1, 10), False),  # too few to say so
+        (None, None, False),
+    ],
+)
+def test_when_labels_are_called_reversed(
+    moved: tuple[int, int] | None, after: tuple[int, int] | None, named: bool
+) -> None:
+    found = {"moved": moved and wilson(*moved), "accuracy_after": after and wilson(*after)}
+    result = TrainResult(Path(), None, None, pairs=9, steps=1, seconds=1.0, loss=None, **found)
+    assert (result.reversed is not None) is named
 
 
 @pytest.mark.parametrize(
