@@ -1,11 +1,13 @@
-"""A real reward model in a real vLLM, asked through the product: its scores are the model's own logits."""
+"""A reward model by the product alone: pairs that checks decide, trained on by TRL, served by vLLM, judging."""
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,34 +16,96 @@ from tests.conftest import command, needs, read_jsonl, write_jsonl
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(900)]
 
+SETTINGS = """
+[prompts]
+heldout_share = 0.0
+near_duplicates = 0
+
+[judge.vllm]
+max_model_len = 512
+
+[pairs]
+human_share = 0.0
+test_share = 0.25
+
+[train]
+max_steps = 10
+batch_size = 8
+max_length = 64
+learning_rate = 1e-3
+"""
+THINGS = ("birds", "rivers", "cities", "songs", "games", "trees", "tools", "fruits", "plays", "stars", "ships", "soups")
+ASKS = ("Name two {}.", "Which {} do you like?", "I collect {}. Which should I get?")
+
+
+def rows(things: tuple[str, ...], *, checked: bool) -> list[dict[str, Any]]:
+    """Prompts with a polite and a rude answer of about one length; with checks, a program can tell which is which."""
+    found: list[dict[str, Any]] = []
+    for thing in things:
+        for number, ask in enumerate(ASKS):
+            answers = [
+                f"Thank you for asking about {thing}, with pleasure.",
+                f"I could not care less about {thing}, go.",
+            ]
+            row = {"prompt": ask.format(thing), "responses": answers[:: 1 if number % 2 else -1]}
+            found.append(row | ({"checks": [{"kind": "regex", "pattern": "Thank you"}]} if checked else {}))
+    return found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What training left, and a run of other prompts in which the model that it left was the judge."""
+
+    model: Path
+    told: dict[str, Any]
+    run: Path
+    said: str
+
 
 @pytest.fixture(scope="module")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama with one label and random weights, and a chat template. vLLM's attention on a CPU knows no heads of
-    16; 64 is what the demo model has."""
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     needs("vllm")
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+    folder = tmp_path_factory.mktemp("reward")
 
-    from rlaif.llm.demo import demo_checkpoint
+    def rlaif(*arguments: str | Path) -> str:
+        done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=800)
+        assert done.returncode == 0, f"{arguments[0]}: {done.stdout}\n{done.stderr}"
+        return done.stderr
 
-    folder = tmp_path_factory.mktemp("model") / "reward"
-    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
-    torch.manual_seed(7)
-    shape = LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=128, num_hidden_layers=2,
-                        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, num_labels=1,
-                        pad_token_id=tokenizer.pad_token_id, initializer_range=0.2)  # fmt: skip
-    LlamaForSequenceClassification(shape).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    def run(name: str, things: tuple[str, ...], checked: bool) -> Path:
+        (folder / name).mkdir()
+        (folder / name / "rlaif.toml").write_text(SETTINGS)
+        rlaif(
+            "generate", folder / name, "--import", write_jsonl(folder / f"{name}.jsonl", rows(things, checked=checked))
+        )
+        return folder / name
+
+    first = run("first", THINGS[:9], checked=True)
+    nobody = ("--model", "nobody", "--base-url", "http://127.0.0.1:9/v1")  # where checks decide, no model is asked
+    rlaif("judge", first, "--judge", "helpful", *nobody)
+    rlaif("train", first, "--method", "reward", "--model", "demo")
+    told = json.loads((first / "model" / "training.json").read_text())
+    second = run("second", THINGS[9:], checked=False)
+    model = first / "model" / "merged"
+    said = rlaif("judge", second, "--judge", f"reward@{model}", "--min-probability", "0.5")
+    return Judged(model, told["result"], second, said)
+
+
+def scored(run: Path) -> list[tuple[list[dict[str, str]], float]]:
+    """(conversation with its answer, score) by answer."""
+    verdicts = read_jsonl(run / "journal" / "verdicts.jsonl")
+    scores = {line["a"]: line["score"] for line in verdicts if line["kind"] == "reward"}
+    prompts = {line["prompt_id"]: line["messages"] for line in read_jsonl(run / "journal" / "prompts.jsonl")}
+    return [([*prompts[line["prompt_id"]], {"role": "assistant", "content": line["text"]}], scores[line["key"]])
+            for line in read_jsonl(run / "journal" / "completions.jsonl")]  # fmt: skip
 
 
 def logits(folder: Path, conversations: list[list[dict[str, str]]]) -> list[float]:
     import torch
-    from transformers import AutoTokenizer, LlamaForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = LlamaForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     found = []
     for messages in conversations:
         tokens = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
@@ -50,33 +114,29 @@ def logits(folder: Path, conversations: list[list[dict[str, str]]]) -> list[floa
     return found
 
 
-def test_a_served_reward_model_is_a_seat_of_the_panel(
-    reward_model: Path, tmp_path: Path, rlaif: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    rows = [{"prompt": f"Name {n} birds.", "responses": [f"A wren. {n}", f"An owl and {n} crows.", "No idea."]}
-            for n in (2, 3)]  # fmt: skip
-    run = tmp_path / "run"
-    rlaif("generate", run, "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
-    (run / "rlaif.toml").write_text("[judge.vllm]\nmax_model_len = 512\n")
-    asked = command("judge", run, "--judge", f"reward@{reward_model}", "--min-probability", "0.5")
-    told = subprocess.run(asked, capture_output=True, text=True, timeout=800)
-    assert told.returncode == 0, told.stderr
-    assert "has no exam" in told.stderr
+def test_its_scores_are_the_models_own(judged: Judged) -> None:
+    conversations, scores = zip(*scored(judged.run), strict=True)
+    assert len(scores) == 2 * len(rows(THINGS[9:], checked=False))
+    assert all(map(math.isfinite, scores))
+    assert list(scores[:6]) == pytest.approx(logits(judged.model, list(conversations[:6])), abs=1e-2)
+    assert max(scores) - min(scores) > 0.1
 
-    verdicts = read_jsonl(run / "journal" / "verdicts.jsonl")
-    scores = {line["a"]: line["score"] for line in verdicts if line["kind"] == "reward"}
-    prompts = {line["prompt_id"]: line["messages"] for line in read_jsonl(run / "journal" / "prompts.jsonl")}
-    answers = read_jsonl(run / "journal" / "completions.jsonl")
-    wanted = logits(
-        reward_model,
-        [[*prompts[line["prompt_id"]], {"role": "assistant", "content": line["text"]}] for line in answers],
-    )
-    assert len(scores) == 6
-    assert [scores[line["key"]] for line in answers] == pytest.approx(wanted, abs=1e-3)
-    assert max(wanted) - min(wanted) > 0.1
 
-    pairs = pl.read_parquet(run / "tables" / "pairs.parquet")
-    assert pairs.height == 6
-    for row in pairs.iter_rows(named=True):
-        gap = scores[row["completion_a"]] - scores[row["completion_b"]]
+def test_it_ranks_answers_to_prompts_that_it_never_saw(judged: Judged) -> None:
+    """As training said that it would on its own held-out pairs."""
+    assert judged.told["accuracy_after"]["value"] > 0.9
+    assert judged.told["accuracy_after"]["n"] >= 5
+    pairs = pl.read_parquet(judged.run / "tables" / "pairs.parquet")
+    right = [row[f"response_{row['preferred']}"].startswith("Thank you") for row in pairs.iter_rows(named=True)]
+    assert len(right) == len(rows(THINGS[9:], checked=False))
+    assert sum(right) >= len(right) - 1
+
+
+def test_a_gap_in_score_is_a_probability(judged: Judged) -> None:
+    """Bradley and Terry's: the panel hears a reward model as it hears any other judge."""
+    assert "has no exam" in judged.said
+    scores = {turns[0]["content"] + turns[-1]["content"]: score for turns, score in scored(judged.run)}
+    for row in pl.read_parquet(judged.run / "tables" / "pairs.parquet").iter_rows(named=True):
+        asked = json.loads(row["prompt"])[0]["content"]
+        gap = scores[asked + row["response_a"]] - scores[asked + row["response_b"]]
         assert row["p_a"] == pytest.approx(1 / (1 + math.exp(-gap)), abs=1e-6)

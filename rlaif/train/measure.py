@@ -87,11 +87,13 @@ def likelihoods(trainer: Any, pairs: Sequence[Tokens], head: Head) -> list[Likel
     pad = trainer.processing_class.pad_token_id or 0
     device = next(model.parameters()).device
     size = max(1, trainer.args.per_device_eval_batch_size)
-    measured: list[Likelihood] = []
+    measured: dict[int, Likelihood] = {}
     training = model.training
     model.eval()
-    for first in range(0, len(pairs), size):
-        group = pairs[first : first + size]
+    by_length = sorted(range(len(pairs)), key=lambda place: max(len(pairs[place].chosen), len(pairs[place].rejected)))
+    for first in range(0, len(pairs), size):  # those of one length together, so that little of a batch is padding
+        places = by_length[first : first + size]
+        group = [pairs[place] for place in places]
         rows = [pair.chosen for pair in group] + [pair.rejected for pair in group]
         starts = [pair.start for pair in group] * 2
         longest = max(map(len, rows))
@@ -115,9 +117,10 @@ def likelihoods(trainer: Any, pairs: Sequence[Tokens], head: Head) -> list[Likel
                 sums = scored.log_probs.float().sum(dim=1).tolist()
                 counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
         half = len(group)  # chosen first, then rejected
-        measured += map(Likelihood, sums[:half], sums[half:], counts[:half], counts[half:])
+        found = map(Likelihood, sums[:half], sums[half:], counts[:half], counts[half:])
+        measured |= zip(places, found, strict=True)
     model.train(training)
-    return measured
+    return [measured[place] for place in range(len(pairs))]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -17,7 +19,7 @@ from rlaif.records import Review, key_of
 from rlaif.report import gather, verdict
 from rlaif.run.directory import Run
 from rlaif.stats import wilson
-from rlaif.train import kto, loop, settings
+from rlaif.train import kto, loop, measure, settings
 from rlaif.train.writing import TrainResult
 from tests.train.pairs import rows
 
@@ -90,6 +92,29 @@ def test_a_reward_model_learns_and_is_read_by_transformers(train: Train) -> None
     with torch.no_grad():
         padded = torch.nn.functional.pad(ids["input_ids"], (0, 3), value=model.config.pad_token_id)
         assert model(input_ids=padded).logits.item() == pytest.approx(scores[1], abs=0.05)
+
+
+def test_pairs_are_measured_in_the_order_of_their_lengths_and_told_in_their_own(small: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(small, num_labels=1, pad_token_id=2, dtype=torch.float32)
+    accelerator = SimpleNamespace(unwrap_model=lambda model: model, autocast=contextlib.nullcontext)
+
+    def measured(size: int) -> list[float]:
+        trainer = SimpleNamespace(model=model, accelerator=accelerator, args=SimpleNamespace(
+            per_device_eval_batch_size=size), processing_class=AutoTokenizer.from_pretrained(small))  # fmt: skip
+        lengths = (9, 3, 30, 4, 12)
+        pairs = [
+            measure.Tokens(list(range(5, 5 + length)), list(range(60, 60 + length // 2)), start=1) for length in lengths
+        ]
+        found = measure.likelihoods(trainer, pairs, "score")
+        return [each.chosen for each in found] + [each.rejected for each in found]
+
+    alone = measured(1)
+    assert len(set(alone)) == 10
+    assert measured(2) == pytest.approx(alone, rel=1e-4)
 
 
 def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
