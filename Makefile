@@ -18,10 +18,11 @@ READY := $(VENV)/.ready-$(ENGINE)
 
 # What the tests of the review page need besides: a browser, its accessibility checker, and the packages of two
 # labelling tools, which want other versions than ours and so live in an environment of their own. So does an S3 server,
-# and two trainers that are handed a dataset: what reads their settings, without what they train with.
+# and two trainers that are handed a dataset: what reads their settings, without what they train with. And IFBench's
+# prompts and checkers, by which our checks are checked.
 AXE := axe-core@4.14.1
 TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2 'moto[s3]==5.2.5' flask flask-cors hydra-core==1.3.8
-BARE := verl==0.9.1 openrlhf==0.11.2
+BARE := verl==0.9.1 openrlhf==0.11.2 nvidia-ifbench==26.3
 BROWSER := $(VENV)/.browser
 
 .PHONY: setup demo test check format clean

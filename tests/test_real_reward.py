@@ -29,7 +29,7 @@ human_share = 0.0
 test_share = 0.25
 
 [train]
-max_steps = 10
+max_steps = 5
 batch_size = 8
 max_length = 64
 learning_rate = 1e-3

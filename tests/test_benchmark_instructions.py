@@ -1,0 +1,38 @@
+"""IFBench's own prompts and one model's answers to them: what the product's checks say is what its checkers say."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import instructions
+from rlaif.judge import check
+from tests.conftest import needs, needs_tools
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Path:
+    needs("if_verifiable")
+    look = "import importlib.util; print(*importlib.util.find_spec('ifbench').submodule_search_locations)"
+    found = subprocess.run([needs_tools("ifbench"), "-c", look], capture_output=True, text=True, check=True)
+    package = Path(found.stdout.strip())
+    monkeypatch.syspath_prepend(str(package.parent))
+    return package / "data"
+
+
+def test_the_checks_say_what_ifbench_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, reasons = instructions.prompts(folder)
+    assert len(rows) + sum(reasons.values()) == 294
+    assert len(rows) >= 269  # the others need word lists that not every machine has
+    assert all("nltk.download" in reason for reason in reasons)
+    assert len({row["id"] for row in rows}) == len(rows)
+    same, count, met = instructions.agreement(folder, rows)
+    assert same == count >= 304
+    assert 0.2 < met / count < 0.3  # some are met and most are not, so that agreement says something
+
+    prepared = check.prepare
+    monkeypatch.setattr(check, "prepare", lambda checks, where: [(kind, lambda _text: True)
+                                                                 for kind, _ in prepared(checks, where)])  # fmt: skip
+    assert instructions.agreement(folder, rows)[0] == met
