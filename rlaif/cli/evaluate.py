@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,11 +68,21 @@ def evaluate(
         console.put_json(told)
         return
     for name in ("win_rate", "length_controlled_win_rate", "length_ratio", "kl_per_answer", "kl_per_token"):
-        if found := told[name]:
-            interval = f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (n = {found['n']:,})"
-            console.put(f"{name.replace('_', ' ')}: {interval}")
+        if told[name]:
+            console.put(f"{name.replace('_', ' ')}: {_interval(told[name])}")
+    for row in told["refusals"]:
+        both = (f"{name} {_interval(row.get(name))}" for name in ("reference", "trained"))
+        console.put(f"refused of prompts {row['prompts']}: {', '.join(both)}")
+    if told["checks"]:
+        console.put(
+            "checks met: " + ", ".join(f"{name} {_interval(found)}" for name, found in map(dict.values, told["checks"]))
+        )
     console.put(
         f"{told['wins']:,} wins, {told['ties']:,} ties, {told['losses']:,} losses of {told['trained']} against "
         f"{told['reference']}; {told['without a readable verdict']:,} without a readable verdict. "
         f"Next: rlaif report {run}"
     )
+
+
+def _interval(found: dict[str, Any] | None) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (n = {found['n']:,})" if found else "none"

@@ -56,6 +56,9 @@ def train(
         bool | None, typer.Option("--restart", help="Train anew where settings or rows changed.", show_default=False)
     ] = None,
     seed: Seed = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the preflight, the first pair and the steps; train nothing.")
+    ] = False,
 ) -> None:
     """Train on the dataset with TRL; ppo writes what verl trains with."""
     target, settings = open_with(
@@ -85,6 +88,13 @@ def train(
     from rlaif import pipeline
     from rlaif.train import methods
 
+    if dry_run:
+        prepared, how = pipeline.plan_train(target, as_judged(target, settings))
+        for finding in prepared.findings:
+            console.put(f"{finding.level}  {finding}")
+        console.put(f"the first pair as the model reads it:\n{prepared.example}")
+        console.put(f"{how}. Nothing was trained.")
+        return
     if settings.train.method == "ppo":
         folder = pipeline.hand_over(target, as_judged(target, settings))
         console.put(f"handed over to verl, which trains where its GPUs are: {folder / 'launch.sh'}")

@@ -5,7 +5,7 @@
     forecast.py   what a number of prompts takes, with its figures from workload.py
     publish.py    the dataset to the hub or object storage
     diary.py      its log, and who is told of its end
-    commands.py   generate, import_completions, judge, rebuild, train
+    commands.py   generate, import_completions, judge, rebuild, train and what it would do
     rounds.py     whom the judges are asked about, round by round
     evaluate.py   the trained model against its reference
     serving.py    a run's models kept up on a cluster
@@ -17,7 +17,16 @@ Each command takes a run, its settings and a :class:`Watch` that is told what ha
 writes, and may be called again: what is journaled is not asked for twice.
 """
 
-from rlaif.pipeline.commands import Watch, generate, hand_over, import_completions, judge, rebuild, train
+from rlaif.pipeline.commands import (
+    Watch,
+    generate,
+    hand_over,
+    import_completions,
+    judge,
+    plan_train,
+    rebuild,
+    train,
+)
 from rlaif.pipeline.evaluate import evaluate
 from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.people import review
@@ -32,6 +41,7 @@ __all__ = [
     "judge",
     "plan_generate",
     "plan_judge",
+    "plan_train",
     "rebuild",
     "review",
     "train",

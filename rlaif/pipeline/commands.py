@@ -21,6 +21,7 @@ from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run.directory import Run
 
 if TYPE_CHECKING:
+    from rlaif.train.prepare import Prepared
     from rlaif.train.writing import TrainResult
 
 
@@ -189,6 +190,14 @@ def _require_completions(run: Run) -> None:
         )
 
 
+def plan_train(run: Run, config: Config) -> tuple[Prepared, str]:
+    """The preflight of the dataset as it stands, and in a line how it would be trained on. Writes nothing."""
+    from rlaif.train import loop
+
+    _require_trained_here(run, config)
+    return loop.plan(run, config)
+
+
 def train(run: Run, config: Config, watch: Watch) -> TrainResult:
     """Merge what people have labelled since, then train."""
     from rlaif.train import launch, loop
@@ -197,15 +206,19 @@ def train(run: Run, config: Config, watch: Watch) -> TrainResult:
         return launch.train(run, config, say=watch.say)
     if run.pairs_path.exists():
         rebuild(run, config)
-    if config.train.method == "ppo":
-        raise UsageError("ppo is not trained here but handed over to verl", where="train.method",
-                         mend=f"Give: rlaif train {run.path} --method ppo; or train here with rloo.")  # fmt: skip
+    _require_trained_here(run, config)
     with run.writing():
         run.begin("train", config)
         begin = launch.train if config.train.launcher == "accelerate" else loop.train
         result = begin(run, config, say=watch.say)
         run.end("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
     return result
+
+
+def _require_trained_here(run: Run, config: Config) -> None:
+    if config.train.method == "ppo":
+        raise UsageError("ppo is not trained here but handed over to verl", where="train.method",
+                         mend=f"Give: rlaif train {run.path} --method ppo; or train here with rloo.")  # fmt: skip
 
 
 def hand_over(run: Run, config: Config) -> Path:

@@ -204,6 +204,14 @@ def _training(told: Mapping[str, Any]) -> Iterable[Html]:
     result, identity = training["result"], training.get("identity", {})
     what = f"{identity.get('method', '')} of {identity.get('model', '')}: {result['pairs']:,} pairs, "
     yield tag("p", what, f"{result['steps']:,} steps, {duration(result['seconds'])}. In {training['output']}")
+    findings = training.get("preflight", [])
+    yield from _list(
+        ". ".join(filter(None, (each["message"], each["mend"]))) for each in findings if each["level"] != "pass"
+    )
+    if findings:
+        passed = sum(each["level"] == "pass" for each in findings)
+        each_of_them = _list(f"{each['level']}: {each['message']}" for each in findings)
+        yield tag("details", tag("summary", f"Preflight: {passed} of {len(findings)} checks passed"), *each_of_them)
     names = {"accuracy_before": "held-out accuracy before", "accuracy_after": "held-out accuracy after",
              "moved": "moved towards the chosen answer (chance is 0.5)"}  # fmt: skip
     rows = [_estimate_row(title, result[name]) for name, title in names.items() if result.get(name)]
@@ -225,6 +233,7 @@ def _evaluation(told: Mapping[str, Any]) -> Iterable[Html]:
     rows = [_estimate_row(name.replace("_", " "), value) for name, value in found.items() if estimate(found, name)]
     if rows:
         yield draw.table(("Measure", "", "Value [95 %]", "n"), rows, label="Evaluation")
+    yield from _list(found.get("warnings") or [])
     plain = {name: value for name, value in found.items()
              if not isinstance(value, dict | list) and value is not None}  # fmt: skip
     if plain:
@@ -236,6 +245,12 @@ def _evaluation(told: Mapping[str, Any]) -> Iterable[Html]:
         sides = [_answer(f"{name}{' (preferred)' if sample.get('preferred') == name else ''}", sample[name])
                  for name in ("reference", "trained")]  # fmt: skip
         yield tag("details", tag("summary", _first_line(sample["prompt"])), tag("div", *sides, class_="sides"))
+
+
+def _list(said: Iterable[str]) -> Iterable[Html]:
+    lines = [tag("li", line) for line in said]
+    if lines:
+        yield tag("ul", *lines)
 
 
 def _rounds(told: Mapping[str, Any]) -> Iterable[Html]:

@@ -23,13 +23,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Config
+from rlaif.config import Config, TrainConfig
 from rlaif.errors import RunError, UsageError
 from rlaif.run.directory import Run
 from rlaif.train import card, checkpoints, measure, methods, settings, writing
 from rlaif.train.method import Head, Method, Rows
 from rlaif.train.prepare import Prepared, prepare
 from rlaif.train.writing import TrainResult
+
+
+def plan(run: Run, config: Config) -> tuple[Prepared, str]:
+    """What would be trained on what, and in a line how. Nothing is written, and no model is loaded."""
+    prepared, wanted, method = prepare(run, config), config.train, methods.of(config.train.method)
+    arguments = settings.arguments(wanted, seed=config.seed, folder=run.model, pairs=prepared.train.height)
+    method.keywords(wanted)
+    with _quiet():
+        rows = method.rows(prepared.train, run, wanted)
+    count = len(rows.dataset)
+    planned = settings.planned_steps(wanted, count * rows.each)
+    return prepared, f"{planned} steps of {wanted.batch_size} {_how(prepared, wanted, arguments, count)}"
 
 
 def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResult:
@@ -55,7 +67,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
         if _is_main():
             card.write(output / "README.md", prepared, config, result)
             facts = {"identity": identity, "result": writing.as_json(result), "reversed": result.reversed,
-                     "history": history}  # fmt: skip
+                     "preflight": prepared.findings, "history": history}  # fmt: skip
             checkpoints.write(output / "training.json", facts)
     except Exception as error:
         reason = writing.not_writable(error)
@@ -81,7 +93,7 @@ def _tell(prepared: Prepared, say: Callable[[str], None]) -> None:
     say(f"preflight: {len(passed)} of {len(prepared.findings)} checks passed{lengths}")
     for finding in prepared.findings:
         if finding.level == "warn":
-            say(f"warning: {finding.message}" + (f". {finding.mend}" if finding.mend else ""))
+            say(f"warning: {finding}")
     say(f"the first pair as the model reads it:\n{prepared.example}")
 
 
@@ -102,14 +114,12 @@ def _train(
     for path in torn:
         say(f"{path.name} is incomplete and passed over")
     begun = checkpoints.step(resume) if resume else 0
-    what = ("QLoRA" if wanted.quantize else "LoRA") if wanted.lora else "all weights"
     many = trainer.accelerator.num_processes
     if many != int(os.environ.get("RLAIF_PROCESSES", many)):  # each alone would train a model of its own
         raise RunError(f"{os.environ['RLAIF_PROCESSES']} processes were asked for, and {many} train together")
     say(
         f"{f'going on from step {begun} of' if begun else 'training'} {planned} steps of {wanted.batch_size} "
-        f"{method.UNIT}: {method.TITLE}, {what} of {prepared.model} on {count} {method.UNIT}, "
-        f"{settings.dtype(wanted)}, learning rate {arguments['learning_rate']:g}"
+        + _how(prepared, wanted, arguments, count)
         + (f", {many} processes" if many > 1 else "")
     )
     test = measure.tokens(prepared.test, trainer.processing_class, wanted.max_length)
@@ -148,6 +158,15 @@ def _train(
     if result.accuracy_after:
         _tell_result(result, method.HEAD, say)
     return result, measure.history(trainer.state.log_history, beta=wanted.beta)
+
+
+def _how(prepared: Prepared, wanted: TrainConfig, arguments: dict[str, Any], count: int) -> str:
+    method = methods.of(wanted.method)
+    what = ("QLoRA" if wanted.quantize else "LoRA") if wanted.lora else "all weights"
+    return (
+        f"{method.UNIT}: {method.TITLE}, {what} of {prepared.model} on {count} {method.UNIT}, "
+        f"{settings.dtype(wanted)}, learning rate {arguments['learning_rate']:g}"
+    )
 
 
 def _silent(_line: str) -> None:

@@ -45,6 +45,9 @@ class Finding:
     message: str
     mend: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.message}. {self.mend}" if self.mend else self.message
+
 
 def check(dataset: Path, tokenizer: Any, *, max_length: int) -> list[Finding]:
     """Every check of the dataset at ``dataset`` (train.parquet and, where it is there, test.parquet)."""

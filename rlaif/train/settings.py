@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import Config, TrainConfig
-from rlaif.errors import UsageError, did_you_mean
+from rlaif.errors import MissingPart, UsageError, did_you_mean
 from rlaif.train import methods
 from rlaif.train.method import Method
 
@@ -106,6 +106,7 @@ def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dic
     method = methods.of(train.method)
     own = method.arguments(train)
     _check_names(method, train)
+    _check_reports(train.extra.get("report_to"))
     cuda = torch.cuda.is_available()
     precision = dtype(train)
     per_device, accumulation = batches(train, int(os.environ.get("WORLD_SIZE", "1")))
@@ -160,6 +161,19 @@ def _check_names(method: Method, train: TrainConfig) -> None:
             close = did_you_mean(name, known)  # never the list of all, which has more than a hundred
             close = close if close.startswith("Did you mean") else f"TRL's documentation of {method.CONFIG} lists them."
             raise UsageError(f"TRL's {method.CONFIG} has no setting {name!r}. {close}", where="train.extra")
+
+
+def _check_reports(wanted: str | list[str] | None) -> None:
+    """Raise where what ``report_to`` names is not there; TRL would, with the model loaded."""
+    from transformers.integrations import integration_utils
+
+    known = {"none", "all", *integration_utils.INTEGRATION_TO_CALLBACK}
+    for name in [wanted] if isinstance(wanted, str) else wanted or []:
+        if name not in known:
+            raise UsageError(f"TRL reports to no {name!r}. {did_you_mean(name, known)}", where="train.extra.report_to")
+        if name not in {"none", "all", *integration_utils.get_available_reporting_integrations()}:
+            raise MissingPart(f"{name}, which report_to names, is not installed", where="train.extra.report_to",
+                              mend=f"Install it: pip install {name}")  # fmt: skip
 
 
 def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict[str, Any]:

@@ -214,11 +214,15 @@ def test_every_part_is_drawn(judged: Run) -> None:
     run.model.mkdir()
     history = [{"step": step, "loss": 1 / step, "accuracy": 0.5} for step in range(1, 5)]
     result = {"pairs": 9, "steps": 4, "seconds": 100.0, "accuracy_after": agreement}
-    (run.model / "training.json").write_text(json.dumps({"identity": {}, "result": result, "history": history}))
+    preflight = [{"name": "count", "level": "warn", "message": "only 9 pairs", "mend": "Sample more."},
+                 {"name": "leak", "level": "pass", "message": "0 of 2 test prompts", "mend": None}]  # fmt: skip
+    (run.model / "training.json").write_text(
+        json.dumps({"identity": {}, "result": result, "history": history, "preflight": preflight})
+    )
     (run.path / "evaluation").mkdir()
     sample = {"prompt": HOSTILE[:-2], "reference": "<i>old</i>", "trained": "new", "preferred": "trained"}
     found = {"win_rate": share(0.6, 0.55, 0.65), "refusals": [{"prompts": "benign", "reference": 0.1}],
-             "samples": [sample]}  # fmt: skip
+             "warnings": ["m judges its own answers"], "samples": [sample]}  # fmt: skip
     (run.path / "evaluation" / "evaluation.json").write_text(json.dumps(found))
     facts = gather(run)
     assert facts["verdict"]["word"] == "better"
@@ -227,7 +231,8 @@ def test_every_part_is_drawn(judged: Run) -> None:
     elements.feed(text)
     assert elements.open == []
     for part in ("0.800 [0.700, 0.900]", "kappa", "How often people agree", "benign", "0.700 [0.600, 0.800] (n = 100)",
-                 "Loss", "win rate", "&lt;i&gt;old&lt;/i&gt;"):  # fmt: skip
+                 "Loss", "win rate", "&lt;i&gt;old&lt;/i&gt;", "only 9 pairs. Sample more.", "1 of 2 checks passed",
+                 "pass: 0 of 2 test prompts", "m judges its own answers"):  # fmt: skip
         assert part in text
 
 

@@ -3,7 +3,9 @@ smaller, with the demo model's tokenizer."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import polars as pl
 import pytest
 
 from rlaif.config import Config
-from rlaif.errors import IdentityError, RunError, UsageError
+from rlaif.errors import IdentityError, MissingPart, RunError, UsageError
 from rlaif.llm.demo import demo_checkpoint
 from rlaif.run.directory import Run
 from rlaif.train import checkpoints, loop, measure, settings, writing
@@ -39,6 +41,11 @@ def weights(folder: Path) -> dict[str, Any]:
 
     (file,) = folder.glob("*.safetensors")
     return dict(load_file(file))
+
+
+def history(result: TrainResult) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads((result.output / "training.json").read_text())["history"]
+    return found
 
 
 def differ(left: dict[str, Any], right: dict[str, Any]) -> bool:
@@ -233,6 +240,7 @@ def test_a_loss_that_is_no_number_ends_it(train: Callable[..., TrainResult], run
         ({"extra": {"hub_token": "secret"}}, "secrets come from the environment only"),
         ({"extra": {"label_smoothing": 0.1}}, "label_smoothing does nothing under the loss sigmoid"),
         ({"extra": {"lr_scheduler_type": "sideways"}}, "TRL refuses these settings"),
+        ({"extra": {"report_to": "tensorbord"}}, "TRL reports to no 'tensorbord'. Did you mean 'tensorboard'?"),
         ({"loss": ["exo_pair"]}, "TRL refuses these settings: Label smoothing must be greater"),
         ({"model": "/nowhere/model"}, "the model '/nowhere/model' cannot be loaded"),
     ],
@@ -243,6 +251,41 @@ def test_what_cannot_be_is_said_before_training(
     with pytest.raises(UsageError) as caught:
         train(**changed)
     assert message in str(caught.value)
+
+
+def test_the_curves_go_where_trl_is_told_to_send_them(
+    train: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from transformers.integrations import integration_utils
+
+    result = train(extra={"report_to": ["tensorboard"]})
+    (folder,) = (result.output / "checkpoints" / "runs").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    for ours, theirs in (("loss", "train/loss"), ("margin", "train/rewards/margins")):
+        sent = {event.step: event.value for event in events.Scalars(theirs)}
+        assert sent == pytest.approx({point["step"]: point[ours] for point in history(result)})
+        assert sent.keys() == {1, 2}
+
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", list)
+    with pytest.raises(MissingPart, match="wandb, which report_to names, is not installed"):
+        train(extra={"report_to": "wandb"}, output="elsewhere")
+
+
+def test_a_dry_run_shows_the_preflight_and_writes_nothing(
+    train: Callable[..., TrainResult], run: Run, small: Path, rlaif: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    before = sorted(run.path.rglob("*"))
+    told = rlaif("train", run.path, "--model", small, "--method", "kto", "--dry-run").stdout
+    assert sorted(run.path.rglob("*")) == before
+    for part in ("warn  only 16 pairs: fewer than 100", "pass  train: 0 of 16 pairs have the same chosen and rejected",
+                 "<|im_start|>user\nName a colour. (0)", "4 steps of 8 answers: KTO, LoRA of"):  # fmt: skip
+        assert part in told
+    assert "Nothing was trained" in told
+    assert "verl" in rlaif("train", run.path, "--method", "ppo", "--dry-run", code=2).stderr
+    result = train(max_steps=1, merge=False)
+    kept = json.loads((result.output / "training.json").read_text())["preflight"]
+    assert all(f"{finding['level']}  {finding['message']}" in told for finding in kept)
 
 
 def test_an_adapter_is_no_model_to_train(train: Callable[..., TrainResult], run: Run) -> None:

@@ -11,8 +11,7 @@ from rlaif.config import Config
 from rlaif.run.directory import Run
 from rlaif.train import loop
 from rlaif.train.writing import TrainResult
-from tests.train.test_dpo import close, weights
-from tests.train.test_methods import history
+from tests.train.test_dpo import close, history, weights
 
 pytestmark = pytest.mark.real
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from rlaif.stats import wilson
 from rlaif.train import kto, loop, measure, settings
 from rlaif.train.writing import TrainResult
 from tests.train.pairs import rows
+from tests.train.test_dpo import history
 
 pytestmark = pytest.mark.real
 
@@ -47,11 +47,6 @@ def answer(folder: Path | None) -> str:
                                         return_tensors="pt", return_dict=True)  # fmt: skip
     out = AutoModelForCausalLM.from_pretrained(folder).generate(**ids, max_new_tokens=4, min_new_tokens=4)
     return str(tokenizer.decode(out[0][ids["input_ids"].shape[1] :]))
-
-
-def history(result: TrainResult) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = json.loads((result.output / "training.json").read_text())["history"]
-    return found
 
 
 def test_sft_makes_the_chosen_answers_likelier(train: Train) -> None:
