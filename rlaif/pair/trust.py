@@ -36,7 +36,8 @@ class Trust:
     """``agreement`` and ``kappa``: judges with people, over all kept pairs. ``people``: how often two people who
     labelled one pair say the same, and ``alpha`` of it (Krippendorff). ``error_left``: wrong labels among those that
     judges gave (PPI++). ``certificate``: for which share of the pairs judges agree with people ``TARGET`` of the time
-    or more. ``noise``: share of wrong labels in the dataset, for the trainer's robust loss."""
+    or more. ``noise``: share of wrong labels in the dataset, for the trainer's robust loss. ``reliability``: of each
+    tenth of how sure the judges were before any label, the mean of that, and how far people agree."""
 
     reviewed: int
     agreement: Estimate | None
@@ -46,6 +47,7 @@ class Trust:
     error_left: Estimate | None
     certificate: Certificate | None
     noise: float | None
+    reliability: list[tuple[float, Estimate]]
 
     def facts(self) -> dict[str, Any]:
         """As JSON values, for the manifest."""
@@ -53,6 +55,7 @@ class Trust:
         for name in ("agreement", "kappa", "people", "alpha", "error_left"):
             estimate: Estimate | None = getattr(self, name)
             told[name] = estimate.facts() if estimate else None
+        told["reliability"] = [{"p": round(sure, 4), **agrees.facts()} for sure, agrees in self.reliability]
         if self.certificate is None:
             return told | {"certificate": None}
         certificate = self.certificate
@@ -90,7 +93,19 @@ def measure(pairs: pl.DataFrame, labels: pl.DataFrame, reviews: pl.DataFrame, *,
         error_left=left,
         certificate=_certificate(pairs, seen, seed) if seen.height else None,
         noise=None if guess is None else round(noise_rate(guess, judged, human_error, by_people), 4),
+        reliability=_reliability(seen),
     )
+
+
+def _reliability(seen: pl.DataFrame) -> list[tuple[float, Estimate]]:
+    sure = pl.max_horizontal("p_said", 1.0 - pl.col("p_said"))
+    binned = seen.with_columns(sure=sure, bin=(sure * 10).floor().clip(upper_bound=9))
+    points = []
+    for _, rows in binned.sort("bin", "pair_id").group_by("bin", maintain_order=True):
+        agrees, weights = rows["agrees"].to_numpy(), rows["stands_for"].to_numpy()
+        if estimate := hajek(agrees, weights):
+            points.append((float(np.average(rows["sure"].to_numpy(), weights=weights)), estimate))
+    return points
 
 
 def _kappa(seen: pl.DataFrame) -> Estimate | None:
@@ -134,6 +149,8 @@ def _error_left(pairs: pl.DataFrame, queue: pl.DataFrame) -> Estimate | None:
     estimate = ppi_mean(some["error"].to_numpy(), some["expected"].to_numpy(), rest, some["stands_for"].to_numpy())
     if estimate is None:
         return None
+    if estimate.low == estimate.high:  # all labels say the same, of which a normal interval makes certainty
+        return hajek(some["error"].to_numpy(), some["stands_for"].to_numpy())
     low, value, high = (min(1.0, max(0.0, x)) for x in (estimate.low, estimate.value, estimate.high))
     return Estimate(value, low, high, estimate.n)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 WIDTH, HEIGHT = 640, 200
-LEFT, BOTTOM, TOP = 46, 26, 10
+LEFT, BOTTOM, TOP = 64, 26, 10
 
 
 class Html(str):

@@ -191,7 +191,7 @@ def _unmeasured(told: Mapping[str, Any]) -> dict[str, str]:
     path = told["path"]
     reviewed = told["status"]["reviews"]["answers"]
     why = {
-        "labels": f"people have labelled no audited pair yet: rlaif review {path}"
+        "labels": f"people have labelled no pair yet: rlaif review {path}"
         if not reviewed
         else f"build the tables anew: rlaif judge {path}",
         "balance": "the judge stage did not sort prompts and answers by refusal",

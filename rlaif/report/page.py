@@ -29,6 +29,13 @@ ROUTES = {
     "judge": "labelled by the judges",
     "dropped": "left out",
 }
+LABELS = {
+    "agreement": "people agree with the judges",
+    "kappa": "the same, beyond chance (kappa)",
+    "people": "two people agree with each other",
+    "alpha": "people, beyond chance (alpha)",
+    "error_left": "the judges' labels that are wrong",
+}
 
 
 def write(run: Run) -> Path:
@@ -127,16 +134,8 @@ def duration(seconds: float) -> str:
 
 
 def _labels(told: Mapping[str, Any]) -> Iterable[Html]:
-    rows: list[Sequence[object]] = []
-    charts: list[Html] = []
-    for name, value in (told["labels"] or {}).items():
-        title = name.replace("_", " ")
-        if estimate(told["labels"], name):
-            rows.append(_estimate_row(title, value))
-        elif _is_calibration(value):
-            charts.append(draw.calibration(value, label="How often people agree, by how sure the judges were"))
-        elif value is not None:
-            rows.append((title, "", _words(value), ""))
+    labels = told["labels"] or {}
+    rows = [_estimate_row(title, labels[name]) for name, title in LABELS.items() if estimate(labels, name)]
     for judge in told["orders"] or []:
         who = f"{judge['judge']} by {judge['model']}"
         for name, title in (("consistent", "both orders agree"), ("first", "first answer preferred (0.5: no bias)")):
@@ -147,7 +146,9 @@ def _labels(told: Mapping[str, Any]) -> Iterable[Html]:
         rows.append(_estimate_row("the preferred answer is the longer one", longer))
     if rows:
         yield draw.table(("Measure", "", "Value [95 %]", "n"), rows, label="Label quality")
-    yield from charts
+    if labels.get("reliability"):
+        yield draw.calibration(labels["reliability"], label="How often people agree, by how sure the judges were")
+    yield from _list(_people_gave(labels))
     for name in ("labels", "orders", "exams"):
         if name in told["unmeasured"]:
             what = {"labels": "Agreement with people", "orders": "Position bias", "exams": "Exams"}[name]
@@ -162,9 +163,28 @@ def _estimate_row(title: str, found: Mapping[str, Any]) -> Sequence[object]:
     return (title, draw.interval(found) if inside else "", said, f"{found['n']:,}")
 
 
-def _is_calibration(value: object) -> bool:
-    wanted = {"p", "value", "low", "high", "n"}
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and wanted <= v.keys() for v in value)
+def _people_gave(labels: Mapping[str, Any]) -> Iterable[str]:
+    """What people's labels are good for, besides saying how far to trust the others."""
+    if not labels.get("reviewed"):
+        return
+    noise = labels.get("noise_rate")
+    yield f"{labels['reviewed']:,} pairs were labelled by people" + (
+        "" if noise is None else f"; of the dataset's labels, {noise:.1%} are estimated to be wrong"
+    )
+    if sure := labels.get("certificate"):
+        yield (
+            f"for the surest {sure['share']:.0%} of the pairs it is certified that judges agree with people at least "
+            f"{sure['agreement']:.0%} of the time (confidence {sure['confidence']:.0%}, n = {sure['n']:,})"
+            if sure["share"]
+            else f"of no share of the pairs is it certified that judges agree with people {sure['agreement']:.0%} of "
+            "the time: too few labels, or too little agreement"
+        )
+    if right := labels.get("calibration"):
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in right["weights"].items())
+        yield (
+            f"{right['n']:,} of these labels put the panel right (weights: {weights}): {right['flipped']:,} labels "
+            f"were turned round, {right['near_ties']:,} pairs left out as near-ties"
+        )
 
 
 def _pairs(told: Mapping[str, Any]) -> Iterable[Html]:
@@ -238,13 +258,16 @@ def _evaluation(told: Mapping[str, Any]) -> Iterable[Html]:
              if not isinstance(value, dict | list) and value is not None}  # fmt: skip
     if plain:
         yield tag("dl", *(join((tag("dt", k.replace("_", " ")), tag("dd", _words(v)))) for k, v in plain.items()))
-    for name in ("checks", "refusals"):
+    for name, title in (("checks", "Checks met"), ("refusals", "Answers that refuse, by kind of prompt")):
         if found.get(name):
-            yield _any_table(found[name], name.capitalize())
+            yield tag("h3", title)
+            yield _any_table(found[name], title)
     for sample in found.get("samples", []):
+        won = sample.get("preferred") or ""
         sides = [_answer(f"{name}{' (preferred)' if sample.get('preferred') == name else ''}", sample[name])
                  for name in ("reference", "trained")]  # fmt: skip
-        yield tag("details", tag("summary", _first_line(sample["prompt"])), tag("div", *sides, class_="sides"))
+        summary = tag("summary", tag("span", won, class_="route"), " ", _first_line(sample["prompt"]))
+        yield tag("details", summary, tag("div", *sides, class_="sides"))
 
 
 def _list(said: Iterable[str]) -> Iterable[Html]:

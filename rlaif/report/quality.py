@@ -88,7 +88,7 @@ def pairs(run: Run) -> dict[str, Any]:
             "preferred",
             "p_a",
             "margin",
-            reason=pl.col("route_reason").str.replace(r":.*$", ""),
+            reason=pl.col("route_reason").str.replace(r":[^:]*\d.*$", ""),
             a=pl.col("response_a").str.len_chars().cast(pl.Int64),
             b=pl.col("response_b").str.len_chars().cast(pl.Int64),
         )

@@ -73,10 +73,10 @@ def _stop(told: Mapping[str, Any]) -> Any:
     agreement = estimate(told["labels"], "agreement")
     if agreement and agreement["high"] < 0.5:
         yield (
-            f"people contradict the judges: they agree on {agreement['value']:.0%} of {agreement['n']:,} audited pairs"
+            f"people contradict the judges: they agree on {agreement['value']:.0%} of {agreement['n']:,} labelled pairs"
         )
     elif agreement and agreement["n"] >= ENOUGH and agreement["high"] < 0.65:
-        yield f"people agree with the judges on only {agreement['value']:.0%} of {agreement['n']:,} audited pairs"
+        yield f"people agree with the judges on only {agreement['value']:.0%} of {agreement['n']:,} labelled pairs"
     turned = estimate(told["training"], "reversed")
     if turned:
         yield f"training went where the labels point in only {share(turned)} of held-out pairs: labels reversed?"
@@ -86,7 +86,7 @@ def _notes(told: Mapping[str, Any]) -> Any:
     """What does not stop anything and should be known."""
     agreement = estimate(told["labels"], "agreement")
     if agreement:
-        yield f"people agree with the judges on {share(agreement)} of audited pairs"
+        yield f"people agree with the judges on {share(agreement)}, over all kept pairs"
     else:
         yield "how far people agree with the judges is not measured"
     owed = told["owed"]

@@ -44,7 +44,7 @@ def _queue(pairs: Mapping[str, Any], run: Run) -> Finding:
 
 def _noise(rate: float | None, train: TrainConfig) -> Finding:
     if rate is None:
-        return Finding("noise", "pass", "the share of wrong labels is not measured: no audited pair was reviewed")
+        return Finding("noise", "pass", "the share of wrong labels is not measured: no pair was reviewed")
     message = f"an estimated {rate:.1%} of the labels are wrong"
     if rate > 1 - HOPELESS:
         return Finding("noise", "refuse", f"{message}, which is worse than chance: are the labels reversed?",

@@ -28,6 +28,8 @@ Level = Literal["pass", "warn", "refuse"]
 
 SIDES = ("prompt", "chosen", "rejected")
 FEW_PAIRS = 100
+ENOUGH = 20
+"""Held-out pairs below which a share says nothing."""
 SAMPLE = 2_000
 OVER_LENGTH_SHARE = 0.05
 SKEW_SHARE = 0.70
@@ -79,6 +81,8 @@ def check_rows(dataset: Path) -> tuple[list[Finding], pl.DataFrame | None]:
                 findings.append(
                     Finding("dataset", "refuse", "there is no train.parquet yet", f"Run: rlaif judge {dataset.parent}")
                 )
+            else:
+                findings.append(_measured(0))
             continue
         frame, problems = _readable(path)
         if frame is None:
@@ -135,7 +139,7 @@ def _rows(frame: pl.DataFrame, name: str, run: Path) -> list[Finding]:
     if n == 0:
         # An empty test set costs a measurement, an empty training set the training.
         if name == "test":
-            return [Finding("dataset", "warn", "test.parquet has no rows: nothing is measured on held-out pairs")]
+            return [_measured(0)]
         return [Finding("dataset", "refuse", "train.parquet has no rows", judge_first)]
     texts = {side: _text(frame, side) for side in ("chosen", "rejected")}
     counts = frame.select(
@@ -152,18 +156,17 @@ def _rows(frame: pl.DataFrame, name: str, run: Path) -> list[Finding]:
     for check_name, problem in (
         ("identical", "have the same chosen and rejected answer"),
         ("empty", "have an empty chosen or rejected answer"),
-        ("speaker", f"have chosen or rejected beginning with another turn than the assistant's; expected {EXPECTED}"),
+        ("speaker", "have chosen or rejected beginning with another turn than the assistant's"),
         ("prompt", "have no prompt"),
     ):
         bad = int(counts[check_name].sum())
         level: Level = "refuse" if bad else "pass"
         which = _named(frame.filter(counts[check_name])) if bad else ""
+        which += f"; expected {EXPECTED}" * (bad > 0 and check_name == "speaker")
         findings.append(
             Finding(check_name, level, f"{name}: {bad} of {n} pairs {problem}{which}", rebuild if bad else None)
         )
-    if name == "train":
-        findings += [_count(n), _skew(frame)]
-    return findings
+    return findings + ([_count(n), _skew(frame)] if name == "train" else [_measured(n)])
 
 
 def _text(frame: pl.DataFrame, side: str) -> pl.Expr:
@@ -200,6 +203,16 @@ def _count(n: int) -> Finding:
             "Sample more prompts or more answers a prompt.",
         )  # fmt: skip
     return Finding("count", "pass", f"{n} pairs")
+
+
+def _measured(n: int) -> Finding:
+    if n < ENOUGH:
+        return Finding(
+            "measured", "warn",
+            f"{f'only {n}' if n else 'no'} pairs are held out: too few to measure what training did, or to notice "
+            "reversed labels", "A larger test_share under [pairs].",
+        )  # fmt: skip
+    return Finding("measured", "pass", f"{n} pairs are held out to measure what training did")
 
 
 def _skew(frame: pl.DataFrame) -> Finding:

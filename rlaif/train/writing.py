@@ -18,7 +18,7 @@ from typing import Any
 
 from rlaif.errors import UsageError
 from rlaif.stats import Estimate
-from rlaif.train import checkpoints
+from rlaif.train import checkpoints, preflight
 from rlaif.train.method import Head
 
 NOT_WRITABLE = {
@@ -27,8 +27,6 @@ NOT_WRITABLE = {
 }  # fmt: skip
 
 FAR_BELOW = 0.4
-ENOUGH = 20
-"""Held-out pairs below which a share says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class TrainResult:
         Of a language model only what training moved is asked: answers of a stronger model are chosen and yet less
         likely, before and after."""
         found = self.moved or self.accuracy_after
-        return found if found and found.n >= ENOUGH and found.high < FAR_BELOW else None
+        return found if found and found.n >= preflight.ENOUGH and found.high < FAR_BELOW else None
 
     def paths(self) -> dict[str, Path]:
         """What was written, by name."""

@@ -161,11 +161,28 @@ def test_what_is_known_is_said_with_its_n_and_nothing_else() -> None:
     assert found.error_left.value == pytest.approx(1 - agree, abs=0.02)
     assert found.noise == pytest.approx(found.error_left.value * 500 / 600, abs=1e-3)
     assert found.people is None
+    assert sum(agrees.n for _, agrees in found.reliability) == 100
+    sure = pairs.head(100).select(pl.max_horizontal("p_a", 1.0 - pl.col("p_a"))).to_series().to_numpy()
+    right = (pairs["preferred"] == "a").to_numpy()[:100] == truth[:100]
+    for place, (mean, agrees) in enumerate(found.reliability):
+        within = np.floor(sure * 10).clip(max=9) == np.unique(np.floor(sure * 10).clip(max=9))[place]
+        assert mean == pytest.approx(sure[within].mean())
+        assert agrees.value == pytest.approx(right[within].mean())
     nothing = trust.measure(after, labelled(truth, 0), reviews(), seed=0)
     assert trust.in_words(nothing.facts()) == []
     words = " ".join(trust.in_words(found.facts()))
     assert "(n = 100)" in words
     assert "certified" in words
+
+
+def test_a_hundred_labels_without_an_error_are_no_certainty() -> None:
+    pairs, said, _ = judged(np.random.default_rng(9), {"good": 0.9})
+    truth = (pairs["preferred"] == "a").to_numpy()
+    after, _ = calibrate.recalibrate(queued(pairs, 100), said, labelled(truth, 100), **KEEP)
+    found = trust.measure(after, labelled(truth, 100), reviews(), seed=0)
+    assert found.error_left is not None
+    assert found.error_left.value == 0.0
+    assert 0.01 < found.error_left.high < 0.1
 
 
 def test_half_a_queue_says_the_same_of_the_whole() -> None:

@@ -207,7 +207,15 @@ def test_every_part_is_drawn(judged: Run) -> None:
     agreement = share(0.8, 0.7, 0.9)
     run.update_manifest(
         "judge",
-        labels={"agreement": agreement, "kappa": 0.6, "calibration": [{"p": 0.7, **share(0.6, 0.5, 0.7)}]},
+        labels={
+            "reviewed": 40,
+            "noise_rate": 0.12,
+            "agreement": agreement,
+            "kappa": share(0.61, 0.5, 0.7),
+            "reliability": [{"p": 0.72, **share(0.64, 0.5, 0.7)}],
+            "certificate": {"agreement": 0.85, "confidence": 0.9, "share": 0.4, "threshold": 0.9, "n": 30},
+            "calibration": {"weights": {"helpful@m": 1.2}, "n": 38, "flipped": 3, "near_ties": 2},
+        },
         balance={"benign": {"refuse": 3, "comply": 97}},
         exams=[{"judge": "helpful", "accuracy": share(0.7, 0.6, 0.8)}],
     )
@@ -230,9 +238,12 @@ def test_every_part_is_drawn(judged: Run) -> None:
     elements = Elements()
     elements.feed(text)
     assert elements.open == []
-    for part in ("0.800 [0.700, 0.900]", "kappa", "How often people agree", "benign", "0.700 [0.600, 0.800] (n = 100)",
-                 "Loss", "win rate", "&lt;i&gt;old&lt;/i&gt;", "only 9 pairs. Sample more.", "1 of 2 checks passed",
-                 "pass: 0 of 2 test prompts", "m judges its own answers"):  # fmt: skip
+    for part in (
+        "0.800 [0.700, 0.900]", "0.610 [0.500, 0.700]", "at 0.72 people agree in 0.64 of 100", "benign",
+        "12.0% are estimated to be wrong", "for the surest 40% of the pairs", "3 labels were turned round",
+        "0.700 [0.600, 0.800] (n = 100)", "Loss", "win rate", "&lt;i&gt;old&lt;/i&gt;", "only 9 pairs. Sample more.",
+        "1 of 2 checks passed", "pass: 0 of 2 test prompts", "m judges its own answers",
+    ):  # fmt: skip
         assert part in text
 
 

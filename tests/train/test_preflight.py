@@ -77,7 +77,7 @@ def refused(findings: list[Finding]) -> list[str]:
 
 
 def test_a_sound_dataset_passes(write: Callable[..., Path], tokenizer: Any) -> None:
-    dataset = write([row(i) for i in range(100)], [row(200)])
+    dataset = write([row(i) for i in range(100)], [row(200 + i) for i in range(20)])
     findings = preflight.check(dataset, tokenizer, max_length=256)
     assert [finding for finding in findings if finding.level != "pass"] == []
     assert "100 pairs" in named(findings, "count").message
@@ -99,11 +99,15 @@ def test_no_rows(write: Callable[..., Path], tokenizer: Any) -> None:
     assert "rlaif judge" in (finding.mend or "")
 
 
-def test_an_empty_test_set_only_warns(write: Callable[..., Path]) -> None:
-    dataset = write([row()])
-    pl.DataFrame([row()]).clear().write_parquet(dataset / "test.parquet")
+@pytest.mark.parametrize(("held", "level"), [(None, "warn"), (0, "warn"), (19, "warn"), (20, "pass")])
+def test_too_few_pairs_to_measure_only_warn(write: Callable[..., Path], held: int | None, level: str) -> None:
+    dataset = write([row()], [row(1 + i) for i in range(held)] if held else None)
+    if held == 0:
+        pl.DataFrame([row()]).clear().write_parquet(dataset / "test.parquet")
     findings, frame = preflight.check_rows(dataset)
-    assert named(findings, "dataset").level == "warn"
+    found = named(findings, "measured")
+    assert found.level == level
+    assert f"{held or 'no'} pairs are held out" in found.message
     assert frame is not None
 
 
@@ -137,6 +141,7 @@ def test_whole_conversations_in_chosen(write: Callable[..., Path]) -> None:
     whole = [{"role": "user", "content": "Question 0?"}, {"role": "assistant", "content": "Yes."}]
     findings, _ = preflight.check_rows(write([row(chosen=whole), row(1)]))
     assert "1 of 2 pairs" in named(findings, "speaker").message
+    assert "expected lists of {role, content}" in named(findings, "speaker").message
     assert refused(findings) == ["speaker"]
 
 
