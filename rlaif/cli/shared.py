@@ -53,12 +53,18 @@ def open_with(path: Path, flags: Mapping[str, Any]) -> tuple[Run, Config]:
 
 
 def as_judged(run: Run, settings: Config) -> Config:
-    """``settings`` with the panel and rules that the run was judged with, which flags may have given then."""
+    """``settings`` with the policies that answered and the panel and rules that the run was judged with, which flags
+    may have given then."""
     from rlaif.config import Config
 
-    stage = run.manifest()["stages"].get("judge")
+    stages = run.manifest()["stages"]
+    stage, answered = stages.get("judge"), stages.get("generate")
     if not stage:
         raise UsageError("nothing was judged yet", where=str(run.path), mend=f"Run first: rlaif judge {run.path}")
+    if answered:
+        asked = Config.model_validate(answered["config"])
+        sampler = settings.sampler.model_copy(update={"model": asked.sampler.model, "base_url": asked.sampler.base_url})
+        settings = settings.model_copy(update={"policies": asked.policies, "sampler": sampler})
     before = Config.model_validate(stage["config"])
     return settings.model_copy(update={"judge": before.judge, "judges": before.judges, "pairs": before.pairs,
                                        "seed": before.seed})  # fmt: skip

@@ -117,7 +117,9 @@ def calibration(points: Sequence[Mapping[str, Any]], *, label: str) -> Html:
         x = across(point["p"])
         parts += [_line(x, up(point["low"]), x, up(point["high"]), "range"),
                   tag("circle", cx=_n(x), cy=_n(up(point["value"])), r="5", class_="point")]  # fmt: skip
-    ticks = [_text(across(x), HEIGHT - 8, f"{x:.1f}", "middle") for x in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+    ticks = [
+        _text(across(x), HEIGHT - 8, f"{x:.1f}", "middle" if x < 1 else "end") for x in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    ]
     ticks += [_text(LEFT - 6, up(y) + 4, f"{y:.1f}", "end") for y in (0.0, 0.5, 1.0)]
     told = "; ".join(f"at {point['p']:.2f} people agree in {point['value']:.2f} of {point['n']}" for point in points)
     return _figure([*parts, _base(), *ticks], label, told)

@@ -275,13 +275,16 @@ def test_the_curves_go_where_trl_is_told_to_send_them(
 def test_a_dry_run_shows_the_preflight_and_writes_nothing(
     train: Callable[..., TrainResult], run: Run, small: Path, rlaif: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    judged = {"judge": {"judges": ["helpful"], "model": "m"}, "sampler": {"model": ["m"]}}
-    run.update_manifest("judge", config=Config.model_validate(judged).model_dump(mode="json"))
+    """And trains the policy that answered, which a flag named then, whatever the file says since."""
+    (run.path / "rlaif.toml").write_text('[sampler]\nmodel = ["another"]\n')
+    asked = Config.model_validate({"judge": {"judges": ["helpful"], "model": "m"}, "sampler": {"model": [str(small)]}})
+    for stage in ("generate", "judge"):
+        run.update_manifest(stage, config=asked.model_dump(mode="json"))
     before = sorted(run.path.rglob("*"))
-    told = rlaif("train", run.path, "--model", small, "--method", "kto", "--dry-run").stdout
+    told = rlaif("train", run.path, "--method", "kto", "--dry-run").stdout
     assert sorted(run.path.rglob("*")) == before
     for part in ("warn  only 16 pairs: fewer than 100", "pass  train: 0 of 16 pairs have the same chosen and rejected",
-                 "<|im_start|>user\nName a colour. (0)", "4 steps of 8 answers: KTO, LoRA of"):  # fmt: skip
+                 "<|im_start|>user\nName a colour. (0)", f"4 steps of 8 answers: KTO, LoRA of {small} on"):  # fmt: skip
         assert part in told
     assert "Nothing was trained" in told
     assert "verl" in rlaif("train", run.path, "--method", "ppo", "--dry-run", code=2).stderr
