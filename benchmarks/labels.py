@@ -132,7 +132,8 @@ class Trial:
         with Engines(self.judged.log, config.client, lambda _: None) as engines:
             pipeline.judge(self.judged, config, Quiet(), engines)
         rounds = Rounds(self.judged, config, None, panel(config), strategy(config, panel(config)), None, Meter())
-        self.said = rounds.said(rounds.all())[0]
+        settled = rounds.all()
+        self.said = pl.concat([rounds.said(number, settled.read(number))[0] for number in range(rounds.number)])
         self.table = self._table(self.judged)
         self.table = self.table.filter(pl.col("p_a").is_not_null() & (pl.col("right") != "tie"))
 

@@ -222,7 +222,7 @@ def write_bodies(run: Path, to: Path) -> None:
     seats = panel(config)
     rounds = Rounds(Run(run), config, None, seats, strategy(config, seats), None, Meter())
     prompts, answers = (Reader(run / "journal" / f"{name}.jsonl") for name in ("prompts", "completions"))
-    work = [ask.Material(*row) for row in rounds.placed(rounds.possible("compare")).iter_rows()]
+    work = [ask.Material(*row) for row in rounds.possible("compare").rows()]
     with to.open("w") as file:
         for request in ask.requests(seats[0], "choice", config, work, prompts.at, answers.at):
             file.write(json.dumps(request.body) + "\n")

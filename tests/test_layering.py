@@ -27,6 +27,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "polars", "
 # Modules that the command which needs them loads as a whole, inside a function.
 WHOLE = {
     "run/tables",
+    "run/parts",
     "pair",
     "pipeline",
     "llm/endpoint",

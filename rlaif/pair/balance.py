@@ -59,12 +59,12 @@ def _forbidden() -> pl.Expr:
     )
 
 
-def guard(pairs: pl.DataFrame) -> pl.DataFrame:
+def guard(pairs: pl.DataFrame, *, classed: bool) -> pl.DataFrame:
     """``pairs`` (with pair_id, as :func:`with_classes` gives them) with what may not be chosen no
     longer kept, and ``only_people`` (why judges may not decide, or null).
 
     Refusals chosen for prompts of no known class are left out too, the least sure first, as far as there would be more
-    refusals than harmful prompts. Where no prompt has a class there is nothing to hold them against.
+    refusals than harmful prompts. Where no prompt is ``classed`` there is nothing to hold them against.
     """
     barred = pl.col("kept") & _forbidden().is_not_null()
     pairs = pairs.with_columns(
@@ -72,7 +72,7 @@ def guard(pairs: pl.DataFrame) -> pl.DataFrame:
         why=pl.when(barred).then(_forbidden()).otherwise("why"),
         only_people=pl.when((pl.col("prompt_class") == "borderline").fill_null(False)).then(pl.lit(BORDERLINE)),
     )
-    if pairs["prompt_class"].is_null().all():
+    if not classed:
         return pairs
     over = pl.col("pair_id").is_in(_surplus(pairs.filter("kept"))["pair_id"].implode())
     return pairs.with_columns(kept=pl.col("kept") & ~over, why=pl.when(over).then(pl.lit(TOO_MANY)).otherwise("why"))
@@ -87,12 +87,12 @@ def _surplus(kept: pl.DataFrame) -> pl.DataFrame:
     return loose.sort(sure, "a", "b", descending=[True, False, False]).slice(max(0, room))
 
 
-def guard_labels(routed: pl.DataFrame) -> pl.DataFrame:
+def guard_labels(routed: pl.DataFrame, *, classed: bool) -> pl.DataFrame:
     """The guard once more, over what judges label after people's labels put them right: a label that was turned round
     may be one that may not be chosen."""
     barred = (pl.col("route") == "judge") & _forbidden().is_not_null()
     over = pl.lit(False)
-    if not routed["prompt_class"].is_null().all():
+    if classed:
         judged = routed.filter((pl.col("route") == "judge") & ~barred)
         over = pl.col("pair_id").is_in(_surplus(judged)["pair_id"].implode())
     return routed.with_columns(

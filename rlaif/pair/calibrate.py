@@ -73,13 +73,21 @@ def calibrated(x: Floats, prior: Floats, labels: Floats, prompts: pl.Series) -> 
 
 
 def recalibrate(
-    pairs: pl.DataFrame, seats: pl.DataFrame, labels: pl.DataFrame, *, min_probability: float, max_near_ties: float
+    pairs: pl.DataFrame,
+    seats: pl.DataFrame,
+    labels: pl.DataFrame,
+    *,
+    min_probability: float,
+    max_near_ties: float,
+    judged: int,
+    dropped: int = 0,
 ) -> tuple[pl.DataFrame, Calibration | None]:
     """Routed ``pairs`` settled anew from people's labels (pair_id, label), where there are ``MIN_LABELS`` of them.
 
     p_a and preferred change; a pair labelled by judges that is a near-tie now is dropped, as far as ``max_near_ties``
     allows, and one that was kept though the judges could not tell has a label. What a check decided stays. The columns
-    p_said and preferred_said keep what was known before.
+    p_said and preferred_said keep what was known before. ``judged``: how many pairs there are that could be judged,
+    and ``dropped``: how many of them were left out as near-ties, ``pairs`` not counted.
     """
     pairs = pairs.with_columns(p_said="p_a", preferred_said="preferred")
     undecided = (
@@ -102,10 +110,10 @@ def recalibrate(
     some = some.with_columns(pl.Series("p_new", p)).with_columns(
         near=pl.max_horizontal("p_new", 1.0 - pl.col("p_new")) < min_probability
     )
-    dropped_before = pairs.filter(
+    dropped += pairs.filter(
         pl.col("outcome").is_in(["tie", "inconsistent"]), pl.col("route") == "dropped", ~pl.col("undecided")
     ).height
-    allowed = max(0, int(max_near_ties * pairs.filter(pl.col("p_a").is_not_null()).height) - dropped_before)
+    allowed = max(0, int(max_near_ties * judged) - dropped)
     near = (
         some.filter(pl.col("near") & ((pl.col("route") == "judge") | pl.col("undecided")))
         .sort(pl.max_horizontal("p_new", 1.0 - pl.col("p_new")).round(9), "pair_id")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,6 @@ import pyarrow.parquet
 
 from rlaif.records import unit_interval
 
-CHUNK = 20_000
 TEXT = pyarrow.string()
 FUNCTION = pyarrow.struct([("name", TEXT), ("arguments", TEXT)])
 CALL = pyarrow.struct([("id", TEXT), ("type", TEXT), ("function", FUNCTION)])
@@ -104,18 +103,25 @@ def _with_every_column(reviews: pl.DataFrame) -> pl.DataFrame:
 
 
 def merge(
-    pairs_path: Path, labels: pl.DataFrame, about: pl.DataFrame, dataset: Path, *, seed: int, test_share: float
+    pairs_path: Path,
+    labels: pl.DataFrame,
+    about: Iterable[pl.DataFrame],
+    dataset: Path,
+    *,
+    seed: int,
+    test_share: float,
 ) -> Merged:
     """Write dataset/train.parquet and test.parquet from tables/pairs.parquet.
 
     ``labels``: :func:`human_labels`; each row says who ``decided`` (judges | single | majority | adjudicated) and how
     many people's ``labels`` stand behind it. ``about``: pair_id, model_a, model_b, tags, tools (JSON text or null),
-    calls (whether a turn carries tool calls), a row a pair in the table's order. Turns have the fields for tool calls
-    only where some prompt has them. Read and written in pieces, so that memory does not grow with the run.
+    calls (whether a turn carries tool calls), a frame for each row group of the table that has rows, in its order; they
+    are gone through more than once. Turns have the fields for tool calls only where some prompt has them. Read and
+    written in pieces, so that memory does not grow with the run.
     """
     merged = Merged()
-    with_tools = about["tools"].is_not_null().any()
-    turn = TURN_WITH_CALLS if about["calls"].any() else TURN
+    with_tools = any(own["tools"].is_not_null().any() for own in about)
+    turn = TURN_WITH_CALLS if any(own["calls"].any() for own in about) else TURN
     answer = pyarrow.list_(pyarrow.struct(TURN))
     sides = [("prompt", pyarrow.list_(pyarrow.struct(turn))), ("chosen", answer), ("rejected", answer)]
     schema = pyarrow.schema([*sides, *COLUMNS, *([TOOLS] if with_tools else [])])
@@ -142,15 +148,13 @@ def merge(
     return merged
 
 
-def _labelled(pairs_path: Path, labels: pl.DataFrame, about: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    start = 0
+def _labelled(pairs_path: Path, labels: pl.DataFrame, about: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     with pyarrow.parquet.ParquetFile(pairs_path) as file:
-        for batch in file.iter_batches(batch_size=CHUNK):
-            piece = pl.DataFrame(pl.from_arrow(batch))
-            own = about.slice(start, piece.height)
+        for number, own in enumerate(about):
+            piece = pl.DataFrame(pl.from_arrow(file.read_row_group(number)))
             assert own["pair_id"].equals(piece["pair_id"])
-            start += piece.height
-            yield piece.hstack(own.drop("pair_id")).join(labels, on="pair_id", how="left", maintain_order="left")
+            own = own.drop("pair_id").with_columns(pl.col("model_a", "model_b").cast(pl.String))
+            yield piece.hstack(own).join(labels, on="pair_id", how="left", maintain_order="left")
 
 
 def _counted(pairs: pl.DataFrame, merged: Merged) -> pl.DataFrame:

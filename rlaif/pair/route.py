@@ -37,9 +37,10 @@ NO_TOPIC = {"benign", "borderline", "harmful"}
 def route(settled: pl.DataFrame, tags: pl.DataFrame, *, human_share: float, seed: int) -> pl.DataFrame:
     """``settled`` (with pair_id) plus route, route_reason and inclusion_probability (null for dropped pairs).
 
-    ``tags``: prompt_id and tags (list of str). Optional columns of ``settled``: ``suspicion`` (why a confident label
-    may be wrong, or null) and ``only_people`` (why judges may not decide, or null): such pairs come first, and are
-    dropped where the budget does not reach them. So is a pair of which the judges cannot tell (no ``preferred``).
+    ``tags``: prompt_id and tags (list of str), of prompts that have some. Optional columns of ``settled``:
+    ``suspicion`` (why a confident label may be wrong, or null) and ``only_people`` (why judges may not decide, or
+    null): such pairs come first, and are dropped where the budget does not reach them. So is a pair of which the judges
+    cannot tell (no ``preferred``).
     """
     settled = settled.with_columns(
         pl.lit(None, pl.String).alias(name)
@@ -48,7 +49,8 @@ def route(settled: pl.DataFrame, tags: pl.DataFrame, *, human_share: float, seed
     )  # fmt: skip
     kept = settled.filter("kept").sort("pair_id").join(tags, on="prompt_id", how="left", maintain_order="left")
     told = {
-        names: (_stakes(names), _topic(names)) for names in {tuple(names or ()) for names in tags["tags"].to_list()}
+        names: (_stakes(names), _topic(names))
+        for names in {(), *(tuple(names or ()) for names in tags["tags"].to_list())}
     }
     stakes, topics = (
         zip(*(told[tuple(names or ())] for names in kept["tags"].to_list()), strict=True) if kept.height else ((), ())
@@ -92,11 +94,15 @@ def route(settled: pl.DataFrame, tags: pl.DataFrame, *, human_share: float, seed
         route_reason=_reason(),
     )
     kept = kept.with_columns(kept=pl.col("route") != "dropped")
-    dropped = settled.filter(~pl.col("kept")).with_columns(
+    columns = [*settled.columns, "route", "route_reason", "inclusion_probability"]
+    return pl.concat([kept.select(columns), dropped(settled.filter(~pl.col("kept"))).select(columns)]).sort("pair_id")
+
+
+def dropped(settled: pl.DataFrame) -> pl.DataFrame:
+    """What :func:`route` makes of pairs that are not kept."""
+    return settled.with_columns(
         route=pl.lit("dropped"), route_reason=pl.col("why"), inclusion_probability=pl.lit(None, pl.Float64)
     )
-    columns = [*settled.columns, "route", "route_reason", "inclusion_probability"]
-    return pl.concat([kept.select(columns), dropped.select(columns)]).sort("pair_id")
 
 
 def _reason() -> pl.Expr:

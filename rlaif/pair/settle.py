@@ -100,14 +100,13 @@ def settle(
     min_probability: float,
     per_prompt: int,
     min_score: float = 0.0,
-    max_near_ties: float = 1.0,
 ) -> pl.DataFrame:
     """``candidates`` with p_a, preferred, outcome, flags, kept and why (the reason, where it is not kept).
 
     win: p at least ``min_probability`` for one side; inconsistent: less, and the orders contradict each other; tie:
     less, and they do not; unparsed: no verdict. A winner that was rated below ``min_score`` is no example to learn
-    from, whatever it was compared with. Of the prompts that could be judged, at most the share ``max_near_ties`` is
-    left without a pair for near-ties alone: where it would be more, the surest of them are kept all the same.
+    from, whatever it was compared with. Of the prompts that could be judged, at most a share may be left without a
+    pair for near-ties alone: :func:`lost`, :func:`judged` and :func:`surest` say which of them :func:`rescue` keeps.
     """
     settled = candidates.join(compared, on=["a", "b"], how="left")
     if strategy == "rate-only":
@@ -132,21 +131,36 @@ def settle(
             pl.when(pl.col("p_a") > 0.5).then(pl.lit("a")).otherwise(pl.lit("b"))
         )
     )
-    kept = _keep(_strength(settled, strategy), per_prompt, min_probability, min_score)
-    return _rescue(kept, max_near_ties) if max_near_ties < 1 else kept
+    return _keep(_strength(settled, strategy), per_prompt, min_probability, min_score)
 
 
-def _rescue(settled: pl.DataFrame, max_near_ties: float) -> pl.DataFrame:
-    """Keeps the surest near-tie of as many prompts as lose their pair beyond ``max_near_ties``. Which of two equal
-    answers is ``preferred`` stays open (null): that is for people."""
-    judged = settled.filter(pl.col("p_a").is_not_null())
-    lost = judged.filter(~pl.col("kept").any().over("prompt_id"), pl.col("outcome").is_in(["tie", "inconsistent"]))
-    sure = pl.max_horizontal("p_a", 1.0 - pl.col("p_a")).round(9)
-    lost = lost.sort(sure, "a", "b", descending=[True, False, False]).unique(
-        "prompt_id", keep="first", maintain_order=True
+def judged(settled: pl.DataFrame) -> int:
+    """How many prompts have a pair that could be judged."""
+    return settled.filter(pl.col("p_a").is_not_null())["prompt_id"].n_unique()
+
+
+def lost(settled: pl.DataFrame) -> pl.DataFrame:
+    """The surest near-tie of each prompt that lost its pair for near-ties alone. Columns: a, b, sure."""
+    seen = settled.filter(pl.col("p_a").is_not_null())
+    near = seen.filter(~pl.col("kept").any().over("prompt_id"), pl.col("outcome").is_in(["tie", "inconsistent"]))
+    return (
+        near.with_columns(sure=pl.max_horizontal("p_a", 1.0 - pl.col("p_a")).round(9))
+        .sort("sure", "a", "b", descending=[True, False, False])
+        .unique("prompt_id", keep="first", maintain_order=True)
+        .select("a", "b", "sure")
     )
-    allowed = int(max_near_ties * judged["prompt_id"].n_unique() + 1e-9)
-    rescued = lost.head(max(0, lost.height - allowed)).select("a", "b", rescued=pl.lit(True))
+
+
+def surest(lost: pl.DataFrame, judged: int, max_near_ties: float) -> pl.DataFrame:
+    """Those of :func:`lost` beyond the share ``max_near_ties`` of the prompts :func:`judged`. Columns: a, b."""
+    over = max(0, lost.height - int(max_near_ties * judged + 1e-9))
+    return lost.sort("sure", "a", "b", descending=[True, False, False]).head(over).select("a", "b")
+
+
+def rescue(settled: pl.DataFrame, spared: pl.DataFrame) -> pl.DataFrame:
+    """Keeps the pairs in ``spared`` (columns a, b) all the same. Which of two equal answers is ``preferred`` stays open
+    (null): that is for people."""
+    rescued = spared.with_columns(rescued=pl.lit(True))
     both = settled.join(rescued, on=["a", "b"], how="left", maintain_order="left")
     tells = pl.col("rescued").is_not_null() & (pl.col("p_a") != 0.5)
     return both.with_columns(

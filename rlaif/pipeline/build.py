@@ -1,7 +1,12 @@
-"""tables/pairs.parquet and dataset/ from settled candidates: routed, with their texts, merged with people's labels."""
+"""tables/pairs.parquet and dataset/ from settled candidates: routed, with their texts, merged with people's labels.
+
+Whom to ask, and what people's labels say of the others, is decided over all that :mod:`rlaif.pipeline.gather` found
+part by part; texts are read for a few thousand rows at a time.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,14 +17,16 @@ import polars as pl
 import rlaif
 from rlaif.judge.ask import Seat
 from rlaif.pair import balance, calibrate, card, merge, route, trust
+from rlaif.pipeline.gather import Gathered, gather
 from rlaif.pipeline.rounds import Rounds
-from rlaif.records import key_of
 from rlaif.run import tables
 from rlaif.run.directory import Run
 from rlaif.run.journal import Reader, blocks
+from rlaif.run.parts import Pieces
 from rlaif.stats import Estimate
 
-CHUNK = 20_000
+CHUNK = 5_000
+"""Pairs whose texts are in memory at once, and which are a row group of the table."""
 COLUMNS = (
     "pair_id", "prompt_id", "prompt", "response_a", "response_b", "completion_a", "completion_b", "p_a", "preferred",
     "outcome", "route", "route_reason", "inclusion_probability", "reviewed", "margin",
@@ -47,54 +54,56 @@ class Built:
         return trust.in_words(self.labels)
 
 
-def build(rounds: Rounds, candidates: pl.DataFrame) -> Built:
+def build(rounds: Rounds, candidates: Pieces) -> Built:
     """Route the settled candidates, settle them anew from people's labels, write tables/pairs.parquet and the dataset.
 
     The queue is chosen from what the judges said alone, so labels that come in do not change it.
     """
-    run, config, answers = rounds.run, rounds.config, rounds.answers
-    tags = rounds.prompts.select("prompt_id", "tags")
+    run, config = rounds.run, rounds.config
     reviews = run.reviews()
     labels = merge.human_labels(reviews)
-    pairs = _with_ids(candidates, answers)
-    said, kinds = rounds.said(pairs)
-    pairs = balance.guard(balance.with_classes(pairs, tags, kinds))
-    pairs = route.suspicions(pairs, said, answers)
-    pairs = route.route(pairs, tags, human_share=config.pairs.human_share, seed=config.seed)
+    found = gather(rounds, candidates, labels)
+    pairs = balance.guard(found.pairs, classed=found.classed)
+    pairs = route.route(pairs, found.tags, human_share=config.pairs.human_share, seed=config.seed)
     pairs, calibration = calibrate.recalibrate(
         pairs,
-        said,
+        found.said,
         labels,
         min_probability=config.pairs.min_probability,
         max_near_ties=config.pairs.max_near_ties,
+        judged=found.judged,
+        dropped=found.aside["tie"] + found.aside["inconsistent"],
     )
-    pairs = balance.guard_labels(pairs)
+    pairs = balance.guard_labels(pairs, classed=found.classed)
     facts = trust.measure(pairs, labels, reviews, seed=config.seed)
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
-    tables.write_parquet_pieces(_with_texts(run, _placed(pairs, rounds)), run.pairs_path)
+    found.decide(pairs)
+    about = Pieces(run.path)
+    tables.write_parquet_pieces(_with_texts(run, found.in_order(CHUNK), about), run.pairs_path)
     merged = merge.merge(
         run.pairs_path,
         labels,
-        _about(pairs, rounds),
+        about,
         run.dataset,
         seed=config.seed,
         test_share=config.pairs.test_share,
     )
-    names = answers["model"].unique().sort().to_list()
+    routes = Counter(_counts(pairs, "route"))
+    routes["dropped"] += found.aside.total()
     result = Built(
-        candidates=pairs.height,
-        outcomes=dict.fromkeys(("win", "tie", "inconsistent", "unparsed"), 0) | _counts(pairs, "outcome"),
-        routes=dict.fromkeys(("judge", "audit", "targeted", "dropped"), 0) | _counts(pairs, "route"),
-        left_out=rounds.left_out,
-        without_pair=answers["prompt_id"].n_unique() - pairs["prompt_id"].n_unique(),
+        candidates=found.outcomes.total(),
+        outcomes={name: found.outcomes[name] for name in ("win", "tie", "inconsistent", "unparsed")},
+        routes={name: routes[name] for name in ("judge", "audit", "targeted", "dropped")},
+        left_out=dict(rounds.left_out),
+        without_pair=found.without_pair,
         merged=merged,
         agreement=facts.agreement,
         labels=facts.facts() | {"calibration": asdict(calibration) if calibration else None},
         balance=balance.table(_labelled(pairs, labels)),
-        warnings=_warnings(pairs, names, rounds.seats),
+        warnings=_warnings(found, pairs, rounds.seats),
     )
     counts = {"outcome": result.outcomes, "route": result.routes}
-    recipe = _recipe(rounds, names)
+    recipe = _recipe(rounds, found.policies)
     card.write(run.dataset / "README.md", merged, counts, recipe, result.labels, result.balance)
     run.update_manifest(
         "judge",
@@ -136,38 +145,8 @@ def _labelled(pairs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
     return both.with_columns(winner=pl.coalesce(by_people, by_judges))
 
 
-def pair_id(a: str, b: str) -> str:
-    """The id of the pair of completions ``a`` and ``b``, in whichever order: 16 hex digits."""
-    return key_of(pair=sorted((a, b)))[:16]
-
-
-def _with_ids(candidates: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
-    """``candidates`` with pair_id, for which the halves of their keys are put together."""
-    both = _of_both(candidates, answers, "rest").select("a", "rest_a", "b", "rest_b")
-    ids = [pair_id(f"{a:032x}{rest_a:032x}", f"{b:032x}{rest_b:032x}") for a, rest_a, b, rest_b in both.iter_rows()]
-    return candidates.with_columns(pl.Series("pair_id", ids, dtype=pl.String))
-
-
-def _of_both(pairs: pl.DataFrame, answers: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """``pairs``, in their order, with ``columns`` of their ``answers``: NAME_a and NAME_b for each."""
-    for side in ("a", "b"):
-        own = answers.select(pl.col("key").alias(side), pl.col(columns).name.suffix(f"_{side}"))
-        pairs = pairs.join(own, on=side, how="left", maintain_order="left")
-    return pairs
-
-
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     return dict(frame.group_by(column).len().sort(column).iter_rows())
-
-
-def _about(pairs: pl.DataFrame, rounds: Rounds) -> pl.DataFrame:
-    """What the dataset says of each pair beside its texts, in the order of tables/pairs.parquet. Columns: pair_id,
-    model_a, model_b, tags, tools (JSON text or null), calls (whether a turn carries tool calls)."""
-    names = _of_both(pairs.select("pair_id", "prompt_id", "a", "b").sort("pair_id"), rounds.answers, "model")
-    prompts = rounds.prompts.join(_tools(rounds.run), on="prompt_offset", how="left")
-    return names.join(prompts, on="prompt_id", how="left", maintain_order="left").select(
-        "pair_id", pl.col("model_a", "model_b").cast(pl.String), "tags", "tools", pl.col("calls").fill_null(False)
-    )
 
 
 def _tools(run: Run) -> pl.DataFrame:
@@ -188,15 +167,12 @@ def _tools(run: Run) -> pl.DataFrame:
     )
 
 
-def _placed(pairs: pl.DataFrame, rounds: Rounds) -> pl.DataFrame:
-    """``pairs`` in the order of the table, with the offsets of their texts."""
-    placed = _of_both(pairs, rounds.answers, "offset")
-    return placed.join(rounds.prompts.drop("tags"), on="prompt_id", how="left").sort("pair_id")
-
-
-def _with_texts(run: Run, pairs: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """tables/pairs.parquet in pieces: the contract's columns, then margin (score of a less score of b)."""
+def _with_texts(run: Run, pieces: Iterator[pl.DataFrame], about: Pieces) -> Iterator[pl.DataFrame]:
+    """tables/pairs.parquet in ``pieces``: the contract's columns, then margin (score of a less score of b). Into
+    ``about`` goes, piece by piece, what the dataset says of each pair beside its texts: pair_id, model_a, model_b,
+    tags, tools (JSON text or null), calls (whether a turn carries tool calls)."""
     prompts, answers = Reader(run.journal_path("prompts")), Reader(run.journal_path("completions"))
+    tools = _tools(run)
 
     def read(side: str, offsets: pl.Series) -> list[pl.Series]:
         """The texts and keys of the answers at ``offsets``."""
@@ -206,37 +182,36 @@ def _with_texts(run: Run, pairs: pl.DataFrame) -> Iterator[pl.DataFrame]:
         return [pl.Series(name, values, dtype=pl.String) for name, values in named.items()]
 
     try:
-        for start in range(0, max(1, pairs.height), CHUNK):
-            piece = pairs.slice(start, CHUNK)
+        for number, piece in enumerate(pieces):
+            told = piece.join(tools, on="prompt_offset", how="left", maintain_order="left")
+            about.add(
+                number, told.select("pair_id", "model_a", "model_b", "tags", "tools", pl.col("calls").fill_null(False))
+            )
             asked = [orjson.dumps(prompts.at(offset)["messages"]).decode() for offset in piece["prompt_offset"]]
             yield piece.with_columns(
                 pl.Series("prompt", asked, dtype=pl.String),
                 *read("a", piece["offset_a"]),
                 *read("b", piece["offset_b"]),
-                prompt_id=pl.col("prompt_id").cast(pl.String),
-                margin=pl.col("score_a") - pl.col("score_b"),
             ).select(COLUMNS)
     finally:
         prompts.close()
         answers.close()
 
 
-def _warnings(pairs: pl.DataFrame, policies: list[str], seats: list[Seat]) -> list[str]:
+def _warnings(found: Gathered, pairs: pl.DataFrame, seats: list[Seat]) -> list[str]:
     """What a person should know before trusting these labels."""
     warnings = []
-    same = sorted({seat.entry.model for seat in seats} & set(policies))
+    same = sorted({seat.entry.model for seat in seats} & set(found.policies))
     if same:
         warnings.append(f"{', '.join(same)} judges its own answers; a judge of another family is safer")
-    judged = pairs.filter(pl.col("p_a").is_not_null())
-    kept = pairs.filter(pl.col("route") != "dropped")
-    if judged.height >= 20:
-        contradicted = judged.filter((pl.col("p_ab") - 0.5) * (pl.col("p_ba") - 0.5) < 0).height / judged.height
+    if found.judged >= 20:
+        contradicted = found.contradicted / found.judged
         if contradicted > 0.5:
             warnings.append(
-                f"in {contradicted:.0%} of {judged.height} pairs the judges chose by position, not by content: "
+                f"in {contradicted:.0%} of {found.judged} pairs the judges chose by position, not by content: "
                 "labels of such judges are close to noise"
             )
-    if not kept.height:
+    if not pairs.filter(pl.col("route") != "dropped").height:
         warnings.append("no pair was kept: see route_reason in tables/pairs.parquet for why")
     return warnings
 

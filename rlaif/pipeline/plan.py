@@ -73,7 +73,7 @@ def plan_judge(run: Run, config: Config) -> Plan:
             if (kind, how) in (("rate", "round-robin"), ("compare", "rate-only")):
                 continue
             mode = likely_mode(seat, config)
-            work = [asking.Material(*row) for row in rounds.placed(rounds.possible(kind)).iter_rows()]
+            work = [asking.Material(*row) for row in rounds.possible(kind).rows()]
             requests = (
                 request
                 for request in asking.requests(seat, mode, config, work, prompts.at, answers.at)

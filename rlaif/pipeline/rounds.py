@@ -1,10 +1,15 @@
-"""Whom the judges are asked about, round by round: ratings first, then the pairs that they point to."""
+"""Whom the judges are asked about, round by round: ratings first, then the pairs that they point to.
+
+Prompts are taken part by part (:mod:`rlaif.run.parts`): what is asked and what is settled is the same for any number of
+parts, and only the rows of one part are in memory.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -17,22 +22,27 @@ from rlaif.llm.budget import Meter
 from rlaif.llm.server import Engines
 from rlaif.pair import balance, select, settle
 from rlaif.records import Failure
-from rlaif.run import tables
-from rlaif.run.directory import Run
+from rlaif.run import parts, tables
+from rlaif.run.directory import JournalName, Run
 from rlaif.run.journal import Journal, Reader
+from rlaif.run.parts import Journaled, Pieces
 
 BLOCK = 1000
 """Records that are written at once, where they come without waiting for anybody."""
 
 # What the frames hold of each journal. There are millions of rows, so keys are numbers and words are held once.
-PROMPTS = tables.small({name: tables.PROMPTS[name] for name in ("key", "prompt_id", "tags")}, "prompt_id")
+PROMPTS = {name: tables.PROMPTS[name] for name in ("key", "prompt_id", "tags")}
 COMPLETIONS = tables.small(
     {name: tables.COMPLETIONS[name] for name in ("key", "prompt_id", "model", "finish_reason", "text")},
-    "prompt_id", "model", "finish_reason",
+    "model", "finish_reason",
 )  # fmt: skip
-WORDS = ("kind", "judge", "judge_hash", "model", "prompt_id", "order", "aspect", "label")
+WORDS = ("kind", "judge", "judge_hash", "model", "order", "aspect", "label")
 VERDICTS = tables.small(
-    {name: tables.VERDICTS[name] for name in ("key", *WORDS, "a", "b", "p_a", "score", "variance", "flags")}, *WORDS
+    {
+        name: tables.VERDICTS[name]
+        for name in ("key", "prompt_id", *WORDS, "a", "b", "p_a", "score", "variance", "flags")
+    },
+    *WORDS,
 )
 
 
@@ -90,6 +100,31 @@ def _as_frames_know(seats: list[asking.Seat]) -> list[select.Judged]:
     ]
 
 
+@dataclass(frozen=True)
+class Part:
+    """One part of the prompts (columns prompt_id, tags, prompt_offset) and their usable answers."""
+
+    number: int
+    prompts: pl.DataFrame
+    answers: pl.DataFrame
+
+    def several(self) -> pl.DataFrame:
+        """The answers that have another to stand beside. Columns: prompt_id, a, b (null)."""
+        several = self.answers.filter(pl.len().over("prompt_id") >= 2)
+        return several.select("prompt_id", a="key", b=pl.lit(None, pl.UInt128))
+
+    def placed(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """The byte offsets of what is wanted, prompt by prompt. Columns: prompt_offset, a_offset, b_offset."""
+        offsets = self.answers.select("key", "offset")
+        return (
+            wanted.join(self.prompts, on="prompt_id")
+            .join(offsets.rename({"key": "a", "offset": "a_offset"}), on="a")
+            .join(offsets.rename({"key": "b", "offset": "b_offset"}), on="b", how="left")
+            .sort("prompt_id", "a", "b")
+            .select("prompt_offset", "a_offset", "b_offset")
+        )
+
+
 class Rounds:
     """The rounds of one judge command. Without ``engines`` and ``journal`` it only
     reads what was judged before."""
@@ -107,61 +142,132 @@ class Rounds:
         self.run, self.config, self.engines = run, config, engines
         self.seats, self.how, self.journal, self.meter = seats, how, journal, meter
         self.known = _as_frames_know(seats)
-        self._read: pl.DataFrame | None = None
-        self.prompts = tables.scan(run.journal_path("prompts"), PROMPTS, _prompts).drop("key")
-        self.answers, self.left_out = select.usable(
-            tables.scan(run.journal_path("completions"), COMPLETIONS, _completions)
-        )
-        if config.judge.limit:
-            self.answers = self.answers.join(self.prompts.head(config.judge.limit), on="prompt_id", how="semi")
-        self.offsets = self.answers.select("key", "offset")
+        self.number = parts.count(run.journal_path("completions"))
+        self._told: Journaled | None = None
+        self._behind = False
+        self._prompts = self._journaled("prompts", PROMPTS, _prompts)
+        self._answers = self._pieces()
+        self.left_out: Counter[str] = Counter()
+        first = self._first(config.judge.limit) if config.judge.limit else None
+        completions = self._journaled("completions", COMPLETIONS, _completions)
+        for number in range(self.number):
+            answers, left_out = select.usable(completions.read(number))
+            self.left_out.update(left_out)
+            if first is not None:
+                prompts = self._prompts.read(number).filter(pl.col("prompt_offset") <= first)
+                answers = answers.join(prompts, on="prompt_id", how="semi", maintain_order="left")
+            self._answers.add(number, answers)
         without_model.require_checks(run.journal_path("prompts"))
 
-    def all(self) -> pl.DataFrame:
+    def _journaled(self, name: JournalName, schema: dict[str, Any], reduce: Callable[..., pl.DataFrame]) -> Journaled:
+        return Journaled(self.run.journal_path(name), schema, reduce, self.run.path, self.number)
+
+    def _pieces(self) -> Pieces:
+        return Pieces(self.run.path)
+
+    def _first(self, limit: int) -> int:
+        """The offset of the prompt up to which there are ``limit``."""
+        offsets = [self._prompts.read(number)["prompt_offset"] for number in range(self.number)]
+        return int(pl.concat(offsets).sort().head(limit).max() or 0)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Part]:
+        for number in range(self.number):
+            yield Part(number, self._prompts.read(number).drop("key"), self._answers.read(number))
+
+    def all(self) -> Pieces:
         """Ask what each round needs; returns every candidate, settled over all rounds' verdicts."""
-        several = self.possible("rate")
         if self.journal is not None:
-            self.answered_without_a_model(self.journal, several)
-        self._ask("classify", self._unsure(several))
-        self._ask("reward", several)
-        rated = None
-        if self.how != "round-robin":
-            self._ask("rate", several)
-            rated = select.ratings(self._verdicts(), self.known)
-        self.checked = settle.checked(self._verdicts())
-        pairs = self.config.pairs
-        tries = 1 if self.how == "rate-only" else pairs.tries
-        ranked = select.candidates(
-            self.answers, rated, self.how, min_margin=pairs.min_margin, tries=tries, checked=self.checked
-        )
-        asked, settled = ranked.clear(), self._settle(ranked.clear())
-        for rank in range(1, tries + 1):
-            won = settled.filter("kept").group_by("prompt_id").len().filter(pl.col("len") >= pairs.per_prompt)
-            wanted = ranked.filter(pl.col("rank") == rank).join(won, on="prompt_id", how="anti")
-            if wanted.is_empty():
-                break
-            if self.how != "rate-only":
-                self._ask("compare", self._undecided(wanted))
-            asked = pl.concat([asked, wanted])
-            settled = self._settle(asked)
+            self.answered_without_a_model(self.journal, self.possible("rate"))
+            self._ask("classify", self._unsure)
+            self._ask("reward", Part.several)
+            if self.how != "round-robin":
+                self._ask("rate", Part.several)
+        ranked = self._pieces()
+        for part in self:
+            ranked.add(part.number, self._ranked(part))
+        settled = self._round(ranked, 1, None)
+        for rank in range(2, self._tries() + 1):
+            settled = self._round(ranked, rank, settled)
         return settled
 
-    def possible(self, kind: str) -> pl.DataFrame:
-        """What judges of ``kind`` may be asked about before anything is known. Columns: prompt_id, a, b."""
-        if kind != "compare":
-            several = self.answers.filter(pl.len().over("prompt_id") >= 2)
-            return several.select("prompt_id", a="key", b=pl.lit(None, pl.UInt128))
-        pairs = select.all_pairs(self.answers)
-        if self.how == "round-robin":
-            return pairs.select("prompt_id", "a", "b")
-        return pairs.group_by("prompt_id").head(self.config.pairs.tries).select("prompt_id", "a", "b")
+    def _tries(self) -> int:
+        return 1 if self.how == "rate-only" else self.config.pairs.tries
 
-    def answered_without_a_model(self, journal: Journal, several: pl.DataFrame) -> None:
+    def _ranked(self, part: Part) -> pl.DataFrame:
+        """The candidates of one part, the best of each prompt first."""
+        verdicts = self.verdicts(part.number)
+        rated = None if self.how == "round-robin" else select.ratings(verdicts, self.known)
+        return select.candidates(
+            part.answers,
+            rated,
+            self.how,
+            min_margin=self.config.pairs.min_margin,
+            tries=self._tries(),
+            checked=settle.checked(verdicts),
+        )
+
+    def _round(self, ranked: Pieces, rank: int, before: Pieces | None) -> Pieces:
+        """Ask about the candidates of ``rank`` where those ``before`` it gave too few pairs; settles all so far."""
+        wanted = self._pieces()
+        for number in range(self.number):
+            own = ranked.read(number).filter(pl.col("rank") == rank)
+            if before is not None:
+                won = before.read(number).filter("kept").group_by("prompt_id").len()
+                own = own.join(won.filter(pl.col("len") >= self.config.pairs.per_prompt), on="prompt_id", how="anti")
+            wanted.add(number, own)
+        if before is not None and not wanted.height:
+            return before
+        if self.how != "rate-only":
+            self._ask("compare", lambda part: self._undecided(part, wanted.read(part.number)))
+        return self._settle(wanted, before)
+
+    def _settle(self, wanted: Pieces, before: Pieces | None) -> Pieces:
+        """``wanted`` and those of ``before``, settled. How many near-ties are spared depends on all parts."""
+        settled, lost, judged, pairs = self._pieces(), [], 0, self.config.pairs
+        for number in range(self.number):
+            candidates = wanted.read(number)
+            if before is not None:
+                candidates = pl.concat([before.read(number).select(candidates.columns), candidates])
+            own = settle.settle(
+                candidates,
+                settle.comparisons(self.verdicts(number), self.known, candidates.select("a", "b")),
+                self.how,
+                min_probability=pairs.min_probability,
+                per_prompt=pairs.per_prompt,
+                min_score=pairs.min_score,
+            )
+            settled.add(number, own)
+            if pairs.max_near_ties < 1:
+                lost.append(settle.lost(own))
+                judged += settle.judged(own)
+        if not lost:
+            return settled
+        spared, rescued = settle.surest(pl.concat(lost), judged, pairs.max_near_ties), self._pieces()
+        for number in range(self.number):
+            rescued.add(number, settle.rescue(settled.read(number), spared))
+        return rescued
+
+    def possible(self, kind: str) -> Pieces:
+        """Where that lies what judges of ``kind`` may be asked about before anything is known (:meth:`Part.placed`)."""
+
+        def pairs(part: Part) -> pl.DataFrame:
+            pairs = select.all_pairs(part.answers)
+            return pairs if self.how == "round-robin" else pairs.group_by("prompt_id").head(self.config.pairs.tries)
+
+        return self._placed(pairs if kind == "compare" else Part.several)
+
+    def _placed(self, wanted: Callable[[Part], pl.DataFrame]) -> Pieces:
+        placed = self._pieces()
+        for part in self:
+            placed.add(part.number, part.placed(wanted(part).select("prompt_id", "a", "b")))
+        return placed
+
+    def answered_without_a_model(self, journal: Journal, several: Pieces) -> None:
         """Journal what the prompts' checks and the text classifier of refusals say of each answer."""
-        self._read = None
+        self._behind = True
         prompts, answers = Reader(self.run.journal_path("prompts")), Reader(self.run.journal_path("completions"))
         try:
-            found = without_model.verdicts(self.placed(several).iter_rows(), prompts.at, answers.at, journal)
+            found = without_model.verdicts(several.rows(), prompts.at, answers.at, journal)
             for block in iter(lambda: list(itertools.islice(found, BLOCK)), []):
                 journal.append(block)
                 for record in block:
@@ -172,59 +278,38 @@ class Rounds:
             prompts.close()
             answers.close()
 
-    def _unsure(self, several: pl.DataFrame) -> pl.DataFrame:
+    def _unsure(self, part: Part) -> pl.DataFrame:
         """Answers about which the text classifier of refusals is not sure."""
-        sure = self._verdicts().filter((pl.col("judge_hash") == refusal.HASH) & (pl.col("score") >= refusal.SURE))
-        return several.join(sure.select("a"), on="a", how="anti")
+        told = (pl.col("judge_hash") == refusal.HASH) & (pl.col("score") >= refusal.SURE)
+        return part.several().join(self.verdicts(part.number).filter(told).select("a"), on="a", how="anti")
 
-    def _undecided(self, wanted: pl.DataFrame) -> pl.DataFrame:
+    def _undecided(self, part: Part, wanted: pl.DataFrame) -> pl.DataFrame:
         """Pairs that the prompts' checks do not decide."""
-        pairs = select.with_checks(wanted, self.checked)
-        return pairs.filter((pl.col("check_a") == pl.col("check_b")).fill_null(True)).drop("check_a", "check_b")
+        pairs = select.with_checks(wanted, settle.checked(self.verdicts(part.number)))
+        return pairs.filter((pl.col("check_a") == pl.col("check_b")).fill_null(True))
 
-    def placed(self, wanted: pl.DataFrame) -> pl.DataFrame:
-        """The byte offsets of what is wanted, prompt by prompt. Columns: prompt_offset, a_offset, b_offset."""
-        return (
-            wanted.join(self.prompts, on="prompt_id")
-            .join(self.offsets.rename({"key": "a", "offset": "a_offset"}), on="a")
-            .join(self.offsets.rename({"key": "b", "offset": "b_offset"}), on="b", how="left")
-            .sort("prompt_id", "a", "b")
-            .select("prompt_offset", "a_offset", "b_offset")
-        )
-
-    def _settle(self, candidates: pl.DataFrame) -> pl.DataFrame:
-        compared = settle.comparisons(self._verdicts(), self.known, candidates.select("a", "b"))
-        pairs = self.config.pairs
-        return settle.settle(
-            candidates,
-            compared,
-            self.how,
-            min_probability=pairs.min_probability,
-            per_prompt=pairs.per_prompt,
-            min_score=pairs.min_score,
-            max_near_ties=pairs.max_near_ties,
-        )
-
-    def said(self, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """What each seat said of ``pairs`` (columns a, b), and what the answers were classified as."""
-        verdicts = self._verdicts()
+    def said(self, number: int, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """What each seat said of ``pairs`` (columns a, b) of a part, and what its answers were classified as."""
+        verdicts = self.verdicts(number)
         return settle.by_seat(verdicts, self.known, pairs.select("a", "b")), balance.classes(verdicts)
 
-    def _verdicts(self) -> pl.DataFrame:
-        """What the journal holds. Read again only after something was asked: it is the largest file of a run."""
-        if self._read is None:
-            self._read = self._scan()
-        return self._read
+    def verdicts(self, number: int) -> pl.DataFrame:
+        """What the journal holds of a part. It is read on from where it ended after something was asked."""
+        if self._told is None:
+            self._told = self._journaled("verdicts", VERDICTS, _verdicts)
+        elif self._behind:
+            self._told.catch_up()
+        self._behind = False
+        return self._told.read(number).drop("key")
 
-    def _scan(self) -> pl.DataFrame:
-        return tables.scan(self.run.journal_path("verdicts"), VERDICTS, _verdicts).drop("key")
-
-    def _ask(self, kind: str, wanted: pl.DataFrame) -> None:
+    def _ask(self, kind: str, wanted: Callable[[Part], pl.DataFrame]) -> None:
         seats = [seat for seat in self.seats if seat.judge.file.kind == kind]
-        if self.engines is None or wanted.is_empty() or not seats:
+        if self.engines is None or not seats:
             return
-        self._read = None
-        placed = self.placed(wanted)
+        placed = self._placed(wanted)
+        if not placed.height:
+            return
+        self._behind = True
         prompts, answers = Reader(self.run.journal_path("prompts")), Reader(self.run.journal_path("completions"))
         try:
             for seat in seats:
@@ -235,7 +320,7 @@ class Rounds:
             prompts.close()
             answers.close()
 
-    def _ask_seat(self, seat: asking.Seat, placed: pl.DataFrame, prompts: Reader, answers: Reader) -> None:
+    def _ask_seat(self, seat: asking.Seat, placed: Pieces, prompts: Reader, answers: Reader) -> None:
         engines, journal = self.engines, self.journal
         assert engines is not None
         assert journal is not None
@@ -243,7 +328,7 @@ class Rounds:
         seat = replace(seat, mode=modes.get(seat.name)) if self.config.judge.verdict == "auto" else seat
 
         def work() -> Iterator[asking.Material]:
-            for row in placed.iter_rows():
+            for row in placed.rows():
                 yield asking.Material(*row)
 
         owed = True

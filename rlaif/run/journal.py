@@ -134,8 +134,9 @@ class Reader:
         self._file.close()
 
 
-def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The whole lines of the journal in blocks of about 16 MiB, each with the byte offset at which it starts."""
+def blocks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The whole lines of the journal from byte ``start`` on, in blocks of about 16 MiB, each with the byte offset at
+    which it starts."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -143,7 +144,8 @@ def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(path)) from None
     with file:
-        offset, rest = 0, b""
+        file.seek(start)
+        offset, rest = start, b""
         while chunk := file.read(BLOCK):
             chunk = rest + chunk
             end = chunk.rfind(b"\n") + 1

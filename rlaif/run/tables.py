@@ -94,11 +94,18 @@ def scan(
     short before the next block is read. Columns: ``schema`` (as reduced) and ``offset`` (Int64).
 
     Raises :class:`RunError` naming a damaged line."""
+    return newest(pl.concat([frame for frame, _ in frames(path, schema, reduce)] or [nothing(schema, reduce)]))
+
+
+def frames(
+    path: Path, schema: Mapping[str, Any], reduce: Callable[[pl.DataFrame], pl.DataFrame], start: int = 0
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """The answers in the journal from byte ``start`` on, block by block as :func:`scan` reads them, each with the
+    offset at which its block ends. Of several answers to one key all are there."""
     columns = {**schema, "error": pl.String}
-    frames = []
-    for start, block in blocks(path):
+    for begin, block in blocks(path, start):
         ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == 10) + 1
-        offsets = np.concatenate(([0], ends[:-1])) + start
+        offsets = np.concatenate(([0], ends[:-1])) + begin
         try:
             frame = pl.read_ndjson(io.BytesIO(block), schema=columns)
             frame = frame.with_columns(offset=pl.Series(offsets, dtype=pl.Int64))
@@ -106,14 +113,19 @@ def scan(
             for _ in read(path):  # names the line, where it is one that cannot be read at all
                 pass
             raise RunError(f"a record does not have the fields of its kind: {error}", where=str(path)) from None
-        frames.append(reduce(frame.filter(pl.col("error").is_null()).drop("error")))
-    if not frames:
-        empty = pl.DataFrame(schema={**columns, "offset": pl.Int64})
-        return reduce(empty.drop("error"))
-    whole = pl.concat(frames)
-    if whole["key"].hash().n_unique() == whole.height:  # by far the most journals: nothing is copied for them
-        return whole
-    return whole.unique("key", keep="last", maintain_order=True)
+        yield reduce(frame.filter(pl.col("error").is_null()).drop("error")), begin + len(block)
+
+
+def nothing(schema: Mapping[str, Any], reduce: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+    """What :func:`scan` gives of a journal without answers."""
+    return reduce(pl.DataFrame(schema={**schema, "offset": pl.Int64}))
+
+
+def newest(answers: pl.DataFrame) -> pl.DataFrame:
+    """``answers`` without those whose key has a newer one."""
+    if answers["key"].hash().n_unique() == answers.height:  # by far the most journals: nothing is copied for them
+        return answers
+    return answers.unique("key", keep="last", maintain_order=True)
 
 
 def small(schema: Mapping[str, Any], *words: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def right(pairs: pl.DataFrame, truth: np.ndarray, n: int) -> float:
     return float(((pairs["preferred"] == "a").to_numpy() == truth)[n:].mean())
 
 
-KEEP = {"min_probability": 0.5, "max_near_ties": 0.0}
+KEEP: dict[str, Any] = {"min_probability": 0.5, "max_near_ties": 0.0, "judged": 200}
 
 
 def test_sixty_labels_teach_which_seat_to_believe() -> None:
@@ -130,11 +130,15 @@ def test_a_label_does_not_reach_its_own_pair_and_a_check_stays() -> None:
 def test_what_becomes_a_near_tie_is_left_out_as_far_as_allowed() -> None:
     pairs, said, _ = judged(np.random.default_rng(7), {"coin": 0.5})
     noise = labelled(np.random.default_rng(8).random(N) < 0.5, 200)
-    gone, calibration = calibrate.recalibrate(queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=1.0)
+    gone, calibration = calibrate.recalibrate(
+        queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=1.0, judged=200
+    )
     assert calibration is not None
     assert set(gone["route"]) == {"audit", "dropped"}  # a judge that knows nothing labels nothing
     assert gone.filter(pl.col("route") == "dropped")["route_reason"][0].startswith("near-tie by what people say: p 0.")
-    some, _ = calibrate.recalibrate(queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=0.1)
+    some, _ = calibrate.recalibrate(
+        queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=0.1, judged=200
+    )
     assert some.filter(pl.col("route") == "dropped").height == N // 10
 
 
@@ -242,23 +246,31 @@ def test_the_guard() -> None:
         ("harmful", "partial", "refuse", "a"), ("borderline", "refuse", "comply", "b"),
         (None, "comply", "refuse", "a"), ("benign", None, None, "a"),
     )  # fmt: skip
-    found = balance.guard(pairs)
+    found = balance.guard(pairs, classed=True)
     assert found["kept"].to_list() == [False, True, True, False, True, True, True, True, True]
     assert found["why"][0] == "guard: the refusal of a benign prompt may not be chosen"
     assert found["why"][3] == "guard: compliance with a harmful prompt may not be chosen"
     assert found["only_people"].to_list() == [None] * 6 + [balance.BORDERLINE] + [None] * 2
     turned = pairs.with_columns(preferred=pl.when(pl.col("preferred") == "a").then(pl.lit("b")).otherwise(pl.lit("a")))
-    assert balance.guard_labels(turned)["route"].to_list()[:5] == ["judge", "dropped", "judge", "judge", "dropped"]
+    assert balance.guard_labels(turned, classed=True)["route"].to_list()[:5] == [
+        "judge",
+        "dropped",
+        "judge",
+        "judge",
+        "dropped",
+    ]
 
 
 def test_refusals_never_outnumber_harmful_prompts() -> None:
     loose: list[Any] = [(None, "refuse", "comply", "a")] * 5
     pairs = guarded(*loose, ("harmful", "refuse", "comply", "a"), ("harmful", "partial", "refuse", "a"),
                     ("benign", "comply", "refuse", "a"))  # fmt: skip
-    found = balance.guard(pairs).filter("kept")
+    found = balance.guard(pairs, classed=True).filter("kept")
     refusing = found.filter(pl.col("answers_a") == "refuse").height
     assert refusing == found.filter(pl.col("prompt_class") == "harmful").height == 2
-    assert balance.guard(guarded(*loose))["kept"].all()  # no prompt has a class: nothing to hold them against
+    assert balance.guard(guarded(*loose), classed=False)[
+        "kept"
+    ].all()  # no prompt has a class: nothing to hold them against
 
 
 def test_the_balance_table_counts_what_is_unknown() -> None:

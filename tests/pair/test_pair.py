@@ -296,7 +296,7 @@ def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_
          "route": ["audit"] * n, "margin": [-1.0] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
     labels = merge.human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited": pl.String}))
-    merged = merge.merge(tmp_path / "pairs.parquet", labels, about(n), tmp_path / "set", seed=0, test_share=0.0)
+    merged = merge.merge(tmp_path / "pairs.parquet", labels, [about(n)], tmp_path / "set", seed=0, test_share=0.0)
     found = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"],
                          row["rejected_model"], row["margin"], row["decided"], row["labels"])
@@ -335,7 +335,7 @@ def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) 
         reviews(("2", "ada", "left", "b", 1.0), ("3", "ada", "tie", None, 1.0),
                 ("4", "ada", "left", "a", 1.0), ("4", "bob", "left", "b", 1.0))
     )  # fmt: skip
-    merged = merge.merge(tmp_path / "pairs.parquet", labels, about(n), tmp_path / "set", seed=0, test_share=0.0)
+    merged = merge.merge(tmp_path / "pairs.parquet", labels, [about(n)], tmp_path / "set", seed=0, test_share=0.0)
     rows = {row["pair_id"]: row for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)}
     assert sorted(rows) == ["0", "1", "2"]
     assert dict(merged.left_out) == {
@@ -373,7 +373,7 @@ def test_the_split_is_by_prompt(tmp_path: Path) -> None:
     )  # fmt: skip
     pairs.write_parquet(tmp_path / "pairs.parquet")
     labels = merge.human_labels(reviews())
-    merge.merge(tmp_path / "pairs.parquet", labels, about(n), tmp_path / "set", seed=0, test_share=0.2)
+    merge.merge(tmp_path / "pairs.parquet", labels, [about(n)], tmp_path / "set", seed=0, test_share=0.2)
     train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))
     assert train.height + test.height == n
     assert not set(train["prompt_id"]) & set(test["prompt_id"])

@@ -209,7 +209,9 @@ def candidate(*pairs: tuple[str, float, float]) -> tuple[pl.DataFrame, pl.DataFr
 def test_no_more_near_ties_are_left_out_than_allowed() -> None:
     names, said = candidate(("x", 1.0, 0.0), ("y", 0.6, 0.6), ("z", 0.62, 0.62), ("u", 1.0, 1.0))
     for allowed, kept in ((1.0, {"u"}), (0.5, {"u", "z"}), (0.25, {"u", "z", "y"}), (0.0, {"u", "z", "y", "x"})):
-        settled = settle.settle(names, said, "round-robin", min_probability=0.65, per_prompt=1, max_near_ties=allowed)
+        settled = settle.settle(names, said, "round-robin", min_probability=0.65, per_prompt=1)
+        spared = settle.surest(settle.lost(settled), settle.judged(settled), allowed)
+        settled = settle.rescue(settled, spared)
         assert set(settled.filter("kept")["prompt_id"]) == kept
         assert settled.filter("kept")["why"].is_null().all()
         assert settled.filter(pl.col("prompt_id") == "x")["preferred"].item() is None
