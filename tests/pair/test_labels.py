@@ -47,7 +47,7 @@ def right(pairs: pl.DataFrame, truth: np.ndarray, n: int) -> float:
     return float(((pairs["preferred"] == "a").to_numpy() == truth)[n:].mean())
 
 
-KEEP: dict[str, Any] = {"min_probability": 0.5, "max_near_ties": 0.0, "judged": 200}
+KEEP: dict[str, Any] = {"min_probability": 0.5, "max_near_ties": 0.0, "judged": N}
 
 
 def test_sixty_labels_teach_which_seat_to_believe() -> None:
@@ -131,14 +131,12 @@ def test_what_becomes_a_near_tie_is_left_out_as_far_as_allowed() -> None:
     pairs, said, _ = judged(np.random.default_rng(7), {"coin": 0.5})
     noise = labelled(np.random.default_rng(8).random(N) < 0.5, 200)
     gone, calibration = calibrate.recalibrate(
-        queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=1.0, judged=200
+        queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=1.0, judged=N
     )
     assert calibration is not None
     assert set(gone["route"]) == {"audit", "dropped"}  # a judge that knows nothing labels nothing
     assert gone.filter(pl.col("route") == "dropped")["route_reason"][0].startswith("near-tie by what people say: p 0.")
-    some, _ = calibrate.recalibrate(
-        queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=0.1, judged=200
-    )
+    some, _ = calibrate.recalibrate(queued(pairs, 200), said, noise, min_probability=0.65, max_near_ties=0.1, judged=N)
     assert some.filter(pl.col("route") == "dropped").height == N // 10
 
 
