@@ -93,11 +93,28 @@ def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, mo
     assert b'"right"' not in everything
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("report",), ("review",), ("review", "--merge"), ("judge", "--model", "m"), ("train",), ("run",),
+     ("train", "--method", "ppo"), ("evaluate",), ("export", "--format", "trl", "-o", "x"), ("run", "--dry-run"),
+     ("judge", "--model", "m", "--dry-run")],
+)  # fmt: skip
+def test_a_run_that_is_not_there_is_told_with_the_one_that_was_meant(
+    tmp_path: Path, rlaif: Cli, command: tuple[str, ...]
+) -> None:
+    rlaif("init", tmp_path / "nights-12")
+    told = rlaif(command[0], tmp_path / "night-12", *command[1:], code=1).stderr
+    assert f"{tmp_path / 'night-12'}: there is no such run" in told
+    assert f"Did you mean {tmp_path / 'nights-12'}?" in told
+    assert not (tmp_path / "night-12").exists()
+
+
 def test_stages_in_the_wrong_order_name_the_right_one(tmp_path: Path, rlaif: Cli) -> None:
     run = tmp_path / "run"
-    assert "there is no such run" in rlaif("status", run, code=1).stderr
     rlaif("init", run)
     assert f"rlaif generate {run}" in rlaif("judge", run, code=2).stderr
+    dry = rlaif("judge", run, "--model", "m", "--dry-run", code=2).stderr
+    assert "there are no completions to judge" in dry
     assert f"rlaif judge {run}" in rlaif("review", run, "--export", tmp_path / "q.csv", code=1).stderr
     assert f"rlaif judge {run}" in rlaif("train", run, code=2).stderr
     assert f"rlaif judge {run}" in rlaif("review", run, code=2).stderr

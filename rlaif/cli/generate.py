@@ -77,6 +77,7 @@ def generate(
             "client.batch": batch,
             **client_flags(concurrency, seed, max_failures, budget_usd),
         },
+        begins=True,
     )
     from rlaif import pipeline
 

@@ -44,12 +44,14 @@ OnBadRow = Annotated[
 ]
 
 
-def open_with(path: Path, flags: Mapping[str, Any]) -> tuple[Run, Config]:
-    """The run at ``path``, and its settings with ``flags`` (dotted names; None is not given) over them."""
-    from rlaif import settings
-    from rlaif.run.directory import Run
+def open_with(path: Path, flags: Mapping[str, Any], *, begins: bool = False) -> tuple[Run, Config]:
+    """The run at ``path``, and its settings with ``flags`` (dotted names; None is not given) over them.
 
-    return Run(path), settings.load(path, flags)
+    Raises :class:`rlaif.errors.RunError` where there is none, unless the command ``begins`` one."""
+    from rlaif import settings
+    from rlaif.run.directory import Run, open_run
+
+    return Run(path) if begins else open_run(path), settings.load(path, flags)
 
 
 def as_judged(run: Run, settings: Config) -> Config:

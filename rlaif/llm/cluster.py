@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from rlaif.config import ClientConfig, ClusterConfig
 from rlaif.errors import MissingPart, ServerError, UsageError, system_says
+from rlaif.llm.port import LOOPBACK, free_port
 from rlaif.llm.replica import NAMESPACE, Leash, Model, build
 
 GONE = "gone"
@@ -37,7 +38,7 @@ ENDING_S = 20.0
 STORE_BYTES = 100 * 2**20
 """Of a local cluster's object store, which nothing of ours goes through."""
 
-LOOPBACK, ANYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104
+ANYWHERE = "0.0.0.0"  # noqa: S104
 COMING = ("NOT_STARTED", "DEPLOYING")
 MEND_ADDRESS = "Start it, or mend RAY_ADDRESS."
 Say = Callable[[str], None]
@@ -220,12 +221,6 @@ class Cluster:
                 self._connected = False
                 if not self._was_there:
                     ray.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def replicas(name: str) -> str:

@@ -18,7 +18,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +33,8 @@ from rlaif.errors import MissingPart, ServerError, UsageError
 from rlaif.llm import demo, guard
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
-from rlaif.llm.cluster import Cluster, free_port
+from rlaif.llm.cluster import Cluster
+from rlaif.llm.port import LOOPBACK, free_port, is_free
 from rlaif.llm.reasons import advice, reason_in, worth_another_try
 from rlaif.llm.replica import Model
 
@@ -69,7 +69,7 @@ def arguments(model: str, kind: str, options: Mapping[str, Any], path: str | Non
         raise UsageError(f"{name} is set by rlaif itself", mend="Take it out of [sampler.vllm] or [judge.vllm].")
     chosen: dict[str, Any] = {
         "served_model_name": model,
-        "host": "127.0.0.1",
+        "host": LOOPBACK,
         # vLLM would otherwise take temperature and top_p from the model's files, behind the run's back.
         "generation_config": "vllm",
         "enable_prompt_tokens_details": True,
@@ -128,7 +128,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://{LOOPBACK}:{self.port}/v1"
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -145,7 +145,7 @@ class Server:
         reason: str | None = None
         for attempt in range(1, STARTS + 1):
             # The same port again after a restart, so that clients find the server where it was.
-            self.port = self.port if self.port and _is_free(self.port) else free_port()
+            self.port = self.port if self.port and is_free(self.port) else free_port()
             self._say(f"starting vLLM with {self.model} (usually {usual}); log: {self.log}")
             self._spawn(self._command(flags), kind)
             reason = self._wait_until_healthy(given_up)
@@ -250,7 +250,7 @@ class Server:
         # No proxy: the environment's is for what lies outside this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            opener.open(f"http://127.0.0.1:{self.port}/health", timeout=timeout_s).close()
+            opener.open(f"http://{LOOPBACK}:{self.port}/health", timeout=timeout_s).close()
         except OSError as error:
             return None if isinstance(getattr(error, "reason", error), TimeoutError) else False
         except http.client.HTTPException:
@@ -349,13 +349,3 @@ class Engines:
                 given_up.set()  # if cancelled: the end of the loop waits for the thread
 
         return Client(model, [server.url], self._config, meter, key=server.key, revive=revive)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

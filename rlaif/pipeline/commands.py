@@ -18,7 +18,7 @@ from rlaif.llm.server import Engines
 from rlaif.pipeline import exam
 from rlaif.pipeline.build import Built, build
 from rlaif.pipeline.rounds import Rounds, panel, strategy
-from rlaif.run.directory import Run
+from rlaif.run.directory import Run, require_completions
 
 if TYPE_CHECKING:
     from rlaif.train.prepare import Prepared
@@ -141,7 +141,7 @@ def judge(
     """Ask the panel, settle and route the pairs, write tables/ and dataset/. Raises :class:`TooManyFailures`."""
     seats = panel(config)
     how = strategy(config, seats)
-    _require_completions(run)
+    require_completions(run)
     exams = exam.require_trust(seats, config, watch.say)
     with run.writing():
         run.begin("judge", config, restart=restart)
@@ -163,7 +163,7 @@ def rebuild(run: Run, config: Config) -> Built:
     """Tables and dataset anew from the journals, reviews included. Asks no model."""
     seats = panel(config)
     how = strategy(config, seats)
-    _require_completions(run)
+    require_completions(run)
     with run.writing():
         rounds = Rounds(run, config, None, seats, how, None, Meter())
         with _writing_tables(run):
@@ -181,13 +181,6 @@ def _writing_tables(run: Run) -> Iterator[None]:
             where=str(run.path),
             mend="Make room or mend the permission, then give the same command again: no answer is lost.",
         ) from None
-
-
-def _require_completions(run: Run) -> None:
-    if not run.journal_path("completions").exists():
-        raise UsageError(
-            "there are no completions to judge", where=str(run.path), mend=f"Run first: rlaif generate {run.path}"
-        )
 
 
 def plan_train(run: Run, config: Config) -> tuple[Prepared, str]:

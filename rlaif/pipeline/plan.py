@@ -21,7 +21,7 @@ from rlaif.llm.budget import Meter, price
 from rlaif.llm.request import Request
 from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run import journal
-from rlaif.run.directory import Run
+from rlaif.run.directory import Run, require_completions
 
 CHARS_PER_TOKEN = 4
 
@@ -61,6 +61,7 @@ def plan_generate(run: Run, config: Config) -> Plan:
 
 def plan_judge(run: Run, config: Config) -> Plan:
     """The plan of ``judge``: all ratings, and every comparison that may become necessary."""
+    require_completions(run)
     seats = panel(config)
     how = strategy(config, seats)
     rounds = Rounds(run, config, None, seats, how, None, Meter())

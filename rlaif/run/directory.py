@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import fcntl
 import importlib.metadata
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from rlaif.config import CHANGES, Config
-from rlaif.errors import RunError
+from rlaif.errors import RunError, UsageError
 from rlaif.identity import check_identity, identity, identity_hash
 from rlaif.records import SCHEMA_VERSION
 from rlaif.run.journal import Journal, read
@@ -244,10 +245,31 @@ def open_run(path: Path | str) -> Run:
     """An existing run, for reading. Raises :class:`RunError` where there is none."""
     run = Run(path)
     if not run.path.is_dir():
-        raise RunError("there is no such run", where=str(path), mend=f"Make one: rlaif init {path}")
-    if not run.journals.is_dir() and not (run.path / FILE_NAME).exists():
+        close = difflib.get_close_matches(run.path.name, _runs_in(run.path.parent), n=1, cutoff=0.6)
+        meant = f"Did you mean {run.path.with_name(close[0])}? Else make" if close else "Make"
+        raise RunError("there is no such run", where=str(path), mend=f"{meant} one: rlaif init {path}")
+    if not _is_run(run.path):
         raise RunError("this directory is not a run", where=str(path), mend=f"Make one: rlaif init {path}")
     return run
+
+
+def require_completions(run: Run) -> None:
+    """Raises :class:`UsageError` where ``run`` has none."""
+    if not run.journal_path("completions").exists():
+        raise UsageError(
+            "there are no completions to judge", where=str(run.path), mend=f"Run first: rlaif generate {run.path}"
+        )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "journal").is_dir() or (path / FILE_NAME).exists()
+
+
+def _runs_in(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir() if _is_run(path)]
+    except OSError:
+        return []
 
 
 def _lock(fd: int) -> bool:

@@ -26,7 +26,7 @@ BLOCK = 16 << 20
 
 class Journal:
     """The writing end of one journal. ``done`` holds the keys that have an answer; ``failed`` those that have none and
-    failed since the journal was opened: they are owed again, but by the next command.
+    failed since the journal was opened: they are owed again, but by the next command. A closed journal holds none.
 
     Opening reads the file once. Only the holder of the run's lock may open a journal.
     """
@@ -82,6 +82,7 @@ class Journal:
             finally:
                 os.close(self._fd)
                 self._fd = -1
+                self.done, self.failed = set(), set()  # millions of keys: what follows needs their memory
 
     def __enter__(self) -> Journal:
         return self

@@ -11,9 +11,10 @@ import pytest
 
 from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, UsageError
-from rlaif.llm import cluster, fleet
+from rlaif.llm import fleet
 from rlaif.llm.budget import Meter, progress
 from rlaif.llm.client import Client
+from rlaif.llm.port import free_port
 from rlaif.llm.wire import Reply
 from tests.llm.processes import until
 from tests.scripted import Fault, ScriptedServer, echo
@@ -65,7 +66,7 @@ def test_one_of_several_that_is_absent_does_not_keep_the_night_from_starting(ser
 
 def test_one_that_comes_later_is_found(serve: Serve) -> None:
     there, meter = serve(delay_s=0.01), Meter()
-    late = ScriptedServer(delay_s=0.01, port=cluster.free_port())
+    late = ScriptedServer(delay_s=0.01, port=free_port())
 
     async def work(client: Client) -> None:
         await client.check()

@@ -143,6 +143,7 @@ def test_a_failure_is_owed_again_and_a_later_success_settles_it(tmp_path: Path) 
         assert done(journal) == {1, 3}
         assert journal.failed == set(), "a failure of an earlier command is owed by this one"
     assert texts(path) == ["a", "HTTP 500", "HTTP 500", "at last", "HTTP 500"]
+    assert not journal.done, "a closed journal takes no memory"
 
 
 @shared_folder
