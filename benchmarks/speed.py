@@ -441,15 +441,29 @@ def sampling(prompts: int) -> None:
               f"(n=1 run, {prompts} prompts x 4)")  # fmt: skip
 
 
+def same_settings() -> dict[str, Any]:
+    """What the server that rlaif starts would be given, as vLLM's own parser reads it and its LLM takes it."""
+    from dataclasses import fields
+
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from rlaif.llm import server
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    flags = server.arguments("demo", server.build(), {})
+    given, usual = (EngineArgs.from_cli_args(parser.parse_known_args(line)[0]) for line in (flags, flags[:2]))
+    names = [field.name for field in fields(EngineArgs) if field.name != "served_model_name"]
+    chosen = {name: getattr(given, name) for name in names if getattr(given, name) != getattr(usual, name)}
+    return {"model": given.model, **chosen}
+
+
 def bare_vllm(run: Path) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm import LLM, SamplingParams
 
-    from rlaif.llm import demo
-
     messages = [json.loads(line)["messages"] for line in (run / "journal" / "prompts.jsonl").read_text().splitlines()]
-    llm = LLM(demo.resolve("demo"), enforce_eager=True, enable_chunked_prefill=False, max_model_len=4096,
-              max_num_batched_tokens=4096, generation_config="vllm")  # fmt: skip
+    llm = LLM(**same_settings())
     settings = [SamplingParams(n=4, temperature=1.0, max_tokens=64, seed=i) for i in range(len(messages))]
     began = time.monotonic()
     outputs = llm.chat(messages, settings, use_tqdm=False)

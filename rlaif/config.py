@@ -292,11 +292,13 @@ def _time_of_day(text: str) -> str:
 class RunConfig(Section):
     """What ``rlaif run`` does around the stages. ``until`` is a time of day, ``duration`` counts from the start; the
     earlier one is the deadline. ``pilot``: prompts that are taken through generate and judge first, for the estimate;
-    0 for none. ``train_share``: of the time to the deadline, where training is asked for and not all fits."""
+    0 for none. ``evaluate``: the trained model against its reference at the end. ``train_share``: of the time to the
+    deadline, where training is asked for and not all fits."""
 
     until: Annotated[str, AfterValidator(_time_of_day)] | None = None
     duration: Annotated[str, AfterValidator(_duration)] | None = None
     train: bool = False
+    evaluate: bool = False
     pilot: int = Field(default=64, ge=0)
     train_share: float = Field(default=0.25, ge=0, lt=1)
     min_free_gb: float = Field(default=2.0, ge=0)

@@ -21,11 +21,14 @@ import pytest
 from rlaif import pipeline
 from rlaif.config import RunConfig, duration_s
 from rlaif.errors import EndpointError, MissingPart, RunError, TooManyFailures, UsageError
+from rlaif.llm.client import Client
+from rlaif.llm.server import Engines
 from rlaif.pipeline import commands, outlook
 from rlaif.pipeline import night as nights
 from rlaif.pipeline.diary import check_notification, notify
 from rlaif.run.directory import Run
 from rlaif.settings import load
+from rlaif.train.writing import TrainResult, as_json
 from tests.conftest import command, read_jsonl, write_jsonl
 from tests.judging import judge_by, words
 from tests.scripted import Fault, ScriptedServer
@@ -495,3 +498,153 @@ def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve,
     with pytest.raises(TooManyFailures, match="answers are missing"):
         spend(path, run__pilot=0)
     assert pl.read_parquet(path / "tables" / "pairs.parquet")["outcome"].unique().to_list() == ["unparsed"]
+
+
+# Evaluation
+
+
+def with_training(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> None:
+    """A training that leaves an adapter at once, and every model at ``server``."""
+
+    def train(run: Run, *_: Any) -> Any:
+        adapter = run.model / "adapter"
+        adapter.mkdir(parents=True, exist_ok=True)
+        (adapter / "adapter_config.json").write_text('{"r": 16}')
+        result = TrainResult(run.model, adapter, None, pairs=1, steps=3, seconds=0.1, loss=None)
+        (run.model / "training.json").write_text(json.dumps({"identity": {"model": "m"}, "result": as_json(result)}))
+        return result
+
+    def client(self: Engines, model: str, urls: Any, options: Any, meter: Any) -> Client:
+        server.models = (*server.models, model)
+        return Client(model, [server.url], self._config, meter)
+
+    monkeypatch.setattr(Engines, "client", client)
+    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+
+
+HELD_OUT = "heldout_share = 0.2"
+ENDS = "train = true\nevaluate = true\n[evaluate]\ndrift_samples = 0\n"
+
+
+def held_out(path: Path) -> Path:
+    file = path / "rlaif.toml"
+    file.write_text(file.read_text().replace("[sampler]", f"{HELD_OUT}\n[sampler]"))
+    return path
+
+
+def test_in_the_morning_it_is_known_whether_the_model_is_better(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(model)
+    path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
+    with_training(monkeypatch, server)
+    told, said = spend(path, run__duration="5h")
+    assert told.evaluated is not None
+    assert told.evaluated["win_rate"]["n"] > 5
+    assert told.evaluated["reference"] == "m"
+    assert told.stopped is None
+    (estimate,) = (line for line in said if line.startswith("estimate"))
+    assert ", evaluate " in estimate
+    assert f"; win rate {told.evaluated['win_rate']['value']:.2f} [" in said[-1]
+    page = (path / "report.html").read_text()
+    assert "evaluate" in page
+    assert told.evaluated["trained"] in page
+    # Given again: nothing is asked, and it is told again.
+    asked = len(server.requests)
+    again, said = spend(path)
+    assert again.evaluated == told.evaluated
+    assert len(server.requests) == asked
+    assert any("was evaluated before" in line for line in said)
+    # What [evaluate] asks for has changed.
+    spend(path, evaluate__limit=5)
+    assert json.loads((path / "evaluation" / "evaluation.json").read_text())["stopped"] is None
+
+
+def test_an_interrupted_evaluation_goes_on(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the deadline, which a clock that goes on by a second with each request brings about in its midst."""
+    real, gone = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
+    server = serve(model)
+    path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
+    with_training(monkeypatch, server)
+    spend(path, run__evaluate=False)
+    asked = len(server.requests)
+
+    def answer(body: dict[str, Any]) -> Any:
+        gone[0] += 1.0
+        return model(body)
+
+    server.answer = answer
+    told, _ = spend(path, run__duration="20s", client__concurrency=1)
+    assert told.stopped == "the deadline is reached"
+    assert told.evaluated
+    assert told.evaluated["stopped"] == "the deadline is reached"
+    assert asked + 10 < len(server.requests) < asked + 25
+    again, _ = spend(path)
+    assert again.stopped is None
+    assert again.evaluated
+    assert again.evaluated["stopped"] is None
+    assert again.evaluated["win_rate"]["n"] > told.evaluated["win_rate"]["n"] > 0
+    bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
+    assert len(bodies) == len(set(bodies))
+
+
+def test_an_evaluation_is_paid_from_the_nights_budget(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is going to cost is kept back while the rest is asked, and what it has cost is counted the next night."""
+    monkeypatch.setattr("rlaif.llm.client.price", lambda *_: 0.01)
+    server = serve(model)
+    path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
+    with_training(monkeypatch, server)
+    told, said = spend(path, client__budget_usd=1.0, client__concurrency=1)
+    assert any("it does not fit" in line for line in said)
+    assert told.evaluated
+    assert told.evaluated["win_rate"]["n"] > 5
+    assert told.evaluated["stopped"] is None
+    assert told.usd == pytest.approx(len(server.requests) / 100)
+    assert told.usd <= 1.01
+    inner = sum(record["usd"] for name in ("completions", "verdicts")
+                for record in read_jsonl(path / "evaluation" / "journal" / f"{name}.jsonl"))  # fmt: skip
+    assert inner > 0.2
+    again, said = spend(path, client__budget_usd=round(told.usd, 2), client__concurrency=1, evaluate__limit=500)
+    assert again.evaluated is None
+    assert any("the evaluation is left for another night: the budget of $" in line for line in said)
+
+
+def test_an_evaluation_waits_for_its_training(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(model)
+    path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
+    with_training(monkeypatch, server)
+
+    def late(*_: Any) -> None:
+        raise nights.DeadlineReached
+
+    monkeypatch.setattr(commands, "train", late)
+    told, said = spend(path, run__duration="5h")
+    assert told.evaluated is None
+    assert "the evaluation is left for another night: it waits for the training" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"run__train": False}, "no trained model is there"),
+        ({"train__method": "reward"}, "a reward model does not answer"),
+        ({"prompts__heldout_share": 0.0}, "no prompt was held out"),
+        ({"evaluate__judges": ["quality"]}, "none of the judges compares"),
+        ({"evaluate__judges": ["helpfull"]}, "Did you mean 'helpful'"),
+        ({"train__method": "ppo"}, "ppo is not trained here"),
+        ({"train__method": "rloo"}, "RLOO needs a reward model"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_told_before_the_night(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], told: str
+) -> None:
+    server = serve(model)
+    path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
+    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(UsageError, match=told):
+        spend(path, **flags)
+    assert server.requests == []

@@ -32,6 +32,12 @@ def run(
         str | None, typer.Option("--for", metavar="8h", help="The same, counted from now.", show_default=False)
     ] = None,
     train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train too.", show_default=False)] = None,
+    evaluate: Annotated[
+        bool | None,
+        typer.Option(
+            "--evaluate/--no-evaluate", help="Measure the trained model against its reference.", show_default=False
+        ),
+    ] = None,
     pilot: Annotated[
         int | None, typer.Option(help="Prompts that go first, for the estimate; 0 for none.", show_default=False)
     ] = None,
@@ -42,13 +48,14 @@ def run(
     budget_usd: Budget = None,
     dry_run: DryRun = False,
 ) -> None:
-    """The whole night: generate, judge, report, and train when asked."""
+    """The whole night: generate, judge, report, and train and evaluate when asked."""
     target, settings = open_with(
         run,
         {
             "run.until": until,
             "run.duration": for_,
             "run.train": train,
+            "run.evaluate": evaluate,
             "run.pilot": pilot,
             "prompts.limit": limit,
             **client_flags(concurrency, seed, max_failures, budget_usd),

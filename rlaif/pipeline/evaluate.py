@@ -26,74 +26,39 @@ from rlaif.judge import ask as asking
 from rlaif.judge import without_model
 from rlaif.llm import demo
 from rlaif.llm.budget import Meter
-from rlaif.llm.server import Engines, Local
+from rlaif.llm.server import Engines
 from rlaif.pair import balance, select, settle
 from rlaif.pipeline import commands, rounds
-from rlaif.records import Failure, Prompt, key_of, unit_interval
+from rlaif.pipeline.trained import FOLDER, Models, models, nothing_held_out
+from rlaif.records import Failure, Prompt, unit_interval
 from rlaif.run import tables
 from rlaif.run.directory import Run
 from rlaif.run.journal import Reader, read
 from rlaif.stats import Estimate
 
-FOLDER = "evaluation"
 SAMPLES = 12
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The adapter ranks that vLLM has room for."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """The two that are compared. ``trained`` is a name that changes with the training; ``local`` is where it lies."""
-
-    reference: str
-    trained: str
-    local: Local
-
-
-def trained(run: Run, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The identity and the result of the last training. Raises :class:`UsageError` where there is none."""
-    output = Path(config.train.output) if config.train.output else run.model
-    try:
-        stored = orjson.loads((output / "training.json").read_bytes())
-        identity, result = dict(stored["identity"]), dict(stored["result"])
-        identity["model"].strip()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(
-            "no trained model is there", where=str(output), mend=f"Run first: rlaif train {run.path}"
-        ) from None
-    return identity, result
+def judges(config: Config) -> list[asking.Seat]:
+    """Those that will compare. Raises :class:`UsageError` where none does."""
+    seats = [seat for seat in rounds.panel(_judged_by(config)) if seat.judge.file.kind == "compare"]
+    if not seats:
+        raise UsageError("none of the judges compares two answers", mend="Give --judge NAME of a judge that does.")
+    return seats
 
 
-def models(run: Run, config: Config) -> Models:
-    """The two to compare. Raises :class:`UsageError` where nothing was trained that answers."""
-    identity, result = trained(run, config)
-    output, reference = Path(config.train.output) if config.train.output else run.model, str(identity["model"])
-    if identity.get("method") == "reward":
-        raise UsageError("a reward model was trained, which does not answer", where=str(output),
-                         mend="Examine it as a judge, or train with another --method.")  # fmt: skip
-    name = f"{output.resolve().name}-{key_of(identity=identity, steps=result.get('steps'))[:8]}"
-    if result.get("adapter"):
-        rank = orjson.loads((Path(result["adapter"]) / "adapter_config.json").read_bytes())["r"]
-        fitting = next((each for each in RANKS if each >= rank), RANKS[-1])
-        return Models(reference, name, Local(name, result["adapter"], base=reference, rank=fitting))
-    if result.get("merged"):
-        return Models(reference, name, Local(name, result["merged"]))
-    raise UsageError("the training left no model that answers", where=str(output), mend="Train with another --method.")
-
-
-def evaluate(run: Run, config: Config, watch: commands.Watch, engines: Engines) -> dict[str, Any]:
+def evaluate(
+    run: Run, config: Config, watch: commands.Watch, engines: Engines, *, limits: commands.Limits | None = None
+) -> dict[str, Any]:
     """Answer, compare, measure; returns what it wrote to evaluation.json. Raises :class:`TooManyFailures` at the end.
 
     ``config`` is the run's as judged: without judges under [evaluate], those that labelled compare here too.
     """
     both = models(run, config)
-    own = _settings(config, both)
-    seats = [seat for seat in rounds.panel(own) if seat.judge.file.kind == "compare"]
-    if not seats:
-        raise UsageError("none of the judges compares two answers", mend="Give --judge NAME of a judge that does.")
+    own, seats = _settings(config, both), judges(config)
     engines.know(both.local)
     inner = Run(run.path / FOLDER)
-    meter = Meter(what="evaluate", budget_usd=config.client.budget_usd)
+    meter = commands.meter_for("evaluate", config, limits)
     with run.writing(), inner.writing():
         run.begin("evaluate", config)
         try:
@@ -113,8 +78,11 @@ def evaluate(run: Run, config: Config, watch: commands.Watch, engines: Engines) 
                 finally:
                     inner.end("judge")
             engines.close()  # its memory is needed for the drift
+            stopped = meter.reason_to_stop()
+            if stopped:  # the drift takes minutes, and is measured when the rest is there
+                own = own.model_copy(update={"evaluate": own.evaluate.model_copy(update={"drift_samples": 0})})
             told = _measure(run, inner, own, both, seats, paired, watch)
-            told["stopped"] = meter.reason_to_stop()
+            told["stopped"] = stopped
             _write(inner.path / "evaluation.json", told)
         finally:
             run.end("evaluate", **meter.facts())
@@ -124,20 +92,24 @@ def evaluate(run: Run, config: Config, watch: commands.Watch, engines: Engines) 
 
 def _settings(config: Config, both: Models) -> Config:
     """The settings of the inner run: both models answer each prompt once; its judges are those of [evaluate]."""
-    wanted = config.evaluate
     sampler = config.sampler.model_copy(update={"model": [], "base_url": [], "n": 2})
     policies = [PolicyConfig(model=both.reference), PolicyConfig(model=both.trained)]
-    changed: dict[str, Any] = {"sampler": sampler, "policies": policies}
-    if wanted.judges or wanted.model:
-        judge = config.judge.model_copy(
-            update={
-                "judges": wanted.judges or [seat.name for seat in config.panel()],
-                "model": wanted.model or config.judge.model,
-                "base_url": wanted.base_url,
-            }
-        )
-        changed |= {"judge": judge, "judges": []}
-    return config.model_copy(update=changed)
+    return _judged_by(config).model_copy(update={"sampler": sampler, "policies": policies})
+
+
+def _judged_by(config: Config) -> Config:
+    """``config`` with the judges of [evaluate] in the place of those that label, where it names any."""
+    wanted = config.evaluate
+    if not wanted.judges and not wanted.model:
+        return config
+    judge = config.judge.model_copy(
+        update={
+            "judges": wanted.judges or [seat.name for seat in config.panel()],
+            "model": wanted.model or config.judge.model,
+            "base_url": wanted.base_url,
+        }
+    )
+    return config.model_copy(update={"judge": judge, "judges": []})
 
 
 def _take(run: Run, inner: Run, config: Config, watch: commands.Watch) -> None:
@@ -158,11 +130,7 @@ def _take(run: Run, inner: Run, config: Config, watch: commands.Watch) -> None:
             if record["key"] not in journal:
                 journal.append([Prompt.model_validate(record).model_copy(update={"split": "train"})])
     if not taken:
-        raise UsageError(
-            "no prompt was held out",
-            where=str(run.path),
-            mend="Give --prompts SRC with prompts that were not trained on; next time, leave heldout_share above 0.",
-        )
+        raise nothing_held_out(run)
 
 
 def _paired(inner: Run, both: Models) -> pl.DataFrame:

@@ -4,7 +4,7 @@
     pilot       the first prompts through generate and judge, for an estimate that is said before the rest is begun
     generate    until done, or until its share of the time and the money is used up
     judge       routes, and writes tables/ and dataset/
-    report      and then training, where asked for, in what is left of the time
+    report      and then training and evaluation, where asked for, in what is left of the time
     the end     one line to whoever wants to be told, RUN/log/run.log for the morning
 
 The run's lock is held throughout. An endpoint that was there at the start and fails later is given time to come back;
@@ -15,8 +15,10 @@ was spent: a job that is requeued does not begin with a full purse again.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +33,8 @@ from rlaif.llm.server import Engines
 from rlaif.pipeline import commands, outlook
 from rlaif.pipeline.build import Built
 from rlaif.pipeline.diary import Diary, notify
+from rlaif.pipeline.evaluate import evaluate
+from rlaif.pipeline.trained import FOLDER, measured
 from rlaif.report import facts as reporting
 from rlaif.report import page
 from rlaif.run.directory import Run
@@ -52,6 +56,7 @@ class Night:
     missing: TooManyFailures | None = None
     built: Built | None = None
     trained: Any = None
+    evaluated: dict[str, Any] | None = None
     report: Path | None = None
     usd: float = 0.0
     seconds: float = 0.0
@@ -65,6 +70,8 @@ class Night:
             parts.append(f"{self.built.merged.train:,} pairs to train on, {waiting:,} wait for review")
         if self.trained:
             parts.append(f"trained in {self.trained.steps:,} steps")
+        if self.evaluated and (rate := self.evaluated["win_rate"]):
+            parts.append(f"win rate {rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]")
         if self.usd:
             parts.append(f"${self.usd:,.2f} in all")
         if self.report:
@@ -121,6 +128,8 @@ class _Night:
         self.deadline = outlook.monotonic_deadline(config.run)
         self.split: outlook.Outlook | None = None
         """What is owed, where it is more than fits."""
+        self.kept = outlook.Cost()
+        """What an evaluation at the end is going to take."""
         self.missing: dict[str, TooManyFailures] = {}
         self.generates = _names_a_policy(config)
 
@@ -137,13 +146,16 @@ class _Night:
         if judged:
             self.told.built = judged.built
             self.told.stopped = self.told.stopped or judged.stopped
-            if judged.stopped and "budget" in judged.stopped:  # and not only what was left of it
-                self.told.stopped = f"the budget of ${self.config.client.budget_usd:g} is spent"
+            if judged.stopped and "budget" in judged.stopped:
+                self.told.stopped = self._whole(judged.stopped)
         else:
             self.told.built = commands.rebuild(self.run, self.config)
         self._report()
         if self.config.run.train:
             self._train()
+            self._report()
+        if self.config.run.evaluate:
+            self._evaluate()
             self._report()
         self.told.missing = next(iter(self.missing.values()), None)
 
@@ -153,7 +165,8 @@ class _Night:
         wanted = self.config.run
         bounds = [f"until {wanted.until}" if wanted.until else "", f"for {wanted.duration}" if wanted.duration else "",
                   f"for ${self.config.client.budget_usd:g} in all" if self.config.client.budget_usd else "",
-                  "with training" if wanted.train else ""]  # fmt: skip
+                  "with training" if wanted.train else "",
+                  "with evaluation" if wanted.evaluate else ""]  # fmt: skip
         self.diary.note("")
         self.diary.note(f"===== rlaif run {self.run.path}, process {os.getpid()}")
         self.diary.say(f"the night begins: {', '.join(filter(None, bounds)) or 'no deadline, no budget'}")
@@ -165,7 +178,9 @@ class _Night:
             return
         known = reporting.of(self.run)
         answered = {"generate": known["completions"]["answers"], "judge": known["verdicts"]["answers"]}
-        seen = outlook.outlook(pilot, pilot["owing"], answered, self.config.client.concurrency)
+        compared = self._compared(pilot) if self.config.run.evaluate else 0
+        seen = outlook.outlook(pilot, pilot["owing"], answered, self.config.client.concurrency, compared=compared)
+        self.kept = seen.evaluate
         available = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
         bounds = (available, self._left_usd(), self.config.run.train_share if self.config.run.train else 0.0)
         for line in seen.told(*bounds):
@@ -197,17 +212,26 @@ class _Night:
         if judged is None or judged.stopped or not made.meter.requests:
             return None  # of an earlier start's answers nothing can be told
         meters = {"generate": made.meter, "judge": judged.meter}
-        pilot = {**outlook.facts_of(meters, first, self.run), "owing": owing}
+        pilot = {**outlook.facts_of(meters, first, self.run), "owing": owing, "heldout": made.heldout}
         self.run.update_manifest("run", pilot=pilot)
         return pilot
+
+    def _compared(self, pilot: dict[str, Any]) -> int:
+        """On how many prompts an evaluation will compare two models; of a source of its own only the limit is known."""
+        wanted = self.config.evaluate
+        if wanted.source and wanted.limit is None:
+            self.diary.say("the evaluation's own prompts are not counted yet: it is not in the estimate")
+            return 0
+        there = wanted.limit if wanted.source else pilot.get("heldout", 0)
+        return min(there or 0, wanted.limit or there or 0)
 
     # The stages
 
     def _generate(self, engines: Engines) -> None:
         """Until all is answered, or until what is left of time and money is needed for judging what was."""
-        until, dollars = self._judging_ends(), self._left_usd()
+        until, dollars = self._judging_ends(), self._left_usd(self.kept.usd)
         if self.split:
-            whole, part, now = self.split.whole, self.split.generate, time.monotonic()
+            whole, part, now = self.split.asked, self.split.generate, time.monotonic()
             if until is not None and whole.seconds:
                 until = now + (until - now) * part.seconds / whole.seconds
             if dollars is not None and whole.usd:
@@ -224,7 +248,7 @@ class _Night:
 
     def _judging(self, engines: Engines, config: Config, until: float | None) -> Callable[[], commands.Judged]:
         return lambda: commands.judge(
-            self.run, config, self.diary, engines, limits=commands.Limits(self._left_usd(), until)
+            self.run, config, self.diary, engines, limits=commands.Limits(self._left_usd(self.kept.usd), until)
         )
 
     def _stage(self, name: str, call: Callable[[], Done]) -> Done | None:
@@ -270,6 +294,26 @@ class _Night:
                 raise
             self.diary.say(f"training is left for another night: {' '.join(str(error).split())}")
 
+    def _evaluate(self) -> None:
+        if self.config.run.train and not self.told.trained:
+            self.diary.say("the evaluation is left for another night: it waits for the training")
+            return
+        if known := measured(self.run, self.config):
+            self.diary.say(f"{known['trained']} was evaluated before: see the report")
+            self.told.evaluated = known
+            return
+        limits = commands.Limits(self._left_usd(), self.deadline)
+        if reason := commands.meter_for("", self.config, limits).reason_to_stop():
+            self.told.stopped = self._whole(reason)
+            self.diary.say(f"the evaluation is left for another night: {self.told.stopped}")
+            return
+        _leave_the_gpu()
+        with Engines(self.run.log, self.config.client, self.diary.say, self.config.cluster) as engines:
+            told = self._stage("evaluate", lambda: evaluate(self.run, self.config, self.diary, engines, limits=limits))
+        self.told.evaluated = told
+        if told and told["stopped"]:
+            self.told.stopped = self._whole(told["stopped"])
+
     def _report(self) -> None:
         self.told.report = page.write(self.run)
 
@@ -279,25 +323,38 @@ class _Night:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def _judging_ends(self) -> float | None:
-        """When judging has to end: at the deadline, or earlier where training is to have its share of what is left."""
-        if self.deadline is None or not self.config.run.train:
-            return self.deadline
+        """When judging has to end: at the deadline, or earlier where evaluation and training are to have their share of
+        what is left."""
+        if self.deadline is None:
+            return None
         now = time.monotonic()
-        return now + max(0.0, self.deadline - now) * (1.0 - self.config.run.train_share)
+        share = self.config.run.train_share if self.config.run.train else 0.0
+        return now + max(0.0, self.deadline - self.kept.seconds - now) * (1.0 - share)
 
-    def _left_usd(self) -> float | None:
+    def _whole(self, stopped: str) -> str:
+        """Why a stage stopped, with the night's budget in the place of what was left of it for the stage."""
+        return f"the budget of ${self.config.client.budget_usd:g} is spent" if "budget" in stopped else stopped
+
+    def _left_usd(self, kept: float = 0.0) -> float | None:
         budget = self.config.client.budget_usd
-        return None if budget is None else max(0.0, budget - _spent(self.run))
+        return None if budget is None else max(0.0, budget - _spent(self.run) - kept)
 
 
 def _spent(run: Run) -> float:
     """Dollars of the run, of all its starts: by its journals, or by what the stages counted where that is more
     (replies that gave no record were paid too)."""
-    known = reporting.of(run)
-    journaled = sum(known[name]["usd"] for name in ("completions", "verdicts"))
-    counted = sum(start.get("usd", 0.0) for name in ("generate", "judge")
+    journaled = reporting.dollars(run) + reporting.dollars(Run(run.path / FOLDER))
+    counted = sum(start.get("usd", 0.0) for name in ("generate", "judge", "evaluate")
                   for start in run.manifest()["stages"].get(name, {}).get("history", []))  # fmt: skip
     return float(max(journaled, counted))
+
+
+def _leave_the_gpu() -> None:
+    """What a training in this process has left there, vLLM needs."""
+    if torch := sys.modules.get("torch"):
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import Config, RunConfig, duration_s
-from rlaif.errors import MissingPart, RlaifError, RunError
+from rlaif.errors import MissingPart, RlaifError, RunError, UsageError
 from rlaif.llm import cluster, server
 from rlaif.llm.budget import Meter, duration, short
 from rlaif.llm.client import Client
+from rlaif.pipeline import trained
 from rlaif.pipeline.diary import check_notification
+from rlaif.pipeline.evaluate import judges
 from rlaif.pipeline.rounds import panel, strategy
 from rlaif.run.directory import Run
+from rlaif.train import methods
 
 GB = 1e9
 FOR_TABLES = 2.5
@@ -56,7 +59,15 @@ def check(run: Run, config: Config, *, generates: bool) -> list[str]:
     seats = panel(config)
     asked += [(seat.entry.model, seat.entry.base_url) for seat in seats]
     strategy(config, seats)
+    if config.run.evaluate:
+        reference = trained.require(run, config, trains=config.run.train)
+        asked += [(seat.entry.model, seat.entry.base_url) for seat in judges(config)]
+        asked.append((reference, []))  # it and what was trained of it lie here, and are served here
     if config.run.train:
+        if config.train.method == "ppo":
+            raise UsageError("ppo is not trained here but handed over to verl", where="train.method",
+                             mend=f"Leave --train away, and give in the morning: rlaif train {run.path}")  # fmt: skip
+        methods.of(config.train.method).keywords(config.train)
         absent = [name for name in ("torch", "trl", "peft", "accelerate") if importlib.util.find_spec(name) is None]
         if absent:
             raise MissingPart(f"training is asked for, and {', '.join(absent)} is not installed",
@@ -121,24 +132,32 @@ class Outlook:
     generate: Cost
     judge: Cost
     bytes: float
+    evaluate: Cost = Cost()
+
+    @property
+    def asked(self) -> Cost:
+        """What is shared out where not all fits. An evaluation is small, and kept whole."""
+        return self.generate + self.judge
 
     @property
     def whole(self) -> Cost:
-        return self.generate + self.judge
+        return self.asked + self.evaluate
 
     def share(self, available: float | None, budget_usd: float | None, train_share: float) -> float:
         """Which part of what is owed fits: 1.0 or more is all of it. ``available``: seconds."""
         parts = []
-        if available is not None and self.whole.seconds > 0:
-            parts.append(available * (1.0 - train_share) / self.whole.seconds)
-        if budget_usd is not None and self.whole.usd > 0:
-            parts.append(budget_usd / self.whole.usd)
+        if available is not None and self.asked.seconds > 0:
+            parts.append(max(0.0, available - self.evaluate.seconds) * (1.0 - train_share) / self.asked.seconds)
+        if budget_usd is not None and self.asked.usd > 0:
+            parts.append(max(0.0, budget_usd - self.evaluate.usd) / self.asked.usd)
         return min(parts, default=float("inf"))
 
     def told(self, available: float | None, budget_usd: float | None, train_share: float) -> list[str]:
         """The estimate as lines to say, and whether it fits."""
         whole = self.whole
         by_stage = f"generate {duration(self.generate.seconds)}, judge {duration(self.judge.seconds)}"
+        if self.evaluate.seconds:
+            by_stage += f", evaluate {duration(self.evaluate.seconds)}"
         end = datetime.datetime.now() + datetime.timedelta(seconds=whole.seconds)
         cost = f"${whole.usd:,.2f}" if whole.usd else "no dollars"
         estimate = (
@@ -180,25 +199,38 @@ def asking_s(facts: Mapping[str, Any], concurrency: float, part: float = 1.0) ->
     return float(facts["waited_s"] * part / min(concurrency, max(1.0, facts["requests"] * part)))
 
 
-def outlook(pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int], concurrency: int) -> Outlook:
-    """``pilot``: :func:`facts_of`. ``answered``: what the journals of each stage hold already, in records."""
+def outlook(
+    pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int], concurrency: int, *, compared: int = 0
+) -> Outlook:
+    """``pilot``: :func:`facts_of`. ``answered``: what the journals of each stage hold already, in records.
+    ``compared``: on how many prompts two models are to be compared in the end; each answers them once, and judges are
+    taken to have as much to do with a prompt as when they label."""
     times = prompts / max(1, pilot["prompts"])
     costs = {}
     left = 0.0
+    evaluate = Cost()
     for stage in ("generate", "judge"):
         facts = pilot[stage]
         expected = facts["answers"] * times
         owed = max(0.0, expected - answered[stage])
-        part = owed / facts["answers"] if facts["answers"] else 0.0
-        start = max(0.0, facts["seconds"] - facts["asking_s"])
-        costs[stage] = Cost(
-            seconds=asking_s(facts, concurrency, part) + start if owed else 0.0,
-            prompt_tokens=facts["prompt_tokens"] * part,
-            completion_tokens=facts["completion_tokens"] * part,
-            usd=facts["usd"] * part,
-        )
+        costs[stage] = _part(facts, owed, concurrency)
+        each = 2 if stage == "generate" else facts["answers"] / max(1, pilot["prompts"])
+        evaluate += _part(facts, compared * each, concurrency)
         left = max(left, owed / expected if expected else 0.0)
-    return Outlook(prompts, costs["generate"], costs["judge"], pilot["bytes"] * times * left * FOR_TABLES)
+    size = pilot["bytes"] * times * left * FOR_TABLES
+    return Outlook(prompts, costs["generate"], costs["judge"], size, evaluate)
+
+
+def _part(facts: Mapping[str, Any], answers: float, concurrency: int) -> Cost:
+    """What so many answers take of a stage that took ``facts``, its server's start included."""
+    part = answers / facts["answers"] if facts["answers"] else 0.0
+    start = max(0.0, facts["seconds"] - facts["asking_s"])
+    return Cost(
+        seconds=asking_s(facts, concurrency, part) + start if answers else 0.0,
+        prompt_tokens=facts["prompt_tokens"] * part,
+        completion_tokens=facts["completion_tokens"] * part,
+        usd=facts["usd"] * part,
+    )
 
 
 def monotonic_deadline(config: RunConfig) -> float | None:

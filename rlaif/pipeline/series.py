@@ -13,7 +13,7 @@ from typing import Any
 from rlaif import settings
 from rlaif.config import Config
 from rlaif.errors import UsageError
-from rlaif.pipeline.evaluate import trained
+from rlaif.pipeline.trained import trained
 from rlaif.run.directory import Run
 
 KEPT = {

@@ -12,6 +12,7 @@ from rlaif.run.directory import JournalName, Run
 from rlaif.run.journal import read
 
 DEPTH = 3
+ASKED: tuple[JournalName, ...] = ("completions", "verdicts")
 
 
 def runs_below(folder: Path) -> list[Run]:
@@ -51,6 +52,11 @@ def of(run: Run) -> dict[str, Any]:
     }
     facts["next"] = _next(run, facts)
     return facts
+
+
+def dollars(run: Run) -> float:
+    """What the journaled answers and verdicts of ``run`` cost."""
+    return float(sum(record.get("usd", 0.0) for name in ASKED for _, record in read(run.journal_path(name))))
 
 
 def _journal(run: Run, name: JournalName) -> dict[str, Any]:

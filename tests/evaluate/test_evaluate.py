@@ -15,7 +15,7 @@ from rlaif.config import Config
 from rlaif.errors import UsageError
 from rlaif.llm.client import Client
 from rlaif.llm.server import Engines, Local, arguments
-from rlaif.pipeline.evaluate import models
+from rlaif.pipeline.trained import models
 from rlaif.run.directory import Run
 from tests.conftest import needs, read_jsonl, write_jsonl
 from tests.judging import judge_by, material, words
