@@ -23,7 +23,7 @@ from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, UsageError, did_you_mean
 from rlaif.llm import wire
 from rlaif.llm.budget import Meter, price
-from rlaif.llm.endpoint import Endpoint, Lost, Refused
+from rlaif.llm.endpoint import Endpoint, Lost, Refused, Silent
 from rlaif.llm.fleet import Fleet
 from rlaif.llm.wire import Malformed, Reply
 from rlaif.records import clean
@@ -46,7 +46,7 @@ class NotSent(Exception):
     """The command stopped before this request was sent: it is simply still owed."""
 
 
-Revive = Callable[[], Awaitable[None]]
+Revive = Callable[[float | None], Awaitable[None]]
 
 
 class Client:
@@ -54,7 +54,8 @@ class Client:
 
     ``limit`` is how many requests may be in flight now: each endpoint's halves on its 429 and grows back with every
     success.
-    ``revive`` is called before a retry after a lost connection, for a server that can be started again.
+    ``revive`` is called before a retry after a lost connection, for a server that can be started again; with the
+    moment since which that has answered nothing at all, where it was asked and kept silent.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Client:
         self.config = config
         self.meter = meter
         self.key = key or _key_from_environment()
-        self._answered = False
+        self._answered_at: float | None = None
         self._gives_logprobs: bool | None = None
         self._revive = revive
         self._fleet = Fleet(urls, self.key, config)
@@ -230,7 +231,7 @@ class Client:
         finally:
             endpoint.in_flight -= 1
         reply = self.read(wire.loads(raw), endpoint.url, path=path)
-        self._answered = True
+        self._answered_at = time.monotonic()
         was_down = endpoint.strikes
         endpoint.answered()
         if was_down:
@@ -242,12 +243,12 @@ class Client:
     def _note(self, endpoint: Endpoint, error: Refused, sent: float) -> None:
         """What a refusal means for the requests after it. Raises :class:`EndpointError` where they would end alike."""
         status = error.status
-        if status in (401, 404) and self._answered and self._fleet.elsewhere(endpoint):
+        if status in (401, 404) and self._answered_at and self._fleet.elsewhere(endpoint):
             # One of several has lost its model or its key in the night: the others go on.
             self._failed(endpoint)
             raise Lost(f"HTTP {status}: {self.hide(error.told[:500])}") from None
         # Where answers came before, 403 is about this one request: hosts say it of prompts that they will not take.
-        if status == 401 or (status == 403 and not self._answered):
+        if status == 401 or (status == 403 and not self._answered_at):
             raise self._key_refused(endpoint.url, error) from None
         if status == 404:
             raise EndpointError(
@@ -267,8 +268,16 @@ class Client:
 
     async def _before_retry(self, state: tenacity.RetryCallState) -> None:
         self.meter.retries += 1
-        if self._revive and state.outcome and isinstance(state.outcome.exception(), Lost):
-            await self._revive()
+        error = state.outcome.exception() if state.outcome else None
+        if self._revive and isinstance(error, Lost):
+            await self._revive(self._silent_since(error))
+
+    def _silent_since(self, error: Lost) -> float | None:
+        """Since when nothing at all was answered, where a request has waited in vain from then on."""
+        if not isinstance(error, Silent):
+            return None
+        sent = time.monotonic() - self.config.timeout_s
+        return sent if self._answered_at is None or self._answered_at < sent else None
 
     def _given_up(self, state: tenacity.RetryCallState) -> bool:
         tried = state.attempt_number >= self.config.attempts

@@ -28,6 +28,10 @@ class Lost(Exception):
     """The connection was not made, was cut, or gave no answer in time."""
 
 
+class Silent(Lost):
+    """It was made, and gave no answer in time."""
+
+
 class Refused(Exception):
     """The server answered with a status that is no success. ``after``: the seconds that it asks to wait, if any."""
 
@@ -129,7 +133,7 @@ class Endpoint:
                 async with self._opened().request(method, self._at(path), data=data, headers=headers) as response:
                     raw = await response.read()
         except TimeoutError:
-            raise Lost(f"no answer within {timeout_s:g} s") from None
+            raise Silent(f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Lost(f"connection lost ({_cause(error)})") from None
         if response.status >= 300:

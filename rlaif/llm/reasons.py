@@ -56,4 +56,6 @@ def advice(reason: str) -> str:
         return "Check the model's name or path; nothing of that name is on this machine or the hub."
     if "unrecognized arguments" in text or "error: argument" in text or "max_model_len" in text:
         return "Mend what stands under [sampler.vllm] or [judge.vllm]."
+    if "does not answer" in text:
+        return "Read the log. If it only takes long: raise timeout_s, or lower concurrency, under [client]."
     return "Read the log; the same command starts it again."

@@ -43,6 +43,8 @@ SAY_EVERY_S = 20.0
 LOOK_EVERY_S = 0.5
 LAST_WORDS_S = 3.0
 """How long the guard has to see that a server has died, and to write down of what."""
+IDLE_S = 30.0
+"""How long one of whom nothing is asked may take to say that it is well."""
 OURS = frozenset({"model", "served_model_name", "host", "port", "api_key"})
 """Settings of vLLM that cannot be given: rlaif reaches the server by them."""
 
@@ -124,6 +126,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_from = 0
         self._restarts = 0
+        self._started_at = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -183,21 +186,27 @@ class Server:
         """Whether it runs and does not say that its engine is dead. One that is too busy to answer is well."""
         return self.alive() and self._healthy(10) is not False
 
-    def ensure(self, given_up: threading.Event | None = None) -> None:
-        """Start again a server that has died; several callers at once start it once. ``given_up`` as for start."""
+    def hangs(self) -> bool:
+        """Whether it does not answer though nothing is asked of it."""
+        return self.alive() and self._healthy(IDLE_S) is None
+
+    def ensure(self, given_up: threading.Event | None = None, silent_since: float | None = None) -> None:
+        """Start again a server that has died, or has answered nothing of what it was asked at ``silent_since`` (of the
+        monotonic clock) and later; several callers at once start it once. ``given_up`` as for start."""
         with self._lock:
-            if (given_up and given_up.is_set()) or self.healthy():
+            hangs = silent_since is not None and silent_since >= self._started_at
+            if (given_up and given_up.is_set()) or (not hangs and self.healthy()):
                 return
             self._restarts += 1
-            if self._process:
+            if self._process and not hangs:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(timeout=LAST_WORDS_S)
             self.stop()
+            reason = "it does not answer any more" if hangs else self._reason()
             if self._restarts > STARTS:
-                raise ServerError(
-                    f"vLLM died more than {STARTS} times: {self._reason()}", where=str(self.log), mend=advice("")
-                )
-            self._say(f"vLLM has died ({self._reason()}); starting it again")
+                raise ServerError(f"vLLM died more than {STARTS} times: {reason}", where=str(self.log),
+                                  mend=advice(reason))  # fmt: skip
+            self._say(f"vLLM {'hangs' if hangs else 'has died'} ({reason}); starting it again")
             port = self.port
             self.start(given_up)
             if self.port != port:
@@ -236,7 +245,8 @@ class Server:
             if not self.alive():
                 return self._reason()
             if self._healthy(2):
-                self._say(f"vLLM is ready after {time.monotonic() - began:.0f} s")
+                self._started_at = time.monotonic()
+                self._say(f"vLLM is ready after {self._started_at - began:.0f} s")
                 return None
             if time.monotonic() - said >= SAY_EVERY_S:
                 said = time.monotonic()
@@ -339,12 +349,12 @@ class Engines:
             self._server = server  # before it starts: an interrupt in the middle must find it
             server.start()
         else:
-            server.ensure()
+            server.ensure(silent_since=time.monotonic() if server.hangs() else None)
 
-        async def revive() -> None:
+        async def revive(silent_since: float | None) -> None:
             given_up = threading.Event()
             try:
-                await asyncio.to_thread(server.ensure, given_up)
+                await asyncio.to_thread(server.ensure, given_up, silent_since)
             finally:
                 given_up.set()  # if cancelled: the end of the loop waits for the thread
 

@@ -7,6 +7,8 @@
     killed         dies by SIGKILL without a word
     silent         never listens
     sick           listens, and /health says 503; "serve" becomes so by SIGUSR1
+
+By SIGUSR2 a "serve" is well by /health and answers no request any more, as where an engine hangs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +32,7 @@ def take(plan: Path) -> list[str]:
 
 class Handler(BaseHTTPRequestHandler):
     health = 200
+    hangs = threading.Event()
 
     def do_GET(self) -> None:
         model = sys.argv[sys.argv.index("--served-model-name") + 1]
@@ -38,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        if self.hangs.is_set():
+            time.sleep(600)
         self.reply(200, {"choices": [{"message": {"content": f"from {os.getpid()}"}, "finish_reason": "stop"}]})
 
     def reply(self, status: int, value: object) -> None:
@@ -71,6 +77,7 @@ def main() -> None:
         time.sleep(600)
     time.sleep(float(rest[0]) if rest else 0)
     signal.signal(signal.SIGUSR1, lambda *_: setattr(Handler, "health", 503))
+    signal.signal(signal.SIGUSR2, lambda *_: Handler.hangs.set())
     Handler.health = 503 if what == "sick" else 200
     port = int(sys.argv[sys.argv.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()

@@ -316,7 +316,8 @@ def test_an_endpoint_that_fails_does_not_draw_every_request(serve: Serve, waits:
 def test_a_lost_connection_revives_and_a_refusal_does_not(serve: Serve, waits: list[float]) -> None:
     called: list[int] = []
 
-    async def revive() -> None:
+    async def revive(silent_since: float | None) -> None:
+        assert silent_since is None
         called.append(len(server.requests))
 
     server = serve(in_turn(Fault(0), Fault(500), ["not JSON"], ["fine"]))
@@ -325,11 +326,35 @@ def test_a_lost_connection_revives_and_a_refusal_does_not(serve: Serve, waits: l
 
 
 def test_a_failed_revival_ends_the_command(serve: Serve, waits: list[float]) -> None:
-    async def revive() -> None:
+    async def revive(silent_since: float | None) -> None:
         raise EndpointError("gone for good")
 
     with pytest.raises(EndpointError, match="gone for good"):
         chat(serve(lambda body: Fault(0)).url, revive=revive)
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["to nobody", "to this one"])
+def test_a_server_is_silent_where_it_answers_nobody(serve: Serve, waits: list[float], others: int) -> None:
+    """One whose answer to one request takes too long is not taken for one that hangs."""
+    called: list[float | None] = []
+
+    async def revive(silent_since: float | None) -> None:
+        called.append(silent_since)
+
+    def answer(body: dict[str, Any]) -> Any:
+        return Fault(500, silent_s=30.0) if body.get("seed") == 0 and len(called) < 2 else ["fine"]
+
+    async def work(client: Client) -> None:
+        began = time.monotonic()
+        first = asyncio.create_task(client.chat({**BODY, "seed": 0}))
+        for _ in range(3 * others):
+            await asyncio.sleep(0.15)
+            await client.chat(BODY)
+        await first
+        assert all(since is None if others else since and since >= began - 0.01 for since in called[:1])
+        assert len(called) == 2
+
+    talk(serve(answer).url, work, revive=revive, timeout_s=0.3)
 
 
 # check()

@@ -409,6 +409,53 @@ def test_a_busy_server_is_not_taken_for_a_dead_one(make: Make) -> None:
     assert server._healthy(0.1) is False
 
 
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGUSR2], ids=["frozen", "its engine alone"])
+def test_one_that_hangs_is_started_again_and_its_requests_are_answered(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], said: list[str], number: int
+) -> None:
+    """It lives and listens, and answers nothing of what it is asked."""
+    server = make("serve")
+    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    with Engines(tmp_path, ClientConfig(attempts=4, timeout_s=1.0), lambda line: None) as engines:
+        client = engines.client("some/model", [], {}, Meter())
+
+        async def main() -> set[str]:
+            async with client:
+                body = {"messages": [{"role": "user", "content": "?"}]}
+                await client.chat(body)
+                os.kill(listening(server), number)
+                replies = await asyncio.gather(*(client.chat(body) for _ in range(8)))
+                return {reply.choices[0].text for reply in replies}
+
+        assert len(asyncio.run(main())) == 1
+        assert sum(line.startswith("vLLM hangs (it does not answer any more)") for line in said) == 1
+    assert not carrying(server.key)
+
+
+def test_one_that_hangs_between_two_stages_is_started_again_for_the_next(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(servers, "IDLE_S", 0.2)
+    server = make("serve")
+    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
+        engines.client("some/model", [], {}, Meter())
+        os.kill(listening(server), signal.SIGSTOP)
+        engines.client("some/model", [], {}, Meter())
+        assert server._healthy(10)
+    assert sum(line.startswith("vLLM hangs") for line in said) == 1
+
+
+def test_one_that_keeps_hanging_is_given_up_with_what_may_help(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    for _ in range(servers.STARTS):
+        server.ensure(silent_since=time.monotonic())
+    with pytest.raises(ServerError, match="more than 3 times: it does not answer any more") as caught:
+        server.ensure(silent_since=time.monotonic())
+    assert "raise timeout_s" in str(caught.value)
+
+
 def test_a_server_that_keeps_dying_is_given_up(make: Make, said: list[str]) -> None:
     server = make("serve")
     server.start()
