@@ -59,7 +59,9 @@ def read(path: Path, judge: Judge, limit: int | None = None) -> list[Gold]:
     """The rows of ``path`` for ``judge``. Raises :class:`InputError` naming file and line."""
     model = LabelRow if judge.file.kind == "classify" else PairRow
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # and not where a text holds another sign of a new line
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"gold cannot be read: {reason}", where=str(path)) from None

@@ -18,7 +18,11 @@ def check(judge: Judge, *, lock: bool = False) -> str:
     """
     path = judge.folder.resolve().parent / FILE_NAME
     line = f"{judge.name} {judge.file.version} {judge.hash}"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RlaifError(f"cannot be read: {reason}", where=str(path)) from None
     for number, known in enumerate(lines, 1):
         if known.split()[:2] == [judge.name, judge.file.version]:
             if known == line:

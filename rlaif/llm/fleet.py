@@ -36,7 +36,10 @@ class Fleet:
         self._leaving: list[Endpoint] = []
         self._most = float(config.concurrency)
         found = self._found()
-        self.endpoints = [self._made(url, len(found)) for url in found]
+        try:
+            self.endpoints = [self._made(url, len(found)) for url in found]
+        except UsageError as error:
+            raise self._unusable(error.what) if self._files else error from None
 
     @property
     def limit(self) -> float:
@@ -114,9 +117,11 @@ class Fleet:
         if not urls and hasattr(self, "endpoints"):
             return [endpoint.url for endpoint in self.endpoints]
         if not urls:
-            names = ", ".join(map(str, self._files))
-            raise UsageError("names no endpoint", where=names, mend="Write a URL a line into it.")
+            raise self._unusable("names no endpoint")
         return list(dict.fromkeys(url.rstrip("/") for url in urls))
+
+    def _unusable(self, what: str) -> UsageError:
+        return UsageError(what, where=", ".join(map(str, self._files)), mend="Write a URL a line into it.")
 
     def _made(self, url: str, among: int) -> Endpoint:
         pace = self._config.requests_per_minute, self._config.tokens_per_minute

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from rlaif.llm import wire
 from rlaif.llm.wire import Malformed
 from rlaif.records import Record
-from rlaif.run.journal import read
+from rlaif.run.journal import damaged, read
 
 
 class NoAnswer(Exception):
@@ -42,10 +42,14 @@ class Part(Record):
 
 
 def parts(path: Path) -> list[Part]:
-    """What is known of every part in the journal of batches at ``path``, in the order in which they were made."""
+    """What is known of every part in the journal of batches at ``path``, in the order in which they were made. Raises
+    :class:`RunError`."""
     known: dict[str, Part] = {}
-    for _, line in read(path):
-        part = Part.model_validate(line)
+    for number, (_, line) in enumerate(read(path), 1):
+        try:
+            part = Part.model_validate(line)
+        except ValidationError:
+            raise damaged(path, number) from None
         before = known.get(part.key)
         known[part.key] = part.model_copy(update={"keys": before.keys}) if before else part
     return list(known.values())

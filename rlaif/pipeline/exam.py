@@ -54,7 +54,8 @@ def last(judge_hash: str, model: str) -> dict[str, Any] | None:
     """The newest exam of this judge with this model, or None."""
     try:
         told: dict[str, Any] = orjson.loads((folder(judge_hash, model) / "exam.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        told.keys()
+    except (OSError, ValueError, AttributeError):
         return None
     return told
 

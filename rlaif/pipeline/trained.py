@@ -52,13 +52,21 @@ def models(run: Run, config: Config) -> Models:
         raise UsageError("a reward model was trained, which does not answer", where=str(output),
                          mend="Examine it as a judge, or train with another --method.")  # fmt: skip
     name = f"{output.resolve().name}-{key_of(identity=identity, steps=result.get('steps'))[:8]}"
-    if result.get("adapter"):
-        rank = orjson.loads((Path(result["adapter"]) / "adapter_config.json").read_bytes())["r"]
-        fitting = next((each for each in RANKS if each >= rank), RANKS[-1])
-        return Models(reference, name, Local(name, result["adapter"], base=reference, rank=fitting))
-    if result.get("merged"):
-        return Models(reference, name, Local(name, result["merged"]))
+    if adapter := result.get("adapter"):
+        return Models(reference, name, Local(name, str(adapter), base=reference, rank=_rank(Path(str(adapter)))))
+    if merged := result.get("merged"):
+        return Models(reference, name, Local(name, str(merged)))
     raise UsageError("the training left no model that answers", where=str(output), mend="Train with another --method.")
+
+
+def _rank(adapter: Path) -> int:
+    """The least that vLLM has room for and that holds this adapter's."""
+    told = adapter / "adapter_config.json"
+    try:
+        rank = int(orjson.loads(told.read_bytes())["r"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError("the adapter's rank is not there", where=str(told), mend="Train again.") from None
+    return next((each for each in RANKS if each >= rank), RANKS[-1])
 
 
 def require(run: Run, config: Config, *, trains: bool) -> str:
@@ -84,7 +92,8 @@ def measured(run: Run, config: Config) -> dict[str, Any] | None:
     stage, both = run.manifest()["stages"].get("evaluate", {}), models(run, config)
     try:
         told: dict[str, Any] = orjson.loads((run.path / FOLDER / "evaluation.json").read_bytes())
-    except (OSError, ValueError):
+        told.keys()
+    except (OSError, ValueError, AttributeError):
         return None
     same = stage.get("config", {}).get("evaluate") == config.evaluate.model_dump(mode="json")
     whole = stage.get("ended") and not told.get("stopped") and not stage["history"][-1].get("failures")

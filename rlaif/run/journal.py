@@ -169,12 +169,17 @@ def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
         record: dict[str, Any] = orjson.loads(text)
         bytes.fromhex(record["key"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        raise RunError(
-            "this line of the journal is damaged",
-            where=f"{path}:{number}",
-            mend="Journals are never edited by rlaif: restore the file from a copy, or delete this one line.",
-        ) from None
+        raise damaged(path, number) from None
     return record
+
+
+def damaged(path: Path, number: int) -> RunError:
+    """What is raised for a line (from 1) that rlaif did not write as it is."""
+    return RunError(
+        "this line of the journal is damaged",
+        where=f"{path}:{number}",
+        mend="Journals are never edited by rlaif: restore the file from a copy, or delete this one line.",
+    )
 
 
 def _cut_torn_line(fd: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rlaif.config import ClientConfig
 from rlaif.errors import InputError, RlaifError, RunError, UsageError
 from rlaif.generate import read as reading
-from rlaif.judge import definition
-from rlaif.llm.parts import NoAnswer, completion_in, custom_id
+from rlaif.judge import definition, gold, versions
+from rlaif.llm.fleet import Fleet
+from rlaif.llm.parts import NoAnswer, completion_in, custom_id, parts
+from rlaif.pipeline.trained import models
 from rlaif.records import ImportRow, PromptRow
+from rlaif.review.gold import read_gold
 from rlaif.run import journal
 from rlaif.run.directory import Run
 from rlaif.settings import load, template
@@ -28,6 +35,7 @@ from tests.scripted import ScriptedServer
 from tests.test_pipeline import goodness, judge
 
 CASES = cases()
+HELPFUL = ROOT / "judges" / "helpful"
 LEAST = {"prompts": 50, "imports": 25, "settings": 50, "judges": 10, "reviews": 25, "replies": 35}
 
 
@@ -106,7 +114,7 @@ def named(error: RlaifError, path: Path) -> None:
 
 @FUZZ
 @given(st.binary(max_size=200) | ROW.map(lambda row: repr(row).encode("utf-8", "replace")) | ROW.map(
-    lambda row: __import__("json").dumps(row).encode()), st.sampled_from([".jsonl", ".csv", ".parquet"]),
+    lambda row: json.dumps(row).encode()), st.sampled_from([".jsonl", ".csv", ".parquet"]),
     st.sampled_from([PromptRow, ImportRow]))  # fmt: skip
 def test_any_bytes_are_rows_or_a_named_error(tmp_path: Path, data: bytes, ending: str, kind: Any) -> None:
     path = tmp_path / f"rows{ending}"
@@ -139,7 +147,7 @@ def test_any_settings_are_settings_or_a_named_error(
 def test_any_judge_is_a_judge_or_a_named_error(tmp_path: Path, toml: str, prompt: str, line: int, place: int) -> None:
     folder = tmp_path / "mine"
     folder.mkdir(exist_ok=True)
-    text = (ROOT / "judges" / "helpful" / "judge.toml").read_text().replace('"helpful"', '"mine"').splitlines()
+    text = (HELPFUL / "judge.toml").read_text().replace('"helpful"', '"mine"').splitlines()
     text.insert(line, toml)
     (folder / "judge.toml").write_bytes("\n".join(text).encode("utf-8", "surrogatepass"))
     parts = PROMPT.split("\n")
@@ -167,11 +175,79 @@ def test_any_journal_is_read_or_its_line_is_named(tmp_path: Path, lines: list[by
 
 
 @FUZZ
-@given(st.binary(max_size=100) | JSON.map(lambda value: __import__("json").dumps(value).encode()))
+@given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_line_of_a_batch_is_an_answer_or_none(line: bytes) -> None:
     assert isinstance(custom_id(line), str)
     with contextlib.suppress(NoAnswer):
         completion_in(line)
+
+
+def _trained(path: Path) -> None:
+    run = Run(path)
+    (run.path / "model").mkdir(parents=True, exist_ok=True)
+    for name in ("training.json", "adapter_config.json"):
+        (run.path / "model" / name).write_bytes((path / "file").read_bytes())
+    models(run, load(path, {}, {}))
+
+
+def _adapter(path: Path) -> None:
+    whole = {"identity": {"model": "m"}, "result": {"adapter": str(path)}}
+    (path / "model").mkdir(exist_ok=True)
+    (path / "model" / "training.json").write_text(json.dumps(whole))
+    (path / "adapter_config.json").write_bytes((path / "file").read_bytes())
+    models(Run(path), load(path, {}, {}))
+
+
+def _manifest(path: Path) -> None:
+    (path / "manifest.json").write_bytes((path / "file").read_bytes())
+    Run(path).manifest()
+
+
+def _locked(path: Path) -> None:
+    shutil.copytree(HELPFUL, path / "helpful", dirs_exist_ok=True)
+    (path / "checksums.txt").write_bytes((path / "file").read_bytes())
+    versions.check(definition.load(path / "helpful"))
+
+
+KEPT: dict[str, Callable[[Path], object]] = {
+    "batches": lambda path: parts(path / "file"),
+    "training": _trained,
+    "adapter": _adapter,
+    "manifest": _manifest,
+    "checksums": _locked,
+    "gold": lambda path: gold.read(path / "file", definition.load(HELPFUL)),
+    "gold of reviews": lambda path: read_gold([path / "file"]),
+    "endpoints": lambda path: Fleet([f"file:{path / 'file'}"], None, ClientConfig()),
+}
+FACTS = st.dictionaries(
+    st.sampled_from(["key", "event", "journal", "identity", "result", "model", "adapter", "r", "stages", "generate",
+                     "schema_version", "prompt", "responses", "label"]), JSON, max_size=6)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+@FUZZ
+@given(
+    st.binary(max_size=100)
+    | st.lists(FACTS.map(lambda value: json.dumps(value).encode()), max_size=3).map(b"\n".join)
+    | FACTS.map(lambda value: json.dumps({"key": "ab" * 32, "schema_version": 1, **value}).encode() + b"\n")
+)
+def test_any_file_that_is_kept_is_read_or_is_named(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("kept")
+    (path / "file").write_bytes(data)
+    try:
+        KEPT[name](path)
+    except RlaifError as error:
+        assert str(path) in str(error.where)
+
+
+def test_gold_may_hold_any_sign_of_a_new_line(tmp_path: Path) -> None:
+    """Those of Unicode are part of a text; only a line feed ends a row."""
+    row = {"prompt": "one\u2028two\x85three", "responses": ["a\x0bb", "c"], "label": 1}
+    (tmp_path / "gold.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps(row) + "\n")
+    rows = gold.read(tmp_path / "gold.jsonl", definition.load(HELPFUL))
+    assert [each.prompt["messages"][0]["content"] for each in rows] == [row["prompt"]] * 2
 
 
 def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path: Path) -> None:
