@@ -236,8 +236,9 @@ def test_a_budget_is_for_the_whole_run_whenever_it_was_spent(
     assert "budget" in str(again.stopped)
 
 
-def test_sigterm_keeps_what_is_in_flight_tells_the_end_and_the_next_start_goes_on(
-    serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_what_is_in_flight_tells_the_end_and_the_next_start_goes_on(
+    serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]], number: signal.Signals
 ) -> None:
     server = serve(model, delay_s=0.1)
     with Hook() as hook:
@@ -245,7 +246,7 @@ def test_sigterm_keeps_what_is_in_flight_tells_the_end_and_the_next_start_goes_o
         process = subprocess.Popen(command("run", path, "--pilot", "0"), stderr=subprocess.PIPE, text=True)
         while len(server.requests) < 30:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in told

@@ -378,6 +378,42 @@ def test_generate_and_judge_by_batch_give_the_dataset_of_asking_one_by_one(
         sum(bool(line["model"]) for line in read_jsonl(tmp_path / "one" / "journal" / "verdicts.jsonl"))]  # fmt: skip
 
 
+def test_nights_by_batch_end_in_the_dataset_of_one_that_asked_one_by_one(
+    tmp_path: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ends by its deadline while the provider has all the prompts, the second while it has all the pairs, by
+    a clock that goes on by a minute with each look; the third collects."""
+    from tests.test_faults import json_judge
+    from tests.test_night import settle, spend
+    from tests.test_pipeline import dataset
+
+    server.answer = json_judge
+    calm = settle(tmp_path / "calm", server.url, prompts=20)
+    spend(calm)
+    server.requests.clear()
+    real, gone = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
+
+    def later(what: str) -> None:
+        gone[0] += 60.0 * (what == "look")
+
+    rough = settle(tmp_path / "rough", server.url, prompts=20)
+    server.before, server.script = later, lambda number: ["in_progress"]
+    for held in ("batch_0", "batch_1"):
+        told, said = spend(rough, client__batch=True, run__duration="10m")
+        assert told.stopped
+        assert not [line for line in said if line.startswith("pilot")]
+        assert list(server.batches)[-1] == held
+        assert dataset(rough) == []
+        server.courses[held] = ["completed"]
+    told, _ = spend(rough, client__batch=True)
+    assert told.stopped is None
+    assert list(server.batches) == ["batch_0", "batch_1"]
+    assert {body["max_tokens"] for body in server.requests} == {1}  # whether it gives probabilities
+    assert dataset(rough) == dataset(calm)
+    assert len(dataset(calm)) > 10
+
+
 class RewardServer(BatchServer):
     """Scores an answer by its length, at /classify."""
 
