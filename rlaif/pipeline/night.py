@@ -64,7 +64,8 @@ class Night:
 
     def line(self, run: Path, how: str) -> str:
         """The whole night in one line."""
-        parts = [f"rlaif run {run}: {how} in {duration(self.seconds)}"]
+        took = duration(self.seconds)
+        parts = [f"rlaif run {run}: {how}{' in ' if how == 'done' else '; after '}{took}"]
         if self.built:
             waiting = self.built.merged.left_out["waits for review"]
             parts.append(f"{self.built.merged.train:,} pairs to train on, {waiting:,} wait for review")

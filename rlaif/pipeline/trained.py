@@ -39,7 +39,7 @@ def trained(run: Run, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         identity["model"].strip()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            "no trained model is there", where=str(output), mend=f"Run first: rlaif train {run.path}"
+            "no trained model is there", where=str(output), mend=f"Train first: rlaif train {run.path}"
         ) from None
     return identity, result
 

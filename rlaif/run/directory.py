@@ -161,8 +161,12 @@ class Run:
                    for _, record in read(self.journal_path(journal)))  # fmt: skip
 
     def end(self, stage: str, **facts: Any) -> None:
-        """Record that ``stage`` ended. ``facts`` are of this start alone: each start is a row of its history."""
-        before = self.manifest()["stages"][stage]
+        """Record that ``stage`` ended. ``facts`` are of this start alone: each start is a row of its history.
+
+        A stage whose beginning could not be written has no end either: what kept it is what is to be told."""
+        before = self.manifest()["stages"].get(stage)
+        if before is None:
+            return
         start = {"started": before["started"], "ended": _now(), **facts}
         self.update_manifest(stage, ended=start["ended"], history=[*before.get("history", []), start])
 
