@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -31,7 +29,7 @@ from rlaif.pair import balance, select, settle
 from rlaif.pipeline import commands, rounds
 from rlaif.pipeline.trained import FOLDER, Models, models, nothing_held_out
 from rlaif.records import Failure, Prompt, unit_interval
-from rlaif.run import tables
+from rlaif.run import tables, whole
 from rlaif.run.directory import Run
 from rlaif.run.journal import Reader, read
 from rlaif.stats import Estimate
@@ -83,7 +81,8 @@ def evaluate(
                 own = own.model_copy(update={"evaluate": own.evaluate.model_copy(update={"drift_samples": 0})})
             told = _measure(run, inner, own, both, seats, paired, watch)
             told["stopped"] = stopped
-            _write(inner.path / "evaluation.json", told)
+            kept = orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+            whole.write(inner.path / "evaluation.json", kept)
         finally:
             run.end("evaluate", **meter.facts())
     commands._enforce(config, meter)
@@ -360,9 +359,3 @@ def _samples(
 
 def _facts(found: Any) -> dict[str, Any] | None:
     return dataclasses.asdict(found) if found else None
-
-
-def _write(path: Path, told: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    temporary.replace(path)

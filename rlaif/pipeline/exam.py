@@ -27,6 +27,7 @@ from rlaif.llm.server import Engines
 from rlaif.pipeline.plan import Plan, add, likely_mode
 from rlaif.pipeline.rounds import panel
 from rlaif.records import Verdict, key_of
+from rlaif.run import whole
 from rlaif.run.directory import Run
 from rlaif.run.journal import read as read_journal
 
@@ -113,9 +114,7 @@ def take(
         told = {"judge": seat.judge.name, "version": seat.judge.file.version, "hash": seat.judge.hash,
                 "model": seat.entry.model, "gold": str(path.resolve()), "at": time.time(), "limit": limit,
                 "result": result.as_json()}  # fmt: skip
-        temporary = run.path / ".exam.json"
-        temporary.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2))
-        temporary.replace(run.path / "exam.json")
+        whole.write(run.path / "exam.json", orjson.dumps(told, option=orjson.OPT_INDENT_2))
     return Examined(result, run.path / "exam.json", meter, gold.balance(rows))
 
 
@@ -147,7 +146,7 @@ def _ask(run: Run, sheet: _Sheet, watch: Any, meter: Meter) -> Any:
     def settled(mode: Any) -> None:
         nonlocal known
         known = mode
-        told.write_bytes(orjson.dumps(mode))
+        whole.write(told, orjson.dumps(mode))
 
     with (
         run.journal("verdicts") as journal,

@@ -7,18 +7,17 @@ nor requests.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from rlaif.errors import RunError
 from rlaif.report import draw
 from rlaif.report.draw import Html, join, tag
 from rlaif.report.gather import gather
 from rlaif.report.verdict import estimate
+from rlaif.run import whole
 from rlaif.run.directory import Run
 
 SHOWN_CHARACTERS = 1_500
@@ -42,12 +41,7 @@ def write(run: Run) -> Path:
     """Write RUN/report.html (beside, then renamed) and return its path. Needs no lock."""
     path = run.path / "report.html"
     text = render(gather(run))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    whole.write(path, text.encode())
     return path
 
 

@@ -25,6 +25,7 @@ from rlaif.config import CHANGES, Config
 from rlaif.errors import RunError, UsageError
 from rlaif.identity import check_identity, identity, identity_hash
 from rlaif.records import SCHEMA_VERSION
+from rlaif.run import whole
 from rlaif.run.journal import Journal, read
 from rlaif.settings import FILE_NAME
 
@@ -117,14 +118,7 @@ class Run:
         """Merge ``facts`` into the manifest's entry for ``stage``: write beside, then rename."""
         manifest = self.manifest()
         manifest["stages"].setdefault(stage, {}).update(facts)
-        temporary = self.manifest_path.with_name(f".manifest.{os.getpid()}")
-        try:
-            temporary.write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-            temporary.replace(self.manifest_path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise RunError(f"cannot be written: {error.strerror}", where=str(self.manifest_path)) from None
+        whole.write(self.manifest_path, orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
     def begin(self, stage: str, config: Config, *, restart: bool = False) -> None:
         """Check that ``stage`` may go on under ``config``, and record what runs.
