@@ -97,19 +97,22 @@ def test_pairs_are_measured_in_the_order_of_their_lengths_and_told_in_their_own(
     model = AutoModelForSequenceClassification.from_pretrained(small, num_labels=1, pad_token_id=2, dtype=torch.float32)
     accelerator = SimpleNamespace(unwrap_model=lambda model: model, autocast=contextlib.nullcontext)
 
-    def measured(size: int) -> list[float]:
+    lengths = (9, 3, 30, 4, 12)
+    pairs = [
+        measure.Tokens(list(range(5, 5 + length)), list(range(60, 60 + length // 2)), start=1) for length in lengths
+    ]
+
+    def measured(size: int, pairs: list[measure.Tokens]) -> list[tuple[float, float]]:
         trainer = SimpleNamespace(model=model, accelerator=accelerator, args=SimpleNamespace(
             per_device_eval_batch_size=size), processing_class=AutoTokenizer.from_pretrained(small))  # fmt: skip
-        lengths = (9, 3, 30, 4, 12)
-        pairs = [
-            measure.Tokens(list(range(5, 5 + length)), list(range(60, 60 + length // 2)), start=1) for length in lengths
-        ]
-        found = measure.likelihoods(trainer, pairs, "score")
-        return [each.chosen for each in found] + [each.rejected for each in found]
+        return [(each.chosen, each.rejected) for each in measure.likelihoods(trainer, pairs, "score")]
 
-    alone = measured(1)
-    assert len(set(alone)) == 10
-    assert measured(2) == pytest.approx(alone, rel=1e-4)
+    alone = [measured(1, [pair])[0] for pair in pairs]
+    assert len({score for both in alone for score in both}) == 10
+    for size in (1, 2, 5):
+        together = measured(size, pairs)
+        assert [chosen for chosen, _ in together] == pytest.approx([chosen for chosen, _ in alone], rel=1e-4)
+        assert [rejected for _, rejected in together] == pytest.approx([rejected for _, rejected in alone], rel=1e-4)
 
 
 def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
