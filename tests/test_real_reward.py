@@ -70,7 +70,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     def rlaif(*arguments: str | Path) -> str:
         done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, f"{arguments[0]}: {done.stdout}\n{done.stderr}"
-        return done.stderr
+        return done.stdout + done.stderr
 
     def run(name: str, things: tuple[str, ...], checked: bool) -> Path:
         (folder / name).mkdir()
@@ -83,7 +83,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     first = run("first", THINGS[:9], checked=True)
     nobody = ("--model", "nobody", "--base-url", "http://127.0.0.1:9/v1")  # where checks decide, no model is asked
     rlaif("judge", first, "--judge", "helpful", *nobody)
-    rlaif("train", first, "--method", "reward", "--model", "demo")
+    trained = rlaif("train", first, "--method", "reward", "--model", "demo")
+    assert f"--method rloo --reward-model {first / 'model' / 'merged'} --output" in trained
     told = json.loads((first / "model" / "training.json").read_text())
     second = run("second", THINGS[9:], checked=False)
     model = first / "model" / "merged"

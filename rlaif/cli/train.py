@@ -104,3 +104,9 @@ def train(
     console.put(f"trained on {result.pairs:,} {unit} in {result.steps:,} steps ({result.seconds:,.0f} s)")
     for name, path in result.paths().items():
         console.put(f"{name}: {path}")
+    if settings.train.method == "reward":  # which does not answer
+        into = f"--reward-model {result.merged or 'DIR'} --output {run / 'rloo'}"
+        following = f"rlaif train {run} --method rloo {into}"
+    else:
+        following = f"rlaif evaluate {run}"
+    console.put(f"Next: {following}")

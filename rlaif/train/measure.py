@@ -220,7 +220,7 @@ def teller(say: Callable[[str], None], *, per_step: int, unit: str, beta: float)
             a_step = (now - self.started) / max(done, 1)
             seen = point(logs, beta=beta)
             parts = [f"step {state.global_step}/{state.max_steps}", f"loss {seen['loss']:.4f}"]
-            titles = {"margin": "reward margin", "accuracy": "reward accuracy", "reward": "reward", "kl": "KL"}
+            titles = {"margin": "reward margin", "accuracy": "reward accuracy", "reward": "reward", "kl": "KL estimate"}
             # Before the first step has been taken, all of them are zero.
             parts += [f"{title} {seen[name]:.3f}" for name, title in titles.items() if name in seen and any(
                 seen.get(other) for other in ("margin", "reward", "kl"))]  # fmt: skip

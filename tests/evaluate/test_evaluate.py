@@ -197,7 +197,7 @@ def test_on_real_parts(tmp_path: Path, rlaif: Cli) -> None:
     Run(run).update_manifest("judge", config=Config.model_validate(
         {"judge": {"judges": ["helpful"], "model": "demo"}, "sampler": {"model": ["demo"]}}
     ).model_dump(mode="json"))  # fmt: skip
-    rlaif("train", run)
+    assert f"Next: rlaif evaluate {run}" in rlaif("train", run).stdout
     fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Name a {thing}."} for thing in ("dog", "tree", "sea")])
     told = json.loads(rlaif("evaluate", run, "--prompts", fresh, "--json").stdout)
     assert told["prompts"] == 3

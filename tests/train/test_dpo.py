@@ -85,7 +85,9 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert set(result.paths()) == {"adapter", "merged", "card"}
     text = "\n".join(lines)
     assert "<|im_start|>user\nName a colour. (0)<|im_end|>" in text
-    assert re.search(r"step 2/2, loss 0\.\d+, reward margin \S+, reward accuracy \S+, KL \S+, \S+ pairs/s", text)
+    assert re.search(
+        r"step 2/2, loss 0\.\d+, reward margin \S+, reward accuracy \S+, KL estimate \S+, \S+ pairs/s", text
+    )
 
     base_path = demo_checkpoint()
     base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
