@@ -209,8 +209,8 @@ def _measured(n: int) -> Finding:
     if n < ENOUGH:
         return Finding(
             "measured", "warn",
-            f"{f'only {n}' if n else 'no'} pairs are held out: what training did cannot be measured, nor reversed labels "
-            "be noticed", "A larger test_share under [pairs].",
+            f"{f'only {n}' if n else 'no'} pairs are held out: what training did cannot be measured, nor reversed "
+            "labels be noticed", "A larger test_share under [pairs].",
         )  # fmt: skip
     return Finding("measured", "pass", f"{n} pairs are held out to measure what training did")
 
