@@ -6,8 +6,9 @@ computed by transformers in one pass each over the sampled answers, with the ada
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlaif.stats import Estimate
@@ -49,6 +50,20 @@ def kl(
         "answer": _mean(gained, sum(gained) / len(gained), 1.0),
         "token": _mean(residuals, per_token, len(counts) / sum(counts)),
     }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that transformers draws while it loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokens(tokenizer: Any, messages: Sequence[Mapping[str, Any]], text: str) -> tuple[list[int], int] | None:

@@ -73,7 +73,8 @@ def length_controlled(scores: Floats, longer: Floats, *, seed: int = 0) -> Estim
     A logistic regression of the score on tanh of the standardised difference in length; the value is its prediction at
     a difference of zero. One pair of models is compared, so the paper's term for the prompt's difficulty, which only
     more models could tell apart, is left out. ``longer``: characters of the trained model's answer less the
-    reference's. The interval is a percentile bootstrap over prompts. None without prompts.
+    reference's. The interval is a percentile bootstrap over prompts, the win rate's own where all scores are the same.
+    None without prompts.
     """
     n = len(scores)
     if n == 0:
@@ -81,6 +82,9 @@ def length_controlled(scores: Floats, longer: Floats, *, seed: int = 0) -> Estim
     spread = float(longer.std()) or 1.0
     length = np.tanh(longer / spread)
     value = _level(scores, length)
+    plain = wilson(float(scores.sum()), n)
+    if plain and scores.min() == scores.max():  # no drawing differs from another, which is no certainty
+        return Estimate(value, min(value, plain.low), max(value, plain.high), n)
     random = np.random.default_rng(seed)
     draws = (random.integers(0, n, n) for _ in range(DRAWS))
     levels = [_level(scores[draw], length[draw]) for draw in draws]

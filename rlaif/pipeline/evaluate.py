@@ -144,7 +144,6 @@ def _paired(inner: Run, both: Models) -> pl.DataFrame:
         prompts.select("prompt_id", prompt_offset="offset"), on="prompt_id"
     )
     first = pl.col("key") < pl.col("key_reference")
-
     return joined.select(
         "prompt_id",
         "prompt_offset",
@@ -186,7 +185,7 @@ def _compare(
     if meter.reason_to_stop():
         return
     work = paired.filter(~pl.col("same")).select("prompt_offset", "a_offset", "b_offset")
-    meter.what, meter.total = f"evaluate: {seat.name}", (meter.total or 0) + 2 * work.height
+    meter.what, meter.total = f"evaluate: {seat.name}", meter.answers + meter.skipped + 2 * work.height
     prompts, texts = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
 
     def material() -> Iterator[asking.Material]:
@@ -324,9 +323,10 @@ def _drift(
             (prompts.at(row["prompt_offset"])["messages"], texts.at(row[f"{row['trained_is']}_offset"])["text"])
             for row in chosen
         ]
-        return drift.kl(
-            sampled, reference=demo.resolve(both.reference), trained=both.local.path, adapter=bool(both.local.base)
-        )
+        with drift.quiet():
+            return drift.kl(
+                sampled, reference=demo.resolve(both.reference), trained=both.local.path, adapter=bool(both.local.base)
+            )
     except (ImportError, OSError, RuntimeError, RlaifError) as error:  # a figure less is no reason to lose the others
         warnings.append(f"the drift is not measured: {str(error).splitlines()[0]}")
         return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from rlaif import pipeline
 from rlaif.config import Config
 from rlaif.errors import UsageError
+from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
 from rlaif.llm.server import Engines, Local, arguments
 from rlaif.pipeline.trained import models
@@ -73,8 +75,14 @@ def trained(tmp_path: Path, serve: Serve, rlaif: Cli, monkeypatch: pytest.Monkey
 
 
 def run_it(run: Run, config: Config) -> dict[str, Any]:
+    class Counted(Quiet):
+        @contextlib.contextmanager
+        def watch(self, meter: Meter) -> Iterator[None]:
+            yield
+            assert meter.answers + meter.skipped == meter.total
+
     with Engines(run.log, config.client, lambda line: None) as engines:
-        return pipeline.evaluate(run, config, Quiet(), engines)
+        return pipeline.evaluate(run, config, Counted(), engines)
 
 
 def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cli) -> None:

@@ -53,6 +53,7 @@ def test_length_control_without_a_difference_changes_nothing() -> None:
     all_won = winrate.win_rate([Compared(0.9, 0.9, 10, 12)] * 30).length_controlled
     assert all_won is not None
     assert 0.95 < all_won.value < 1.0
+    assert 0.85 < all_won.low < 0.9
 
 
 def test_refusals_by_kind_of_prompt() -> None:
