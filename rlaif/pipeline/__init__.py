@@ -10,7 +10,8 @@
     evaluate.py   the trained model against its reference; trained.py: what a training left
     serving.py    a run's models kept up on a cluster
     plan.py       what a command would ask, for --dry-run
-    build.py      tables/ and dataset/ from what the rounds gave
+    gather.py     what is known of the candidates before anything is decided over all of them
+    build.py      tables/ and dataset/ from that
     people.py     the review page, with the judges' rubrics and gold pairs
 
 Each command takes a run, its settings and a :class:`Watch` that is told what happens, holds the run's lock while it
