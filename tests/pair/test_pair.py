@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.pair import merge, select, settle
@@ -186,6 +186,7 @@ def test_outcomes(p_ab: float | None, p_ba: float | None, outcome: str, preferre
     assert (row["why"].item() is None) == (outcome == "win")
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 1))
 def test_turning_a_pair_turns_its_label(p_ab: float, p_ba: float, threshold: float) -> None:
     """With a and b exchanged everywhere, the same answer wins."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.pair import route, settle
@@ -41,6 +41,7 @@ def queue(routed: pl.DataFrame) -> pl.DataFrame:
     return routed.filter(pl.col("route").is_in(["audit", "targeted"]))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 0.5), st.sampled_from([1.0, 2.0]), st.booleans(), st.booleans(),
                        st.sampled_from([None, "x", "y"])), min_size=1, max_size=60),
@@ -57,6 +58,7 @@ def test_probabilities_add_up_to_the_budget_and_none_is_nothing(rows: list[tuple
     assert (pi > 0).all() == (budget > 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.floats(0, 1), st.integers(0, 5))
 def test_the_queue_is_the_share_that_was_asked_for(n: int, share: float, seed: int) -> None:
     routed = route.route(settled_pairs(n), tagged(n), human_share=share, seed=seed)
