@@ -106,14 +106,13 @@ def _readable(path: Path) -> tuple[pl.DataFrame | None, list[Finding]]:
         return None, [Finding("dataset", "refuse", f"{path.name} cannot be read: {_first_line(error)}", _rebuild(path))]
     missing = [side for side in SIDES if side not in frame.columns]
     if missing:
-        close = (
-            did_you_mean(missing[0], frame.columns) if "Did you mean" in did_you_mean(missing[0], frame.columns) else ""
-        )
+        close = did_you_mean(missing[0], frame.columns)
         message = (
             f"{path.name} lacks {', '.join(missing)}: found {', '.join(frame.columns) or 'no column'}; "
             f"expected {', '.join(SIDES)}"
         )
-        return None, [Finding("columns", "refuse", message, close.replace("mean", "rename") or _rebuild(path))]
+        mend = close.replace("mean", "rename") if close.startswith("Did you mean") else _rebuild(path)
+        return None, [Finding("columns", "refuse", message, mend)]
     wrong = [f"{side} is {frame.schema[side]}" for side in SIDES if not _is_conversation(frame.schema[side])]
     if wrong:
         message = f"{path.name}: {'; '.join(wrong)}; expected {EXPECTED}"
