@@ -100,6 +100,8 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--repeat", type=int, default=6)
     options = parser.parse_args()
+    if options.repeat < 2:
+        parser.error("--repeat takes two at least: one turn has no interval")
     import torch
 
     cuda = torch.cuda.is_available()
