@@ -86,12 +86,18 @@ def agreement(folder: Path, rows: list[dict[str, Any]]) -> tuple[int, int, int]:
 
 
 def _theirs() -> dict[str, Any]:
-    """IFBench's own checkers by id. They import two packages of which they use nothing, or what Python has."""
+    """IFBench's own checkers by id. They import two packages of which they use nothing, or what Python has: these stand
+    in for them while they are imported, and no longer."""
     spacy, cli = types.ModuleType("spacy"), types.ModuleType("spacy.cli")
     cli.download = lambda *_: None  # type: ignore[attr-defined]
-    for name, module in {"spacy": spacy, "spacy.cli": cli, "unicodedata2": unicodedata}.items():
-        sys.modules.setdefault(name, module)
-    return dict(checkers.need("ifbench.instructions_registry").INSTRUCTION_DICT)
+    standing_in = {"spacy": spacy, "spacy.cli": cli, "unicodedata2": unicodedata}
+    absent = [name for name in standing_in if name not in sys.modules]
+    sys.modules.update((name, standing_in[name]) for name in absent)
+    try:
+        return dict(checkers.need("ifbench.instructions_registry").INSTRUCTION_DICT)
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -70,6 +70,8 @@ def test_a_slurm_job_that_runs_out_of_time_waits_for_what_is_in_flight_and_is_qu
 def test_every_command_line_in_the_examples_is_one_that_rlaif_knows(tmp_path: Path) -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.read(EXAMPLES / "rlaif@.service")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "rlaif.toml").touch()
     lines = [unit["Service"]["ExecStart"], (EXAMPLES / "crontab").read_text().splitlines()[-1]]
     for line in lines:
         found = re.search(r"rlaif (run \S+ [^2>]*)", line)

@@ -34,7 +34,8 @@ def test_what_cannot_be_asked(run: Run, rlaif: Any, options: list[str], message:
 
 
 def test_a_run_without_pairs_has_no_page(tmp_path: Path, rlaif: Any) -> None:
-    assert "rlaif judge" in rlaif("review", tmp_path / "run", code=2).stderr
+    (tmp_path / "rlaif.toml").touch()
+    assert "rlaif judge" in rlaif("review", tmp_path, code=2).stderr
 
 
 def test_a_taken_port_is_named(run: Run, rlaif: Any) -> None:
