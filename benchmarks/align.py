@@ -13,7 +13,7 @@ person who is always right, drawn at random (a check has no doubt by which to ro
 labels found to the robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
 
 Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
-fifth of the topics (with the kinds that were trained, and with three that were not), and of the packaged constraints
+fifth of the topics (with the kinds that were trained, and with four that were not), and of the packaged constraints
 two fifths of their kinds and a fifth of the others' prompts. Intervals are 95 %, bootstrap over seeds and, in them,
 topics or prompts. Nothing is timed.
 
@@ -71,7 +71,17 @@ KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "Answer as a list of exactly three bullet points that start with '- '.",
         [{"kind": "regex", "pattern": r"(?m)\A(?:(?!^- )[\s\S])*(?:^- (?:(?!^- )[\s\S])*){3}\Z"}],
     ),
-    # Held out: no training prompt has one of these.
+    # So that length in sentences has two directions, as length in words has, and the number asked for counts: without
+    # it "two sentences" fell by 19 to 25 points on validation topics.
+    "three sentences": (
+        "Answer in exactly three sentences.",
+        [{"kind": "length", "unit": "sentences", "min": 3, "max": 3}],
+    ),
+    # Held out: no training prompt has one of these. (In the trials the first was trained.)
+    "at least three sentences": (
+        "Use at least three sentences.",
+        [{"kind": "length", "unit": "sentences", "min": 3}],
+    ),
     "two sentences": (
         "Answer in exactly two sentences.",
         [{"kind": "length", "unit": "sentences", "min": 2, "max": 2}],
@@ -82,23 +92,30 @@ KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [{"kind": "regex", "pattern": r"\A\s*<<[^<>\n]+>>"}],
     ),
 }
-UNSEEN = ("two sentences", "no exclamation", "title")
+UNSEEN = ("at least three sentences", "two sentences", "no exclamation", "title")
 SAMPLES, TOKENS = 8, 64
 HELD_TOPICS = 8
-MOST = 28
-"""Pairs of one kind of constraint; of a packaged kind a tenth, since there are many."""
+MOST, MOST_PACKAGED = 28, 8
+"""Pairs of one kind of constraint, and of a packaged one, since those are many and have few prompts."""
 NOISE = (0.1, 0.2, 0.3)
 REVIEWED = 0.1
 DRAWS = 4_000
-# Those of the first trial, on other prompts; nothing was fitted to these.
-SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "epochs": 2.0, "beta": 0.1}
+MIXED: dict[str, Any] = {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}}
+SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED}
+"""Those of the best of TRIALS on topics from seed 0's training side."""
 TRIALS: dict[str, dict[str, Any]] = {
-    "first trial's": {},
-    "lr 2e-4, 1 epoch": {"learning_rate": 2e-4, "epochs": 1.0},
-    "with sft 0.2": {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}},
-    "lr 3e-4": {"learning_rate": 3e-4},
+    "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "extra": {}},
+    "lr 4e-4, 1 epoch, sft 0.2": {},
+    # The first two were run before "three sentences" was a kind; this one with two kinds that ask for three or more,
+    # and "at most 20 words" fell by 36 points.
+    "lr 4e-4, 1 epoch, sft 0.2, three sentences trained": {},
 }
-FIXED: dict[str, Any] = {"model": "demo", "batch_size": 8, "max_length": 256, "save_steps": 10, "merge": False}
+# A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
+# every step, it took 16.
+FIXED: dict[str, Any] = {
+    "model": "demo", "batch_size": 8, "per_device_batch_size": 8, "max_length": 256, "save_steps": 10, "merge": False,
+    "dtype": "bfloat16", "extra": {"precompute_ref_log_probs": True},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +314,7 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
         chance.shuffle(by_kind[kind])
         # The first pair of every prompt, then the second of each: a kind seldom met takes several of a prompt.
         turns = [found[place] for place in range(3) for found in by_kind[kind] if place < len(found)]
-        for prompt_id, chosen, rejected in turns[: MOST // 10 if kind.endswith("(packaged)") else MOST]:
+        for prompt_id, chosen, rejected in turns[: MOST_PACKAGED if kind.endswith("(packaged)") else MOST]:
             place = f"{prompt_id}/{len(made)}"
             turned = random.Random(f"{cell.seed}/noise/{place}").random() < cell.noise
             seen = cell.reviewed and random.Random(f"{cell.seed}/review/{place}").random() < REVIEWED
@@ -328,13 +345,14 @@ def train(folder: Path, cell: Cell, rows: dict[str, Read]) -> tuple[str, dict[st
     run = Run(folder / cell.name)
     made = pairs(rows, cell)
     dataset(run, made)
-    wanted = {**FIXED, **SETTINGS, **(TRIALS[cell.trial] if cell.trial is not None else {})}
+    wanted = {**SETTINGS, **(TRIALS[cell.trial] if cell.trial is not None else {})}
+    wanted = {**FIXED, **wanted, "extra": {**FIXED["extra"], **wanted["extra"]}}
     reviewed = [row for row in made if row["reviewed"]]
     wrong = sum(row["was_turned"] for row in reviewed) / max(len(reviewed), 1)
     if cell.reviewed and wrong:
         others = [loss for loss in wanted.get("loss", []) if loss != "sigmoid"]
         wanted["loss"] = ["robust", *others]
-        wanted["extra"] = {**wanted.get("extra", {}), "label_smoothing": min(0.45, round(wrong, 3))}
+        wanted["extra"] = {**wanted["extra"], "label_smoothing": min(0.45, round(wrong, 3))}
     result = loop.train(run, Config.model_validate({"seed": cell.seed, "train": wanted}), say=Lines().say)
     assert result.adapter is not None
     by_kind = {kind: sum(row["kind"] == kind for row in made) for kind in sorted({row["kind"] for row in made})}
@@ -352,7 +370,7 @@ def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
         for cell, (adapter, _) in trained.items():
             found.know(Local(cell.name, adapter, base="demo"))
         for cell, (_, facts) in trained.items():
-            ids = split(cell).topics | split(cell).kinds
+            ids = split(cell).topics | (frozenset() if cell.noise else split(cell).kinds)
             asked = (row for row in templated() if row["id"] in ids)
             met = judged(answered(folder / cell.name / "heldout", asked, cell.name, found))
             write(cell.result, {**dataclasses.asdict(cell), **facts, "answers": counts(met), "words": words(met)})
@@ -493,8 +511,17 @@ def tables(seeds: int) -> None:
     tried = [cell for cell in found if cell.trial is not None]
     if tried:
         print(f"\n| tried on seed 0, validation topics | answers that meet their check | {head}")
-        for cell in tried:
-            print(f"| {cell.trial} {cells_of(over([cell], 'answers', 'topics'))}")
+        for number, cell in enumerate(tried, start=1):
+            print(f"| {number}. {cell.trial} {cells_of(over([cell], 'answers', 'topics'))}")
+        numbers = range(1, len(tried) + 1)
+        print(f"\n| gain in points | {' | '.join(map(str, numbers))} |\n|---|{'---|' * len(tried)}")
+        for kind in KINDS:
+            gains = []
+            for cell in tried:
+                rows = shares(found[cell], reference, "answers", (f"{topic}/{kind}" for topic in TOPICS))
+                before, after, *_ = means(rows) if rows else (0.0, 0.0)
+                gains.append(f"{100 * (after - before):+.1f}" if rows else "")
+            print(f"| {kind} | {' | '.join(gains)} |")
 
 
 def main() -> None:
