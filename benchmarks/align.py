@@ -1,8 +1,8 @@
 """Does the whole way make a model better? Prompts whose answers a program can check, on the embedded model, on a CPU.
 
-    python benchmarks/align.py FOLDER             what is not there yet, cell by cell, then the tables
-    python benchmarks/align.py FOLDER --tune      settings tried on seed 0, validated on topics from its training side
-    python benchmarks/align.py --table            the tables of what benchmarks/align/ has
+    python -m benchmarks.align FOLDER             what is not there yet, cell by cell, then the tables
+    python -m benchmarks.align FOLDER --tune      settings tried on seed 0, validated on topics from its training side
+    python -m benchmarks.align --table            the tables of what benchmarks/align/ has
 
 The prompts are topics times kinds of constraint, and the packaged constraints (prompts/constraints.jsonl). The base
 model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which
@@ -14,8 +14,9 @@ labels found to the robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
 
 Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
 fifth of the topics (with the kinds that were trained, and with four that were not), and of the packaged constraints
-two fifths of their kinds and a fifth of the others' prompts. Intervals are 95 %, bootstrap over seeds and, in them,
-topics or prompts. Nothing is timed.
+two fifths of their kinds and a fifth of the others' prompts; and those of IFBench's prompts that the checks express
+(instructions.py says what to install for them), whose kinds are none of these. Intervals are 95 %, bootstrap over
+seeds and, in them, topics or prompts. Nothing is timed.
 
 FOLDER keeps answers, checkpoints and adapters: a second start goes on from there. Results, counts only, go into
 benchmarks/align/.
@@ -36,6 +37,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks import instructions
 from rlaif import pipeline
 from rlaif.config import Config
 from rlaif.judge import check, refusal
@@ -95,6 +97,8 @@ KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
 UNSEEN = ("at least three sentences", "two sentences", "no exclamation", "title")
 SAMPLES, TOKENS = 8, 64
 HELD_TOPICS = 8
+IFBENCH_SAMPLES, IFBENCH_TOKENS, LONGEST = 2, 160, 2_500
+"""Fewer and longer answers, and no prompt of more characters than that, which the model's window would not hold."""
 MOST, MOST_PACKAGED = 28, 8
 """Pairs of one kind of constraint, and of a packaged one, since those are many and have few prompts."""
 NOISE = (0.1, 0.2, 0.3)
@@ -208,8 +212,10 @@ def engines(folder: Path) -> Engines:
     return Engines(folder / "log", Config().client, Lines().say)
 
 
-def answered(path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engines, n: int = SAMPLES) -> Run:
-    """A run in which ``model`` has answered each of ``rows`` ``n`` times."""
+def answered(
+    path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engines, n: int = SAMPLES, tokens: int = TOKENS
+) -> Run:
+    """A run in which ``model`` has answered each of ``rows`` ``n`` times, up to ``tokens`` long."""
     run = Run(path)
     path.mkdir(parents=True, exist_ok=True)
     source = path / "prompts.jsonl"
@@ -218,7 +224,7 @@ def answered(path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engi
         {
             "prompts": {"source": [str(source)], "heldout_share": 0, "near_duplicates": 0},
             "policies": [{"model": model}],
-            "sampler": {"n": n, "max_tokens": TOKENS, "vllm": {"max_model_len": 1024}},
+            "sampler": {"n": n, "max_tokens": tokens, "vllm": {"max_model_len": 1024}},
         }
     )
     pipeline.generate(run, config, Lines(), found)
@@ -255,14 +261,8 @@ def base(folder: Path) -> dict[str, Read]:
         rows = judged(answered(folder / "base", templated(), "demo", found))
         rows |= judged(answered(folder / "base-packaged", packaged("constraints"), "demo", found))
         if not done.exists():
-            write(
-                done,
-                {
-                    "answers": counts(rows),
-                    "words": words(rows),
-                    "refused": refused(folder / "base-benign", "demo", found),
-                },
-            )
+            told = {"answers": counts(rows), "words": words(rows)}
+            write(done, {**told, "refused": refused(folder / "base-benign", "demo", found)})
     return rows
 
 
@@ -382,6 +382,23 @@ def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
             write(cell.result, {**told, "refused": refused(folder / cell.name / "benign", cell.name, found)})
 
 
+def ifbench(folder: Path, seeds: int) -> None:
+    """IFBench's prompts, as far as the checks express them and none of which is trained on, answered by the reference
+    and by each seed's model without noise. Last, since their answers are the longest."""
+    rows, _ = instructions.prompts(instructions.data())
+    asked = [row for row in rows if len(row["prompt"]) <= LONGEST]
+    cells = [(RESULTS / "base.json", folder / "base", "demo")]
+    cells += [(cell.result, folder / cell.name, cell.name) for cell in map(Cell, range(seeds))]
+    owed = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
+    with engines(folder) as found:
+        for _, path, name in owed:
+            if name != "demo":
+                found.know(Local(name, str(path / "model" / "adapter"), base="demo"))
+        for result, path, name in owed:
+            run = answered(path.with_name(f"{path.name}-ifbench"), asked, name, found, IFBENCH_SAMPLES, IFBENCH_TOKENS)
+            write(result, {**json.loads(result.read_text()), "ifbench": counts(judged(run))})
+
+
 def owes(cell: Cell) -> bool:
     if not cell.result.exists():
         return True
@@ -483,6 +500,8 @@ def tables(seeds: int) -> None:
     for title, wanted in (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
                           ("packaged, kind", "packaged_kinds")):  # fmt: skip
         print(f"| {title} {cells_of(over(plain, 'answers', wanted))}")
+    looked = [row for cell in plain for row in shares(found[cell], reference, "ifbench", reference.get("ifbench", ()))]
+    print(f"| IFBench {cells_of(looked)}")
 
     print(f"\n| without noise, by kind | answers that meet it | {head}")
     for kind in KINDS:
@@ -534,9 +553,13 @@ def main() -> None:
     if not options.table:
         if options.folder is None:
             parser.error("give a FOLDER for answers, checkpoints and adapters, or --table")
+        if not options.tune:
+            instructions.data()  # which is needed hours later
         rows = base(options.folder)
         for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves(options.seeds):
             wave(options.folder, cells, rows)
+        if not options.tune:
+            ifbench(options.folder, options.seeds)
     tables(options.seeds)
 
 
