@@ -8,7 +8,7 @@ The prompts are topics times kinds of constraint, and the packaged constraints (
 model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which
 topics and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An
 answer that meets its checks against one of the same prompt that does not is a pair, as many of one kind as of
-another. For each share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a
+another, and of equal lengths as far as there are. Settings were chosen on seed 0, which is in no other table. For each share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a
 person who is always right, drawn at random (a check has no doubt by which to route), and hands the share of wrong
 labels found to the robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
 
@@ -110,9 +110,12 @@ SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, *
 TRIALS: dict[str, dict[str, Any]] = {
     "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "extra": {}},
     "lr 4e-4, 1 epoch, sft 0.2": {},
-    # The first two were run before "three sentences" was a kind; this one with two kinds that ask for three or more,
-    # and "at most 20 words" fell by 36 points.
+    # The first two were run before "three sentences" was a kind. The third had two kinds that ask for three sentences or
+    # more; from the fourth on it is one, so that as many pairs want less as want more. The fourth is all of seed 0, with
+    # its held-out topics, which is why seed 0 is in no other table.
     "lr 4e-4, 1 epoch, sft 0.2, three sentences trained": {},
+    "lr 4e-4, 1 epoch, sft 0.2, directions balanced": {},
+    "lr 4e-4, 1 epoch, sft 0.2, directions balanced, lengths matched": {},
 }
 # A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
 # every step, it took 16.
@@ -305,9 +308,8 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
         chance.shuffle(good)
         chance.shuffle(poor)
         if good and poor:
-            count = min(3, max(len(good), len(poor)))
             by_kind[row.prompt["tags"][0] + ("" if "/" in prompt_id else " (packaged)")].append(
-                [(prompt_id, good[place % len(good)], poor[place % len(poor)]) for place in range(count)]
+                [(prompt_id, chosen, rejected) for chosen, rejected in matched(good, poor, row.prompt["checks"])]
             )
     made = []
     for kind in sorted(by_kind):
@@ -322,6 +324,26 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
             made.append({"prompt_id": prompt_id, "prompt": asked, "good": chosen, "poor": rejected, "kind": kind,
                          "turned": turned and not seen, "reviewed": seen, "was_turned": turned})  # fmt: skip
     return made
+
+
+def matched(good: list[str], poor: list[str], checks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Up to three pairs, no answer more often than it has to be, of the most equal lengths in words, unless words are
+    what is asked for: an answer without commas is a short one most often, and "short" would be learnt of it."""
+    count = min(3, max(len(good), len(poor)))
+    if any(wanted.get("unit") == "words" for wanted in checks):
+        return [(good[place % len(good)], poor[place % len(poor)]) for place in range(count)]
+    found: list[tuple[str, str]] = []
+    used: dict[str, int] = defaultdict(int)
+    for _ in range(count):
+        free = [(chosen, rejected) for chosen in good for rejected in poor if (chosen, rejected) not in found]
+        pair = min(
+            free,
+            key=lambda pair: (used[pair[0]] + used[pair[1]], abs(len(pair[0].split()) - len(pair[1].split()))),
+        )
+        found.append(pair)
+        for text in pair:
+            used[text] += 1
+    return found
 
 
 def dataset(run: Run, rows: Sequence[dict[str, Any]]) -> None:
@@ -388,7 +410,7 @@ def ifbench(folder: Path, seeds: int) -> None:
     rows, _ = instructions.prompts(instructions.data())
     asked = [row for row in rows if len(row["prompt"]) <= LONGEST]
     cells = [(RESULTS / "base.json", folder / "base", "demo")]
-    cells += [(cell.result, folder / cell.name, cell.name) for cell in map(Cell, range(seeds))]
+    cells += [(cell.result, folder / cell.name, cell.name) for cell in map(Cell, range(1, seeds + 1))]
     owed = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
     with engines(folder) as found:
         for _, path, name in owed:
@@ -415,8 +437,9 @@ def write(path: Path, told: dict[str, Any]) -> None:
 def waves(seeds: int) -> list[list[Cell]]:
     """In this order, so that each interruption leaves the most that can be said."""
     noisy = [(noise, reviewed) for noise in NOISE for reviewed in (False, True)]
-    return [[Cell(seed) for seed in range(seeds)]] + [
-        [Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in range(seeds)
+    counted = range(1, seeds + 1)
+    return [[Cell(seed) for seed in counted]] + [
+        [Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in counted
     ]
 
 
@@ -529,9 +552,10 @@ def tables(seeds: int) -> None:
 
     tried = [cell for cell in found if cell.trial is not None]
     if tried:
-        print(f"\n| tried on seed 0, validation topics | answers that meet their check | {head}")
+        print(f"\n| tried on seed 0 | answers that meet their check | {head}")
         for number, cell in enumerate(tried, start=1):
-            print(f"| {number}. {cell.trial} {cells_of(over([cell], 'answers', 'topics'))}")
+            asked = [key for key in found[cell]["answers"] if key.partition("/")[2] in set(KINDS) - set(UNSEEN)]
+            print(f"| {number}. {cell.trial} {cells_of(shares(found[cell], reference, 'answers', asked))}")
         numbers = range(1, len(tried) + 1)
         print(f"\n| gain in points | {' | '.join(map(str, numbers))} |\n|---|{'---|' * len(tried)}")
         for kind in KINDS:
