@@ -8,9 +8,10 @@ The prompts are topics times kinds of constraint, and the packaged constraints (
 model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which
 topics and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An
 answer that meets its checks against one of the same prompt that does not is a pair, as many of one kind as of
-another, and of equal lengths as far as there are. Settings were chosen on seed 0, which is in no other table. For each share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a
-person who is always right, drawn at random (a check has no doubt by which to route), and hands the share of wrong
-labels found to the robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
+another, and of equal lengths as far as there are. Settings were chosen on seed 0, which is in no other table. For each
+share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always
+right, drawn at random (a check has no doubt by which to route), and hands the share of wrong labels found to the robust
+loss (Chowdhury et al. 2024, arXiv:2403.00409).
 
 Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
 fifth of the topics (with the kinds that were trained, and with four that were not), and of the packaged constraints
@@ -110,9 +111,9 @@ SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, *
 TRIALS: dict[str, dict[str, Any]] = {
     "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "extra": {}},
     "lr 4e-4, 1 epoch, sft 0.2": {},
-    # The first two were run before "three sentences" was a kind. The third had two kinds that ask for three sentences or
-    # more; from the fourth on it is one, so that as many pairs want less as want more. The fourth is all of seed 0, with
-    # its held-out topics, which is why seed 0 is in no other table.
+    # The first two were run before "three sentences" was a kind. The third had two kinds that ask for three sentences
+    # or more; from the fourth on it is one, so that as many pairs want less as want more. The fourth is all of seed 0,
+    # with its held-out topics, which is why seed 0 is in no other table.
     "lr 4e-4, 1 epoch, sft 0.2, three sentences trained": {},
     "lr 4e-4, 1 epoch, sft 0.2, directions balanced": {},
     "lr 4e-4, 1 epoch, sft 0.2, directions balanced, lengths matched": {},
