@@ -1,21 +1,23 @@
 """Does the whole way make a model better? Prompts whose answers a program can check, on the embedded model, on a CPU.
 
-    python benchmarks/align.py FOLDER             what is not there yet, cell by cell, then the tables
-    python benchmarks/align.py FOLDER --tune      settings tried on seed 0, validated on topics from its training side
-    python benchmarks/align.py --table            the tables of what benchmarks/align/ has
+    python -m benchmarks.align FOLDER             what is not there yet, cell by cell, then the tables
+    python -m benchmarks.align FOLDER --tune      settings tried on seed 0, validated on topics from its training side
+    python -m benchmarks.align --table            the tables of what benchmarks/align/ has
 
 The prompts are topics times kinds of constraint, and the packaged constraints (prompts/constraints.jsonl). The base
 model answers each 8 times, once for all seeds; the product's own check judge labels the answers. A seed decides which
 topics and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An
 answer that meets its checks against one of the same prompt that does not is a pair, as many of one kind as of
-another. For each share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a
-person who is always right, drawn at random (a check has no doubt by which to route), and hands the share of wrong
-labels found to the robust loss (Chowdhury et al. 2024, arXiv:2403.00409).
+another, and of equal lengths as far as there are. Settings were chosen on seed 0, which is in no other table. For each
+share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always
+right, drawn at random (a check has no doubt by which to route), and hands the share of wrong labels found to the robust
+loss (Chowdhury et al. 2024, arXiv:2403.00409).
 
 Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
-fifth of the topics (with the kinds that were trained, and with three that were not), and of the packaged constraints
-two fifths of their kinds and a fifth of the others' prompts. Intervals are 95 %, bootstrap over seeds and, in them,
-topics or prompts. Nothing is timed.
+fifth of the topics (with the kinds that were trained, and with four that were not), and of the packaged constraints
+two fifths of their kinds and a fifth of the others' prompts; and those of IFBench's prompts that the checks express
+(instructions.py says what to install for them), whose kinds are none of these. Intervals are 95 %, bootstrap over
+seeds and, in them, topics or prompts. Nothing is timed.
 
 FOLDER keeps answers, checkpoints and adapters: a second start goes on from there. Results, counts only, go into
 benchmarks/align/.
@@ -36,6 +38,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks import instructions
 from rlaif import pipeline
 from rlaif.config import Config
 from rlaif.judge import check, refusal
@@ -71,7 +74,17 @@ KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "Answer as a list of exactly three bullet points that start with '- '.",
         [{"kind": "regex", "pattern": r"(?m)\A(?:(?!^- )[\s\S])*(?:^- (?:(?!^- )[\s\S])*){3}\Z"}],
     ),
-    # Held out: no training prompt has one of these.
+    # So that length in sentences has two directions, as length in words has, and the number asked for counts: without
+    # it "two sentences" fell by 19 to 25 points on validation topics.
+    "three sentences": (
+        "Answer in exactly three sentences.",
+        [{"kind": "length", "unit": "sentences", "min": 3, "max": 3}],
+    ),
+    # Held out: no training prompt has one of these. (In the trials the first was trained.)
+    "at least three sentences": (
+        "Use at least three sentences.",
+        [{"kind": "length", "unit": "sentences", "min": 3}],
+    ),
     "two sentences": (
         "Answer in exactly two sentences.",
         [{"kind": "length", "unit": "sentences", "min": 2, "max": 2}],
@@ -82,23 +95,35 @@ KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [{"kind": "regex", "pattern": r"\A\s*<<[^<>\n]+>>"}],
     ),
 }
-UNSEEN = ("two sentences", "no exclamation", "title")
+UNSEEN = ("at least three sentences", "two sentences", "no exclamation", "title")
 SAMPLES, TOKENS = 8, 64
 HELD_TOPICS = 8
-MOST = 28
-"""Pairs of one kind of constraint; of a packaged kind a tenth, since there are many."""
+IFBENCH_SAMPLES, IFBENCH_TOKENS, LONGEST = 2, 160, 2_500
+"""Fewer and longer answers, and no prompt of more characters than that, which the model's window would not hold."""
+MOST, MOST_PACKAGED = 28, 8
+"""Pairs of one kind of constraint, and of a packaged one, since those are many and have few prompts."""
 NOISE = (0.1, 0.2, 0.3)
 REVIEWED = 0.1
 DRAWS = 4_000
-# Those of the first trial, on other prompts; nothing was fitted to these.
-SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "epochs": 2.0, "beta": 0.1}
+MIXED: dict[str, Any] = {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}}
+SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED}
+"""Those of the best of TRIALS on topics from seed 0's training side."""
 TRIALS: dict[str, dict[str, Any]] = {
-    "first trial's": {},
-    "lr 2e-4, 1 epoch": {"learning_rate": 2e-4, "epochs": 1.0},
-    "with sft 0.2": {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}},
-    "lr 3e-4": {"learning_rate": 3e-4},
+    "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "extra": {}},
+    "lr 4e-4, 1 epoch, sft 0.2": {},
+    # The first two were run before "three sentences" was a kind. The third had two kinds that ask for three sentences
+    # or more; from the fourth on it is one, so that as many pairs want less as want more. The fourth is all of seed 0,
+    # with its held-out topics, which is why seed 0 is in no other table.
+    "lr 4e-4, 1 epoch, sft 0.2, three sentences trained": {},
+    "lr 4e-4, 1 epoch, sft 0.2, directions balanced": {},
+    "lr 4e-4, 1 epoch, sft 0.2, directions balanced, lengths matched": {},
 }
-FIXED: dict[str, Any] = {"model": "demo", "batch_size": 8, "max_length": 256, "save_steps": 10, "merge": False}
+# A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
+# every step, it took 16.
+FIXED: dict[str, Any] = {
+    "model": "demo", "batch_size": 8, "per_device_batch_size": 8, "max_length": 256, "save_steps": 10, "merge": False,
+    "dtype": "bfloat16", "extra": {"precompute_ref_log_probs": True},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +216,10 @@ def engines(folder: Path) -> Engines:
     return Engines(folder / "log", Config().client, Lines().say)
 
 
-def answered(path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engines, n: int = SAMPLES) -> Run:
-    """A run in which ``model`` has answered each of ``rows`` ``n`` times."""
+def answered(
+    path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engines, n: int = SAMPLES, tokens: int = TOKENS
+) -> Run:
+    """A run in which ``model`` has answered each of ``rows`` ``n`` times, up to ``tokens`` long."""
     run = Run(path)
     path.mkdir(parents=True, exist_ok=True)
     source = path / "prompts.jsonl"
@@ -201,7 +228,7 @@ def answered(path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engi
         {
             "prompts": {"source": [str(source)], "heldout_share": 0, "near_duplicates": 0},
             "policies": [{"model": model}],
-            "sampler": {"n": n, "max_tokens": TOKENS, "vllm": {"max_model_len": 1024}},
+            "sampler": {"n": n, "max_tokens": tokens, "vllm": {"max_model_len": 1024}},
         }
     )
     pipeline.generate(run, config, Lines(), found)
@@ -238,14 +265,8 @@ def base(folder: Path) -> dict[str, Read]:
         rows = judged(answered(folder / "base", templated(), "demo", found))
         rows |= judged(answered(folder / "base-packaged", packaged("constraints"), "demo", found))
         if not done.exists():
-            write(
-                done,
-                {
-                    "answers": counts(rows),
-                    "words": words(rows),
-                    "refused": refused(folder / "base-benign", "demo", found),
-                },
-            )
+            told = {"answers": counts(rows), "words": words(rows)}
+            write(done, {**told, "refused": refused(folder / "base-benign", "demo", found)})
     return rows
 
 
@@ -288,16 +309,15 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
         chance.shuffle(good)
         chance.shuffle(poor)
         if good and poor:
-            count = min(3, max(len(good), len(poor)))
             by_kind[row.prompt["tags"][0] + ("" if "/" in prompt_id else " (packaged)")].append(
-                [(prompt_id, good[place % len(good)], poor[place % len(poor)]) for place in range(count)]
+                [(prompt_id, chosen, rejected) for chosen, rejected in matched(good, poor, row.prompt["checks"])]
             )
     made = []
     for kind in sorted(by_kind):
         chance.shuffle(by_kind[kind])
         # The first pair of every prompt, then the second of each: a kind seldom met takes several of a prompt.
         turns = [found[place] for place in range(3) for found in by_kind[kind] if place < len(found)]
-        for prompt_id, chosen, rejected in turns[: MOST // 10 if kind.endswith("(packaged)") else MOST]:
+        for prompt_id, chosen, rejected in turns[: MOST_PACKAGED if kind.endswith("(packaged)") else MOST]:
             place = f"{prompt_id}/{len(made)}"
             turned = random.Random(f"{cell.seed}/noise/{place}").random() < cell.noise
             seen = cell.reviewed and random.Random(f"{cell.seed}/review/{place}").random() < REVIEWED
@@ -305,6 +325,26 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
             made.append({"prompt_id": prompt_id, "prompt": asked, "good": chosen, "poor": rejected, "kind": kind,
                          "turned": turned and not seen, "reviewed": seen, "was_turned": turned})  # fmt: skip
     return made
+
+
+def matched(good: list[str], poor: list[str], checks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Up to three pairs, no answer more often than it has to be, of the most equal lengths in words, unless words are
+    what is asked for: an answer without commas is a short one most often, and "short" would be learnt of it."""
+    count = min(3, max(len(good), len(poor)))
+    if any(wanted.get("unit") == "words" for wanted in checks):
+        return [(good[place % len(good)], poor[place % len(poor)]) for place in range(count)]
+    found: list[tuple[str, str]] = []
+    used: dict[str, int] = defaultdict(int)
+    for _ in range(count):
+        free = [(chosen, rejected) for chosen in good for rejected in poor if (chosen, rejected) not in found]
+        pair = min(
+            free,
+            key=lambda pair: (used[pair[0]] + used[pair[1]], abs(len(pair[0].split()) - len(pair[1].split()))),
+        )
+        found.append(pair)
+        for text in pair:
+            used[text] += 1
+    return found
 
 
 def dataset(run: Run, rows: Sequence[dict[str, Any]]) -> None:
@@ -328,13 +368,14 @@ def train(folder: Path, cell: Cell, rows: dict[str, Read]) -> tuple[str, dict[st
     run = Run(folder / cell.name)
     made = pairs(rows, cell)
     dataset(run, made)
-    wanted = {**FIXED, **SETTINGS, **(TRIALS[cell.trial] if cell.trial is not None else {})}
+    wanted = {**SETTINGS, **(TRIALS[cell.trial] if cell.trial is not None else {})}
+    wanted = {**FIXED, **wanted, "extra": {**FIXED["extra"], **wanted["extra"]}}
     reviewed = [row for row in made if row["reviewed"]]
     wrong = sum(row["was_turned"] for row in reviewed) / max(len(reviewed), 1)
     if cell.reviewed and wrong:
         others = [loss for loss in wanted.get("loss", []) if loss != "sigmoid"]
         wanted["loss"] = ["robust", *others]
-        wanted["extra"] = {**wanted.get("extra", {}), "label_smoothing": min(0.45, round(wrong, 3))}
+        wanted["extra"] = {**wanted["extra"], "label_smoothing": min(0.45, round(wrong, 3))}
     result = loop.train(run, Config.model_validate({"seed": cell.seed, "train": wanted}), say=Lines().say)
     assert result.adapter is not None
     by_kind = {kind: sum(row["kind"] == kind for row in made) for kind in sorted({row["kind"] for row in made})}
@@ -352,7 +393,7 @@ def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
         for cell, (adapter, _) in trained.items():
             found.know(Local(cell.name, adapter, base="demo"))
         for cell, (_, facts) in trained.items():
-            ids = split(cell).topics | split(cell).kinds
+            ids = split(cell).topics | (frozenset() if cell.noise else split(cell).kinds)
             asked = (row for row in templated() if row["id"] in ids)
             met = judged(answered(folder / cell.name / "heldout", asked, cell.name, found))
             write(cell.result, {**dataclasses.asdict(cell), **facts, "answers": counts(met), "words": words(met)})
@@ -362,6 +403,23 @@ def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
             asked = (row for row in packaged("constraints") if row["id"] in ids)
             told["answers"] |= counts(judged(answered(folder / cell.name / "packaged", asked, cell.name, found)))
             write(cell.result, {**told, "refused": refused(folder / cell.name / "benign", cell.name, found)})
+
+
+def ifbench(folder: Path, seeds: int) -> None:
+    """IFBench's prompts, as far as the checks express them and none of which is trained on, answered by the reference
+    and by each seed's model without noise. Last, since their answers are the longest."""
+    rows, _ = instructions.prompts(instructions.data())
+    asked = [row for row in rows if len(row["prompt"]) <= LONGEST]
+    cells = [(RESULTS / "base.json", folder / "base", "demo")]
+    cells += [(cell.result, folder / cell.name, cell.name) for cell in map(Cell, range(1, seeds + 1))]
+    owed = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
+    with engines(folder) as found:
+        for _, path, name in owed:
+            if name != "demo":
+                found.know(Local(name, str(path / "model" / "adapter"), base="demo"))
+        for result, path, name in owed:
+            run = answered(path.with_name(f"{path.name}-ifbench"), asked, name, found, IFBENCH_SAMPLES, IFBENCH_TOKENS)
+            write(result, {**json.loads(result.read_text()), "ifbench": counts(judged(run))})
 
 
 def owes(cell: Cell) -> bool:
@@ -380,8 +438,9 @@ def write(path: Path, told: dict[str, Any]) -> None:
 def waves(seeds: int) -> list[list[Cell]]:
     """In this order, so that each interruption leaves the most that can be said."""
     noisy = [(noise, reviewed) for noise in NOISE for reviewed in (False, True)]
-    return [[Cell(seed) for seed in range(seeds)]] + [
-        [Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in range(seeds)
+    counted = range(1, seeds + 1)
+    return [[Cell(seed) for seed in counted]] + [
+        [Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in counted
     ]
 
 
@@ -465,6 +524,8 @@ def tables(seeds: int) -> None:
     for title, wanted in (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
                           ("packaged, kind", "packaged_kinds")):  # fmt: skip
         print(f"| {title} {cells_of(over(plain, 'answers', wanted))}")
+    looked = [row for cell in plain for row in shares(found[cell], reference, "ifbench", reference.get("ifbench", ()))]
+    print(f"| IFBench {cells_of(looked)}")
 
     print(f"\n| without noise, by kind | answers that meet it | {head}")
     for kind in KINDS:
@@ -492,9 +553,19 @@ def tables(seeds: int) -> None:
 
     tried = [cell for cell in found if cell.trial is not None]
     if tried:
-        print(f"\n| tried on seed 0, validation topics | answers that meet their check | {head}")
-        for cell in tried:
-            print(f"| {cell.trial} {cells_of(over([cell], 'answers', 'topics'))}")
+        print(f"\n| tried on seed 0 | answers that meet their check | {head}")
+        for number, cell in enumerate(tried, start=1):
+            asked = [key for key in found[cell]["answers"] if key.partition("/")[2] in set(KINDS) - set(UNSEEN)]
+            print(f"| {number}. {cell.trial} {cells_of(shares(found[cell], reference, 'answers', asked))}")
+        numbers = range(1, len(tried) + 1)
+        print(f"\n| gain in points | {' | '.join(map(str, numbers))} |\n|---|{'---|' * len(tried)}")
+        for kind in KINDS:
+            gains = []
+            for cell in tried:
+                rows = shares(found[cell], reference, "answers", (f"{topic}/{kind}" for topic in TOPICS))
+                before, after, *_ = means(rows) if rows else (0.0, 0.0)
+                gains.append(f"{100 * (after - before):+.1f}" if rows else "")
+            print(f"| {kind} | {' | '.join(gains)} |")
 
 
 def main() -> None:
@@ -507,9 +578,13 @@ def main() -> None:
     if not options.table:
         if options.folder is None:
             parser.error("give a FOLDER for answers, checkpoints and adapters, or --table")
+        if not options.tune:
+            instructions.data()  # which is needed hours later
         rows = base(options.folder)
         for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves(options.seeds):
             wave(options.folder, cells, rows)
+        if not options.tune:
+            ifbench(options.folder, options.seeds)
     tables(options.seeds)
 
 
