@@ -18,6 +18,9 @@ from tests.scripted import Answer, ScriptedServer, echo
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Several workers, each with a thread a core: those that have nothing to do would keep the others from their work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
