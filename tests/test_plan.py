@@ -123,11 +123,11 @@ def test_a_quota_bounds_the_labels_and_never_adds_any() -> None:
 def test_a_run_that_does_not_fit_into_memory_is_split() -> None:
     large = work(prompts=10**8)
     need = 10**8 * forecast.MEMORY_BYTES / 64e9
-    assert 4 < need < 5
-    assert forecast.forecast(large).runs_needed == 5
-    fits = forecast.forecast(dataclasses.replace(large, runs=5))
+    assert 1 < need < 2
+    assert forecast.forecast(large).runs_needed == 2
+    fits = forecast.forecast(dataclasses.replace(large, runs=2))
     assert fits.memory_bytes <= 64e9
-    assert fits.runs_needed == 5
+    assert fits.runs_needed == 2
     assert forecast.forecast(work()).runs_needed == 1
 
 
@@ -301,7 +301,7 @@ def test_the_table_names_what_gives_way_first_and_what_helps(rlaif: Cli) -> None
     rates = ("--tokens-per-second", "8000", "--judge-tokens-per-second", "20000")
     shown = rlaif("plan", "--prompts", "100M", "--gpus", "64", *rates).stdout
     assert "First bottleneck: people" in shown
-    assert "split the prompts into 5 runs" in shown
+    assert "split the prompts into 2 runs" in shown
     quota = rlaif("plan", "--prompts", "100M", "--gpus", "64", "--reviews", "2000", *rates).stdout
     assert "First bottleneck: asking" in quota
     assert "--runs" in quota

@@ -23,9 +23,9 @@ RECORDS_PER_SECOND = 100_000.0
 """Journaled alone: benchmarks/writer.py."""
 PROMPTS_PER_SECOND = 7_500.0
 """Read, compared with all before them, journaled: benchmarks/writer.py."""
-PAIRING_SECONDS = 65.3e-6
+PAIRING_SECONDS = 62.4e-6
 """From journals to tables/ and dataset/, for each prompt of a million: benchmarks/speed.py pairs."""
-MEMORY_BYTES = 2.9 * 1024**3 / 1e6
+MEMORY_BYTES = 1.05 * 1024**3 / 1e6
 """Of one run while it is paired, for each prompt of a million: benchmarks/speed.py pairs."""
 AROUND_A_TEXT = 420
 """Bytes of a record besides its text: keys, model, usage."""
