@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class RlaifError(Exception):
@@ -76,6 +77,15 @@ class MissingPart(RlaifError):
 def system_says(error: OSError) -> str:
     """The operating system's own words, out of what a library wraps around them ("... [errno 27] File too large")."""
     return (error.strerror or str(error)).rpartition("] ")[2] or type(error).__name__
+
+
+def cannot_be_written(where: Path, error: OSError) -> RunError:
+    """What a full disk, or one that may not be written, is told as where nothing is lost by it."""
+    return RunError(
+        f"cannot be written: {system_says(error)}",
+        where=str(where),
+        mend="Make room or mend the permission, then give the same command again: no answer is lost.",
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

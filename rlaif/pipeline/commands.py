@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlaif.config import Config
-from rlaif.errors import RunError, TooManyFailures, UsageError, system_says
+from rlaif.errors import TooManyFailures, UsageError, cannot_be_written
 from rlaif.generate import bring as bringing
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
@@ -176,11 +176,7 @@ def _writing_tables(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"cannot be written: {system_says(error)}",
-            where=str(run.path),
-            mend="Make room or mend the permission, then give the same command again: no answer is lost.",
-        ) from None
+        raise cannot_be_written(run.path, error) from None
 
 
 def plan_train(run: Run, config: Config) -> tuple[Prepared, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from rlaif.errors import RunError, system_says
+from rlaif.errors import cannot_be_written
 from rlaif.run import tables
 
 BYTES = 64 << 20
@@ -57,11 +57,7 @@ class Pieces:
             start = self._file.seek(0, io.SEEK_END)
             self._file.write(written.getbuffer())
         except OSError as error:
-            raise RunError(
-                f"cannot be written: {system_says(error)}",
-                where=str(self.folder),
-                mend="Make room or mend the permission, then give the same command again: no answer is lost.",
-            ) from None
+            raise cannot_be_written(self.folder, error) from None
         self._places[part].append((start, written.tell()))
         self.height += frame.height
 
