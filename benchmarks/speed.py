@@ -1,4 +1,4 @@
-"""How fast, how much memory, how far: python benchmarks/speed.py judge|reopen|pairs|memory|prefix|sampling|facts
+"""How fast, how much memory, how far: python -m benchmarks.speed judge|reopen|pairs|memory|prefix|sampling|facts
 
 Each prints ratios within one run, with the facts of the machine. benchmarks/speed.md has the tables and how to repeat
 them. ``serve`` and ``bare`` are the other processes of ``judge``: a server that answers after 50 ms, and the openai
@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import speed_peers
+from benchmarks import speed_peers
 
-HERE = Path(__file__).resolve()
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+SELF = (sys.executable, "-m", "benchmarks.speed")
 CONCURRENCY = 256
 DELAY_S = 0.05
 GIB = 2**30
@@ -95,7 +95,7 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.process = subprocess.Popen([sys.executable, HERE, "serve", str(port)])
+        self.process = subprocess.Popen([*SELF, "serve", str(port)])
         for _ in range(200):
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -194,7 +194,7 @@ def judge(requests: int, times: int, *, peers: bool) -> None:
                                   "--concurrency", str(CONCURRENCY))  # fmt: skip
             ours.append(requests / seconds)
             began = time.monotonic()
-            subprocess.run([sys.executable, HERE, "bare", url, bodies], check=True, env=environment())
+            subprocess.run([*SELF, "bare", url, bodies], check=True, env=environment())
             theirs.append(requests / (time.monotonic() - began))
             for name, command in commands.items():
                 home = Path(place) / f"{name}-{number}"
@@ -434,7 +434,7 @@ def sampling(prompts: int) -> None:
         rlaif(*arguments)
         stage = json.loads((run / "manifest.json").read_text())["stages"]["generate"]["history"][0]
         ours = stage["completion_tokens"] / stage["asking_s"]
-        done = subprocess.run([sys.executable, HERE, "vllm", run], check=True, env=environment(), capture_output=True,
+        done = subprocess.run([*SELF, "vllm", run], check=True, env=environment(), capture_output=True,
                               text=True)  # fmt: skip
         theirs = float(done.stdout.rpartition("tokens/s: ")[2].split()[0])
         print(f"rlaif generate {ours:,.0f} tokens/s, bare vLLM {theirs:,.0f} tokens/s, ratio {ours / theirs:.3f} "
@@ -483,7 +483,6 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="curator and distilabel beside judge, where they install")
     asked = parser.parse_args()
     numbers = [int(part) for part in asked.rest if part.isdigit()]
-    sys.path.insert(0, str(ROOT))
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
     if asked.what not in ("serve", "bare", "vllm"):
         facts()

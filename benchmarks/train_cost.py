@@ -1,6 +1,6 @@
 """What `rlaif train` costs over a bare TRL script with the same settings, in the same process on the same pairs.
 
-    python benchmarks/train_cost.py [--model demo] [--pairs 32] [--steps 4] [--max-length 256] [--repeat 6]
+    python -m benchmarks.train_cost [--model demo] [--pairs 32] [--steps 4] [--max-length 256] [--repeat 6]
 
 Both train LoRA by DPO with TRL's trainer; the bare script is TRL's own example, with rlaif's settings handed to it as
 they are. What is compared is training (``trainer.train``, its last checkpoint included). "In all" counts from the

@@ -18,15 +18,15 @@ HOUR, DAY = 3600.0, 24.0
 
 # What one process takes on two cores, by the benchmarks that are named.
 REQUESTS_PER_SECOND = 1_800.0
-"""Asked over the network, answered and journaled: benchmarks/speed.py judge 100000 1."""
+"""Asked over the network, answered and journaled: python -m benchmarks.speed judge 100000 1."""
 RECORDS_PER_SECOND = 100_000.0
-"""Journaled alone: benchmarks/writer.py."""
+"""Journaled alone: python -m benchmarks.writer."""
 PROMPTS_PER_SECOND = 7_500.0
-"""Read, compared with all before them, journaled: benchmarks/writer.py."""
+"""Read, compared with all before them, journaled: python -m benchmarks.writer."""
 PAIRING_SECONDS = 62.4e-6
-"""From journals to tables/ and dataset/, for each prompt of a million: benchmarks/speed.py pairs."""
+"""From journals to tables/ and dataset/, for each prompt of a million: python -m benchmarks.speed pairs."""
 MEMORY_BYTES = 1.05 * 1024**3 / 1e6
-"""Of one run while it is paired, for each prompt of a million: benchmarks/speed.py pairs."""
+"""Of one run while it is paired, for each prompt of a million: python -m benchmarks.speed pairs."""
 AROUND_A_TEXT = 420
 """Bytes of a record besides its text: keys, model, usage."""
 VERDICT_BYTES = 560
