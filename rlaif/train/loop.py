@@ -56,7 +56,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
     methods.of(wanted.method).keywords(wanted)  # refused before anything is loaded
     identity = settings.identity(wanted, model=prepared.model, seed=config.seed, dataset=prepared.digest)
     if done := writing.finished(output, identity, merge=wanted.merge):
-        say(f"already trained with these settings in {output}; remove it to train anew")
+        say(f"already trained with these settings in {output}; remove it to train anew. What that training gave:")
         return done
     try:
         if _is_main():
