@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlaif.stats.intervals import Estimate, resampled_sums, two_sided
+from rlaif.stats.intervals import Estimate, lowest_of_all, resampled_sums, two_sided
 
 
 def cohen_kappa(table: ArrayLike, *, level: float = 0.95, n: float | None = None) -> Estimate | None:
     """Cohen's kappa of a square table of counts (Cohen 1960) with the interval of its asymptotic variance (Fleiss,
     Cohen and Everitt 1969). ``n``: the effective number of labels where the table holds weights. None where it is not
-    defined: no labels, or everybody always says the same."""
+    defined: no labels, or everybody always says the same. Where no label differs, the lower end is that of the observed
+    agreement's Wilson interval."""
     counts = np.asarray(table, dtype=float)
     total = counts.sum()
     if total <= 0:
@@ -31,6 +32,8 @@ def cohen_kappa(table: ArrayLike, *, level: float = 0.95, n: float | None = None
     off = float((p * both**2).sum() - (np.diag(p) * np.diag(both) ** 2).sum()) * (1 - kappa) ** 2
     variance = (on + off - (kappa - expected * (1 - kappa)) ** 2) / ((1 - expected) ** 2 * size)
     half = two_sided(level) * math.sqrt(max(0.0, variance))
+    if observed >= 1 - 1e-12:  # that variance is zero, and few labels of which none differs are no certainty
+        half = (1 - lowest_of_all(size, level)) / (1 - expected)
     return Estimate(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), round(size))
 
 
@@ -38,7 +41,8 @@ def krippendorff_alpha(
     units: Sequence[Sequence[str]], *, level: float = 0.95, rounds: int = 1000, seed: int = 0
 ) -> Estimate | None:
     """Krippendorff's alpha for nominal labels (Krippendorff 2011), with a bootstrap interval over the units. Each unit
-    holds the labels that it was given, one or more; units with one label say nothing. None where it is not defined."""
+    holds the labels that it was given, one or more; units with one label say nothing. Where no label differs, the lower
+    end is that of the share of such units by Wilson. None where it is not defined."""
     paired = [unit for unit in units if len(unit) >= 2]
     names = sorted({label for unit in paired for label in unit})
     if len(names) < 2:
@@ -59,6 +63,10 @@ def krippendorff_alpha(
             result: np.ndarray = 1 - (total - 1) * of[:, 0] / by_chance
         return result
 
+    if not disagreeing.any():
+        total, each = float(size.sum()), counts.sum(axis=0)
+        by_chance = float(total**2 - (each**2).sum()) / (total * (total - 1))
+        return Estimate(1.0, max(-1.0, 1 - (1 - lowest_of_all(len(paired), level)) / by_chance), 1.0, len(paired))
     drawn = alpha(resampled_sums(sums, rounds, np.random.default_rng(seed)))
     low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
     return Estimate(float(alpha(sums.sum(axis=0)[None])[0]), float(low), float(high), len(paired))

@@ -64,6 +64,12 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Estimate | None:
     return Estimate(successes / n, *_wilson(successes / n, n, level), n)
 
 
+def lowest_of_all(n: float, level: float = 0.95) -> float:
+    """The lower end of the Wilson interval of a proportion where all of ``n``, which may be an effective number, are
+    successes."""
+    return _wilson(1.0, n, level)[0]
+
+
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> float:
     """The exact one-sided lower bound of a proportion (Clopper and Pearson 1934): the largest p at which as many
     successes or more still have a probability of at most 1 - ``level``. 0 without observations."""

@@ -81,6 +81,25 @@ def test_alpha_is_krippendorffs() -> None:
     assert stats.krippendorff_alpha([["a", "a"], ["a"]]) is None
 
 
+def test_labels_of_which_none_differs_are_no_certainty() -> None:
+    """Half of each kind: by chance one half agrees, so kappa and alpha lie twice as far below 1 as agreement does."""
+    for n in (4, 20, 400):
+        below = 2 * (1 - wilson_low(n))
+        kappa = stats.cohen_kappa([[n // 2, 0], [0, n // 2]])
+        alpha = stats.krippendorff_alpha([["a", "a"], ["b", "b"]] * (n // 2))
+        assert kappa is not None and alpha is not None
+        assert (kappa.value, kappa.high, kappa.n) == (alpha.value, alpha.high, alpha.n) == (1.0, 1.0, n)
+        assert kappa.low == pytest.approx(1 - below)
+        # Chance is what two of the 2n labels drawn without putting back would do.
+        assert alpha.low == pytest.approx(1 - below * (2 * n - 1) / (2 * n))
+
+
+def wilson_low(n: int) -> float:
+    found = stats.wilson(n, n)
+    assert found is not None
+    return found.low
+
+
 def test_ppi_is_ppi_python() -> None:
     needs("ppi_py")
     with warnings.catch_warnings():
