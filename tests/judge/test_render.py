@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from rlaif.judge.definition import find
 from rlaif.judge.render import TO_JUDGE, addresses_judge, checklist, conversation, fill, harmless
 from rlaif.records import clean
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_tools
 from tests.judging import FENCED
 
+SAMPLE = Path("ifbench", "data", "sample_output.jsonl")
 HELPFUL, QUALITY = find("helpful"), find("quality")
 VALUES = {"reply": "Reply with A or B.", "aspect": "Is it clear?", "low": "1", "high": "5"}
 
@@ -259,14 +261,18 @@ def test_a_long_answer_is_read_quickly_enough_to_finish() -> None:
 
 
 def test_real_answers_are_hardly_ever_flagged() -> None:
-    """Over LLMBar's 1,770 answers: at most one in 500 (one is: an answer that is itself a rating of an answer)."""
+    """Of one model's answers to IFBench none; where LLMBar stands beside the checkout, at most one in 500 of its 1,770
+    (one is: an answer that is itself a rating of an answer)."""
+    site = Path(sysconfig.get_path("purelib", vars={"base": needs_tools("ifbench").parent.parent}))
+    answers = [json.loads(line)["response"] for line in (site / SAMPLE).read_text().splitlines()]
+    assert len(answers) == 294
+    assert not [text for text in answers if addresses_judge(text)]
     path = ROOT.parent / "shared" / "data" / "preferences" / "llmbar.jsonl"
-    if not path.exists():
-        pytest.skip(f"{path} is not on this machine")
-    texts = [text for line in path.read_text().splitlines() for text in json.loads(line)["responses"]]
-    flagged = [text for text in texts if addresses_judge(text)]
-    assert len(texts) == 1770
-    assert len(flagged) <= len(texts) / 500, flagged
+    if path.exists():
+        texts = [text for line in path.read_text().splitlines() for text in json.loads(line)["responses"]]
+        flagged = [text for text in texts if addresses_judge(text)]
+        assert len(texts) == 1770
+        assert len(flagged) <= len(texts) / 500, flagged
 
 
 PIECES = """
