@@ -203,19 +203,23 @@ def _trainer(
         task_type="SEQ_CLS" if scored else "CAUSAL_LM",
         modules_to_save=["score"] if scored else None,
     )
-    evaluates = prepared.test is not None and any(name.startswith("eval_") for name in wanted.extra)
+    held_out = None
+    if prepared.test is not None and any(name.startswith("eval_") for name in wanted.extra):
+        held_out = method.rows(prepared.test, run, wanted).dataset
+    # What is ours stands before the try: a mistake of ours is not to be told as TRL's refusal.
+    ours = {
+        "train_dataset": rows.dataset,
+        "eval_dataset": held_out,
+        "processing_class": writing.tokenizer(prepared.model, prepared.path),
+        "peft_config": lora if wanted.lora else None,
+        **method.keywords(wanted),
+    }
     try:
         trainer = _class(method.TRAINER)(
             model=prepared.path,
             args=_class(method.CONFIG)(**arguments),
-            train_dataset=rows.dataset,
-            eval_dataset=method.rows(prepared.test, run, wanted).dataset
-            if evaluates and prepared.test is not None
-            else None,
-            processing_class=writing.tokenizer(prepared.model, prepared.path),
-            peft_config=lora if wanted.lora else None,
+            **ours,
             **({"quantization_config": _four_bits()} if wanted.quantize else {}),
-            **method.keywords(wanted),
         )
     except OSError as error:
         raise writing.cannot_load(prepared.model, error) from error
