@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,14 @@ SYNC_EVERY_S = 1.0
 """A crash of the process loses nothing; a crash of the machine loses at most this much."""
 
 BLOCK = 16 << 20
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "prompts": ("prompt_id", "messages", "split"),
+    "completions": ("prompt_id", "index", "model", "text"),
+    "verdicts": ("kind", "judge", "judge_hash", "model", "prompt_id", "a"),
+    "reviews": ("pair_id", "prompt_id", "annotator", "choice", "left", "route"),
+}
+"""What each answer in a journal of this name has, besides its key, whichever version wrote it."""
 
 
 class Journal:
@@ -43,8 +52,8 @@ class Journal:
             raise RunError(f"cannot be opened for writing: {error.strerror}", where=str(path)) from None
         try:
             _cut_torn_line(self._fd)
-            for _, line, record in _lines(path):
-                self._note(_parse(path, line, record))
+            for _, record in read(path):
+                self._note(record)
         except BaseException:
             os.close(self._fd)
             raise
@@ -113,8 +122,16 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Safe beside a writer: a last line without its newline is not there yet.
     """
+    fields = itemgetter("key", "key", *FIELDS.get(path.stem, ()))  # "key" twice, so that it always gives a tuple
     for offset, line, text in _lines(path):
-        yield offset, _parse(path, line, text)
+        yield offset, _parse(path, line, text, fields)
+
+
+def name_damaged(path: Path, offset: int) -> None:
+    """Raise :class:`RunError` with the number of the line at byte ``offset``, or of one before it that is damaged."""
+    for number, (start, _) in enumerate(read(path), start=1):
+        if start == offset:
+            raise damaged(path, number)
 
 
 class Reader:
@@ -164,10 +181,13 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             start += len(line) + 1
 
 
-def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
+def _parse(path: Path, number: int, text: bytes, fields: Callable[[Any], tuple[Any, ...]]) -> dict[str, Any]:
+    """``fields`` takes a record's key and all else that its kind has; a failure needs its key alone."""
     try:
         record: dict[str, Any] = orjson.loads(text)
         bytes.fromhex(record["key"])
+        if "error" not in record and None in fields(record):
+            raise damaged(path, number)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         raise damaged(path, number) from None
     return record

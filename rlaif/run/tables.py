@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from rlaif.errors import RunError, system_says
-from rlaif.run.journal import blocks, read
+from rlaif.run.journal import FIELDS, blocks, name_damaged, read
 
 PROMPTS: Mapping[str, Any] = {
     "key": pl.String,
@@ -103,6 +103,7 @@ def frames(
     """The answers in the journal from byte ``start`` on, block by block as :func:`scan` reads them, each with the
     offset at which its block ends. Of several answers to one key all are there."""
     columns = {**schema, "error": pl.String}
+    needed = [name for name in ("key", *FIELDS.get(path.stem, ())) if name in schema]
     for begin, block in blocks(path, start):
         ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == 10) + 1
         offsets = np.concatenate(([0], ends[:-1])) + begin
@@ -113,7 +114,10 @@ def frames(
             for _ in read(path):  # names the line, where it is one that cannot be read at all
                 pass
             raise RunError(f"a record does not have the fields of its kind: {error}", where=str(path)) from None
-        yield reduce(frame.filter(pl.col("error").is_null()).drop("error")), begin + len(block)
+        answers = frame.filter(pl.col("error").is_null()).drop("error")
+        if any(answers[name].null_count() for name in needed):
+            name_damaged(path, answers.filter(pl.any_horizontal(pl.col(needed).is_null()))["offset"][0])
+        yield reduce(answers), begin + len(block)
 
 
 def nothing(schema: Mapping[str, Any], reduce: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:

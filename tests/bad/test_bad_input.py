@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +24,14 @@ from rlaif.judge import definition, gold, versions
 from rlaif.llm.fleet import Fleet
 from rlaif.llm.parts import NoAnswer, completion_in, custom_id, parts
 from rlaif.pipeline.trained import models
-from rlaif.records import ImportRow, PromptRow
+from rlaif.records import ImportRow, PromptRow, Review
 from rlaif.review.gold import read_gold
 from rlaif.run import journal
 from rlaif.run.directory import Run
+from rlaif.run.tables import COMPLETIONS, PROMPTS, REVIEWS, VERDICTS, scan
 from rlaif.settings import load, template
 from tests.bad.rooms import PROMPT, cases, said
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command
 from tests.judging import judge_by
 from tests.scripted import ScriptedServer
 from tests.test_pipeline import goodness, judge
@@ -172,6 +174,48 @@ def test_any_journal_is_read_or_its_line_is_named(tmp_path: Path, lines: list[by
     except RunError as error:
         assert str(error.where).startswith(f"{path}:")
     assert before.startswith(path.read_bytes())  # a torn last line may go, nothing else
+
+
+@pytest.mark.parametrize("name", journal.FIELDS)
+def test_a_line_that_lacks_what_its_kind_has_is_named(tmp_path: Path, queue: Run, name: str) -> None:
+    path = reviewed(queue, tmp_path).journal_path(name)
+    *lines, last = path.read_text().splitlines(keepends=True)
+    schema = {"prompts": PROMPTS, "completions": COMPLETIONS, "verdicts": VERDICTS, "reviews": REVIEWS}[name]
+    for field in journal.FIELDS[name]:
+        record = json.loads(last)
+        found = record.pop(field)
+        assert found is not None
+        for damage in (record, {**record, field: None}):
+            path.write_text("".join([*lines, json.dumps(damage) + "\n", last]))
+            for readers in (journal.Journal, *([lambda path: scan(path, schema)] if field in schema else [])):
+                with pytest.raises(RunError) as caught:
+                    readers(path)
+                assert caught.value.where == f"{path}:{len(lines) + 1}"
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "verdicts", "reviews"])
+def test_commands_name_a_line_that_lacks_its_fields(tmp_path: Path, queue: Run, name: str) -> None:
+    run = reviewed(queue, tmp_path)
+    path = run.journal_path(name)
+    path.write_text(path.read_text() + json.dumps({"key": "cd" * 32}) + "\n")
+    told = [
+        subprocess.run(command(*line, run.path), capture_output=True, text=True, check=False).stderr
+        for line in (("status",), ("report",), ("judge", "--base-url", "http://127.0.0.1:9", "--model", "m"))
+    ]
+    assert "Traceback" not in "".join(told)
+    assert any("damaged" in text and f"{name}.jsonl:{path.read_text().count(chr(10))}" in text for text in told)
+
+
+def reviewed(queue: Run, place: Path) -> Run:
+    """A copy of ``queue`` below ``place``, each of whose journals has a line."""
+    shutil.copytree(queue.path, place / "run")
+    run = Run(place / "run")
+    pair = run.pairs().row(0, named=True)
+    record = Review(key="ab" * 32, pair_id=pair["pair_id"], prompt_id=pair["prompt_id"], annotator="ann", choice="left",
+                    left="a", preferred="a", route="audit")  # fmt: skip
+    with run.journal("reviews") as written:
+        written.append([record])
+    return run
 
 
 @FUZZ
