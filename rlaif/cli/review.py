@@ -71,7 +71,7 @@ def _page(run: Run, settings: Config, annotator: str | None, host: str, port: in
     before = run.reviews().height
 
     def ready(links: dict[str, str], desk: Any) -> None:
-        console.say(f"{len(desk.queued):,} pairs are for people. Labels go into {run.journal_path('reviews')}")
+        console.say(f"pairs for people: {len(desk.queued):,}; labels go into {run.journal_path('reviews')}")
         if host != "127.0.0.1":
             console.say(
                 "warning: others on the network can reach this page, and a link is all they need; it is not encrypted. "
