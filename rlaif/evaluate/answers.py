@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlaif.stats import Estimate, wilson
+from rlaif.stats import Estimate, lowest_of_all, wilson
 
 KINDS = ("benign", "borderline", "harmful")
 
@@ -49,7 +49,8 @@ def refusals(answers: Iterable[Answered]) -> list[dict[str, Any]]:
 
 def checks(pairs: Iterable[tuple[float, float]], *, seed: int = 0) -> dict[str, Estimate] | None:
     """The mean share of checks met by the reference's and the trained model's answers to the same prompts, and the
-    gain. ``pairs``: (reference, trained), by prompt. Percentile bootstrap over prompts. None without any."""
+    gain. ``pairs``: (reference, trained), by prompt. Percentile bootstrap over prompts; where all are alike, the share
+    of prompts that may still be unlike (Wilson's) lies at either bound. None without any."""
     shares = np.array(list(pairs), dtype=float).reshape(-1, 2)
     n = len(shares)
     if n == 0:
@@ -57,12 +58,15 @@ def checks(pairs: Iterable[tuple[float, float]], *, seed: int = 0) -> dict[str, 
     random = np.random.default_rng(seed)
     means = np.array([shares[random.integers(0, n, n)].mean(axis=0) for _ in range(1_000)])
     columns = {
-        "reference": (shares[:, 0], means[:, 0]),
-        "trained": (shares[:, 1], means[:, 1]),
-        "gain": (shares[:, 1] - shares[:, 0], means[:, 1] - means[:, 0]),
+        "reference": (shares[:, 0], means[:, 0], 0),
+        "trained": (shares[:, 1], means[:, 1], 0),
+        "gain": (shares[:, 1] - shares[:, 0], means[:, 1] - means[:, 0], -1),
     }
     found = {}
-    for name, (values, drawn) in columns.items():
+    for name, (values, drawn, least) in columns.items():
         low, high = np.quantile(drawn, (0.025, 0.975))
+        if values.min() == values.max():  # no drawing differs from another, which is no certainty
+            unlike = 1 - lowest_of_all(n)
+            low, high = low + unlike * (least - low), high + unlike * (1 - high)
         found[name] = Estimate(float(values.mean()), float(low), float(high), n)
     return found

@@ -7,7 +7,7 @@ certified. Every value comes as an :class:`Estimate`, with its interval and n.
 
 from rlaif.stats.agreement import cohen_kappa, error_of_one, krippendorff_alpha, noise_rate
 from rlaif.stats.calibration import Certificate, antisymmetric, certify, cross_fitted, expected_calibration_error
-from rlaif.stats.intervals import Estimate, bootstrap_ratio, clopper_pearson, hajek, wilson
+from rlaif.stats.intervals import Estimate, bootstrap_ratio, clopper_pearson, hajek, lowest_of_all, wilson
 from rlaif.stats.ppi import ppi_mean
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "expected_calibration_error",
     "hajek",
     "krippendorff_alpha",
+    "lowest_of_all",
     "noise_rate",
     "ppi_mean",
     "wilson",

@@ -78,6 +78,22 @@ def test_checks_are_paired_by_prompt() -> None:
     assert answers.checks([]) is None
 
 
+def test_checks_that_all_prompts_meet_alike_are_no_certainty() -> None:
+    few, many = answers.checks([(0.0, 1.0)] * 4), answers.checks([(0.0, 1.0)] * 400)
+    assert few is not None
+    assert many is not None
+    assert (few["gain"].value, few["gain"].high, many["gain"].high) == (1.0, 1.0, 1.0)
+    assert few["gain"].low < 0.1 < 0.97 < many["gain"].low
+    # A gain of nothing is in the middle of its bounds, a share of nothing at one.
+    none = answers.checks([(0.0, 0.0)] * 40)
+    assert none is not None
+    assert none["reference"].low == none["reference"].value == 0.0 < none["reference"].high
+    assert none["gain"].low == -none["gain"].high < -0.05
+    half = answers.checks([(0.5, 0.5)] * 40)
+    assert half is not None
+    assert 0.0 < half["trained"].low < half["trained"].value < half["trained"].high < 1.0
+
+
 @pytest.mark.real
 def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_path: Path) -> None:
     import torch
