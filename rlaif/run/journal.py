@@ -24,11 +24,11 @@ SYNC_EVERY_S = 1.0
 
 BLOCK = 16 << 20
 
-FIELDS: Mapping[str, tuple[str, ...]] = {
-    "prompts": ("prompt_id", "messages", "split"),
-    "completions": ("prompt_id", "index", "model", "text"),
-    "verdicts": ("kind", "judge", "judge_hash", "model", "prompt_id", "a"),
-    "reviews": ("pair_id", "prompt_id", "annotator", "choice", "left", "route"),
+FIELDS: Mapping[str, Mapping[str, type]] = {
+    "prompts": {"prompt_id": str, "messages": list, "split": str},
+    "completions": {"prompt_id": str, "index": int, "model": str, "text": str},
+    "verdicts": {"kind": str, "judge": str, "judge_hash": str, "model": str, "prompt_id": str, "a": str},
+    "reviews": {"pair_id": str, "prompt_id": str, "annotator": str, "choice": str, "left": str, "route": str},
 }
 """What each answer in a journal of this name has, besides its key, whichever version wrote it."""
 
@@ -122,9 +122,10 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Safe beside a writer: a last line without its newline is not there yet.
     """
-    fields = itemgetter("key", "key", *FIELDS.get(path.stem, ()))  # "key" twice, so that it always gives a tuple
+    needed = FIELDS.get(path.stem, {})
+    fields, types = itemgetter("key", "key", *needed), [str, str, *needed.values()]  # two at least give a tuple
     for offset, line, text in _lines(path):
-        yield offset, _parse(path, line, text, fields)
+        yield offset, _parse(path, line, text, fields, types)
 
 
 def name_damaged(path: Path, offset: int) -> None:
@@ -181,12 +182,14 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             start += len(line) + 1
 
 
-def _parse(path: Path, number: int, text: bytes, fields: Callable[[Any], tuple[Any, ...]]) -> dict[str, Any]:
-    """``fields`` takes a record's key and all else that its kind has; a failure needs its key alone."""
+def _parse(
+    path: Path, number: int, text: bytes, fields: Callable[[Any], tuple[Any, ...]], types: list[type]
+) -> dict[str, Any]:
+    """``fields`` takes a record's key and all else that its kind has, of ``types``; a failure needs its key alone."""
     try:
         record: dict[str, Any] = orjson.loads(text)
         bytes.fromhex(record["key"])
-        if "error" not in record and None in fields(record):
+        if "error" not in record and list(map(type, fields(record))) != types:
             raise damaged(path, number)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         raise damaged(path, number) from None
