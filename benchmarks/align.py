@@ -43,7 +43,7 @@ from rlaif import pipeline
 from rlaif.config import Config
 from rlaif.judge import check, refusal
 from rlaif.llm.budget import Meter
-from rlaif.llm.server import Engines, Local
+from rlaif.llm.engines import Engines, Local
 from rlaif.packaged import prompt_sets
 from rlaif.records import Failure
 from rlaif.run.directory import Run

@@ -36,7 +36,7 @@ from benchmarks.pairs import Pair, pairs_of
 from rlaif import pipeline
 from rlaif.errors import InputError, RlaifError, UsageError, did_you_mean
 from rlaif.llm.budget import Meter
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pair import calibrate
 from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.review import exchange

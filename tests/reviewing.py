@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rlaif import pipeline
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.run.directory import Run
 from rlaif.settings import load
 from tests.conftest import ROOT, command, write_jsonl

@@ -16,7 +16,7 @@ from rlaif import pipeline
 from rlaif.errors import TooManyFailures
 from rlaif.judge import check, checkers, refusal
 from rlaif.llm import wire
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.run.directory import Run
 from rlaif.settings import load
 from tests.conftest import read_jsonl, write_jsonl

@@ -33,7 +33,7 @@ WHOLE = {
     "llm/endpoint",
     "llm/ask",
     "llm/batch",
-    "llm/server",
+    "llm/engines",
     "judge/ask",
     "judge/read",
     "report/quality",

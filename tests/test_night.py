@@ -22,7 +22,7 @@ from rlaif import pipeline
 from rlaif.config import RunConfig, duration_s
 from rlaif.errors import EndpointError, MissingPart, RunError, TooManyFailures, UsageError
 from rlaif.llm.client import Client
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pipeline import commands, outlook
 from rlaif.pipeline import night as nights
 from rlaif.pipeline.diary import check_notification, notify

@@ -15,7 +15,7 @@ import pytest
 from rlaif import pipeline
 from rlaif.errors import RunError
 from rlaif.judge import check, definition, refusal
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pair import calibrate
 from rlaif.pipeline import build
 from rlaif.records import Review, Verdict, key_of

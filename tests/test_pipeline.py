@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from rlaif import pipeline
 from rlaif.llm.budget import Meter
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.run.directory import Run
 from rlaif.settings import load
 from tests.conftest import command, read_jsonl, write_jsonl

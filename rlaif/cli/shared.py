@@ -84,7 +84,7 @@ def client_flags(
 
 
 def engines_for(run: Run, settings: Config) -> Any:
-    from rlaif.llm.server import Engines
+    from rlaif.llm.engines import Engines
 
     return Engines(run.log, settings.client, console.say, settings.cluster)
 

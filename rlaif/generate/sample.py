@@ -19,8 +19,8 @@ from rlaif.config import Config
 from rlaif.llm.ask import ask_all
 from rlaif.llm.budget import Meter, Usage
 from rlaif.llm.client import Client
+from rlaif.llm.engines import Engines
 from rlaif.llm.request import Request
-from rlaif.llm.server import Engines
 from rlaif.llm.wire import Reply
 from rlaif.records import Completion, key_of
 from rlaif.run.directory import Run

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import ClientConfig, ClusterConfig
+from rlaif.llm.server import Server
 from rlaif.records import key_of
 
 if TYPE_CHECKING:
@@ -75,8 +76,6 @@ class Replica:
         leash: str | None = None,
     ) -> None:
         from ray import serve
-
-        from rlaif.llm.server import Server
 
         here = serve.get_replica_context()
         self._application, self._key, self._leash = here.app_name, key, leash

@@ -1,14 +1,12 @@
-"""A vLLM server that rlaif starts and stops itself, and the clients that reach it or anybody else's.
+"""A vLLM server that rlaif starts and stops itself.
 
-The server is a child process in a process group of its own, on loopback, on a free port, with a random key (handed
+It is a child process in a process group of its own, on loopback, on a free port, with a random key (handed
 over in the environment, so that no process list shows it), logging to RUN/log. :mod:`rlaif.llm.guard` stands between:
-it ends the whole group when this process ends, however it ends. One server runs at a time, as one GPU has room for
-one; asking for another model stops the first. Where ``[cluster]`` says so, :mod:`rlaif.llm.cluster` runs it instead.
+it ends the whole group when this process ends, however it ends.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import importlib.metadata
@@ -23,20 +21,15 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import ClientConfig, ClusterConfig
+from rlaif.config import ClientConfig
 from rlaif.errors import MissingPart, ServerError, UsageError
 from rlaif.llm import demo, guard
-from rlaif.llm.budget import Meter
-from rlaif.llm.client import Client
-from rlaif.llm.cluster import Cluster
 from rlaif.llm.port import LOOPBACK, free_port, is_free
 from rlaif.llm.reasons import advice, reason_in, worth_another_try
-from rlaif.llm.replica import Model
 
 STARTS = 3
 SAY_EVERY_S = 20.0
@@ -269,93 +262,3 @@ class Server:
 
     def _reason(self) -> str:
         return reason_in(self.log, self._log_from)
-
-
-@dataclass(frozen=True, slots=True)
-class Local:
-    """A trained model by the name that its answers carry: a whole one at ``path``, or an adapter over ``base``."""
-
-    name: str
-    path: str
-    base: str | None = None
-    rank: int = 16
-    """An adapter's rank, rounded up to one that vLLM has."""
-
-
-class Engines:
-    """Gives clients: for a URL that somebody else serves, or for a model that is served here or on a cluster, one model
-    at a time."""
-
-    def __init__(self, log: Path, config: ClientConfig, say: Say, cluster: ClusterConfig | None = None) -> None:
-        self._log = log
-        self._config = config
-        self._say = say
-        self._placed = cluster or ClusterConfig()
-        self._cluster: Cluster | None = None
-        self._server: Server | None = None
-        self._local: dict[str, Local] = {}
-
-    def know(self, local: Local) -> None:
-        """From now on ``local.name`` is a model like any other; an adapter is served beside its base, by one server."""
-        self._local[local.name] = local
-
-    def _served(self, model: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str | None]:
-        """The model that a server of ``model`` is started with, its options, and where it lies if not by its name."""
-        local = self._local.get(model)
-        base = local.base if local and local.base else model
-        beside = [other for other in self._local.values() if other.base == base]
-        if beside:
-            adapters = {
-                "enable_lora": True,
-                "max_lora_rank": max(other.rank for other in beside),
-                "lora_modules": [f"{other.name}={Path(other.path).resolve()}" for other in beside],
-            }
-            options = {**adapters, **options}
-        return base, options, local.path if local and not local.base else None
-
-    def __enter__(self) -> Engines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._server:
-            self._server.stop()
-            self._server = None
-        if self._cluster:
-            self._cluster.close()
-            self._cluster = None
-
-    def client(self, model: str, base_url: Iterable[str], options: Mapping[str, Any], meter: Meter) -> Client:
-        """A client for ``model``. Without ``base_url`` its server is started first. To be used in one event loop."""
-        urls = list(base_url)
-        if urls:
-            if options:
-                raise UsageError(
-                    "vllm settings are given for a server that rlaif does not start",
-                    mend="Take away either base_url or the [*.vllm] table.",
-                )
-            return Client(model, urls, self._config, meter)
-        served, options, path = self._served(model, options)
-        if self._placed.on == "ray":
-            self._cluster = self._cluster or Cluster(self._placed, self._config, self._say, self._log)
-            urls, key = self._cluster.alone(Model(served, options, path))
-            return Client(model, urls, self._config, meter, key=key)
-        server = self._server
-        if server is None or server.model != served:
-            self.close()
-            server = Server(served, options, self._config, self._log, self._say, path)
-            self._server = server  # before it starts: an interrupt in the middle must find it
-            server.start()
-        else:
-            server.ensure(silent_since=time.monotonic() if server.hangs() else None)
-
-        async def revive(silent_since: float | None) -> None:
-            given_up = threading.Event()
-            try:
-                await asyncio.to_thread(server.ensure, given_up, silent_since)
-            finally:
-                given_up.set()  # if cancelled: the end of the loop waits for the thread
-
-        return Client(model, [server.url], self._config, meter, key=server.key, revive=revive)

@@ -14,7 +14,7 @@ from rlaif.generate import bring as bringing
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
 from rlaif.llm.budget import Meter
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pipeline import exam
 from rlaif.pipeline.build import Built, build
 from rlaif.pipeline.rounds import Rounds, panel, strategy

@@ -24,7 +24,7 @@ from rlaif.judge import ask as asking
 from rlaif.judge import without_model
 from rlaif.llm import demo
 from rlaif.llm.budget import Meter
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pair import balance, select, settle
 from rlaif.pipeline import commands, rounds
 from rlaif.pipeline.trained import FOLDER, Models, models, nothing_held_out

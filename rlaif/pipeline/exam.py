@@ -23,7 +23,7 @@ from rlaif.judge import check, exam, gold
 from rlaif.judge.gold import Gold
 from rlaif.llm.budget import Meter
 from rlaif.llm.demo import cache
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pipeline.plan import Plan, add, likely_mode
 from rlaif.pipeline.rounds import panel
 from rlaif.records import Verdict, key_of

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from rlaif.config import Config
 from rlaif.errors import EndpointError, RlaifError, ServerError, TooManyFailures, UsageError
 from rlaif.llm.budget import duration
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pipeline import commands, outlook
 from rlaif.pipeline.build import Built
 from rlaif.pipeline.diary import Diary, notify

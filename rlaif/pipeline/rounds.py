@@ -19,7 +19,7 @@ from rlaif.errors import UsageError
 from rlaif.judge import ask as asking
 from rlaif.judge import definition, refusal, without_model
 from rlaif.llm.budget import Meter
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.pair import balance, select, settle
 from rlaif.records import Failure
 from rlaif.run import parts, tables

@@ -10,7 +10,7 @@ import orjson
 
 from rlaif.config import Config
 from rlaif.errors import UsageError
-from rlaif.llm.server import Local
+from rlaif.llm.engines import Local
 from rlaif.records import key_of
 from rlaif.run.directory import Run
 from rlaif.run.journal import read

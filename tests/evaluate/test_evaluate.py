@@ -16,7 +16,8 @@ from rlaif.config import Config
 from rlaif.errors import UsageError
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
-from rlaif.llm.server import Engines, Local, arguments
+from rlaif.llm.engines import Engines, Local
+from rlaif.llm.server import arguments
 from rlaif.pipeline.trained import models
 from rlaif.run.directory import Run
 from tests.conftest import needs, read_jsonl, write_jsonl

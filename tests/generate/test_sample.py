@@ -16,7 +16,7 @@ from rlaif.errors import EndpointError
 from rlaif.generate.prompts import take
 from rlaif.generate.sample import _share, requests, sample
 from rlaif.llm.budget import Meter, Usage
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.run.directory import Run
 from rlaif.settings import load
 from tests.conftest import read_jsonl, write_jsonl

@@ -22,9 +22,9 @@ import pytest
 from rlaif.config import ClientConfig, ClusterConfig
 from rlaif.errors import MissingPart
 from rlaif.llm.budget import Meter
+from rlaif.llm.engines import Engines
 from rlaif.llm.port import free_port
 from rlaif.llm.replica import Model, build
-from rlaif.llm.server import Engines
 from tests.conftest import command, needs, read_jsonl, write_jsonl
 from tests.llm.processes import carrying, until
 

@@ -19,7 +19,7 @@ from rlaif.judge.ask import Material, Seat, ask_seat
 from rlaif.judge.definition import find
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
-from rlaif.llm.server import Engines
+from rlaif.llm.engines import Engines
 from rlaif.llm.wire import Reply
 from rlaif.run.journal import Journal
 from tests.conftest import read_jsonl

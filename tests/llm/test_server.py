@@ -22,7 +22,8 @@ from rlaif.llm import demo, guard
 from rlaif.llm import server as servers
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
-from rlaif.llm.server import Engines, Server, arguments, reason_in
+from rlaif.llm.engines import Engines
+from rlaif.llm.server import Server, arguments, reason_in
 from tests.conftest import ROOT
 from tests.llm.processes import carrying, until
 
@@ -206,7 +207,7 @@ def test_an_interrupt_during_the_start_leaves_nothing(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make("silent")
-    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    monkeypatch.setattr("rlaif.llm.engines.Server", lambda *_: server)
     threading.Thread(
         target=lambda: until(lambda: len(serving(server)) == 2) and os.kill(os.getpid(), signal.SIGINT)
     ).start()
@@ -415,7 +416,7 @@ def test_one_that_hangs_is_started_again_and_its_requests_are_answered(
 ) -> None:
     """It lives and listens, and answers nothing of what it is asked."""
     server = make("serve")
-    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    monkeypatch.setattr("rlaif.llm.engines.Server", lambda *_: server)
     with Engines(tmp_path, ClientConfig(attempts=4, timeout_s=1.0), lambda line: None) as engines:
         client = engines.client("some/model", [], {}, Meter())
 
@@ -437,7 +438,7 @@ def test_one_that_hangs_between_two_stages_is_started_again_for_the_next(
 ) -> None:
     monkeypatch.setattr(servers, "IDLE_S", 0.2)
     server = make("serve")
-    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    monkeypatch.setattr("rlaif.llm.engines.Server", lambda *_: server)
     with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
         engines.client("some/model", [], {}, Meter())
         os.kill(listening(server), signal.SIGSTOP)
@@ -478,7 +479,7 @@ def test_a_request_outlives_its_server(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     server = make("serve")
-    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    monkeypatch.setattr("rlaif.llm.engines.Server", lambda *_: server)
     with Engines(tmp_path, ClientConfig(attempts=4), lambda line: None) as engines:
         client = engines.client("some/model", [], {}, Meter())
 
@@ -501,7 +502,7 @@ def test_a_server_that_died_between_two_stages_is_back_for_the_next(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make("serve")
-    monkeypatch.setattr(servers, "Server", lambda *_: server)
+    monkeypatch.setattr("rlaif.llm.engines.Server", lambda *_: server)
     with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
         engines.client("some/model", [], {}, Meter())
         os.kill(listening(server), signal.SIGKILL)
@@ -520,7 +521,7 @@ def test_one_server_at_a_time_shared_by_one_model(make: Make, tmp_path: Path, mo
         made.append(make("serve", model=model))
         return made[-1]
 
-    monkeypatch.setattr(servers, "Server", new)
+    monkeypatch.setattr("rlaif.llm.engines.Server", new)
     with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
         for model in ("a", "a", "b", "a"):
             assert isinstance(engines.client(model, [], {}, Meter()), Client)
@@ -530,7 +531,7 @@ def test_one_server_at_a_time_shared_by_one_model(make: Make, tmp_path: Path, mo
 
 
 def test_a_url_needs_no_server_and_takes_no_server_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "Server", None)
+    monkeypatch.setattr("rlaif.llm.engines.Server", None)
     with Engines(tmp_path, ClientConfig(), lambda line: None) as engines:
         assert engines.client("m", ["http://127.0.0.1:9/v1"], {}, Meter()).urls == ["http://127.0.0.1:9/v1"]
         with pytest.raises(UsageError, match="a server that rlaif does not start"):
