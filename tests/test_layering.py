@@ -93,6 +93,16 @@ def test_heavy_packages_load_inside_the_command_that_needs_them(path: Path) -> N
     assert not heavy, f"{place} imports {heavy} at its top"
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not even inside functions: what cannot be understood without the other belongs with it."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
+    left = {name: imports(path, top_level_only=False) & set(names) for name, path in names.items()}
+    while ends := [name for name, needed in left.items() if not needed & set(left)]:
+        for name in ends:
+            del left[name]
+    assert not left
+
+
 def test_every_room_has_its_place() -> None:
     assert {room_of(path) for path in MODULES} <= set(MAY) | {"__init__"}
 
