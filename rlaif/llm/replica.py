@@ -17,6 +17,7 @@ import math
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ NAMESPACE = "rlaif"
 HEALTH_EVERY_S = 5.0
 MOST_IN_FLIGHT = 256
 """Requests that one replica is given at a time: as many as a vLLM runs together unless told otherwise."""
+PATIENCE = 0.9
+"""Of a client's time-out, which began before the request came here: who waited so long has waited in vain."""
 DRAIN_S = 120.0
 """How long a replica that is to go may finish what it has."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -81,6 +84,8 @@ class Replica:
         self._application, self._key, self._leash = here.app_name, key, leash
         self._session: aiohttp.ClientSession | None = None
         self._ending = False
+        self._answered = 0.0
+        self._timeout_s = ClientConfig(**client).timeout_s
         folder = (Path(log) if log else _logs()) / f"ray-{here.app_name}-{here.replica_id.unique_id}"
         self._server = Server(model["name"], model["options"], ClientConfig(**client), folder, _note, model["path"])
         self._server.start()
@@ -106,8 +111,15 @@ class Replica:
             )
         url = self._server.url.removesuffix("/v1") + request.url.path.removeprefix(request.scope.get("root_path", ""))
         headers = {"Content-Type": request.headers.get("content-type", "application/json")}
-        async with self._session.request(request.method, url, data=await request.body(), headers=headers) as reply:
-            return Response(await reply.read(), reply.status, media_type=reply.content_type)
+        began = time.monotonic()
+        try:
+            async with self._session.request(request.method, url, data=await request.body(), headers=headers) as reply:
+                read = await reply.read()
+                self._answered = time.monotonic()
+                return Response(read, reply.status, media_type=reply.content_type)
+        finally:  # whoever waited has gone, and Ray has cancelled the call
+            if self._answered < began and time.monotonic() - began >= PATIENCE * self._timeout_s:
+                os._exit(1)  # it hangs: nothing was answered all that time
 
     async def check_health(self) -> None:
         """Called by Ray. Raises where the engine is dead; ends the application where its owner is gone."""
@@ -189,6 +201,6 @@ def build(
         **scale,
     )
     what = {"name": model.name, "options": dict(model.options), "path": model.path}
-    settings = client.model_dump(include={"server_python", "server_start_s"}, exclude_none=True)
+    settings = client.model_dump(include={"server_python", "server_start_s", "timeout_s"}, exclude_none=True)
     built: Application = deployment.bind(what, settings, **how)
     return built

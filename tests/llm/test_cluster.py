@@ -162,6 +162,33 @@ def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
     assert until(lambda: not carrying("served-model-name\0ray/model"))
 
 
+def test_a_replica_that_hangs_is_replaced_and_its_requests_are_answered(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """It lives, is well by /health, and answers nothing of what it is asked."""
+    environment = {**cluster, "RLAIF_API_KEY": KEY, "RLAIF_CLIENT_TIMEOUT_S": "3", "RLAIF_CLIENT_ATTEMPTS": "20"}
+    serving = Serving(environment, "--model", "hanging/model", "--replicas", "2")
+    (url,) = serving.urls()
+    hanging, other = listening("hanging/model")
+    os.kill(hanging, signal.SIGUSR2)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "rlaif.toml").write_text('[cluster]\non = "ray"\n[sampler]\nn = 1\n')
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt {i}"} for i in range(40)])
+    line = command("generate", run, "--prompts", prompts, "--model", "hanging/model", "--heldout-share", "0")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    texts = {answer["text"] for answer in read_jsonl(run / "journal" / "completions.jsonl")}
+    assert f"from {other}" in texts
+    assert f"from {hanging}" not in texts
+    assert len(read_jsonl(run / "journal" / "completions.jsonl")) == 40
+    assert until(lambda: len(now := listening("hanging/model")) == 2 and hanging not in now, 60)
+    assert other in listening("hanging/model")
+    assert until(lambda: {answered(url) for _ in range(30)} == listening("hanging/model"), 60)
+    code, told = serving.end(signal.SIGINT)
+    assert code == 0, told
+
+
 def test_what_a_run_deploys_ends_with_it_kill_9_included(cluster: dict[str, str], tmp_path: Path) -> None:
     serving = Serving({**cluster, "RLAIF_API_KEY": KEY}, "--model", "held/model", "--replicas", "1")
     serving.urls()
