@@ -117,6 +117,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "lr 4e-4, 1 epoch, sft 0.2, three sentences trained": {},
     "lr 4e-4, 1 epoch, sft 0.2, directions balanced": {},
     "lr 4e-4, 1 epoch, sft 0.2, directions balanced, lengths matched": {},
+    "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched": {"learning_rate": 2e-4, "epochs": 2.0},
 }
 # A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
 # every step, it took 16.
