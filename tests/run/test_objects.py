@@ -1,10 +1,14 @@
-"""Object storage: prompts read from it and datasets written to it, on a real S3 server (moto's) on this machine."""
+"""Object storage: prompts read from it and datasets written to it, on servers on this machine that speak what the
+providers' do: moto's for S3, an emulator of Google's storage, Microsoft's Azurite."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +16,9 @@ import polars as pl
 import pytest
 
 from rlaif.errors import StorageError, UsageError
+from rlaif.llm.port import free_port
 from rlaif.run import objects
-from tests.conftest import needs_tools, write_jsonl
+from tests.conftest import ROOT, needs_file, needs_tools, write_jsonl
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL")
@@ -50,6 +55,94 @@ def s3(store: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
     fs.S3FileSystem(region="us-east-1", endpoint_override=store, allow_bucket_creation=True).create_dir("data")
     return f"s3://data/{os.urandom(4).hex()}"
+
+
+def listening(line: list[str | Path], port: int, place: Path) -> subprocess.Popen[bytes]:
+    """``line`` as a process, once it answers at ``port``."""
+    with (place / "server.log").open("wb") as log:
+        process = subprocess.Popen(line, stdout=log, stderr=log)
+    for _ in range(300):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return process
+        assert process.poll() is None, (place / "server.log").read_text()
+        time.sleep(0.1)
+    raise AssertionError((place / "server.log").read_text())
+
+
+@pytest.fixture
+def gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As ``s3``, of Google's storage."""
+    python, port = needs_tools("gcp_storage_emulator"), free_port()
+    line = ["start", "--host=127.0.0.1", f"--port={port}", "--in-memory", "--default-bucket=data"]
+    process = listening([python, "-m", "gcp_storage_emulator", *line], port, tmp_path)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    yield "gs://data/here"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def az(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As ``s3``, of Azure's storage."""
+    azurite = needs_file(ROOT / ".venv" / "azurite" / "node_modules" / ".bin" / "azurite-blob", "azurite")
+    port = free_port()
+    line = ["--silent", "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck", "--blobPort", str(port)]
+    monkeypatch.setenv("AZURITE_ACCOUNTS", "me:a2V5")
+    process = listening([azurite, *line], port, tmp_path)
+    told = f"AccountName=me;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:{port}/me;"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", told)
+    from pyarrow import fs
+
+    fs.AzureFileSystem(**objects._account("az://data")).create_dir("data")
+    yield "az://data/here"
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs", "az"])
+def test_files_go_there_and_come_back(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    base, folder = request.getfixturevalue(kind), tmp_path / "folder"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"prompt": "Say something."}\n' * 1000)
+    (folder / "more" / "b.csv").write_text("prompt\nSay anything.\n")
+    assert objects.upload(folder, base) == [f"{base}/a.jsonl", f"{base}/more/b.csv"]
+    assert objects.files(f"{base}/", (".jsonl", ".csv")) == [f"{base}/a.jsonl", f"{base}/more/b.csv"]
+    assert objects.files(f"{base}/a.jsonl", (".jsonl",)) == [f"{base}/a.jsonl"]
+    with objects.opened(f"{base}/a.jsonl") as file:
+        assert file.read() == (folder / "a.jsonl").read_bytes()
+    (folder / "a.jsonl").write_text("")
+    objects.upload(folder, base)
+    with objects.opened(f"{base}/a.jsonl") as file:
+        assert file.read() == b""
+    for missing in (f"{base}/none.jsonl", f"{kind}://no-such-bucket/x"):
+        with pytest.raises(StorageError, match="no such"):
+            objects.files(missing, (".jsonl",))
+
+
+def test_a_wrong_key_is_said_and_not_shown(az: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = os.environ["AZURE_STORAGE_CONNECTION_STRING"].replace("a2V5", "AAAA")
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", told)
+    with pytest.raises(StorageError, match="failed to authenticate") as raised:
+        objects.files(az, (".jsonl",))
+    assert "AAAA" not in str(raised.value)
+
+
+def test_what_a_connection_string_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"):
+        monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
+    key = {"account_name": "me", "account_key": "k==", "sas_token": None}
+    for told, wanted in (
+        ("DefaultEndpointsProtocol=https;AccountName=me;AccountKey=k==;EndpointSuffix=core.chinacloudapi.cn",
+         {**key, "blob_storage_authority": ".blob.core.chinacloudapi.cn",
+          "dfs_storage_authority": ".dfs.core.chinacloudapi.cn"}),
+        ("AccountName=me;SharedAccessSignature=sv=1&sig=x%3D;BlobEndpoint=https://me.blob.core.windows.net/",
+         {"account_name": "me", "account_key": None, "sas_token": "sv=1&sig=x%3D",
+          "blob_storage_scheme": "https", "blob_storage_authority": ".blob.core.windows.net",
+          "dfs_storage_scheme": "https", "dfs_storage_authority": ".dfs.core.windows.net"}),
+    ):  # fmt: skip
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", told)
+        assert objects._account("az://c/x") == wanted
 
 
 def prompts(run: Path) -> list[str]:
