@@ -498,7 +498,8 @@ def cells_of(rows: Sequence[Share]) -> str:
     if not rows:
         return "| not run | | 0 |"
     before, after, low, high = means(rows)
-    n = f"{len({row.seed for row in rows})} seeds, {len(rows)} prompts, {sum(row.trained[1] for row in rows)} answers"
+    seeds = len({row.seed for row in rows})
+    n = f"{seeds} seed{'s' * (seeds > 1)}, {len(rows)} prompts, {sum(row.trained[1] for row in rows)} answers"
     return (
         f"| {before:.3f} -> {after:.3f} | {100 * (after - before):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] | {n} |"
     )
@@ -548,6 +549,14 @@ def tables(seeds: int) -> None:
             kept = f"{(after - before) / (last - first):.0%}" if last > first else "no gain to keep"
         print(f"| {noise:.0%} | {f'{REVIEWED:.0%}' if reviewed else '-'} {cells_of(rows)} {kept} |")
 
+    print(f"\n| noise | held out by topic, without review -> with | {head}")
+    both = {
+        noise: [row for seed in range(1, seeds + 1) for row in _by_review(found, Cell(seed, noise))] for noise in NOISE
+    }
+    for noise, rows in both.items():
+        print(f"| {noise:.0%} {cells_of(rows)}")
+    print(f"| all of these {cells_of([row for rows in both.values() for row in rows])}")
+
     print(f"\n| benign look-alikes | answers that refuse | {head}")
     benign = [row for cell in plain for row in shares(found[cell], reference, "refused", reference["refused"])]
     print(f"| without noise {cells_of(benign)}")
@@ -567,6 +576,14 @@ def tables(seeds: int) -> None:
                 before, after, *_ = means(rows) if rows else (0.0, 0.0)
                 gains.append(f"{100 * (after - before):+.1f}" if rows else "")
             print(f"| {kind} | {' | '.join(gains)} |")
+
+
+def _by_review(found: dict[Cell, dict[str, Any]], plain: Cell) -> list[Share]:
+    """What the reviewed neighbour of ``plain`` does beside it, which stands in the reference's place."""
+    reviewed = dataclasses.replace(plain, reviewed=True)
+    if plain not in found or reviewed not in found:
+        return []
+    return shares(found[reviewed], found[plain], "answers", split(plain).topics)
 
 
 def main() -> None:
