@@ -107,7 +107,9 @@ REVIEWED = 0.1
 DRAWS = 4_000
 MIXED: dict[str, Any] = {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}}
 SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED}
-"""Those of the best of TRIALS on topics from seed 0's training side."""
+"""Those of the best of the first five TRIALS on topics from seed 0's training side."""
+LONGER: dict[str, Any] = {"learning_rate": 2e-4, "epochs": 2.0}
+"""Tried last, after seeds 1 to 3 had shown that models swing between short and long; then on seeds 1 to 3 too."""
 TRIALS: dict[str, dict[str, Any]] = {
     "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "extra": {}},
     "lr 4e-4, 1 epoch, sft 0.2": {},
@@ -117,7 +119,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "lr 4e-4, 1 epoch, sft 0.2, three sentences trained": {},
     "lr 4e-4, 1 epoch, sft 0.2, directions balanced": {},
     "lr 4e-4, 1 epoch, sft 0.2, directions balanced, lengths matched": {},
-    "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched": {"learning_rate": 2e-4, "epochs": 2.0},
+    "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched": LONGER,
 }
 # A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
 # every step, it took 16.
@@ -133,11 +135,14 @@ class Cell:
     noise: float = 0.0
     reviewed: bool = False
     trial: str | None = None
+    longer: bool = False
 
     @property
     def name(self) -> str:
         if self.trial is not None:
             return "tune-" + "".join(letter if letter.isalnum() else "-" for letter in self.trial)
+        if self.longer:
+            return f"seed-{self.seed}-longer"
         return f"seed-{self.seed}-noise-{self.noise:g}{'-reviewed' if self.reviewed else ''}"
 
     @property
@@ -369,7 +374,7 @@ def train(folder: Path, cell: Cell, rows: dict[str, Read]) -> tuple[str, dict[st
     run = Run(folder / cell.name)
     made = pairs(rows, cell)
     dataset(run, made)
-    wanted = {**SETTINGS, **(TRIALS[cell.trial] if cell.trial is not None else {})}
+    wanted = {**SETTINGS, **(LONGER if cell.longer else TRIALS[cell.trial] if cell.trial is not None else {})}
     wanted = {**FIXED, **wanted, "extra": {**FIXED["extra"], **wanted["extra"]}}
     reviewed = [row for row in made if row["reviewed"]]
     wrong = sum(row["was_turned"] for row in reviewed) / max(len(reviewed), 1)
@@ -412,7 +417,8 @@ def ifbench(folder: Path, seeds: int) -> None:
     rows, _ = instructions.prompts(instructions.data())
     asked = [row for row in rows if len(row["prompt"]) <= LONGEST]
     cells = [(RESULTS / "base.json", folder / "base", "demo")]
-    cells += [(cell.result, folder / cell.name, cell.name) for cell in map(Cell, range(1, seeds + 1))]
+    plain = [Cell(seed, longer=longer) for longer in (False, True) for seed in range(1, seeds + 1)]
+    cells += [(cell.result, folder / cell.name, cell.name) for cell in plain]
     owed = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
     with engines(folder) as found:
         for _, path, name in owed:
@@ -440,8 +446,10 @@ def waves(seeds: int) -> list[list[Cell]]:
     """In this order, so that each interruption leaves the most that can be said."""
     noisy = [(noise, reviewed) for noise in NOISE for reviewed in (False, True)]
     counted = range(1, seeds + 1)
-    return [[Cell(seed) for seed in counted]] + [
-        [Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in counted
+    return [
+        [Cell(seed) for seed in counted],
+        *([Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in counted),
+        [Cell(seed, longer=True) for seed in counted],
     ]
 
 
@@ -516,31 +524,37 @@ def tables(seeds: int) -> None:
         for cell in cells
         if cell.result.exists()
     }
-    plain = [cell for cell in found if not cell.noise and cell.trial is None]
+    plain = [cell for cell in found if not cell.noise and not cell.longer and cell.trial is None]
+    longer = [cell for cell in found if cell.longer]
 
     def over(cells: Iterable[Cell], part: str, wanted: str) -> list[Share]:
         return [row for cell in cells for row in shares(found[cell], reference, part, getattr(split(cell), wanted))]
 
     head = "gain in points, 95 % | n |\n|---|---|---|---|"
-    print(f"\n| without noise, held out by | answers that meet every check | {head}")
-    for title, wanted in (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
-                          ("packaged, kind", "packaged_kinds")):  # fmt: skip
-        print(f"| {title} {cells_of(over(plain, 'answers', wanted))}")
-    looked = [row for cell in plain for row in shares(found[cell], reference, "ifbench", reference.get("ifbench", ()))]
-    print(f"| IFBench {cells_of(looked)}")
-
-    print(f"\n| without noise, by kind | answers that meet it | {head}")
-    for kind in KINDS:
-        rows = [
-            row
-            for cell in plain
-            for row in shares(found[cell], reference, "answers", (f"{topic}/{kind}" for topic in TOPICS))
-        ]
-        print(f"| {kind}{' (not trained)' if kind in UNSEEN else ''} {cells_of(rows)}")
+    parts = (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
+             ("packaged, kind", "packaged_kinds"))  # fmt: skip
+    for named, cells in (("without noise", plain), ("without noise, twice as long at half the rate", longer)):
+        if not cells:
+            continue
+        print(f"\n| {named}, held out by | answers that meet every check | {head}")
+        for title, wanted in parts:
+            print(f"| {title} {cells_of(over(cells, 'answers', wanted))}")
+        asked = reference.get("ifbench", ())
+        print(
+            f"| IFBench {cells_of([row for cell in cells for row in shares(found[cell], reference, 'ifbench', asked)])}"
+        )
+        print(f"\n| {named}, by kind | answers that meet it | {head}")
+        for kind in KINDS:
+            ids = [f"{topic}/{kind}" for topic in TOPICS]
+            rows = [row for cell in cells for row in shares(found[cell], reference, "answers", ids)]
+            print(f"| {kind}{' (not trained)' if kind in UNSEEN else ''} {cells_of(rows)}")
+        print(f"\n| benign look-alikes, {named} | answers that refuse | {head}")
+        benign = [row for cell in cells for row in shares(found[cell], reference, "refused", reference["refused"])]
+        print(f"| all {cells_of(benign)}")
 
     print("\n| noise | review | held out by topic | gain in points, 95 % | n | gain kept |\n|---|---|---|---|---|---|")
     for noise, reviewed in [(0.0, False), *((noise, reviewed) for noise in NOISE for reviewed in (False, True))]:
-        cells = [cell for cell in found if (cell.noise, cell.reviewed, cell.trial) == (noise, reviewed, None)]
+        cells = [cell for cell in found if cell in {Cell(seed, noise, reviewed) for seed in range(1, seeds + 1)}]
         rows = over(cells, "answers", "topics")
         same = over([cell for cell in plain if cell.seed in {row.seed for row in rows}], "answers", "topics")
         kept = ""
@@ -556,10 +570,6 @@ def tables(seeds: int) -> None:
     for noise, rows in both.items():
         print(f"| {noise:.0%} {cells_of(rows)}")
     print(f"| all of these {cells_of([row for rows in both.values() for row in rows])}")
-
-    print(f"\n| benign look-alikes | answers that refuse | {head}")
-    benign = [row for cell in plain for row in shares(found[cell], reference, "refused", reference["refused"])]
-    print(f"| without noise {cells_of(benign)}")
 
     tried = [cell for cell in found if cell.trial is not None]
     if tried:
