@@ -124,7 +124,10 @@ def _account(url: str) -> dict[str, str | None]:
     parts = dict(part.strip().partition("=")[::2] for part in told.split(";") if part.strip())
     account = parts.get("AccountName") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
     if not account:
-        raise UsageError("AZURE_STORAGE_ACCOUNT_NAME is not set", where=url, mend=f"Set {NAMES['az']}.")
+        lacking = (
+            "AZURE_STORAGE_CONNECTION_STRING names no AccountName" if told else "AZURE_STORAGE_ACCOUNT_NAME is not set"
+        )
+        raise UsageError(lacking, where=url, mend=f"Set {NAMES['az']}.")
     key = parts.get("AccountKey") or os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
     token = parts.get("SharedAccessSignature") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")
     found = {"account_name": account, "account_key": key, "sas_token": None if key else token}  # one is taken

@@ -128,6 +128,13 @@ def test_a_wrong_key_is_said_and_not_shown(az: str, monkeypatch: pytest.MonkeyPa
     assert "AAAA" not in str(raised.value)
 
 
+def test_a_connection_string_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "garbage")
+    with pytest.raises(UsageError, match="AZURE_STORAGE_CONNECTION_STRING names no AccountName"):
+        objects.files("az://c/x", (".jsonl",))
+
+
 def test_what_a_connection_string_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"):
         monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
@@ -220,7 +227,8 @@ def test_storage_that_is_out_of_reach_says_which_names_it_wants(monkeypatch: pyt
     ],
 )
 def test_urls_that_cannot_be(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    for name in ("ACCOUNT_NAME", "CONNECTION_STRING"):
+        monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
     with pytest.raises(UsageError, match=message):
         objects.files(url, (".jsonl",))
 
