@@ -18,8 +18,8 @@ READY := $(VENV)/.ready-$(ENGINE)
 
 # What the tests of the review page need besides: a browser, its accessibility checker, and the packages of two
 # labelling tools, which want other versions than ours and so live in an environment of their own. So do servers of S3
-# and of Google's storage (Azure's comes from npm), and two trainers that are handed a dataset: what reads their settings, without what they train with. And IFBench's
-# prompts and checkers, by which our checks are checked.
+# and of Google's storage (Azure's comes from npm), and two trainers that are handed a dataset: what reads their settings,
+# without what they train with. And IFBench's prompts and checkers, by which our checks are checked.
 AXE := axe-core@4.14.1
 AZURITE := azurite@3.35.0
 TOOLS := argilla==2.8.0 label-studio-sdk==2.1.2 'moto[s3]==5.2.5' flask flask-cors hydra-core==1.3.8 \

@@ -1,8 +1,8 @@
 """A vLLM server that rlaif starts and stops itself.
 
-It is a child process in a process group of its own, on loopback, on a free port, with a random key (handed
-over in the environment, so that no process list shows it), logging to RUN/log. :mod:`rlaif.llm.guard` stands between:
-it ends the whole group when this process ends, however it ends.
+It is a child process in a process group of its own, on loopback, on a free port, with a random key (handed over in the
+environment, so that no process list shows it), logging to RUN/log. :mod:`rlaif.llm.guard` stands between: it ends the
+whole group when this process ends, however it ends.
 """
 
 from __future__ import annotations
