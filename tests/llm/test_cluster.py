@@ -121,6 +121,18 @@ class Serving:
         return self.process.returncode, told
 
 
+def generated(model: str, environment: dict[str, str], folder: Path) -> tuple[list[str], str]:
+    """The answers of ``model`` on the cluster to forty prompts, in a run of their own, and what was said."""
+    run = folder / "run"
+    run.mkdir()
+    (run / "rlaif.toml").write_text('[cluster]\non = "ray"\n[sampler]\nn = 1\n')
+    prompts = write_jsonl(folder / "prompts.jsonl", [{"prompt": f"prompt {i}"} for i in range(40)])
+    line = command("generate", run, "--prompts", prompts, "--model", model, "--heldout-share", "0")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [answer["text"] for answer in read_jsonl(run / "journal" / "completions.jsonl")], done.stderr
+
+
 def test_a_cluster_that_others_reach_wants_a_key(cluster: dict[str, str]) -> None:
     done = subprocess.run(command("serve", "--model", "ray/model", "--port", cluster["PORT"]), env=cluster,
                           capture_output=True, text=True)  # fmt: skip
@@ -141,17 +153,10 @@ def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
     with pytest.raises(urllib.error.HTTPError, match="401"):
         ask(url, "another")
 
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "rlaif.toml").write_text('[cluster]\non = "ray"\n[sampler]\nn = 1\n')
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt {i}"} for i in range(40)])
-    line = command("generate", run, "--prompts", prompts, "--model", "ray/model", "--heldout-share", "0")
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "ray/model is served on the cluster already" in done.stderr
-    answers = read_jsonl(run / "journal" / "completions.jsonl")
-    assert {answer["text"] for answer in answers} == {f"from {number}" for number in before}
-    assert len(answers) == 40
+    texts, told = generated("ray/model", environment, tmp_path)
+    assert "ray/model is served on the cluster already" in told
+    assert set(texts) == {f"from {number}" for number in before}
+    assert len(texts) == 40
 
     os.kill(min(before), signal.SIGKILL)
     assert until(lambda: answered(url) not in before | {0}, 60)
@@ -171,17 +176,10 @@ def test_a_replica_that_hangs_is_replaced_and_its_requests_are_answered(
     (url,) = serving.urls()
     hanging, other = listening("hanging/model")
     os.kill(hanging, signal.SIGUSR2)
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "rlaif.toml").write_text('[cluster]\non = "ray"\n[sampler]\nn = 1\n')
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt {i}"} for i in range(40)])
-    line = command("generate", run, "--prompts", prompts, "--model", "hanging/model", "--heldout-share", "0")
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    texts = {answer["text"] for answer in read_jsonl(run / "journal" / "completions.jsonl")}
+    texts, _ = generated("hanging/model", environment, tmp_path)
     assert f"from {other}" in texts
     assert f"from {hanging}" not in texts
-    assert len(read_jsonl(run / "journal" / "completions.jsonl")) == 40
+    assert len(texts) == 40
     assert until(lambda: len(now := listening("hanging/model")) == 2 and hanging not in now, 60)
     assert other in listening("hanging/model")
     assert until(lambda: {answered(url) for _ in range(30)} == listening("hanging/model"), 60)
