@@ -111,14 +111,15 @@ class Replica:
             )
         url = self._server.url.removesuffix("/v1") + request.url.path.removeprefix(request.scope.get("root_path", ""))
         headers = {"Content-Type": request.headers.get("content-type", "application/json")}
-        began = time.monotonic()
+        began, asked = time.monotonic(), request.method == "POST"  # /v1/models is answered by one that hangs too
         try:
             async with self._session.request(request.method, url, data=await request.body(), headers=headers) as reply:
                 read = await reply.read()
-                self._answered = time.monotonic()
+                if asked:
+                    self._answered = time.monotonic()
                 return Response(read, reply.status, media_type=reply.content_type)
         finally:  # whoever waited has gone, and Ray has cancelled the call
-            if self._answered < began and time.monotonic() - began >= PATIENCE * self._timeout_s:
+            if asked and self._answered < began and time.monotonic() - began >= PATIENCE * self._timeout_s:
                 os._exit(1)  # it hangs: nothing was answered all that time
 
     async def check_health(self) -> None:
