@@ -83,7 +83,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def needs(*modules: str) -> None:
     """Skip where none of ``modules`` is installed; under CI a missing part is an error."""
     if not any(importlib.util.find_spec(name) for name in modules):
-        _absent(" or ".join(modules))
+        absent(" or ".join(modules))
 
 
 def needs_tools(*modules: str) -> Path:
@@ -91,21 +91,22 @@ def needs_tools(*modules: str) -> Path:
     python = ROOT / ".venv" / "tools" / "bin" / "python"
     look = "import sys, importlib.util; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))"
     if not python.exists() or subprocess.run([python, "-c", look, *modules], check=False).returncode:
-        _absent(" or ".join(modules))
+        absent(" or ".join(modules))
     return python
 
 
 def needs_file(path: Path, what: str) -> Path:
     """``path``, as :func:`needs` where it is not there."""
     if not path.exists():
-        _absent(what)
+        absent(what)
     return path
 
 
-def _absent(what: str) -> NoReturn:
+def absent(what: str) -> NoReturn:
+    """Skip the test that needs ``what``; under CI a missing part is an error."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what} is not installed, and CI runs every test")
-    pytest.skip(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed: make setup brings it")
 
 
 def command(*arguments: str | Path) -> list[str]:
