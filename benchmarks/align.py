@@ -108,8 +108,11 @@ DRAWS = 4_000
 MIXED: dict[str, Any] = {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}}
 SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED}
 """Those of the best of the first five TRIALS on topics from seed 0's training side."""
+SEEDS, FRESH = (1, 2, 3), (4, 5, 6)
+"""Those that are counted, and those that nobody had looked at when LONGER was tried for what SEEDS had shown: asked of
+their held-out topics only."""
 LONGER: dict[str, Any] = {"learning_rate": 2e-4, "epochs": 2.0}
-"""Tried last, after seeds 1 to 3 had shown that models swing between short and long; then on seeds 1 to 3 too."""
+"""Tried last, after SEEDS had shown that models swing between short and long; then on them and on FRESH too."""
 TRIALS: dict[str, dict[str, Any]] = {
     "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "extra": {}},
     "lr 4e-4, 1 epoch, sft 0.2": {},
@@ -417,13 +420,13 @@ def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
             write(cell.result, {**told, "refused": refused(folder / cell.name / "benign", cell.name, found)})
 
 
-def ifbench(folder: Path, seeds: int) -> None:
+def ifbench(folder: Path) -> None:
     """IFBench's prompts, as far as the checks express them and none of which is trained on, answered by the reference
     and by each seed's model without noise. Last, since their answers are the longest."""
     rows, _ = instructions.prompts(instructions.data())
     asked = [row for row in rows if len(row["prompt"]) <= LONGEST]
     cells = [(RESULTS / "base.json", folder / "base", "demo")]
-    plain = [Cell(seed, longer=longer) for longer in (False, True) for seed in range(1, seeds + 1)]
+    plain = [Cell(seed, longer=longer) for longer in (False, True) for seed in SEEDS]
     cells += [(cell.result, folder / cell.name, cell.name) for cell in plain]
     owed = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
     with engines(folder) as found:
@@ -438,7 +441,8 @@ def ifbench(folder: Path, seeds: int) -> None:
 def owes(cell: Cell) -> bool:
     if not cell.result.exists():
         return True
-    return not cell.noise and cell.trial is None and "refused" not in json.loads(cell.result.read_text())
+    whole = not cell.noise and cell.trial is None and cell.seed not in FRESH
+    return whole and "refused" not in json.loads(cell.result.read_text())
 
 
 def write(path: Path, told: dict[str, Any]) -> None:
@@ -448,14 +452,14 @@ def write(path: Path, told: dict[str, Any]) -> None:
     print(f"-> {path}", flush=True)
 
 
-def waves(seeds: int) -> list[list[Cell]]:
+def waves() -> list[list[Cell]]:
     """In this order, so that each interruption leaves the most that can be said."""
     noisy = [(noise, reviewed) for noise in NOISE for reviewed in (False, True)]
-    counted = range(1, seeds + 1)
     return [
-        [Cell(seed) for seed in counted],
-        *([Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in counted),
-        [Cell(seed, longer=True) for seed in counted],
+        [Cell(seed) for seed in SEEDS],
+        *([Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in SEEDS),
+        [Cell(seed, longer=True) for seed in SEEDS],
+        [Cell(seed, longer=True) for seed in FRESH],
     ]
 
 
@@ -519,19 +523,20 @@ def cells_of(rows: Sequence[Share]) -> str:
     )
 
 
-def tables(seeds: int) -> None:
+def tables() -> None:
     if not (RESULTS / "base.json").exists():
         print(f"nothing is in {RESULTS} yet")
         return
     reference = json.loads((RESULTS / "base.json").read_text())
     found: dict[Cell, dict[str, Any]] = {
         cell: json.loads(cell.result.read_text())
-        for cells in [*waves(seeds), [Cell(0, trial=name) for name in TRIALS]]
+        for cells in [*waves(), [Cell(0, trial=name) for name in TRIALS]]
         for cell in cells
         if cell.result.exists()
     }
     plain = [cell for cell in found if not cell.noise and not cell.longer and cell.trial is None]
-    longer = [cell for cell in found if cell.longer]
+    longer = [cell for cell in found if cell.longer and cell.seed in SEEDS]
+    fresh = [cell for cell in found if cell.seed in FRESH]
 
     def over(cells: Iterable[Cell], part: str, wanted: str) -> list[Share]:
         return [row for cell in cells for row in shares(found[cell], reference, part, getattr(split(cell), wanted))]
@@ -539,28 +544,28 @@ def tables(seeds: int) -> None:
     head = "gain in points, 95 % | n |\n|---|---|---|---|"
     parts = (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
              ("packaged, kind", "packaged_kinds"))  # fmt: skip
-    for named, cells in (("without noise", plain), ("without noise, twice as long at half the rate", longer)):
-        if not cells:
-            continue
+    for named, cells in (("first setting", plain), ("second setting", longer), ("second setting, fresh seeds", fresh)):
         print(f"\n| {named}, held out by | answers that meet every check | {head}")
-        for title, wanted in parts:
+        for title, wanted in parts[:2] if cells is fresh else parts:
             print(f"| {title} {cells_of(over(cells, 'answers', wanted))}")
-        asked = reference.get("ifbench", ())
-        print(
-            f"| IFBench {cells_of([row for cell in cells for row in shares(found[cell], reference, 'ifbench', asked)])}"
-        )
+        if cells is not fresh:
+            asked = reference.get("ifbench", ())
+            rows = [row for cell in cells for row in shares(found[cell], reference, "ifbench", asked)]
+            print(f"| IFBench {cells_of(rows)}")
         print(f"\n| {named}, by kind | answers that meet it | {head}")
         for kind in KINDS:
             ids = [f"{topic}/{kind}" for topic in TOPICS]
             rows = [row for cell in cells for row in shares(found[cell], reference, "answers", ids)]
             print(f"| {kind}{' (not trained)' if kind in UNSEEN else ''} {cells_of(rows)}")
+        if cells is fresh:
+            continue
         print(f"\n| benign look-alikes, {named} | answers that refuse | {head}")
         benign = [row for cell in cells for row in shares(found[cell], reference, "refused", reference["refused"])]
         print(f"| all {cells_of(benign)}")
 
     print("\n| noise | review | held out by topic | gain in points, 95 % | n | gain kept |\n|---|---|---|---|---|---|")
     for noise, reviewed in [(0.0, False), *((noise, reviewed) for noise in NOISE for reviewed in (False, True))]:
-        cells = [cell for cell in found if cell in {Cell(seed, noise, reviewed) for seed in range(1, seeds + 1)}]
+        cells = [cell for cell in found if cell in {Cell(seed, noise, reviewed) for seed in SEEDS}]
         rows = over(cells, "answers", "topics")
         same = over([cell for cell in plain if cell.seed in {row.seed for row in rows}], "answers", "topics")
         kept = ""
@@ -570,9 +575,7 @@ def tables(seeds: int) -> None:
         print(f"| {noise:.0%} | {f'{REVIEWED:.0%}' if reviewed else '-'} {cells_of(rows)} {kept} |")
 
     print(f"\n| noise | held out by topic, without review -> with | {head}")
-    both = {
-        noise: [row for seed in range(1, seeds + 1) for row in _by_review(found, Cell(seed, noise))] for noise in NOISE
-    }
+    both = {noise: [row for seed in SEEDS for row in _by_review(found, Cell(seed, noise))] for noise in NOISE}
     for noise, rows in both.items():
         print(f"| {noise:.0%} {cells_of(rows)}")
     print(f"| all of these {cells_of([row for rows in both.values() for row in rows])}")
@@ -605,7 +608,6 @@ def _by_review(found: dict[Cell, dict[str, Any]], plain: Cell) -> list[Share]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="for answers, checkpoints and adapters")
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tune", action="store_true", help="try the settings of TRIALS instead")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
@@ -615,11 +617,11 @@ def main() -> None:
         if not options.tune:
             instructions.data()  # which is needed hours later
         rows = base(options.folder)
-        for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves(options.seeds):
+        for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves():
             wave(options.folder, cells, rows)
         if not options.tune:
-            ifbench(options.folder, options.seeds)
-    tables(options.seeds)
+            ifbench(options.folder)
+    tables()
 
 
 if __name__ == "__main__":
