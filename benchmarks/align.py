@@ -127,8 +127,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched, beta 0.3": {**LONGER, "beta": 0.3},
     "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched, n 4": LONGER,
 }
-FEWER = {"lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched, n 4": 4}
-"""Of the ``SAMPLES`` answers to a prompt, how many a trial makes pairs of."""
+FEWER = 4
+"""Of the ``SAMPLES`` answers to a prompt, how many the last trial makes pairs of, and on FRESH a cell that is ``fewer``."""
 # A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
 # every step, it took 16.
 FIXED: dict[str, Any] = {
@@ -144,13 +144,18 @@ class Cell:
     reviewed: bool = False
     trial: str | None = None
     longer: bool = False
+    fewer: bool = False
+
+    @property
+    def n(self) -> int:
+        return FEWER if self.fewer or (self.trial or "").endswith(f", n {FEWER}") else SAMPLES
 
     @property
     def name(self) -> str:
         if self.trial is not None:
             return "tune-" + "".join(letter if letter.isalnum() else "-" for letter in self.trial)
         if self.longer:
-            return f"seed-{self.seed}-longer"
+            return f"seed-{self.seed}-longer{f'-n-{FEWER}' if self.fewer else ''}"
         return f"seed-{self.seed}-noise-{self.noise:g}{'-reviewed' if self.reviewed else ''}"
 
     @property
@@ -318,7 +323,7 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
     by_kind: dict[str, list[list[tuple[str, str, str]]]] = defaultdict(list)
     for prompt_id in sorted(split(cell).train):
         row = rows[prompt_id]
-        texts = list(zip(row.texts, row.met, strict=True))[: FEWER.get(cell.trial or "", SAMPLES)]
+        texts = list(zip(row.texts, row.met, strict=True))[: cell.n]
         good = sorted({text for text, met in texts if met})
         poor = sorted({text for text, met in texts if not met and text.strip()})
         chance.shuffle(good)
@@ -459,6 +464,7 @@ def waves() -> list[list[Cell]]:
         [Cell(seed) for seed in SEEDS],
         *([Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in SEEDS),
         [Cell(seed, longer=True) for seed in SEEDS],
+        [Cell(seed, longer=True, fewer=True) for seed in FRESH],
         [Cell(seed, longer=True) for seed in FRESH],
     ]
 
@@ -536,7 +542,8 @@ def tables() -> None:
     }
     plain = [cell for cell in found if not cell.noise and not cell.longer and cell.trial is None]
     longer = [cell for cell in found if cell.longer and cell.seed in SEEDS]
-    fresh = [cell for cell in found if cell.seed in FRESH]
+    fresh = [cell for cell in found if cell.seed in FRESH and not cell.fewer]
+    fewer = [cell for cell in found if cell.fewer]
 
     def over(cells: Iterable[Cell], part: str, wanted: str) -> list[Share]:
         return [row for cell in cells for row in shares(found[cell], reference, part, getattr(split(cell), wanted))]
@@ -544,11 +551,16 @@ def tables() -> None:
     head = "gain in points, 95 % | n |\n|---|---|---|---|"
     parts = (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
              ("packaged, kind", "packaged_kinds"))  # fmt: skip
-    for named, cells in (("first setting", plain), ("second setting", longer), ("second setting, fresh seeds", fresh)):
+    for named, cells, whole in (
+        ("first setting", plain, True),
+        ("second setting", longer, True),
+        ("second setting, fresh seeds", fresh, False),
+        ("third setting, fresh seeds", fewer, False),
+    ):
         print(f"\n| {named}, held out by | answers that meet every check | {head}")
-        for title, wanted in parts[:2] if cells is fresh else parts:
+        for title, wanted in parts if whole else parts[:2]:
             print(f"| {title} {cells_of(over(cells, 'answers', wanted))}")
-        if cells is not fresh:
+        if whole:
             asked = reference.get("ifbench", ())
             rows = [row for cell in cells for row in shares(found[cell], reference, "ifbench", asked)]
             print(f"| IFBench {cells_of(rows)}")
@@ -557,7 +569,7 @@ def tables() -> None:
             ids = [f"{topic}/{kind}" for topic in TOPICS]
             rows = [row for cell in cells for row in shares(found[cell], reference, "answers", ids)]
             print(f"| {kind}{' (not trained)' if kind in UNSEEN else ''} {cells_of(rows)}")
-        if cells is fresh:
+        if not whole:
             continue
         print(f"\n| benign look-alikes, {named} | answers that refuse | {head}")
         benign = [row for cell in cells for row in shares(found[cell], reference, "refused", reference["refused"])]
