@@ -109,8 +109,8 @@ MIXED: dict[str, Any] = {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [
 SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED}
 """Those of the best of the first five TRIALS on topics from seed 0's training side."""
 SEEDS, FRESH = (1, 2, 3), (4, 5, 6)
-"""Those that are counted, and those that nobody had looked at when LONGER was tried for what SEEDS had shown: asked of
-their held-out topics only."""
+"""Those that the first setting was counted on, and those that nobody had looked at when LONGER and FEWER were tried for
+what SEEDS had shown: asked about their held-out topics only."""
 LONGER: dict[str, Any] = {"learning_rate": 2e-4, "epochs": 2.0}
 """Tried last, after SEEDS had shown that models swing between short and long; then on them and on FRESH too."""
 TRIALS: dict[str, dict[str, Any]] = {
@@ -128,7 +128,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched, n 4": LONGER,
 }
 FEWER = 4
-"""Of the ``SAMPLES`` answers to a prompt, how many the last trial makes pairs of, and on FRESH a cell that is ``fewer``."""
+"""Of the ``SAMPLES`` answers to a prompt, how many the last trial makes pairs of, and a cell that is ``fewer``."""
 # A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
 # every step, it took 16.
 FIXED: dict[str, Any] = {
