@@ -9,9 +9,10 @@ model answers each 8 times, once for all seeds; the product's own check judge la
 topics and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An
 answer that meets its checks against one of the same prompt that does not is a pair, as many of one kind as of
 another, and of equal lengths as far as there are. Settings were chosen on seed 0, which is in no other table; those
-chosen last are counted on seeds 4 to 6 besides, by which nothing was chosen. For each share of noise that share of the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always
-right, drawn at random (a check has no doubt by which to route), and hands the share of wrong labels found to the robust
-loss (Chowdhury et al. 2024, arXiv:2403.00409).
+chosen last are counted on seeds 4 to 6 besides, by which nothing was chosen. For each share of noise that share of
+the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always right, drawn at random (a
+check has no doubt by which to route), and hands the share of wrong labels found to the robust loss (Chowdhury et al.
+2024, arXiv:2403.00409).
 
 Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
 fifth of the topics (with the kinds that were trained, and with four that were not), and of the packaged constraints
