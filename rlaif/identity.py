@@ -1,8 +1,10 @@
-"""What a run is: the fields that may not change when it is resumed, as ``config.CHANGES`` lists them."""
+"""What a run is: the fields that may not change when it is resumed, as ``config.CHANGES`` lists them; and what a
+trained model is called."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rlaif.config import CHANGES, Config
@@ -31,6 +33,13 @@ def identity(stage: str, config: Config) -> dict[str, Any]:
 
 def identity_hash(values: Mapping[str, Any]) -> str:
     return key_of(**dict(values))
+
+
+def trained_name(output: Path, training: Mapping[str, Any]) -> str:
+    """What the model is called that ``training`` (as in training.json) left in ``output``: another training, another
+    name, so that what was measured of one is never taken for the other's."""
+    steps = training.get("result", {}).get("steps")
+    return f"{output.resolve().name}-{key_of(identity=training.get('identity'), steps=steps)[:8]}"
 
 
 def check_identity(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:

@@ -10,8 +10,8 @@ import orjson
 
 from rlaif.config import Config
 from rlaif.errors import UsageError
+from rlaif.identity import trained_name
 from rlaif.llm.engines import Local
-from rlaif.records import key_of
 from rlaif.run.directory import Run
 from rlaif.run.journal import read
 
@@ -51,7 +51,7 @@ def models(run: Run, config: Config) -> Models:
     if identity.get("method") == "reward":
         raise UsageError("a reward model was trained, which does not answer", where=str(output),
                          mend="Examine it as a judge, or train with another --method.")  # fmt: skip
-    name = f"{output.resolve().name}-{key_of(identity=identity, steps=result.get('steps'))[:8]}"
+    name = trained_name(output, {"identity": identity, "result": result})
     if adapter := result.get("adapter"):
         return Models(reference, name, Local(name, str(adapter), base=reference, rank=_rank(Path(str(adapter)))))
     if merged := result.get("merged"):

@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 import rlaif
+from rlaif.identity import trained_name
 from rlaif.report import facts, verdict
 from rlaif.run.directory import Run
 from rlaif.stats import Estimate
@@ -51,12 +52,14 @@ def gather(run: Run, *, samples: bool = True) -> dict[str, Any]:
         "pairs": None,
         "orders": None,
         "training": training(run, stages),
-        "evaluation": _read(run.path / "evaluation" / "evaluation.json"),
+        "evaluation": None,
+        "outdated": None,
         "rounds": rounds(run),
         "samples": [],
         "unmeasured": {},
     }
     told["cost"] = _cost(told["stages"])
+    told["evaluation"], told["outdated"] = _evaluation(run, told["training"])
     judged = stages.get("judge", {})
     for name in ("labels", "balance", "exams"):
         told[name] = judged.get(name) or None
@@ -146,6 +149,15 @@ def training(run: Run, stages: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"output": str(output), **stored}
 
 
+def _evaluation(run: Run, training: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
+    """What was measured of the newest training; or None, and the name of the earlier model that was measured."""
+    found = _read(run.path / "evaluation" / "evaluation.json")
+    if found is None or training is None:
+        return found, None
+    same = found.get("trained") == trained_name(Path(training["output"]), training)
+    return (found, None) if same else (None, str(found.get("trained")))
+
+
 def rounds(run: Run) -> list[dict[str, Any]]:
     """This run and those that it goes on from (``[round] previous``), the first one first."""
     from rlaif import settings
@@ -156,14 +168,14 @@ def rounds(run: Run) -> list[dict[str, Any]]:
     while len(found) < ROUNDS and at.path.resolve() not in seen and at.path.is_dir():
         seen.add(at.path.resolve())
         stages = at.manifest()["stages"]
-        evaluation = _read(at.path / "evaluation" / "evaluation.json") or {}
+        evaluation, _ = _evaluation(at, training(at, stages))
         found.append(
             {
                 "run": at.path.resolve().name,
                 "policies": _asked(stages).get("policies", []),
                 "dataset": stages.get("judge", {}).get("pairs", {}).get("dataset", {}),
                 "agreement": (stages.get("judge", {}).get("labels") or {}).get("agreement"),
-                "win_rate": evaluation.get("win_rate"),
+                "win_rate": (evaluation or {}).get("win_rate"),
             }
         )
         try:
@@ -201,6 +213,8 @@ def _unmeasured(told: Mapping[str, Any]) -> dict[str, str]:
         "training": f"nothing was trained yet: rlaif train {path}",
         "evaluation": f"the trained model was not compared with its reference yet: rlaif evaluate {path}",
     }
+    if told["outdated"]:
+        why["evaluation"] = f"what was measured is of an earlier training ({told['outdated']}): rlaif evaluate {path}"
     absent = {name for name in why if told[name] is None}
     if not verdict.estimate(told["labels"], "agreement"):
         absent.add("labels")

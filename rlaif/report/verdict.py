@@ -96,6 +96,8 @@ def _notes(told: Mapping[str, Any]) -> Any:
     for name, kinds in zip(("answers", "verdicts"), failed, strict=True):
         for kind, count in kinds:
             yield f"{count:,} {name} are missing ({kind})"
+    if told["outdated"]:
+        yield f"what was measured is of an earlier training ({told['outdated']}), not of this one"
     longer = told["pairs"]["longer"]
     if longer and longer["n"] >= ENOUGH and longer["low"] > 0.65:
         yield f"the preferred answer is the longer one in {longer['value']:.0%} of {longer['n']:,} pairs"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rlaif.identity import trained_name
 from rlaif.records import Verdict, key_of
 from rlaif.report import draw, page, quality, verdict
 from rlaif.report.gather import gather
@@ -155,6 +156,7 @@ def told(**changed: Any) -> dict[str, Any]:
         "labels": None,
         "training": None,
         "evaluation": None,
+        "outdated": None,
         **changed,
     }
 
@@ -181,6 +183,7 @@ BY_POSITION = [{"judge": "j", "model": "m", "consistent": share(0.1, 0.05, 0.2),
         ({"labels": {"agreement": share(0.8, 0.7, 0.9)}}, "ready to train", "80.0% [70.0%, 90.0%] (n = 100)"),
         ({"owed": 7}, "ready to train", "7 answers were asked for and are not there"),
         ({"training": TRAINED}, "ready to evaluate", "11 steps"),
+        ({"training": TRAINED, "outdated": "model-1"}, "ready to evaluate", "an earlier training (model-1)"),
         ({"training": {**TRAINED, "reversed": share(0.1, 0.05, 0.2)}}, "stop", "in only 10.0% [5.0%, 20.0%]"),
         ({"training": {**TRAINED, "identity": {"method": "reward"}, "output": "o"}}, "ready to train", "reward model"),
         ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68)}}, "better", "wins 60.0%"),
@@ -224,12 +227,12 @@ def test_every_part_is_drawn(judged: Run) -> None:
     result = {"pairs": 9, "steps": 4, "seconds": 100.0, "accuracy_after": agreement}
     preflight = [{"name": "count", "level": "warn", "message": "only 9 pairs", "mend": "Sample more."},
                  {"name": "leak", "level": "pass", "message": "0 of 2 test prompts", "mend": None}]  # fmt: skip
-    (run.model / "training.json").write_text(
-        json.dumps({"identity": {}, "result": result, "history": history, "preflight": preflight})
-    )
+    trained = {"identity": {"beta": 0.1}, "result": result, "history": history, "preflight": preflight}
+    (run.model / "training.json").write_text(json.dumps(trained))
     (run.path / "evaluation").mkdir()
     sample = {"prompt": HOSTILE[:-2], "reference": "<i>old</i>", "trained": "new", "preferred": "trained"}
-    found = {"win_rate": share(0.6, 0.55, 0.65), "refusals": [{"prompts": "benign", "reference": 0.1}],
+    found = {"trained": trained_name(run.model, trained), "win_rate": share(0.6, 0.55, 0.65),
+             "refusals": [{"prompts": "benign", "reference": 0.1}],
              "warnings": ["m judges its own answers"], "samples": [sample]}  # fmt: skip
     (run.path / "evaluation" / "evaluation.json").write_text(json.dumps(found))
     facts = gather(run)
@@ -245,6 +248,14 @@ def test_every_part_is_drawn(judged: Run) -> None:
         "1 of 2 checks passed", "pass: 0 of 2 test prompts", "m judges its own answers",
     ):  # fmt: skip
         assert part in text
+
+    (run.model / "training.json").write_text(json.dumps({**trained, "identity": {"beta": 0.5}}))
+    facts = gather(run)
+    assert facts["verdict"]["word"] == "ready to evaluate"
+    assert facts["verdict"]["next"] == f"rlaif evaluate {run.path}"
+    assert facts["evaluation"] is None
+    assert facts["rounds"][-1]["win_rate"] is None
+    assert f"an earlier training ({found['trained']})" in facts["unmeasured"]["evaluation"]
 
 
 def test_a_page_that_cannot_be_written(judged: Run) -> None:
