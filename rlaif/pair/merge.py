@@ -8,6 +8,7 @@ Where a person wrote a better answer it is the chosen one, and ``chosen_model`` 
 then the answer that the person did not prefer, not the one they started from: an edit is mostly a few changed words,
 and DPO on pairs that differ in so little lowers the probability of both (Pal et al. 2024, arXiv:2402.13228). Where the
 person preferred neither, it is the one that the judges preferred: what the policy would have been trained towards.
+An edit that left one of the two answers as it was (ends apart) is none: the person began to write and then chose.
 """
 
 from __future__ import annotations
@@ -160,8 +161,9 @@ def _labelled(pairs_path: Path, labels: pl.DataFrame, about: Iterable[pl.DataFra
 def _counted(pairs: pl.DataFrame, merged: Merged) -> pl.DataFrame:
     """The ``pairs`` that go into the dataset. ``written``: whether a person wrote the chosen answer."""
     label, unseen = pl.col("label"), pl.col("label").is_null()
+    anew = pl.all_horizontal(_trimmed("edited") != _trimmed(name) for name in ("response_a", "response_b"))
     pairs = pairs.with_columns(
-        written=((pl.col("edited").str.len_bytes() > 0) & (label != "disagreement")).fill_null(False)
+        written=((pl.col("edited").str.len_bytes() > 0) & anew & (label != "disagreement")).fill_null(False)
     ).with_columns(
         why=pl.when(unseen & (pl.col("route") == "dropped")).then(pl.lit("dropped by the judges"))
         .when(unseen & pl.col("route").is_in(["audit", "targeted"])).then(pl.lit("waits for review"))
@@ -176,6 +178,11 @@ def _counted(pairs: pl.DataFrame, merged: Merged) -> pl.DataFrame:
         merged.sources[source] += n
     merged.edited += used.filter("written").height
     return used
+
+
+def _trimmed(column: str) -> pl.Expr:
+    """A text as two are compared: a text field gives line ends as LF."""
+    return pl.col(column).str.replace_all("\r\n", "\n", literal=True).str.strip_chars()
 
 
 def _source() -> pl.Expr:

@@ -150,7 +150,7 @@ def _rows(frame: pl.DataFrame, name: str, run: Path) -> list[Finding]:
         ),
         prompt=(pl.col("prompt").list.len() == 0).fill_null(True),
     ).with_columns(identical=pl.col("identical") & ~pl.col("empty"))
-    rebuild = f"Take these rows out, or build the dataset again: rlaif judge {run}"
+    rebuild = f"Label these pairs anew: rlaif review {run}; of a dataset that rlaif did not build, take them out."
     findings = []
     for check_name, problem in (
         ("identical", "have the same chosen and rejected answer"),

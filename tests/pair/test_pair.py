@@ -313,6 +313,37 @@ def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_
     assert dict(merged.left_out) == {"people disagree": 1}
 
 
+def test_an_edit_that_changed_nothing_is_none(tmp_path: Path) -> None:
+    """Start from an answer, leave it as it is, choose: the choice stands, and no answer is put over itself."""
+    rows = [
+        review("0", "ada", "a", edited="B\nb\n"),
+        review("1", "ada", "a", edited=" A"),
+        review("2", "ada", None, "both_bad", edited="B\nb"),
+        review("3", "ada", None, "tie", edited="A"),
+        review("4", "ada", "b", edited="B b"),
+    ]
+    n = 5
+    pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i}" for i in range(n)],
+         "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["A"] * n, "response_b": ["B\r\nb"] * n,
+         "completion_a": ["x"] * n, "completion_b": ["y"] * n, "p_a": [0.2] * n, "preferred": ["b"] * n,
+         "route": ["audit"] * n, "margin": [-1.0] * n}
+    ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
+    labels = merge.human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String}))
+    merged = merge.merge(tmp_path / "pairs.parquet", labels, [about(n)], tmp_path / "set", seed=0, test_share=0.0)
+    found = {
+        row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"])
+        for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)
+    }
+    assert found == {
+        "0": ("A", "B\r\nb", "small"),
+        "1": ("A", "B\r\nb", "small"),
+        "4": ("B b", "A", "human:ada"),
+    }
+    assert merged.edited == 1
+    assert dict(merged.left_out) == {"people say both bad": 1, "people say tie": 1}
+
+
 def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) -> None:
     n = 8
     routes = ["judge", "judge", "audit", "audit", "targeted", "targeted", "dropped", "dropped"]
