@@ -67,8 +67,8 @@ def gather(run: Run, *, samples: bool = True) -> dict[str, Any]:
         from rlaif.report import quality
 
         told["pairs"] = _plain(quality.pairs(run))
-        hashes = [judge["hash"] for judge in judged.get("judges", [])]
-        told["orders"] = _plain(quality.orders(run, hashes)) if run.journal_path("verdicts").exists() else []
+        seats = [(judge["hash"], judge["model"]) for judge in judged.get("judges", [])]
+        told["orders"] = _plain(quality.orders(run, seats)) if run.journal_path("verdicts").exists() else []
         if samples:
             told["samples"] = _samples(run, quality.samples(run))
     told["unmeasured"] = _unmeasured(told)

@@ -22,20 +22,21 @@ BINS = 20
 LENGTH_BINS = [-3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
 
 
-def orders(run: Run, hashes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def orders(run: Run, seats: Sequence[tuple[str, str]] | None = None) -> list[dict[str, Any]]:
     """How each judge (a judge file filled by a model) answers when the two answers change places.
 
     ``consistent``: the share of pairs in which both orders prefer the same answer. ``first``: the mean probability
     that the answer shown first is better; 0.5 is no position bias. Pairs with a verdict in both orders only;
-    ``hashes`` keeps to those versions of judges.
+    ``seats`` keeps to those versions of judges (their hash) by those models: the journal has what others said too.
     """
     columns = ("key", "kind", "judge", "judge_hash", "model", "a", "b", "order", "p_a")
+    now = [(pl.col("judge_hash") == version) & (pl.col("model") == model) for version, model in seats or ()]
     verdicts = tables.scan(
         run.journal_path("verdicts"),
         {name: tables.VERDICTS[name] for name in columns},
         lambda block: (
             block.filter((pl.col("kind") == "compare") & pl.col("p_a").is_not_null())
-            .filter(pl.col("judge_hash").is_in(list(hashes)) if hashes else True)
+            .filter(pl.any_horizontal(now) if now else True)
             .select(pl.col("key").hash(), pl.struct("a", "b").hash().alias("pair"), "judge", "model", "order", "p_a")
         ),
     )

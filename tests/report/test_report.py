@@ -136,7 +136,23 @@ def test_position_bias_is_counted_by_pair(tmp_path: Path) -> None:
     assert (seat["consistent"].value, seat["consistent"].n) == (pytest.approx(2 / 3), 3)
     assert seat["first"].n == 4
     assert seat["first"].value == pytest.approx(0.5 + (0.05 + 0.05 + 0.3 - 0.05) / 4)
-    assert quality.orders(run, ["another version"]) == []
+    assert quality.orders(run, [("another version", "m")]) == []
+    assert quality.orders(run, [("h", "another model")]) == []
+    assert quality.orders(run, [("another version", "m"), ("h", "m")]) == [seat]
+
+
+def test_a_model_that_judges_no_more_decides_nothing(judged: Run) -> None:
+    """As after `rlaif judge --model ANOTHER --restart`: the journal keeps what the one before said, by position."""
+    (seat,) = judged.manifest()["stages"]["judge"]["judges"]
+    with judged.writing(), judged.journal("verdicts") as journal:
+        journal.append(
+            Verdict(key=key_of(pair=pair, order=order), kind="compare", judge=seat["name"], judge_hash=seat["hash"],
+                    model="small", prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order, p_a=p)
+            for pair in range(50) for order, p in (("ab", 1.0), ("ba", 0.0))
+        )  # fmt: skip
+    told = gather(judged)
+    assert [each["model"] for each in told["orders"]] == [seat["model"]]
+    assert told["verdict"]["word"] != "stop"
 
 
 def told(**changed: Any) -> dict[str, Any]:
