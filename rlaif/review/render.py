@@ -3,7 +3,8 @@
 Contract: :func:`to_html` gives HTML of the elements and attributes listed here and of no others, whatever the text
 says. Markup in the text is shown as text. Images are never loaded: their description and address are shown. A link
 opens only http, https or mailto, in a page of its own that learns nothing of this one, and its host is written beside
-it. Characters that change how other text looks (terminal codes, right-to-left overrides, invisible tags) are shown by
+it. What Markdown keeps from readers is shown as text: definitions of links, titles, the words after a code's language.
+Characters that change how other text looks (terminal codes, right-to-left overrides, invisible tags) are shown by
 name: :func:`visible`. Code is coloured by class names; TeX becomes MathML, or stays as it is where it cannot.
 
 A text longer than ``MARKDOWN_LIMIT`` characters, or nested absurdly deep, is not parsed: None, and the page shows it
@@ -107,11 +108,14 @@ def to_html(text: str) -> str | None:
 def _markdown() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": _NESTING}).enable(
-        ["table", "strikethrough"]
+    parser = MarkdownIt(
+        "commonmark", {"html": False, "breaks": True, "maxNesting": _NESTING, "inline_definitions": True}
     )
+    parser.enable(["table", "strikethrough"])
     parser.inline.ruler.before("escape", "maths", _maths)
     parser.add_render_rule("maths", _render_maths)
+    parser.add_render_rule("text", lambda _, tokens, at, *__: _shown(tokens[at].content))
+    parser.add_render_rule("definition", _render_definition)
     parser.add_render_rule("image", _render_image)
     parser.add_render_rule("link_open", _render_link)
     parser.add_render_rule("link_close", _render_link_end)
@@ -161,8 +165,18 @@ def _render_maths(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
 
 def _render_image(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
     token = tokens[at]
-    address = _escape(str(token.attrGet("src") or ""))
-    return f'<span class="image">[image: {_escape(token.content)}] <code>{address}</code></span>'
+    address, title = _shown(str(token.attrGet("src") or "")), _title(token.attrGet("title"))
+    return f'<span class="image">[image: {_shown(token.content)}{title}] <code>{address}</code></span>'
+
+
+def _render_definition(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
+    """Where links of this name lead, as it was written: it may be that no link has this name."""
+    told = tokens[at].meta
+    return f"<p>{_shown('[{label}]: {url}'.format(**told))}{_title(told['title'])}</p>\n"
+
+
+def _title(title: Any) -> str:
+    return f" &quot;{_shown(str(title))}&quot;" if title else ""
 
 
 def _render_link(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
@@ -175,7 +189,7 @@ def _render_link_end(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
     href = str(opened.attrGet("href") or "")
     host = _host(href)
     end = "</a>" if host else ""
-    return f'{end} <span class="host">({_escape(host or href)})</span>'
+    return f'{end} <span class="host">({_shown(host or href)}{_title(opened.attrGet("title"))})</span>'
 
 
 def _host(href: str) -> str | None:
@@ -196,14 +210,20 @@ def _render_code(_: RendererHTML, tokens: Any, at: int, *__: Any) -> str:
     from pygments.util import ClassNotFound
 
     token = tokens[at]
-    language = (token.info or "").split()[0] if (token.info or "").strip() else ""
+    info = (token.info or "").strip()
+    language = info.split()[0] if info else ""
     try:
         lexer = get_lexer_by_name(language, stripnl=False) if language else TextLexer(stripnl=False)
     except ClassNotFound:
         lexer = TextLexer(stripnl=False)
     body = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
-    label = f'<span class="language">{_escape(language)}</span>' if language else ""
+    label = f'<span class="language">{_shown(info)}</span>' if info else ""
     return f'<pre class="code" tabindex="0">{label}<code>{body}</code></pre>\n'
+
+
+def _shown(text: str) -> str:
+    """Text for the page; what hides or turns may stand in it as an entity, so it is made visible once more."""
+    return _escape(visible(text))
 
 
 def _escape(text: str) -> str:

@@ -155,6 +155,37 @@ def test_nesting_hides_nothing(nest: str, depth: int) -> None:
     assert depth > 5 or to_html(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]: https://e.example 'hidden words'",
+        "[used][1]\n\n[1]: https://e.example 'hidden words'\n[1]: https://e.example/again",
+        "> [hidden words]: <https://e.example>",
+        "- [1]: https://e.example/<b>\n  'hidden words'",
+        "```python hidden words\nx = 1\n```",
+        "~~~ hidden words\nx\n~~~",
+        "[link](https://e.example 'hidden words')",
+        "![image](https://e.example/x.png 'hidden words')",
+    ],
+)
+def test_what_markdown_leaves_out_is_shown(text: str) -> None:
+    """Also where markup in it would be markup."""
+    assert "hidden words" in (to_html(text) or "")
+    html = to_html(text.replace("hidden words", "<img src=x>")) or ""
+    assert "&lt;img src=x&gt;" in html
+    assert "<img" not in html
+
+
+def test_a_definition_says_where_its_links_lead() -> None:
+    html = to_html("[here][1]\n\n[1]: https://e.example/far 'A title'") or ""
+    assert '>here</a> <span class="host">(e.example "A title")</span></p>' in html.replace("&quot;", '"')
+    assert '<p>[1]: https://e.example/far "A title"</p>' in html.replace("&quot;", '"')
+
+
+def test_what_hides_is_shown_where_an_entity_spells_it() -> None:
+    assert to_html("a&#x202e;b&ZeroWidthSpace;c &amp;lt;") == "<p>a[U+202E]b[U+200B]c &amp;lt;</p>\n"
+
+
 # Other sites
 
 
