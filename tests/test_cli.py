@@ -97,7 +97,7 @@ def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, mo
     "command",
     [("status",), ("report",), ("review",), ("review", "--merge"), ("judge", "--model", "m"), ("train",), ("run",),
      ("train", "--method", "ppo"), ("evaluate",), ("export", "--format", "trl", "-o", "x"), ("run", "--dry-run"),
-     ("judge", "--model", "m", "--dry-run")],
+     ("judge", "--model", "m", "--dry-run"), ("doctor",), ("serve",)],
 )  # fmt: skip
 def test_a_run_that_is_not_there_is_told_with_the_one_that_was_meant(
     tmp_path: Path, rlaif: Cli, command: tuple[str, ...]
@@ -128,7 +128,11 @@ def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
     assert "everyday" in rlaif("prompts", "list").stdout
     assert rlaif("prompts", "show", "refusals").stdout.startswith('{"')
     assert "rlaif 0." in rlaif("--version").stdout
-    assert "No run" in rlaif("status", cwd=tmp_path).stdout or "no run here" in rlaif("status", cwd=tmp_path).stdout
+    assert "no run here" in rlaif("status", cwd=tmp_path).stdout
+    rlaif("init", tmp_path / "later" / "run")
+    told = rlaif("status", cwd=tmp_path).stdout
+    assert told.startswith("later/run (not begun)\n")
+    assert "next         rlaif generate later/run" in told
 
 
 def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:

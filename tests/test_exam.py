@@ -196,6 +196,8 @@ def test_published_gold_with_other_fields_can_be_used_and_bad_gold_is_named(
     bad = write_jsonl(tmp_path / "g.jsonl", rows)
     done = rlaif("judges", "exam", "helpful", "-m", "m", "--base-url", url, "--gold", bad, code=2)
     assert f"{bad}:4: no gold for a judge of kind compare: label:" in done.stderr
+    done = rlaif("judges", "exam", "helpful", "-m", "m", "--base-url", url, "--gold", tmp_path / "nope.jsonl", code=2)
+    assert f"{tmp_path / 'nope.jsonl'}: gold cannot be read: No such file or directory" in done.stderr
 
 
 def test_the_checks_are_examined_without_a_model(rlaif: Cli, tmp_path: Path) -> None:

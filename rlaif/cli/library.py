@@ -188,10 +188,11 @@ def doctor(
     """What this machine has and lacks, and how vLLM would use its GPUs."""
     from rlaif import settings
     from rlaif.report import doctor as examining
+    from rlaif.run.directory import open_run
 
     models = dict.fromkeys(model or [], "sampler.vllm")
     if run:
-        config = settings.load(run, {})
+        config = settings.load(open_run(run).path, {})
         judged = {seat.model: "judge.vllm" for seat in config.panel() if not seat.base_url}
         models = {**judged, **{each.model: "sampler.vllm" for each in config.pool() if not each.base_url}, **models}
     findings = examining.examine(models)

@@ -43,6 +43,7 @@ def serve(
     from rlaif.pipeline import serving
     from rlaif.run.directory import open_run
 
+    target = open_run(run) if run else None
     config = settings.load(
         run or Path(), {"cluster.on": on, "cluster.replicas": replicas, "cluster.max_replicas": max_replicas}
     )
@@ -52,7 +53,6 @@ def serve(
         ended = serving.take_down(config, wanted, watch)
         console.put(f"taken down: {', '.join(ended) or 'nothing, none of them was up'}")
         return
-    target = open_run(run) if run else None
     try:
         with serving.serving(target, config, wanted, watch, port=port, detached=detach) as urls:
             names = {each.application: each.name for each in wanted}

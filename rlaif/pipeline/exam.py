@@ -134,7 +134,7 @@ def _paper(
     alone = {"judges": [], "judge": config.judge.model_copy(update={"judges": [spec]})}
     (seat,) = panel(config.model_copy(update=alone))
     path = gold_path or seat.judge.folder / gold.FILE_NAME
-    if not path.exists():
+    if gold_path is None and not path.exists():
         raise UsageError(f"{seat.judge.name} has no gold of its own", where=str(path), mend="Give --gold FILE.")
     return seat, path, gold.read(path, seat.judge, limit)
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.llm.parts import parts
-from rlaif.run.directory import JournalName, Run
+from rlaif.run.directory import JournalName, Run, is_run
 from rlaif.run.journal import read
+from rlaif.settings import FILE_NAME
 
 DEPTH = 3
 ASKED: tuple[JournalName, ...] = ("completions", "verdicts")
 
 
 def runs_below(folder: Path) -> list[Run]:
-    """The runs in ``folder`` and a few levels below it."""
-    manifests = [path for depth in range(DEPTH + 1) for path in sorted(folder.glob("*/" * depth + "manifest.json"))]
-    return [Run(path.parent) for path in manifests if (path.parent / "journal").is_dir()]
+    """The runs in ``folder`` and a few levels below it, those that have not begun too."""
+    names = [f"{'*/' * depth}{name}" for depth in range(DEPTH + 1) for name in ("manifest.json", FILE_NAME)]
+    found = {path.parent for name in names for path in folder.glob(name)}
+    return [Run(path) for path in sorted(found, key=lambda path: (len(path.parts), path)) if is_run(path)]
 
 
 def of(run: Run) -> dict[str, Any]:
@@ -87,7 +89,8 @@ def _next(run: Run, facts: Mapping[str, Any]) -> str:
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
-    lines = [f"{facts['run']}{' (being written now)' if facts['busy'] else ''}"]
+    state = " (being written now)" if facts["busy"] else "" if facts["stages"] else " (not begun)"
+    lines = [facts["run"] + state]
     heldout = f", {facts['heldout']:,} of them held out" if facts["heldout"] else ""
     lines.append(f"  prompts      {facts['prompts']:,}{heldout}")
     for name in ("completions", "verdicts", "reviews"):

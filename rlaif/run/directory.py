@@ -246,7 +246,7 @@ def open_run(path: Path | str) -> Run:
         close = difflib.get_close_matches(run.path.name, _runs_in(run.path.parent), n=1, cutoff=0.6)
         meant = f"Did you mean {run.path.with_name(close[0])}? Else make" if close else "Make"
         raise RunError("there is no such run", where=str(path), mend=f"{meant} one: rlaif init {path}")
-    if not _is_run(run.path):
+    if not is_run(run.path):
         raise RunError("this directory is not a run", where=str(path), mend=f"Make one: rlaif init {path}")
     return run
 
@@ -259,13 +259,14 @@ def require_completions(run: Run) -> None:
         )
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is one that has begun, or whose settings were written."""
     return (path / "journal").is_dir() or (path / FILE_NAME).exists()
 
 
 def _runs_in(folder: Path) -> list[str]:
     try:
-        return [path.name for path in folder.iterdir() if _is_run(path)]
+        return [path.name for path in folder.iterdir() if is_run(path)]
     except OSError:
         return []
 
