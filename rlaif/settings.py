@@ -51,19 +51,37 @@ def over(
 ) -> Config:
     """``flags`` over the environment over ``values`` (by section, as in rlaif.toml), which came from ``where``."""
     flags = {name: value for name, value in flags.items() if value is not None and value != []}
-    given = {**_from_environment(environ), **flags}
+    surrounding = _from_environment(environ)
+    given = {**surrounding, **flags}
     for tables, names in {"policies": ["sampler.model"], "judges": ["judge.judges", "judge.model"]}.items():
         if any(name in given for name in names):
             values.pop(tables, None)
-        elif values.get(tables) and names[-1].replace("model", "base_url") in flags:
-            raise UsageError(
-                f"--base-url does not go with [[{tables}]], each of which has its own",
-                where=where,
-                mend="Change it there, or give --model too.",
-            )
+        elif values.get(tables):
+            _refuse_a_url_beside(tables, names[-1].removesuffix(".model"), flags, surrounding, values, where)
     for name, value in given.items():
         _put(values, name, value)
     return _build(values, f"{where} with flags and environment" if where else "settings")
+
+
+def _refuse_a_url_beside(
+    tables: str,
+    section: str,
+    flags: Mapping[str, Any],
+    surrounding: Mapping[str, Any],
+    values: Mapping[str, Any],
+    where: str | None,
+) -> None:
+    """A URL that no table would use, whoever gave it: passed over, it would start a vLLM in that server's place."""
+    name, variable = f"{section}.base_url", f"RLAIF_{section}".upper()
+    if name in flags:
+        what, mend = "--base-url", "Change it there, or give --model too."
+    elif name in surrounding:
+        what, mend = f"{variable}_BASE_URL", f"Unset it, or set {variable}_MODEL too."
+    elif values.get(section, {}).get("base_url"):
+        what, mend = f"base_url under [{section}]", f"Move it into the [[{tables}]] that it is for."
+    else:
+        return
+    raise UsageError(f"{what} does not go with [[{tables}]], each of which has its own", where=where, mend=mend)
 
 
 def template() -> str:

@@ -122,8 +122,20 @@ def test_a_model_given_on_top_replaces_the_tables_of_the_file(tmp_path: Path, wa
 
 @pytest.mark.parametrize(("flag", "table"), [("sampler.base_url", "policies"), ("judge.base_url", "judges")])
 def test_a_url_that_no_table_would_use_is_refused(tmp_path: Path, flag: str, table: str) -> None:
-    with pytest.raises(UsageError, match=rf"--base-url does not go with \[\[{table}\]\]"):
-        load(write(tmp_path, TABLES), {flag: ["http://x/v1"]}, {})
+    """Whichever layer gives it: unsaid, the tables without a URL would be served by a vLLM that is started here."""
+    section, variable = flag.split(".")[0], f"RLAIF_{flag.replace('.', '_').upper()}"
+    run, rest = write(tmp_path, TABLES), rf" does not go with \[\[{table}\]\]"
+    with pytest.raises(UsageError, match=f"--base-url{rest}"):
+        load(run, {flag: ["http://x/v1"]}, {})
+    with pytest.raises(UsageError, match=variable + rest):
+        load(run, {}, {variable: "http://x/v1"})
+    model = {variable.replace("BASE_URL", "MODEL"): "m"}
+    assert value_of(load(run, {}, {variable: "http://x/v1", **model}), flag) == ["http://x/v1"]
+    run = write(tmp_path, f'{TABLES}[{section}]\nbase_url = "http://x/v1"\n')
+    with pytest.raises(UsageError, match=rf"base_url under \[{section}\]{rest}"):
+        load(run, {}, {})
+    assert value_of(load(run, {}, model), flag) == ["http://x/v1"]
+    assert value_of(load(write(tmp_path, f"{TABLES}[{section}]\nbase_url = []\n"), {}, {}), flag) == []
 
 
 def test_policies_are_named_in_one_way(tmp_path: Path) -> None:
@@ -273,7 +285,7 @@ def test_every_default_that_the_template_shows_is_the_default() -> None:
 def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Path) -> None:
     text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", template())
     without = {
-        "[[policies]]": r"(?m)^model = \[\"demo\"\]$",
+        "[[policies]]": r"(?ms)^model = \[\"demo\"\]$.*?^base_url.*?$",
         "[sampler.model]": r"(?ms)^\[\[policies\]\].*?(?=^\[judge\])",
     }
     for removed in without.values():
