@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,40 @@ def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
     told = rlaif("status", cwd=tmp_path).stdout
     assert told.startswith("later/run (not begun)\n")
     assert "next         rlaif generate later/run" in told
+
+
+def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -> None:
+    assert "prompts/mine.jsonl is a prompt file" in rlaif("prompts", "new", "mine", cwd=tmp_path).stdout
+    assert (
+        "3 prompts would be taken, 0 rows are bad"
+        in rlaif("prompts", "check", "prompts/mine.jsonl", cwd=tmp_path).stdout
+    )
+    assert "there is a prompt set 'mine' already" in rlaif("prompts", "new", "mine", code=2, cwd=tmp_path).stderr
+    assert "there is no such file" in rlaif("prompts", "check", tmp_path / "nope.jsonl", code=2).stderr
+
+    long = "How do I keep a sourdough starter alive in a cold kitchen through the whole of a long winter, day by day"
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '{"prompt": "one", "id": "1"}\n{"promp": "two"}\n{"prompt": "three"\n{"prompt": "one", "id": "1"}\n'
+        '{"prompt": "four", "checks": [{"kind": "regx", "pattern": "x"}]}\n{"prompt": "five", "id": "1"}\n'
+        f'{{"prompt": "{long}?"}}\n{{"prompt": "{long.upper()}!"}}\n'
+    )
+    told = rlaif("prompts", "check", file, code=2)
+    assert told.stdout.splitlines() == [
+        "2 prompts would be taken, 4 rows are bad",
+        f"1 would be left out (exact duplicates): {file}:4",
+        f"1 would be left out (near duplicates): {file}:8",
+    ]
+    for said in (
+        f"{file}:2: there is no 'prompt'; found: promp",
+        f"{file}:3: not JSON",
+        f"{file}:5: check 1 cannot be evaluated: it has no kind that is known ('regx'). Did you mean 'regex'?",
+        f"{file}:6: the id '1' was already used for another prompt",
+    ):
+        assert said in told.stderr
+    found = json.loads(rlaif("prompts", "check", file, "--json", code=2).stdout)
+    assert (found["prompts"], len(found["bad"]), found["left_out"]["near duplicates"]) == (2, 4, [f"{file}:8"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts", "prompts.jsonl"]
 
 
 def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:

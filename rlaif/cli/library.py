@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
 
+SHOWN = 20
+
 judges = typer.Typer(help="The judges: list, show, new, check, exam.", no_args_is_help=True)
-prompts = typer.Typer(help="The packaged prompt sets: list, show.", no_args_is_help=True)
+prompts = typer.Typer(help="Prompt sets: list, show, new, check.", no_args_is_help=True)
 
 
 @judges.command("list")
@@ -174,6 +176,40 @@ def show_prompts(name: str) -> None:
     if name not in sets:
         raise UsageError(f"there is no prompt set {name!r}. {did_you_mean(name, sets)}")
     console.put(sets[name].read_text(encoding="utf-8").rstrip("\n"))
+
+
+@prompts.command("new")
+def new_prompts(name: str) -> None:
+    """Write a prompt file of your own into ./prompts."""
+    from rlaif.generate import draft
+
+    path = draft.write(name)
+    console.put(f"{path} is a prompt file to edit, a row a line. Next: rlaif prompts check {path}")
+
+
+@prompts.command("check")
+def check_prompts(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="What generate takes as --prompts.")],
+    json: Json = False,
+) -> None:
+    """Read prompts as generate would: bad rows, checks that no answer can be held to, and duplicates."""
+    from rlaif.pipeline import sources as looking
+    from rlaif.settings import load
+
+    found = looking.look(sources, load(Path(), {}))
+    if json:
+        console.put_json(found.__dict__)
+    else:
+        for told in found.bad[:SHOWN]:
+            console.say(told)
+        if len(found.bad) > SHOWN:
+            console.say(f"and {len(found.bad) - SHOWN:,} more bad rows")
+        console.put(f"{found.prompts:,} prompts would be taken, {len(found.bad):,} rows are bad")
+        for reason, places in found.left_out.items():
+            more = ", ..." if len(places) > SHOWN else ""
+            console.put(f"{len(places):,} would be left out ({reason}): {', '.join(places[:SHOWN])}{more}")
+    if found.bad:
+        raise typer.Exit(2)
 
 
 def doctor(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlaif.config import Config
+from rlaif.config import Config, PromptsConfig
 from rlaif.errors import InputError, UsageError
 from rlaif.generate import read
 from rlaif.records import Message, Prompt, PromptRow, key_of, unit_interval
@@ -51,25 +51,15 @@ def take(run: Run, config: Config, say: Callable[[str], None]) -> Taken:
         read.check(source, PromptRow, settings.on_bad_row, say, owners.note)
     for source in settings.decontaminate:
         read.check(source, PromptRow, settings.on_bad_row, say)
-    foreign = Overlap(read.texts(settings.decontaminate)) if settings.decontaminate else None
-    similar = Similar(settings.near_duplicates) if settings.near_duplicates > 0 else None
-
-    taken, contents = Taken(), set[str]()
+    sieve, taken = Sieve(settings), Taken()
     with run.journal("prompts") as journal:
         for source in settings.source:
             for where, row in read.rows(source, PromptRow):
                 if settings.limit is not None and taken.prompts >= settings.limit:
                     return taken
                 prompt = to_prompt(row, where, config)
-                if prompt.key in contents:
-                    taken.left_out["exact duplicates"] += 1
-                    continue
-                contents.add(prompt.key)
-                if similar and similar.seen(prompt):
-                    taken.left_out["near duplicates"] += 1
-                    continue
-                if foreign and foreign.with_text(read.asked(prompt.messages)):
-                    taken.left_out["overlaps an evaluation file"] += 1
+                if reason := sieve.reason(prompt):
+                    taken.left_out[reason] += 1
                     continue
                 taken.prompts += 1
                 taken.heldout += prompt.split == "heldout"
@@ -101,13 +91,34 @@ def to_prompt(row: PromptRow, where: str, config: Config, *, may_hold_out: bool 
     )
 
 
+class Sieve:
+    """Why a prompt is left out, going by those before it and by the evaluation files."""
+
+    def __init__(self, settings: PromptsConfig) -> None:
+        self._contents = set[str]()
+        self._similar = Similar(settings.near_duplicates) if settings.near_duplicates > 0 else None
+        self._foreign = Overlap(read.texts(settings.decontaminate)) if settings.decontaminate else None
+
+    def reason(self, prompt: Prompt) -> str | None:
+        """None for a prompt that is taken."""
+        if prompt.key in self._contents:
+            return "exact duplicates"
+        self._contents.add(prompt.key)
+        if self._similar and self._similar.seen(prompt):
+            return "near duplicates"
+        if self._foreign and self._foreign.with_text(read.asked(prompt.messages)):
+            return "overlaps an evaluation file"
+        return None
+
+
 class Owners:
     """Which prompt each id names: in the run, and in the rows noted. Ids that rows are given by their content never
     meet."""
 
-    def __init__(self, run: Run, config: Config) -> None:
+    def __init__(self, run: Run | None, config: Config) -> None:
         self._config = config
-        self.ids = {record["key"]: record["prompt_id"] for _, record in read_journal(run.journal_path("prompts"))}
+        there = read_journal(run.journal_path("prompts")) if run else ()
+        self.ids = {record["key"]: record["prompt_id"] for _, record in there}
         self._keys = {prompt_id: key for key, prompt_id in self.ids.items()}
 
     def note(self, where: str, row: PromptRow) -> None:

@@ -43,7 +43,7 @@ def check(
     without any good row is an error either way.
     """
     good, bad, shown = 0, 0, list[InputError]()
-    for where, row in _validated(source, kind):
+    for where, row in each(source, kind):
         if not isinstance(row, InputError):
             good += 1
             note(where, row)
@@ -70,12 +70,13 @@ def check(
 
 def rows(source: str, kind: type[Row]) -> Iterator[tuple[str, Row]]:
     """The good rows of ``source``, each with where it stands. :func:`check` has reported the others."""
-    for where, row in _validated(source, kind):
+    for where, row in each(source, kind):
         if not isinstance(row, InputError):
             yield where, row
 
 
-def _validated(source: str, kind: type[Row]) -> Iterator[tuple[str, Row | InputError]]:
+def each(source: str, kind: type[Row]) -> Iterator[tuple[str, Row | InputError]]:
+    """Every row of ``source`` with where it stands, or what is wrong with it."""
     columns = set(kind.model_fields)
     for where, value in _raw(source):
         if isinstance(value, InputError):

@@ -3,6 +3,7 @@
     night.py      all of it as one job: checks, pilot, estimate, stages, notification
     outlook.py    what a night finds out before it begins
     forecast.py   what a number of prompts takes, with its figures from workload.py
+    sources.py    what a run would take of prompt files
     publish.py    the dataset to the hub or object storage
     diary.py      its log, and who is told of its end
     commands.py   generate, import_completions, judge, rebuild, train and what it would do
