@@ -41,7 +41,7 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig, _seed: int) -> method.Rows:
     return method.Rows(method.preferences(frame))
 
 

@@ -2,16 +2,22 @@
 
 Every pair gives one of each. Pairs that people called both bad, which a preference method has no use for, give two bad
 ones: this is where they count.
+
+The KL term is estimated from prompts with answers to other prompts. TRL takes those from the same batch on the device,
+and goes through the rows as they stand: their order (:func:`spread`) is a part of the method.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from rlaif.config import TrainConfig
+from rlaif.records import unit_interval
 from rlaif.train import method, preflight
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig) -> method.Rows:
+def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig, seed: int) -> method.Rows:
     made = []
     for row in frame.iter_rows(named=True):
         turns = preflight.conversation(row)
@@ -45,7 +51,24 @@ def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig) -> method.Rows:
             for side in ("chosen", "rejected")
         ]
     made += both_bad(run)
-    return method.Rows(method.conversations(made, ("prompt", "completion"), label="bool"))
+    return method.Rows(method.conversations(spread(made, seed), ("prompt", "completion"), label="bool"))
+
+
+def spread(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """``rows`` in an order drawn by their texts, those to one prompt at even distances over the whole.
+
+    Number j of a prompt's m rows stands at (draw + j) / m of the way, so that about all rows / m are between any two.
+    """
+    of_prompt: dict[str, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
+    for row in rows:
+        prompt, answer = (orjson.dumps(row[name]).decode() for name in ("prompt", "completion"))
+        of_prompt[prompt].append((unit_interval(seed, "kto", prompt, answer, row["label"]), row))
+    placed: list[tuple[float, dict[str, Any]]] = []
+    for prompt, own in of_prompt.items():
+        draw = unit_interval(seed, "kto", prompt)
+        own.sort(key=itemgetter(0))
+        placed += [((draw + j) / len(own), row) for j, (_, row) in enumerate(own)]
+    return [row for _, row in sorted(placed, key=itemgetter(0))]
 
 
 def both_bad(run: Run) -> Iterator[dict[str, Any]]:

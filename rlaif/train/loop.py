@@ -38,7 +38,7 @@ def plan(run: Run, config: Config) -> tuple[Prepared, str]:
     arguments = settings.arguments(wanted, seed=config.seed, folder=run.model, pairs=prepared.train.height)
     method.keywords(wanted)
     with _quiet():
-        rows = method.rows(prepared.train, run, wanted)
+        rows = method.rows(prepared.train, run, wanted, config.seed)
     count = len(rows.dataset)
     planned = settings.planned_steps(wanted, count * rows.each)
     return prepared, f"{planned} steps of {wanted.batch_size} {_how(prepared, wanted, arguments, count)}"
@@ -101,7 +101,7 @@ def _train(
     prepared: Prepared, run: Run, config: Config, arguments: dict[str, Any], output: Path, say: Callable[[str], None]
 ) -> tuple[TrainResult, list[dict[str, float]]]:
     wanted, method = config.train, methods.of(config.train.method)
-    rows = method.rows(prepared.train, run, wanted)
+    rows = method.rows(prepared.train, run, wanted, config.seed)
     trainer = _trainer(prepared, run, config, method, rows, arguments)
     if not trainer.accelerator.is_main_process:
         say = _silent
@@ -126,7 +126,7 @@ def _train(
     if test and not measure.can(trainer):
         say("held-out pairs are not measured: the weights are spread over several processes")
         test = []
-    with measure.only_answers_scored(), _out_of_memory_explained():
+    with measure.only_answers_scored(), _out_of_memory_explained(wanted.method):
         if test:
             say(f"measuring {len(test)} held-out pairs first")
         before = measure.likelihoods(trainer, test, method.HEAD)  # of the base: a checkpoint is loaded after this
@@ -205,7 +205,7 @@ def _trainer(
     )
     held_out = None
     if prepared.test is not None and any(name.startswith("eval_") for name in wanted.extra):
-        held_out = method.rows(prepared.test, run, wanted).dataset
+        held_out = method.rows(prepared.test, run, wanted, config.seed).dataset
     # What is ours stands before the try: a mistake of ours is not to be told as TRL's refusal.
     ours = {
         "train_dataset": rows.dataset,
@@ -250,17 +250,21 @@ def _four_bits() -> Any:
 
 
 @contextlib.contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
+def _out_of_memory_explained(method: str) -> Iterator[None]:
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RunError(
-            "the device ran out of memory",
-            mend="Set per_device_batch_size = 1 under [train] (the effective batch stays what it is, and training goes "
-            "on from its checkpoint); else a smaller max_length, or LoRA.",
-        ) from error
+        # KTO's KL term needs two answers at once, and which two is a part of what it trains.
+        few = (
+            "Set a smaller max_length under [train], per_device_batch_size = 2 where it is more, or LoRA; where "
+            "there is a checkpoint already, restart = true too: KTO begins anew with any of them."
+            if method == "kto"
+            else "Set per_device_batch_size = 1 under [train] (the effective batch stays what it is, and training goes "
+            "on from its checkpoint); else a smaller max_length, or LoRA."
+        )
+        raise RunError("the device ran out of memory", mend=few) from error
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ class Method(Protocol):
     def keywords(self, train: TrainConfig) -> dict[str, Any]:
         """The method's own keyword arguments of TRL's trainer."""
 
-    def rows(self, frame: pl.DataFrame, run: Run, train: TrainConfig) -> Rows:
+    def rows(self, frame: pl.DataFrame, run: Run, train: TrainConfig, seed: int) -> Rows:
         """The rows of the preference dataset as this method's trainer takes them."""
 
     def described(self, train: TrainConfig) -> str:

@@ -61,7 +61,7 @@ def keywords(train: TrainConfig) -> dict[str, Any]:
     return {"reward_funcs": train.reward_model}
 
 
-def rows(frame: pl.DataFrame, _run: Run, train: TrainConfig) -> method.Rows:
+def rows(frame: pl.DataFrame, _run: Run, train: TrainConfig, _seed: int) -> method.Rows:
     """Each prompt of the dataset once."""
     once = frame.unique("prompt_id", keep="first", maintain_order=True) if "prompt_id" in frame.columns else frame
     made = [

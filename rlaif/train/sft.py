@@ -33,7 +33,7 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig, _seed: int) -> method.Rows:
     turns = [preflight.conversation(row) for row in frame.iter_rows(named=True)]
     tools = frame["tools"] if "tools" in frame.columns else [None] * len(turns)
     made = [
