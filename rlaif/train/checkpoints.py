@@ -18,6 +18,8 @@ import orjson
 from rlaif.errors import IdentityError
 
 IDENTITY = "identity.json"
+ROWS = {"dataset": "the dataset has other rows", "both_bad": "people call other pairs both bad"}
+"""The fields that say which rows were trained on, and what it means that they differ."""
 
 
 def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *, restart: bool = False) -> None:
@@ -50,8 +52,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: tup
             if new is None or (old is not None and new > old):
                 continue
             yield f"{name} may only grow: it was {old}, now {new}"
-        elif name == "dataset":
-            yield "the dataset has other rows"
+        elif name in ROWS:
+            yield ROWS[name]
         else:
             yield f"{name} was {old!r}, now {new!r}"
 

@@ -10,14 +10,14 @@ and goes through the rows as they stand: their order (:func:`spread`) is a part 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from rlaif.config import TrainConfig
-from rlaif.records import unit_interval
+from rlaif.records import key_of, unit_interval
 from rlaif.train import method, preflight
 
 if TYPE_CHECKING:
@@ -50,8 +50,14 @@ def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig, seed: int) -> metho
             {"prompt": turns["prompt"], "completion": turns[side], "label": side == "chosen", "tools": row.get("tools")}
             for side in ("chosen", "rejected")
         ]
-    made += both_bad(run)
-    return method.Rows(method.conversations(spread(made, seed), ("prompt", "completion"), label="bool"))
+    bad = both_bad(run)
+    for pair in bad:
+        prompt = orjson.loads(pair["prompt"])
+        for side in ("response_a", "response_b"):
+            answer = [{"role": "assistant", "content": pair[side]}]
+            made.append({"prompt": prompt, "completion": answer, "label": False, "tools": None})
+    dataset = method.conversations(spread(made, seed), ("prompt", "completion"), label="bool")
+    return method.Rows(dataset, deciding={"both_bad": key_of(pairs=[pair["pair_id"] for pair in bad])})
 
 
 def spread(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -71,29 +77,22 @@ def spread(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     return [row for _, row in sorted(placed, key=itemgetter(0))]
 
 
-def both_bad(run: Run) -> Iterator[dict[str, Any]]:
-    """The answers of pairs that people called both bad, except of prompts that are held out for testing."""
+def both_bad(run: Run) -> list[dict[str, Any]]:
+    """The pairs that people called both bad, except of prompts that are held out for testing."""
     import polars as pl
+
+    from rlaif.run.labels import human_labels
 
     reviews = run.reviews()
     if not reviews.height or not run.pairs_path.exists():
-        return
-    newest = reviews.sort("at").unique(["pair_id", "annotator"], keep="last").filter(pl.col("choice") != "skip")
-    agreed = newest.group_by("pair_id").agg(bad=(pl.col("choice") == "both_bad").all()).filter("bad")
-    pairs = pl.scan_parquet(run.pairs_path).filter(pl.col("pair_id").is_in(agreed["pair_id"].to_list())).collect()
+        return []
+    named = human_labels(reviews).filter(pl.col("label") == "both_bad")["pair_id"].to_list()
+    pairs = pl.scan_parquet(run.pairs_path).filter(pl.col("pair_id").is_in(named)).collect()
     test = run.dataset / "test.parquet"
     if test.exists():
         held = pl.read_parquet(test, columns=["prompt_id"])["prompt_id"].to_list()
         pairs = pairs.filter(~pl.col("prompt_id").is_in(held))
-    for row in pairs.sort("pair_id").iter_rows(named=True):
-        prompt = orjson.loads(row["prompt"])
-        for side in ("response_a", "response_b"):
-            yield {
-                "prompt": prompt,
-                "completion": [{"role": "assistant", "content": row[side]}],
-                "label": False,
-                "tools": None,
-            }
+    return pairs.sort("pair_id").to_dicts()
 
 
 def described(train: TrainConfig) -> str:

@@ -53,8 +53,13 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
     output = Path(wanted.output) if wanted.output else run.model
     folder = output / "checkpoints"
     arguments = settings.arguments(wanted, seed=config.seed, folder=folder, pairs=prepared.train.height)
-    methods.of(wanted.method).keywords(wanted)  # refused before anything is loaded
-    identity = settings.identity(wanted, model=prepared.model, seed=config.seed, dataset=prepared.digest)
+    method = methods.of(wanted.method)
+    method.keywords(wanted)  # refused before anything is loaded
+    with _quiet():
+        rows = method.rows(prepared.train, run, wanted, config.seed)
+    identity = settings.identity(
+        wanted, model=prepared.model, seed=config.seed, dataset=prepared.digest, rows=rows.deciding
+    )
     if done := writing.finished(output, identity, merge=wanted.merge):
         say(f"already trained with these settings in {output}; remove it to train anew. What that training gave:")
         return done
@@ -63,7 +68,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
             checkpoints.claim(folder, identity, settings.GROWING, restart=wanted.restart)
             _tell(prepared, say)
         with _quiet():
-            result, history = _train(prepared, run, config, arguments, output, say)
+            result, history = _train(prepared, rows, run, config, arguments, output, say)
         if _is_main():
             card.write(output / "README.md", prepared, config, result)
             facts = {"identity": identity, "result": writing.as_json(result), "reversed": result.reversed,
@@ -98,10 +103,15 @@ def _tell(prepared: Prepared, say: Callable[[str], None]) -> None:
 
 
 def _train(
-    prepared: Prepared, run: Run, config: Config, arguments: dict[str, Any], output: Path, say: Callable[[str], None]
+    prepared: Prepared,
+    rows: Rows,
+    run: Run,
+    config: Config,
+    arguments: dict[str, Any],
+    output: Path,
+    say: Callable[[str], None],
 ) -> tuple[TrainResult, list[dict[str, float]]]:
     wanted, method = config.train, methods.of(config.train.method)
-    rows = method.rows(prepared.train, run, wanted, config.seed)
     trainer = _trainer(prepared, run, config, method, rows, arguments)
     if not trainer.accelerator.is_main_process:
         say = _silent

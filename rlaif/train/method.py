@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rlaif.config import TrainConfig
@@ -26,10 +26,11 @@ Head = Literal["language", "score"]
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What a trainer trains on. ``each``: how many sequences' worth of a batch one row takes (online methods answer
-    a prompt several times)."""
+    a prompt several times). ``deciding``: what they were made of besides train.parquet, for the training's identity."""
 
     dataset: Any
     each: int = 1
+    deciding: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -76,8 +77,8 @@ def loss_names(config: str = "DPOConfig") -> list[str]:
     """The losses of the TRL that is installed, from the help of ``loss_type``; empty where that lists none."""
     import trl
 
-    fields = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(getattr(trl, config))}
-    return re.findall(r"`'(\w+)'`", fields.get("loss_type", ""))
+    helps = {each.name: each.metadata.get("help", "") for each in dataclasses.fields(getattr(trl, config))}
+    return re.findall(r"`'(\w+)'`", helps.get("loss_type", ""))
 
 
 def no_loss(title: str, train: TrainConfig) -> None:

@@ -181,8 +181,9 @@ def _check_reports(wanted: str | list[str] | None) -> None:
                               mend=f"Install it: pip install {name}")  # fmt: skip
 
 
-def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict[str, Any]:
-    """What determines the trained weights, as JSON values. ``dataset``: the sha256 of train.parquet's bytes.
+def identity(train: TrainConfig, *, model: str, seed: int, dataset: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the trained weights, as JSON values. ``dataset``: the sha256 of train.parquet's bytes;
+    ``rows``: what else the method's rows are made of.
 
     How many pairs stand on the device at once is not in it: a training that ran out of memory may go on with fewer.
     Except of KTO, whose KL term pairs each answer's prompt with another answer of those.
@@ -191,6 +192,7 @@ def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict
     adapter = {"lora_r": train.lora_r, "lora_alpha": train.lora_alpha} if train.lora else {}
     return {
         "dataset": dataset,
+        **rows,
         "model": model,
         "method": train.method,
         "lora": train.lora,

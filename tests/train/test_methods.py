@@ -19,7 +19,7 @@ from rlaif.records import Choice, Review, key_of
 from rlaif.report import gather, verdict
 from rlaif.run.directory import Run
 from rlaif.stats import wilson
-from rlaif.train import kto, loop, measure, settings
+from rlaif.train import kto, loop, measure, methods, settings
 from rlaif.train.writing import TrainResult
 from tests.train.pairs import rows
 from tests.train.test_dpo import history
@@ -140,11 +140,34 @@ def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
     assert first.pairs == 32
     call_both_bad(run, ["other-0", "other-1", "prompt-16"], but={1: "tie"})
     # One is a tie, and one stands on a prompt of the test set.
-    assert [row["completion"][0]["content"] for row in kto.both_bad(run)] == ["No.", "Never."]
+    assert [pair["pair_id"] for pair in kto.both_bad(run)] == ["bad-0"]
+    with pytest.raises(IdentityError, match=": people call other pairs both bad\n"):  # not gone on with over other rows
+        train("kto", max_steps=2, merge=False)
     result = train("kto", max_steps=2, output=str(run.path / "more"))
     assert result.pairs == 34
     assert answer(result.merged)
     assert "kl" in history(result)[-1]
+
+
+def test_people_call_a_pair_both_bad_by_the_rule_of_the_dataset(run: Run) -> None:
+    """The adjudicator over everybody, else the majority."""
+    call_both_bad(run, [f"other-{n}" for n in range(5)], but={0: "left", 3: "left"})
+    label(run, "bad-0", "lead", "both_bad", role="adjudicator")
+    label(run, "bad-1", "lead", "left", role="adjudicator")
+    label(run, "bad-2", "bob", "both_bad")
+    label(run, "bad-2", "cy", "left")
+    for who in ("bob", "cy"):
+        label(run, "bad-3", who, "both_bad")
+    label(run, "bad-4", "bob", "left")
+    assert [pair["pair_id"] for pair in kto.both_bad(run)] == ["bad-0", "bad-2", "bad-3"]
+
+
+def test_the_identity_of_other_methods_knows_nothing_of_both_bad_pairs(run: Run) -> None:
+    train = Config.model_validate({"train": {"method": "dpo"}}).train
+    frame = pl.DataFrame(rows(4))
+    before = methods.of("dpo").rows(frame, run, train, 0).deciding
+    call_both_bad(run, ["other-0"])
+    assert methods.of("dpo").rows(frame, run, train, 0).deciding == before == {}
 
 
 @pytest.mark.parametrize("size", [2, 4])
