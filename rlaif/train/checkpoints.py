@@ -6,6 +6,7 @@ crash tore is passed over for the one before it. Only :func:`claim` writes here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -58,10 +59,12 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: tup
             yield f"{name} was {old!r}, now {new!r}"
 
 
-def newest(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest complete checkpoint, and the torn ones that are newer than it."""
+def newest(folder: Path, before: int | None = None) -> tuple[Path | None, list[Path]]:
+    """The newest complete checkpoint (of a step before ``before``), and the torn ones that are newer than it."""
     torn: list[Path] = []
     for path in reversed(_numbered(folder)):
+        if before is not None and step(path) >= before:
+            continue
         if complete(path):
             return path, torn
         torn.append(path)
@@ -81,16 +84,27 @@ def complete(checkpoint: Path) -> bool:
     """Whether all that going on needs is there and whole: weights, optimizer, scheduler, random state, and the step."""
     state = read(checkpoint / "trainer_state.json")  # the trainer writes it last
     weights = list(checkpoint.glob("*.safetensors"))
-    archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    optimizer, random = _optimizer(checkpoint), list(checkpoint.glob("rng_state*.pth"))
     return (
         state is not None
         and state.get("global_step") == step(checkpoint)
         and bool(weights)
         and all(map(_whole_safetensors, weights))
-        and len(archives) > 2
-        and all(map(zipfile.is_zipfile, archives))
+        and bool(optimizer)
+        and bool(random)
+        and all(map(zipfile.is_zipfile, [*optimizer, checkpoint / "scheduler.pt", *random]))
         and _all_shards(checkpoint)
     )
+
+
+def _optimizer(checkpoint: Path) -> list[Path]:
+    """The files of the optimizer's state, and with spread weights those of the model that are read with it: DeepSpeed's
+    in the folder that its ``latest`` names, FSDP's, or the one of a process that has all of it. Empty without any."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+        return sorted(folder.glob("*.pt")) if any(folder.glob("*optim_states.pt")) else []
+    fsdp = checkpoint / "optimizer.bin"
+    return [fsdp, checkpoint / "pytorch_model_fsdp.bin"] if fsdp.exists() else [checkpoint / "optimizer.pt"]
 
 
 def _all_shards(checkpoint: Path) -> bool:

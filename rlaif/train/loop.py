@@ -120,7 +120,8 @@ def _train(
         raise UsageError("every prompt fills max_length: no pair is left", mend="Raise max_length under [train].")
     planned = settings.planned_steps(wanted, count * rows.each)
     trainer.add_callback(measure.teller(say, per_step=wanted.batch_size, unit=method.UNIT, beta=wanted.beta))
-    resume, torn = checkpoints.newest(Path(trainer.args.output_dir))
+    # Only the trainer's own loop loads spread weights, so those need a step to take: the last one's checkpoint is none.
+    resume, torn = checkpoints.newest(Path(trainer.args.output_dir), None if measure.can(trainer) else planned)
     for path in torn:
         say(f"{path.name} is incomplete and passed over")
     begun = checkpoints.step(resume) if resume else 0
