@@ -20,7 +20,7 @@ from rlaif.config import Config
 from rlaif.errors import RunError, UsageError
 from rlaif.llm import demo
 from rlaif.run.directory import Run
-from rlaif.train import preflight, rloo, settings
+from rlaif.train import preflight, rloo, settings, template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,7 +68,7 @@ def _prompts(frame: pl.DataFrame) -> pl.DataFrame:
     rows = []
     for place, row in enumerate(once.iter_rows(named=True)):
         turns = [{"role": turn["role"], "content": turn.get("content") or ""}
-                 for turn in preflight.conversation(row)["prompt"]]  # fmt: skip
+                 for turn in template.conversation(row)["prompt"]]  # fmt: skip
         rows.append(
             {
                 "data_source": "rlaif",

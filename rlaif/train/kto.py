@@ -18,7 +18,7 @@ import orjson
 
 from rlaif.config import TrainConfig
 from rlaif.records import key_of, unit_interval
-from rlaif.train import method, preflight
+from rlaif.train import method, template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,6 +30,7 @@ TRAINER = "KTOTrainer"
 CONFIG = "KTOConfig"
 UNIT = "answers"
 HEAD: method.Head = "language"
+WHOLE = False
 RATES = (1e-4, 1e-6)
 OWN: Mapping[str, str] = {"loss_type": "loss", "beta": "beta"}
 
@@ -45,7 +46,7 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
 def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig, seed: int) -> method.Rows:
     made = []
     for row in frame.iter_rows(named=True):
-        turns = preflight.conversation(row)
+        turns = template.conversation(row)
         made += [
             {"prompt": turns["prompt"], "completion": turns[side], "label": side == "chosen", "tools": row.get("tools")}
             for side in ("chosen", "rejected")

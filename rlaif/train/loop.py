@@ -39,9 +39,11 @@ def plan(run: Run, config: Config) -> tuple[Prepared, str]:
     method.keywords(wanted)
     with _quiet():
         rows = method.rows(prepared.train, run, wanted, config.seed)
-    count = len(rows.dataset)
+    kept = prepared.kept if "max_length" in arguments else 1.0
+    count = round(kept * len(rows.dataset))
     planned = settings.planned_steps(wanted, count * rows.each)
-    return prepared, f"{planned} steps of {wanted.batch_size} {_how(prepared, wanted, arguments, count)}"
+    told = f"{count}" if kept == 1 else f"about {count}"
+    return prepared, f"{planned} steps of {wanted.batch_size} {_how(prepared, wanted, arguments, told)}"
 
 
 def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResult:
@@ -117,7 +119,8 @@ def _train(
         say = _silent
     count = len(trainer.train_dataset)
     if count == 0:
-        raise UsageError("every prompt fills max_length: no pair is left", mend="Raise max_length under [train].")
+        what = "pair is longer than" if method.WHOLE else "prompt fills"
+        raise UsageError(f"every {what} max_length: no pair is left", mend="Raise max_length under [train].")
     planned = settings.planned_steps(wanted, count * rows.each)
     trainer.add_callback(measure.teller(say, per_step=wanted.batch_size, unit=method.UNIT, beta=wanted.beta))
     # Only the trainer's own loop loads spread weights, so those need a step to take: the last one's checkpoint is none.
@@ -130,7 +133,7 @@ def _train(
         raise RunError(f"{os.environ['RLAIF_PROCESSES']} processes were asked for, and {many} train together")
     say(
         f"{f'going on from step {begun} of' if begun else 'training'} {planned} steps of {wanted.batch_size} "
-        + _how(prepared, wanted, arguments, count)
+        + _how(prepared, wanted, arguments, f"{count}")
         + (f", {many} processes" if many > 1 else "")
     )
     test = measure.tokens(prepared.test, trainer.processing_class, wanted.max_length)
@@ -171,7 +174,7 @@ def _train(
     return result, measure.history(trainer.state.log_history, beta=wanted.beta)
 
 
-def _how(prepared: Prepared, wanted: TrainConfig, arguments: dict[str, Any], count: int) -> str:
+def _how(prepared: Prepared, wanted: TrainConfig, arguments: dict[str, Any], count: str) -> str:
     method = methods.of(wanted.method)
     what = ("QLoRA" if wanted.quantize else "LoRA") if wanted.lora else "all weights"
     return (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rlaif.config import TrainConfig
 from rlaif.errors import UsageError, did_you_mean
-from rlaif.train import preflight
+from rlaif.train import template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,6 +44,9 @@ class Method(Protocol):
     """What a row is, in words."""
     HEAD: Head
     """What the trained model gives: tokens, or one score."""
+    WHOLE: bool
+    """Whether TRL leaves a pair out that is longer than max_length. Else it cuts the end of an answer, and leaves out
+    only what has none left."""
     RATES: tuple[float, float]
     """Learning rates where none is given: of an adapter, of all weights."""
     OWN: Mapping[str, str]
@@ -93,13 +96,13 @@ def preferences(frame: pl.DataFrame) -> Any:
     from datasets import Dataset
 
     plain = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-    if all(frame.schema[side] == plain for side in preflight.SIDES):
-        columns = [*preflight.SIDES, *(["tools"] if "tools" in frame.columns else [])]
+    if all(frame.schema[side] == plain for side in template.SIDES):
+        columns = [*template.SIDES, *(["tools"] if "tools" in frame.columns else [])]
         return Dataset.from_polars(frame.select(columns))
     # Turns that differ in their fields: as JSON, so that what one turn lacks does not come back as a null.
-    rows = [preflight.conversation(row) for row in frame.iter_rows(named=True)]
+    rows = [template.conversation(row) for row in frame.iter_rows(named=True)]
     texts = frame["tools"] if "tools" in frame.columns else [None] * len(rows)
-    return conversations([{**row, "tools": text} for row, text in zip(rows, texts, strict=True)], preflight.SIDES)
+    return conversations([{**row, "tools": text} for row, text in zip(rows, texts, strict=True)], template.SIDES)
 
 
 def conversations(rows: list[dict[str, Any]], sides: Sequence[str], **others: str) -> Any:

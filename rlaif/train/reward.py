@@ -22,6 +22,7 @@ TRAINER = "RewardTrainer"
 CONFIG = "RewardConfig"
 UNIT = "pairs"
 HEAD: method.Head = "score"
+WHOLE = True
 RATES = (1e-4, 1e-5)
 OWN: Mapping[str, str] = {}
 

@@ -90,6 +90,27 @@ def test_a_reward_model_learns_and_is_read_by_transformers(train: Train) -> None
         assert model(input_ids=padded).logits.item() == pytest.approx(scores[1], abs=0.05)
 
 
+def test_what_is_too_long_for_a_reward_model_is_told_before_and_after(train: Train, run: Run, small: Path) -> None:
+    """TRL leaves such a pair out whole, whichever side is too long."""
+    long = [{"role": "assistant", "content": "word " * 200}]
+    pl.DataFrame([{**row, "rejected": long} if place < 6 else row for place, row in enumerate(rows(16))]).write_parquet(
+        run.dataset / "train.parquet"
+    )
+    wanted = {"model": str(small), "method": "reward", "batch_size": 4, "max_length": 128}
+    prepared, how = loop.plan(run, Config.model_validate({"train": wanted}))
+    (length,) = (finding.message for finding in prepared.findings if finding.name == "length")
+    assert "6 of 16 pairs" in length
+    assert "they are left out" in length
+    assert how.startswith("3 steps of 4 pairs")
+    assert "on about 10 pairs" in how
+    result = train("reward", max_steps=None, merge=False)
+    assert (result.pairs, result.steps) == (10, 3)
+    card = (result.output / "README.md").read_text()
+    assert "10 preference pairs (6 more were left out: they are longer than the longest sequence)." in card
+    _, how = loop.plan(run, Config.model_validate({"train": {**wanted, "method": "dpo"}}))
+    assert "on 16 pairs" in how  # an answer's end is cut off
+
+
 def test_pairs_are_measured_in_the_order_of_their_lengths_and_told_in_their_own(small: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
