@@ -43,8 +43,9 @@ def write(run: Run, config: Config) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         prompts = _prompts(train)
         prompts.write_parquet(folder / "train.parquet")
-        test = run.dataset / "test.parquet"
-        _prompts(_read(test) if test.exists() else train.head(64)).write_parquet(folder / "test.parquet")
+        test = _read(run.dataset / "test.parquet")
+        # verl does not start without prompts to validate on.
+        _prompts(train.head(64) if test is None or test.is_empty() else test).write_parquet(folder / "test.parquet")
         script = folder / "launch.sh"
         values = overrides(config, demo.resolve(name), folder, prompts.height)
         script.write_text(_script(values), encoding="utf-8")
@@ -54,10 +55,10 @@ def write(run: Run, config: Config) -> Path:
     return folder
 
 
-def _read(path: Path) -> pl.DataFrame:
+def _read(path: Path) -> pl.DataFrame | None:
     import polars as pl
 
-    return pl.read_parquet(path)
+    return pl.read_parquet(path) if path.exists() else None
 
 
 def _prompts(frame: pl.DataFrame) -> pl.DataFrame:

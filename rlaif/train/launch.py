@@ -81,6 +81,9 @@ def place(wanted: TrainConfig, environ: Mapping[str, str] = os.environ) -> Place
             mend=f"Give --machine-rank, or set one of {', '.join(RANK)}.",
         )  # fmt: skip
     given, _, port = (wanted.main_address or "").partition(":")
+    if port and not port.isdecimal():
+        raise UsageError(f"{wanted.main_address!r} is no HOST[:PORT]", where="train.main_address",
+                         mend=f"Give --main-address as node-0 or node-0:{PORT}.")  # fmt: skip
     address = given or next((environ[name] for name in ADDRESS if environ.get(name)), "")
     if not address:
         raise UsageError(

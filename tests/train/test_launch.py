@@ -118,6 +118,7 @@ def test_where_this_machine_stands(asked: dict[str, Any], environ: dict[str, str
         ({"machines": 2, "machine_rank": 2}, {}, "counted from 0"),
         ({"machines": 2, "machine_rank": 1}, {}, "where the first one is is not known"),
         ({}, {"NNODES": "two"}, "NNODES is 'two', which is no number"),
+        ({"machines": 2, "machine_rank": 0, "main_address": "node:abc"}, {}, r"'node:abc' is no HOST\[:PORT\]"),
     ],
 )
 def test_what_is_missing_to_find_the_others_is_named(
