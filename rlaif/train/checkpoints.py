@@ -16,15 +16,20 @@ from typing import Any
 
 import orjson
 
-from rlaif.errors import IdentityError
+from rlaif.errors import IdentityError, OtherRows
 
 IDENTITY = "identity.json"
 ROWS = {"dataset": "the dataset has other rows", "both_bad": "people call other pairs both bad"}
 """The fields that say which rows were trained on, and what it means that they differ."""
+MEND = (
+    "To train anew in its place, set restart = true under [train], or give rlaif train --restart; to keep it, set "
+    "another output (--output)."
+)
 
 
 def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *, restart: bool = False) -> None:
-    """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one.
+    """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one, as
+    :class:`OtherRows` where that is the same training of other rows, and finished.
 
     Fields in ``growing`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
     With ``restart`` another training's checkpoints are removed instead.
@@ -32,19 +37,27 @@ def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *
     path = folder / IDENTITY
     before = read(path)
     if _numbered(folder):
-        differing = sorted(_differences(before, identity, growing)) if before else ["nothing says with what"]
+        differing = dict(_differences(before, identity, growing)) if before else {"": "nothing says with what"}
+        told = "; ".join(sorted(differing.values()))
         if differing and restart:
             shutil.rmtree(folder)
+        elif differing and differing.keys() <= ROWS.keys() and _finished(folder, before):
+            raise OtherRows(f"this training was finished, and since then {told}", where=str(folder), mend=MEND)
         elif differing:
-            raise IdentityError(
-                f"its checkpoints were made with other settings: {'; '.join(differing)}",
-                where=str(folder),
-                mend="Give --restart to train anew in its place, or another --output to keep it.",
-            )
+            raise IdentityError(f"its checkpoints were made with other settings: {told}", where=str(folder), mend=MEND)
     write(path, identity)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: tuple[str, ...]) -> Iterator[str]:
+def _finished(folder: Path, identity: Mapping[str, Any] | None) -> bool:
+    """Whether a training of ``identity`` ran to its end: it has written its facts beside the checkpoints."""
+    facts = read(folder.parent / "training.json")
+    return facts is not None and facts.get("identity") == identity
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], growing: tuple[str, ...]
+) -> Iterator[tuple[str, str]]:
+    """The fields that differ, each with what there is to say of it."""
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
         if old == new:
@@ -52,11 +65,11 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: tup
         if name in growing:
             if new is None or (old is not None and new > old):
                 continue
-            yield f"{name} may only grow: it was {old}, now {new}"
+            yield name, f"{name} may only grow: it was {old}, now {new}"
         elif name in ROWS:
-            yield ROWS[name]
+            yield name, ROWS[name]
         else:
-            yield f"{name} was {old!r}, now {new!r}"
+            yield name, f"{name} was {old!r}, now {new!r}"
 
 
 def newest(folder: Path, before: int | None = None) -> tuple[Path | None, list[Path]]:

@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from rlaif.config import Config, TrainConfig
-from rlaif.errors import MissingPart, RunError, UsageError
+from rlaif.errors import MissingPart, OtherRows, RunError, UsageError
 from rlaif.run.directory import Run
 from rlaif.train import checkpoints, launch, loop, settings
 from tests.conftest import ROOT
+from tests.train.pairs import rows
 from tests.train.test_dpo import close, weights
 
 pytestmark = pytest.mark.real
@@ -224,6 +226,10 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(run: Run, small:
     assert alone.adapter is not None
     assert close(weights(together.adapter), weights(alone.adapter))
     assert not (run.path / "two" / ".job.json").exists()
+
+    pl.DataFrame(rows(15)).write_parquet(run.dataset / "train.parquet")
+    with pytest.raises(OtherRows, match="this training was finished, and since then the dataset has other rows"):
+        launch.train(run, config(small, run.path / "two", max_steps=3), say=lines.append)
 
 
 SRUN = """#!/bin/bash
