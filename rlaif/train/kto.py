@@ -53,10 +53,12 @@ def rows(frame: pl.DataFrame, run: Run, _train: TrainConfig, seed: int) -> metho
         ]
     bad = both_bad(run)
     for pair in bad:
-        prompt = orjson.loads(pair["prompt"])
-        for side in ("response_a", "response_b"):
-            answer = [{"role": "assistant", "content": pair[side]}]
-            made.append({"prompt": prompt, "completion": answer, "label": False, "tools": None})
+        both = ([{"role": "assistant", "content": pair[side]}] for side in ("response_a", "response_b"))
+        turns = template.conversation(dict(zip(template.SIDES, (orjson.loads(pair["prompt"]), *both), strict=True)))
+        made += [
+            {"prompt": turns["prompt"], "completion": turns[side], "label": False, "tools": None}
+            for side in ("chosen", "rejected")
+        ]
     dataset = method.conversations(spread(made, seed), ("prompt", "completion"), label="bool")
     return method.Rows(dataset, deciding={"both_bad": key_of(pairs=[pair["pair_id"] for pair in bad])})
 
@@ -68,7 +70,8 @@ def spread(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     """
     of_prompt: dict[str, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
     for row in rows:
-        prompt, answer = (orjson.dumps(row[name]).decode() for name in ("prompt", "completion"))
+        texts = (orjson.dumps(row[name], option=orjson.OPT_SORT_KEYS) for name in ("prompt", "completion"))
+        prompt, answer = (text.decode() for text in texts)
         of_prompt[prompt].append((unit_interval(seed, "kto", prompt, answer, row["label"]), row))
     placed: list[tuple[float, dict[str, Any]]] = []
     for prompt, own in of_prompt.items():
