@@ -167,10 +167,10 @@ class TrainConfig(Section):
     """What training is asked to do.
 
     ``batch_size`` is the effective one, in pairs a step; ``per_device_batch_size`` only says how many of them stand in
-    memory at once. ``learning_rate`` and ``loss`` left out are the method's own. ``max_steps`` None is ``epochs``.
-    ``processes`` are those of each machine, ``machines`` and what follows else found in the environment.
-    ``quantize`` keeps an adapter's frozen base in 4 bits (QLoRA). ``extra`` passes further settings of TRL's
-    configuration through by name.
+    memory at once (KTO's KL term is estimated within them, from two or more). ``learning_rate`` and ``loss`` left out
+    are the method's own. ``max_steps`` None is ``epochs``. ``processes`` are those of each machine, ``machines`` and
+    what follows else found in the environment. ``quantize`` keeps an adapter's frozen base in 4 bits (QLoRA). ``extra``
+    passes further settings of TRL's configuration through by name.
     """
 
     method: Literal["dpo", "kto", "sft", "reward", "rloo", "ppo"] = "dpo"

@@ -26,6 +26,7 @@ MAY = {
 HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "polars", "pyarrow", "aiohttp"}
 # Modules that the command which needs them loads as a whole, inside a function.
 WHOLE = {
+    "run/labels",
     "run/tables",
     "run/parts",
     "pair",

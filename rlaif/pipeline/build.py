@@ -22,6 +22,7 @@ from rlaif.pipeline.rounds import Rounds
 from rlaif.run import tables
 from rlaif.run.directory import Run
 from rlaif.run.journal import Reader, blocks
+from rlaif.run.labels import human_labels
 from rlaif.run.parts import Pieces
 from rlaif.stats import Estimate
 
@@ -61,7 +62,7 @@ def build(rounds: Rounds, candidates: Pieces) -> Built:
     """
     run, config = rounds.run, rounds.config
     reviews = run.reviews()
-    labels = merge.human_labels(reviews)
+    labels = human_labels(reviews)
     found = gather(rounds, candidates, labels)
     pairs = balance.guard(found.pairs, classed=found.classed)
     pairs = route.route(pairs, found.tags, human_share=config.pairs.human_share, seed=config.seed)

@@ -86,11 +86,10 @@ def _data(prepared: Prepared, config: Config, result: TrainResult) -> str:
     if unit != "pairs":
         what = "prompts" if config.train.method == "rloo" else unit
         return f"{result.pairs} {what} of {prepared.train.height} preference pairs."
-    return f"{result.pairs} preference pairs{_left_out(prepared.train.height - result.pairs)}."
-
-
-def _left_out(count: int) -> str:
-    return f" ({count} more were left out: their prompts fill the longest sequence)" if count else ""
+    why = "they are longer than" if methods.of(config.train.method).WHOLE else "their prompts fill"
+    more = prepared.train.height - result.pairs
+    left_out = f" ({more} more were left out: {why} the longest sequence)" if more else ""
+    return f"{result.pairs} preference pairs{left_out}."
 
 
 def _sources(frame: pl.DataFrame) -> str:

@@ -6,6 +6,7 @@ crash tore is passed over for the one before it. Only :func:`claim` writes here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -15,13 +16,20 @@ from typing import Any
 
 import orjson
 
-from rlaif.errors import IdentityError
+from rlaif.errors import IdentityError, OtherRows
 
 IDENTITY = "identity.json"
+ROWS = {"dataset": "the dataset has other rows", "both_bad": "people call other pairs both bad"}
+"""The fields that say which rows were trained on, and what it means that they differ."""
+MEND = (
+    "To train anew in its place, set restart = true under [train], or give rlaif train --restart; to keep it, set "
+    "another output (--output)."
+)
 
 
 def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *, restart: bool = False) -> None:
-    """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one.
+    """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one, as
+    :class:`OtherRows` where that is the same training of other rows, and finished.
 
     Fields in ``growing`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
     With ``restart`` another training's checkpoints are removed instead.
@@ -29,19 +37,27 @@ def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *
     path = folder / IDENTITY
     before = read(path)
     if _numbered(folder):
-        differing = sorted(_differences(before, identity, growing)) if before else ["nothing says with what"]
+        differing = dict(_differences(before, identity, growing)) if before else {"": "nothing says with what"}
+        told = "; ".join(sorted(differing.values()))
         if differing and restart:
             shutil.rmtree(folder)
+        elif differing and differing.keys() <= ROWS.keys() and _finished(folder, before):
+            raise OtherRows(f"this training was finished, and since then {told}", where=str(folder), mend=MEND)
         elif differing:
-            raise IdentityError(
-                f"its checkpoints were made with other settings: {'; '.join(differing)}",
-                where=str(folder),
-                mend="Give --restart to train anew in its place, or another --output to keep it.",
-            )
+            raise IdentityError(f"its checkpoints were made with other settings: {told}", where=str(folder), mend=MEND)
     write(path, identity)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: tuple[str, ...]) -> Iterator[str]:
+def _finished(folder: Path, identity: Mapping[str, Any] | None) -> bool:
+    """Whether a training of ``identity`` ran to its end: it has written its facts beside the checkpoints."""
+    facts = read(folder.parent / "training.json")
+    return facts is not None and facts.get("identity") == identity
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], growing: tuple[str, ...]
+) -> Iterator[tuple[str, str]]:
+    """The fields that differ, each with what there is to say of it."""
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
         if old == new:
@@ -49,17 +65,19 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: tup
         if name in growing:
             if new is None or (old is not None and new > old):
                 continue
-            yield f"{name} may only grow: it was {old}, now {new}"
-        elif name == "dataset":
-            yield "the dataset has other rows"
+            yield name, f"{name} may only grow: it was {old}, now {new}"
+        elif name in ROWS:
+            yield name, ROWS[name]
         else:
-            yield f"{name} was {old!r}, now {new!r}"
+            yield name, f"{name} was {old!r}, now {new!r}"
 
 
-def newest(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest complete checkpoint, and the torn ones that are newer than it."""
+def newest(folder: Path, before: int | None = None) -> tuple[Path | None, list[Path]]:
+    """The newest complete checkpoint (of a step before ``before``), and the torn ones that are newer than it."""
     torn: list[Path] = []
     for path in reversed(_numbered(folder)):
+        if before is not None and step(path) >= before:
+            continue
         if complete(path):
             return path, torn
         torn.append(path)
@@ -79,16 +97,27 @@ def complete(checkpoint: Path) -> bool:
     """Whether all that going on needs is there and whole: weights, optimizer, scheduler, random state, and the step."""
     state = read(checkpoint / "trainer_state.json")  # the trainer writes it last
     weights = list(checkpoint.glob("*.safetensors"))
-    archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    optimizer, random = _optimizer(checkpoint), list(checkpoint.glob("rng_state*.pth"))
     return (
         state is not None
         and state.get("global_step") == step(checkpoint)
         and bool(weights)
         and all(map(_whole_safetensors, weights))
-        and len(archives) > 2
-        and all(map(zipfile.is_zipfile, archives))
+        and bool(optimizer)
+        and bool(random)
+        and all(map(zipfile.is_zipfile, [*optimizer, checkpoint / "scheduler.pt", *random]))
         and _all_shards(checkpoint)
     )
+
+
+def _optimizer(checkpoint: Path) -> list[Path]:
+    """The files of the optimizer's state, and with spread weights those of the model that are read with it: DeepSpeed's
+    in the folder that its ``latest`` names, FSDP's, or the one of a process that has all of it. Empty without any."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+        return sorted(folder.glob("*.pt")) if any(folder.glob("*optim_states.pt")) else []
+    fsdp = checkpoint / "optimizer.bin"
+    return [fsdp, checkpoint / "pytorch_model_fsdp.bin"] if fsdp.exists() else [checkpoint / "optimizer.pt"]
 
 
 def _all_shards(checkpoint: Path) -> bool:

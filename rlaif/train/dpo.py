@@ -19,6 +19,7 @@ TRAINER = "DPOTrainer"
 CONFIG = "DPOConfig"
 UNIT = "pairs"
 HEAD: method.Head = "language"
+WHOLE = False
 # DPO moves a model by small steps: TRL's and the DPO paper's 1e-6 for all weights. An adapter starts at zero and has
 # to grow, and its own parameters are few, so it takes larger steps; 1e-4 is what was tried, not the best of several.
 RATES = (1e-4, 1e-6)
@@ -41,7 +42,7 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig, _seed: int) -> method.Rows:
     return method.Rows(method.preferences(frame))
 
 

@@ -20,7 +20,7 @@ from rlaif.config import Config
 from rlaif.errors import RunError, UsageError
 from rlaif.llm import demo
 from rlaif.run.directory import Run
-from rlaif.train import preflight, rloo, settings
+from rlaif.train import preflight, rloo, settings, template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,8 +43,9 @@ def write(run: Run, config: Config) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         prompts = _prompts(train)
         prompts.write_parquet(folder / "train.parquet")
-        test = run.dataset / "test.parquet"
-        _prompts(_read(test) if test.exists() else train.head(64)).write_parquet(folder / "test.parquet")
+        test = _read(run.dataset / "test.parquet")
+        # verl does not start without prompts to validate on.
+        _prompts(train.head(64) if test is None or test.is_empty() else test).write_parquet(folder / "test.parquet")
         script = folder / "launch.sh"
         values = overrides(config, demo.resolve(name), folder, prompts.height)
         script.write_text(_script(values), encoding="utf-8")
@@ -54,10 +55,10 @@ def write(run: Run, config: Config) -> Path:
     return folder
 
 
-def _read(path: Path) -> pl.DataFrame:
+def _read(path: Path) -> pl.DataFrame | None:
     import polars as pl
 
-    return pl.read_parquet(path)
+    return pl.read_parquet(path) if path.exists() else None
 
 
 def _prompts(frame: pl.DataFrame) -> pl.DataFrame:
@@ -68,7 +69,7 @@ def _prompts(frame: pl.DataFrame) -> pl.DataFrame:
     rows = []
     for place, row in enumerate(once.iter_rows(named=True)):
         turns = [{"role": turn["role"], "content": turn.get("content") or ""}
-                 for turn in preflight.conversation(row)["prompt"]]  # fmt: skip
+                 for turn in template.conversation(row)["prompt"]]  # fmt: skip
         rows.append(
             {
                 "data_source": "rlaif",

@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from rlaif.config import Config, TrainConfig
-from rlaif.errors import MissingPart, RlaifError, RunError, UsageError
+from rlaif.errors import MissingPart, OtherRows, RlaifError, RunError, UsageError
 from rlaif.run.directory import Run
 from rlaif.train import writing
 
@@ -81,6 +81,9 @@ def place(wanted: TrainConfig, environ: Mapping[str, str] = os.environ) -> Place
             mend=f"Give --machine-rank, or set one of {', '.join(RANK)}.",
         )  # fmt: skip
     given, _, port = (wanted.main_address or "").partition(":")
+    if port and not port.isdecimal():
+        raise UsageError(f"{wanted.main_address!r} is no HOST[:PORT]", where="train.main_address",
+                         mend=f"Give --main-address as node-0 or node-0:{PORT}.")  # fmt: skip
     address = given or next((environ[name] for name in ADDRESS if environ.get(name)), "")
     if not address:
         raise UsageError(
@@ -132,7 +135,9 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> writing.Tr
         if here.rank == 0:
             job.unlink(missing_ok=True)
     if code:
-        told = next((text for text in reversed(said) if text.startswith(FAILED)), None)
+        told = next((text for text in reversed(said) if text.startswith((FAILED, OTHER_ROWS))), None)
+        if told and told.startswith(OTHER_ROWS):
+            raise OtherRows(told.removeprefix(OTHER_ROWS))
         last = told.removeprefix(FAILED) if told else " / ".join(said[-LAST_WORDS:]) or "it said nothing"
         raise RunError(f"the training processes ended with {code}: {last}", where=str(output),
                        mend="What was saved is kept: the same command goes on from the newest checkpoint.")  # fmt: skip
@@ -142,7 +147,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> writing.Tr
     return result
 
 
-SAID, FAILED = "rlaif-said ", "rlaif-failed "
+SAID, FAILED, OTHER_ROWS = "rlaif-said ", "rlaif-failed ", "rlaif-other-rows "
 
 
 def command(config: Config, job: Path, here: Place) -> tuple[list[str], dict[str, str]]:
@@ -204,7 +209,8 @@ def _child(job: Path) -> int:
         told = _job(job)
         loop.train(Run(told["run"]), Config.model_validate(told["config"]), say=say)
     except RlaifError as error:
-        print(FAILED + " ".join(str(error).split()), flush=True)  # noqa: T201
+        how = OTHER_ROWS if isinstance(error, OtherRows) else FAILED
+        print(how + " ".join(str(error).split()), flush=True)  # noqa: T201
         return error.exit_code
     return 0
 

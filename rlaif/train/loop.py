@@ -38,10 +38,12 @@ def plan(run: Run, config: Config) -> tuple[Prepared, str]:
     arguments = settings.arguments(wanted, seed=config.seed, folder=run.model, pairs=prepared.train.height)
     method.keywords(wanted)
     with _quiet():
-        rows = method.rows(prepared.train, run, wanted)
-    count = len(rows.dataset)
+        rows = method.rows(prepared.train, run, wanted, config.seed)
+    kept = prepared.kept if "max_length" in arguments else 1.0
+    count = round(kept * len(rows.dataset))
     planned = settings.planned_steps(wanted, count * rows.each)
-    return prepared, f"{planned} steps of {wanted.batch_size} {_how(prepared, wanted, arguments, count)}"
+    told = f"{count}" if kept == 1 else f"about {count}"
+    return prepared, f"{planned} steps of {wanted.batch_size} {_how(prepared, wanted, arguments, told)}"
 
 
 def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResult:
@@ -53,8 +55,13 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
     output = Path(wanted.output) if wanted.output else run.model
     folder = output / "checkpoints"
     arguments = settings.arguments(wanted, seed=config.seed, folder=folder, pairs=prepared.train.height)
-    methods.of(wanted.method).keywords(wanted)  # refused before anything is loaded
-    identity = settings.identity(wanted, model=prepared.model, seed=config.seed, dataset=prepared.digest)
+    method = methods.of(wanted.method)
+    method.keywords(wanted)  # refused before anything is loaded
+    with _quiet():
+        rows = method.rows(prepared.train, run, wanted, config.seed)
+    identity = settings.identity(
+        wanted, model=prepared.model, seed=config.seed, dataset=prepared.digest, rows=rows.deciding
+    )
     if done := writing.finished(output, identity, merge=wanted.merge):
         say(f"already trained with these settings in {output}; remove it to train anew. What that training gave:")
         return done
@@ -63,7 +70,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> TrainResul
             checkpoints.claim(folder, identity, settings.GROWING, restart=wanted.restart)
             _tell(prepared, say)
         with _quiet():
-            result, history = _train(prepared, run, config, arguments, output, say)
+            result, history = _train(prepared, rows, run, config, arguments, output, say)
         if _is_main():
             card.write(output / "README.md", prepared, config, result)
             facts = {"identity": identity, "result": writing.as_json(result), "reversed": result.reversed,
@@ -98,19 +105,26 @@ def _tell(prepared: Prepared, say: Callable[[str], None]) -> None:
 
 
 def _train(
-    prepared: Prepared, run: Run, config: Config, arguments: dict[str, Any], output: Path, say: Callable[[str], None]
+    prepared: Prepared,
+    rows: Rows,
+    run: Run,
+    config: Config,
+    arguments: dict[str, Any],
+    output: Path,
+    say: Callable[[str], None],
 ) -> tuple[TrainResult, list[dict[str, float]]]:
     wanted, method = config.train, methods.of(config.train.method)
-    rows = method.rows(prepared.train, run, wanted)
     trainer = _trainer(prepared, run, config, method, rows, arguments)
     if not trainer.accelerator.is_main_process:
         say = _silent
     count = len(trainer.train_dataset)
     if count == 0:
-        raise UsageError("every prompt fills max_length: no pair is left", mend="Raise max_length under [train].")
+        what = "pair is longer than" if method.WHOLE else "prompt fills"
+        raise UsageError(f"every {what} max_length: no pair is left", mend="Raise max_length under [train].")
     planned = settings.planned_steps(wanted, count * rows.each)
     trainer.add_callback(measure.teller(say, per_step=wanted.batch_size, unit=method.UNIT, beta=wanted.beta))
-    resume, torn = checkpoints.newest(Path(trainer.args.output_dir))
+    # Only the trainer's own loop loads spread weights, so those need a step to take: the last one's checkpoint is none.
+    resume, torn = checkpoints.newest(Path(trainer.args.output_dir), None if measure.can(trainer) else planned)
     for path in torn:
         say(f"{path.name} is incomplete and passed over")
     begun = checkpoints.step(resume) if resume else 0
@@ -119,14 +133,14 @@ def _train(
         raise RunError(f"{os.environ['RLAIF_PROCESSES']} processes were asked for, and {many} train together")
     say(
         f"{f'going on from step {begun} of' if begun else 'training'} {planned} steps of {wanted.batch_size} "
-        + _how(prepared, wanted, arguments, count)
+        + _how(prepared, wanted, arguments, f"{count}")
         + (f", {many} processes" if many > 1 else "")
     )
     test = measure.tokens(prepared.test, trainer.processing_class, wanted.max_length)
     if test and not measure.can(trainer):
         say("held-out pairs are not measured: the weights are spread over several processes")
         test = []
-    with measure.only_answers_scored(), _out_of_memory_explained():
+    with measure.only_answers_scored(), _out_of_memory_explained(wanted.method):
         if test:
             say(f"measuring {len(test)} held-out pairs first")
         before = measure.likelihoods(trainer, test, method.HEAD)  # of the base: a checkpoint is loaded after this
@@ -160,7 +174,7 @@ def _train(
     return result, measure.history(trainer.state.log_history, beta=wanted.beta)
 
 
-def _how(prepared: Prepared, wanted: TrainConfig, arguments: dict[str, Any], count: int) -> str:
+def _how(prepared: Prepared, wanted: TrainConfig, arguments: dict[str, Any], count: str) -> str:
     method = methods.of(wanted.method)
     what = ("QLoRA" if wanted.quantize else "LoRA") if wanted.lora else "all weights"
     return (
@@ -205,7 +219,7 @@ def _trainer(
     )
     held_out = None
     if prepared.test is not None and any(name.startswith("eval_") for name in wanted.extra):
-        held_out = method.rows(prepared.test, run, wanted).dataset
+        held_out = method.rows(prepared.test, run, wanted, config.seed).dataset
     # What is ours stands before the try: a mistake of ours is not to be told as TRL's refusal.
     ours = {
         "train_dataset": rows.dataset,
@@ -250,17 +264,21 @@ def _four_bits() -> Any:
 
 
 @contextlib.contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
+def _out_of_memory_explained(method: str) -> Iterator[None]:
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RunError(
-            "the device ran out of memory",
-            mend="Set per_device_batch_size = 1 under [train] (the effective batch stays what it is, and training goes "
-            "on from its checkpoint); else a smaller max_length, or LoRA.",
-        ) from error
+        # KTO's KL term needs two answers at once, and which two is a part of what it trains.
+        few = (
+            "Set a smaller max_length under [train], per_device_batch_size = 2 where it is more, or LoRA; where "
+            "there is a checkpoint already, restart = true too: KTO begins anew with any of them."
+            if method == "kto"
+            else "Set per_device_batch_size = 1 under [train] (the effective batch stays what it is, and training goes "
+            "on from its checkpoint); else a smaller max_length, or LoRA."
+        )
+        raise RunError("the device ran out of memory", mend=few) from error
 
 
 @contextlib.contextmanager

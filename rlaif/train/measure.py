@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import RunError
 from rlaif.stats import Estimate, wilson
-from rlaif.train import preflight
+from rlaif.train import template
 from rlaif.train.method import Head
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def tokens(frame: pl.DataFrame | None, tokenizer: Any, max_length: int) -> list[
     """The pairs of ``frame`` as the model reads them, cut at ``max_length``; without those whose prompt fills it."""
     found = []
     for row in frame.iter_rows(named=True) if frame is not None else ():
-        turns = preflight.conversation(row)
-        prompt = preflight.ids(tokenizer, turns["prompt"], turns["tools"], add_generation_prompt=True)
+        turns = template.conversation(row)
+        prompt = template.ids(tokenizer, turns["prompt"], turns["tools"], add_generation_prompt=True)
         both = [
-            preflight.ids(tokenizer, turns["prompt"] + turns[side], turns["tools"]) for side in ("chosen", "rejected")
+            template.ids(tokenizer, turns["prompt"] + turns[side], turns["tools"]) for side in ("chosen", "rejected")
         ]
-        start = min(preflight.common(prompt, whole) for whole in both)
+        start = min(template.common(prompt, whole) for whole in both)
         if start < max_length:
             found.append(Tokens(both[0][:max_length], both[1][:max_length], start))
     return found

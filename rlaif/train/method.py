@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rlaif.config import TrainConfig
 from rlaif.errors import UsageError, did_you_mean
-from rlaif.train import preflight
+from rlaif.train import template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,10 +26,11 @@ Head = Literal["language", "score"]
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What a trainer trains on. ``each``: how many sequences' worth of a batch one row takes (online methods answer
-    a prompt several times)."""
+    a prompt several times). ``deciding``: what they were made of besides train.parquet, for the training's identity."""
 
     dataset: Any
     each: int = 1
+    deciding: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -43,6 +44,9 @@ class Method(Protocol):
     """What a row is, in words."""
     HEAD: Head
     """What the trained model gives: tokens, or one score."""
+    WHOLE: bool
+    """Whether TRL leaves a pair out that is longer than max_length. Else it cuts the end of an answer, and leaves out
+    only what has none left."""
     RATES: tuple[float, float]
     """Learning rates where none is given: of an adapter, of all weights."""
     OWN: Mapping[str, str]
@@ -54,7 +58,7 @@ class Method(Protocol):
     def keywords(self, train: TrainConfig) -> dict[str, Any]:
         """The method's own keyword arguments of TRL's trainer."""
 
-    def rows(self, frame: pl.DataFrame, run: Run, train: TrainConfig) -> Rows:
+    def rows(self, frame: pl.DataFrame, run: Run, train: TrainConfig, seed: int) -> Rows:
         """The rows of the preference dataset as this method's trainer takes them."""
 
     def described(self, train: TrainConfig) -> str:
@@ -76,8 +80,8 @@ def loss_names(config: str = "DPOConfig") -> list[str]:
     """The losses of the TRL that is installed, from the help of ``loss_type``; empty where that lists none."""
     import trl
 
-    fields = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(getattr(trl, config))}
-    return re.findall(r"`'(\w+)'`", fields.get("loss_type", ""))
+    helps = {each.name: each.metadata.get("help", "") for each in dataclasses.fields(getattr(trl, config))}
+    return re.findall(r"`'(\w+)'`", helps.get("loss_type", ""))
 
 
 def no_loss(title: str, train: TrainConfig) -> None:
@@ -92,13 +96,13 @@ def preferences(frame: pl.DataFrame) -> Any:
     from datasets import Dataset
 
     plain = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-    if all(frame.schema[side] == plain for side in preflight.SIDES):
-        columns = [*preflight.SIDES, *(["tools"] if "tools" in frame.columns else [])]
+    if all(frame.schema[side] == plain for side in template.SIDES):
+        columns = [*template.SIDES, *(["tools"] if "tools" in frame.columns else [])]
         return Dataset.from_polars(frame.select(columns))
     # Turns that differ in their fields: as JSON, so that what one turn lacks does not come back as a null.
-    rows = [preflight.conversation(row) for row in frame.iter_rows(named=True)]
+    rows = [template.conversation(row) for row in frame.iter_rows(named=True)]
     texts = frame["tools"] if "tools" in frame.columns else [None] * len(rows)
-    return conversations([{**row, "tools": text} for row, text in zip(rows, texts, strict=True)], preflight.SIDES)
+    return conversations([{**row, "tools": text} for row, text in zip(rows, texts, strict=True)], template.SIDES)
 
 
 def conversations(rows: list[dict[str, Any]], sides: Sequence[str], **others: str) -> Any:

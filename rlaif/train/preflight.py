@@ -4,29 +4,24 @@ Takes the files of RUN/dataset and the tokenizer that training will use, renders
 findings: ``pass``, ``warn`` (training goes on, and the person is told), or ``refuse``. Every message carries its
 numbers. Counts over rows are exact; what needs the tokenizer is taken from up to ``SAMPLE`` evenly spaced pairs, and
 the message's n says so. Nothing is written, and no model is loaded.
-
-``conversation`` is the one place that says how a row's turns are handed to a chat template; training uses it too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import orjson
-
 from rlaif.errors import UsageError, did_you_mean
+from rlaif.train.template import SIDES, common, conversation, ids
 
 if TYPE_CHECKING:
     import polars as pl
 
 Level = Literal["pass", "warn", "refuse"]
 
-SIDES = ("prompt", "chosen", "rejected")
 FEW_PAIRS = 100
 ENOUGH = 20
 """Held-out pairs below which a share says nothing."""
@@ -34,7 +29,6 @@ SAMPLE = 2_000
 OVER_LENGTH_SHARE = 0.05
 SKEW_SHARE = 0.70
 SKEW_FROM = 20
-SHOWN_CHARACTERS = 1_200
 EXPECTED = "lists of {role, content}, with only the assistant's turn in chosen and rejected"
 
 
@@ -51,11 +45,11 @@ class Finding:
         return f"{self.message}. {self.mend}" if self.mend else self.message
 
 
-def check(dataset: Path, tokenizer: Any, *, max_length: int) -> list[Finding]:
+def check(dataset: Path, tokenizer: Any, *, max_length: int, whole: bool = False) -> list[Finding]:
     """Every check of the dataset at ``dataset`` (train.parquet and, where it is there, test.parquet)."""
     findings, frame = check_rows(dataset)
     if frame is not None:
-        findings += check_tokens(frame, tokenizer, max_length=max_length)
+        findings += check_tokens(frame, tokenizer, max_length=max_length, whole=whole)[0]
     return findings
 
 
@@ -246,34 +240,7 @@ def _leak(train: pl.DataFrame, test: pl.DataFrame) -> list[Finding]:
     return [Finding("leak", "pass", message)]
 
 
-# The chat template
-
-
-def conversation(row: dict[str, Any]) -> dict[str, Any]:
-    """``prompt``, ``chosen``, ``rejected`` and ``tools`` of a row, as a chat template takes them.
-
-    Fields that a turn does not have are nulls in Parquet and are left out here: some templates ask whether a field is
-    there, not whether it says something. The arguments of a tool call travel as JSON text and templates want the value.
-    """
-    tools = row.get("tools")
-    taken: dict[str, Any] = {side: [_turn(turn) for turn in row[side]] for side in SIDES}
-    taken["tools"] = orjson.loads(tools) if isinstance(tools, str) else tools
-    return taken
-
-
-def _turn(turn: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in turn.items() if value is not None}
-    if "tool_calls" in kept:
-        kept["tool_calls"] = [_call(call) for call in kept["tool_calls"]]
-    return kept
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    function = dict(call.get("function") or {})
-    if isinstance(function.get("arguments"), str):
-        with contextlib.suppress(orjson.JSONDecodeError):  # a model wrote it: what is no JSON is shown as it is
-            function["arguments"] = orjson.loads(function["arguments"])
-    return {**{name: value for name, value in call.items() if value is not None}, "function": function}
+# Its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,15 +251,17 @@ class _Lengths:
     lost: list[int]
 
 
-def check_tokens(frame: pl.DataFrame, tokenizer: Any, *, max_length: int) -> list[Finding]:
-    """The checks that render and tokenize. Every row of ``frame`` has passed :func:`check_rows`."""
+def check_tokens(frame: pl.DataFrame, tokenizer: Any, *, max_length: int, whole: bool) -> tuple[list[Finding], float]:
+    """The checks that render and tokenize, and the share of the pairs that max_length leaves in the training.
+
+    Every row of ``frame`` has passed :func:`check_rows`. ``whole``: :attr:`rlaif.train.method.Method.WHOLE`.
+    """
     if not getattr(tokenizer, "chat_template", None):
-        return [
-            Finding(
-                "template", "refuse", "the tokenizer has no chat template, so conversations cannot be rendered",
-                "Train an instruct model, or put a chat_template.jinja beside the model's tokenizer.",
-            )
-        ]  # fmt: skip
+        none = Finding(
+            "template", "refuse", "the tokenizer has no chat template, so conversations cannot be rendered",
+            "Train an instruct model, or put a chat_template.jinja beside the model's tokenizer.",
+        )  # fmt: skip
+        return [none], 0.0
     sample = frame.gather_every(-(-frame.height // SAMPLE))
     measured: list[_Lengths] = []
     failures: list[str] = []
@@ -305,12 +274,11 @@ def check_tokens(frame: pl.DataFrame, tokenizer: Any, *, max_length: int) -> lis
     of = f"{n} pairs" if n == frame.height else f"{n} sampled pairs"
     if failures:
         message = f"the chat template cannot render {len(failures)} of {of}: {failures[0]}"
-        return [Finding("template", "refuse", message, "Train a model whose template takes these turns.")]
-    return [_template_pass(of), _prefix(measured, of, tokenizer), _over_length(measured, of, max_length)]
-
-
-def _template_pass(of: str) -> Finding:
-    return Finding("template", "pass", f"the chat template renders all of {of}")
+        return [Finding("template", "refuse", message, "Train a model whose template takes these turns.")], 0.0
+    renders = Finding("template", "pass", f"the chat template renders all of {of}")
+    left_out = sum((row.longest > max_length) if whole else (row.prompt >= max_length) for row in measured)
+    lengths = _over_length(measured, of, max_length, left_out, whole=whole)
+    return [renders, _prefix(measured, of, tokenizer), lengths], 1 - left_out / n
 
 
 def _measure(row: dict[str, Any], tokenizer: Any) -> _Lengths:
@@ -318,22 +286,6 @@ def _measure(row: dict[str, Any], tokenizer: Any) -> _Lengths:
     both = [ids(tokenizer, row["prompt"] + row[side], row["tools"]) for side in ("chosen", "rejected")]
     shared = min(common(prompt, whole) for whole in both)
     return _Lengths(len(prompt), max(map(len, both)), shared == len(prompt), prompt[shared:])
-
-
-def ids(tokenizer: Any, turns: list[dict[str, Any]], tools: Any, **options: Any) -> list[int]:
-    """The token ids of ``turns`` in the tokenizer's chat template."""
-    tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, tools=tools, **options)
-    return list(tokens["input_ids"])
-
-
-def common(left: list[int], right: list[int]) -> int:
-    """How many ids both begin with."""
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
 
 
 def _prefix(measured: list[_Lengths], of: str, tokenizer: Any) -> Finding:
@@ -349,16 +301,16 @@ def _prefix(measured: list[_Lengths], of: str, tokenizer: Any) -> Finding:
     )  # fmt: skip
 
 
-def _over_length(measured: list[_Lengths], of: str, max_length: int) -> Finding:
+def _over_length(measured: list[_Lengths], of: str, max_length: int, left_out: int, *, whole: bool) -> Finding:
     over = sum(row.longest > max_length for row in measured)
-    dropped = sum(row.prompt >= max_length for row in measured)
     lengths = sorted(row.longest for row in measured)
     message = (
         f"{over} of {of} ({over / len(measured):.0%}) are longer than max_length = {max_length} tokens "
         f"(median {statistics.median(lengths):.0f}, longest {lengths[-1]})"
     )
-    if dropped:
-        message += f"; {dropped} have a prompt that fills it alone and are left out"
+    if left_out:
+        which = "they" if whole else f"{left_out} have a prompt that fills it alone and"
+        message += f"; {which} are left out"
     elif over:
         message += "; their ends are cut off"
     fits = lengths[min(len(lengths) - 1, int(0.99 * len(lengths)))]
@@ -367,28 +319,6 @@ def _over_length(measured: list[_Lengths], of: str, max_length: int) -> Finding:
         return Finding("length", "refuse", message, mend)
     return Finding(
         "length", *(("warn", message, mend) if over > OVER_LENGTH_SHARE * len(measured) else ("pass", message))
-    )
-
-
-def example(frame: pl.DataFrame, tokenizer: Any) -> str:
-    """The first pair as the model will read it, special tokens and all; long parts are cut in the middle."""
-    row = conversation(frame.row(0, named=True))
-    render: Callable[..., str] = tokenizer.apply_chat_template
-    prompt = render(row["prompt"], tokenize=False, add_generation_prompt=True, tools=row["tools"])
-    parts = [f"prompt:\n{_cut(prompt)}"]
-    for side in ("chosen", "rejected"):
-        whole = render(row["prompt"] + row[side], tokenize=False, tools=row["tools"])
-        answer = whole[len(prompt) :] if whole.startswith(prompt) else whole
-        parts.append(f"{side}:\n{_cut(answer)}")
-    return "\n".join(part.rstrip("\n") for part in parts)
-
-
-def _cut(text: str) -> str:
-    half = SHOWN_CHARACTERS // 2
-    return (
-        text
-        if len(text) <= SHOWN_CHARACTERS
-        else f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
     )
 
 

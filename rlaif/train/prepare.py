@@ -12,7 +12,7 @@ from rlaif.config import Config
 from rlaif.errors import MissingPart, UsageError
 from rlaif.llm import demo
 from rlaif.run.directory import Run
-from rlaif.train import known, measure, preflight, settings, writing
+from rlaif.train import known, measure, methods, preflight, settings, template, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,6 +29,8 @@ class Prepared:
     train: pl.DataFrame
     test: pl.DataFrame | None
     digest: str
+    kept: float
+    """The share of the pairs that max_length leaves in the training, by those that were measured."""
     findings: list[preflight.Finding]
     example: str
 
@@ -45,12 +47,14 @@ def prepare(run: Run, config: Config) -> Prepared:
     assert train is not None  # refused otherwise
     path = demo.resolve(name)
     tokenizer = writing.tokenizer(name, path)
-    findings += preflight.check_tokens(train, tokenizer, max_length=config.train.max_length)
+    whole = methods.of(config.train.method).WHOLE
+    found, kept = preflight.check_tokens(train, tokenizer, max_length=config.train.max_length, whole=whole)
+    findings += found
     findings += known.check(run, config.train)
     preflight.refuse(findings, where=run.dataset)
     digest = hashlib.sha256((run.dataset / "train.parquet").read_bytes()).hexdigest()
     test = _read_test(run.dataset / "test.parquet", config.seed)
-    return Prepared(name, path, train, test, digest, findings, preflight.example(train, tokenizer))
+    return Prepared(name, path, train, test, digest, kept, findings, template.example(train, tokenizer))
 
 
 def _require_quantizing(config: Config) -> None:

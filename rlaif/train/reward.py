@@ -22,6 +22,7 @@ TRAINER = "RewardTrainer"
 CONFIG = "RewardConfig"
 UNIT = "pairs"
 HEAD: method.Head = "score"
+WHOLE = True
 RATES = (1e-4, 1e-5)
 OWN: Mapping[str, str] = {}
 
@@ -35,7 +36,7 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig, _seed: int) -> method.Rows:
     return method.Rows(method.preferences(frame))
 
 

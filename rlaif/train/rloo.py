@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.config import TrainConfig
 from rlaif.errors import UsageError
-from rlaif.train import method, preflight
+from rlaif.train import method, template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,6 +24,7 @@ TRAINER = "RLOOTrainer"
 CONFIG = "RLOOConfig"
 UNIT = "answers"
 HEAD: method.Head = "language"
+WHOLE = False
 RATES = (1e-5, 1e-6)
 OWN: Mapping[str, str] = {"beta": "beta", "reward_funcs": "reward_model", "max_length": "max_length"}
 GENERATIONS = 4
@@ -61,11 +62,11 @@ def keywords(train: TrainConfig) -> dict[str, Any]:
     return {"reward_funcs": train.reward_model}
 
 
-def rows(frame: pl.DataFrame, _run: Run, train: TrainConfig) -> method.Rows:
+def rows(frame: pl.DataFrame, _run: Run, train: TrainConfig, _seed: int) -> method.Rows:
     """Each prompt of the dataset once."""
     once = frame.unique("prompt_id", keep="first", maintain_order=True) if "prompt_id" in frame.columns else frame
     made = [
-        {"prompt": preflight.conversation(row)["prompt"], "tools": row.get("tools")}
+        {"prompt": template.conversation(row)["prompt"], "tools": row.get("tools")}
         for row in once.iter_rows(named=True)
     ]
     return method.Rows(method.conversations(made, ("prompt",)), each=generations(train))

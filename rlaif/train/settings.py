@@ -91,6 +91,11 @@ def batches(train: TrainConfig, processes: int = 1) -> tuple[int, int]:
     return device, share // device
 
 
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def planned_steps(train: TrainConfig, pairs: int) -> int:
     """How many optimizer steps the training of ``pairs`` pairs has. The last step of an epoch may be a smaller one."""
     if train.max_steps is not None:
@@ -109,7 +114,7 @@ def arguments(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dic
     _check_reports(train.extra.get("report_to"))
     cuda = torch.cuda.is_available()
     precision = dtype(train)
-    per_device, accumulation = batches(train, int(os.environ.get("WORLD_SIZE", "1")))
+    per_device, accumulation = batches(train, world_size())
     # An adapter's frozen base may be kept in bfloat16. Weights that are trained may not: 1e-6 would round away.
     weights = precision if train.lora else "float32"
     init = {**train.extra.get("model_init_kwargs", {}), "dtype": weights, "use_safetensors": True}
@@ -176,14 +181,18 @@ def _check_reports(wanted: str | list[str] | None) -> None:
                               mend=f"Install it: pip install {name}")  # fmt: skip
 
 
-def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict[str, Any]:
-    """What determines the trained weights, as JSON values. ``dataset``: the sha256 of train.parquet's bytes.
+def identity(train: TrainConfig, *, model: str, seed: int, dataset: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the trained weights, as JSON values. ``dataset``: the sha256 of train.parquet's bytes;
+    ``rows``: what else the method's rows are made of.
 
     How many pairs stand on the device at once is not in it: a training that ran out of memory may go on with fewer.
+    Except of KTO, whose KL term pairs each answer's prompt with another answer of those.
     """
+    paired = train.method == "kto"
     adapter = {"lora_r": train.lora_r, "lora_alpha": train.lora_alpha} if train.lora else {}
     return {
         "dataset": dataset,
+        **rows,
         "model": model,
         "method": train.method,
         "lora": train.lora,
@@ -195,6 +204,7 @@ def identity(train: TrainConfig, *, model: str, seed: int, dataset: str) -> dict
         "epochs": train.epochs,
         "max_steps": train.max_steps,
         "batch_size": train.batch_size,
+        **({"per_device_batch_size": batches(train, world_size())[0]} if paired else {}),
         "max_length": train.max_length,
         "dtype": dtype(train),
         "seed": seed,

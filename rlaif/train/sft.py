@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import TrainConfig
-from rlaif.train import method, preflight
+from rlaif.train import method, template
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,6 +21,7 @@ TRAINER = "SFTTrainer"
 CONFIG = "SFTConfig"
 UNIT = "answers"
 HEAD: method.Head = "language"
+WHOLE = False
 RATES = (2e-4, 2e-5)
 OWN: Mapping[str, str] = {"loss_type": "loss"}
 
@@ -33,8 +34,8 @@ def keywords(_train: TrainConfig) -> dict[str, Any]:
     return {}
 
 
-def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig) -> method.Rows:
-    turns = [preflight.conversation(row) for row in frame.iter_rows(named=True)]
+def rows(frame: pl.DataFrame, _run: Run, _train: TrainConfig, _seed: int) -> method.Rows:
+    turns = [template.conversation(row) for row in frame.iter_rows(named=True)]
     tools = frame["tools"] if "tools" in frame.columns else [None] * len(turns)
     made = [
         {"prompt": row["prompt"], "completion": row["chosen"], "tools": text}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.pair import merge, select, settle
+from rlaif.run.labels import human_labels
 
 SEAT = select.Judged("helpful", "h", "m", 1.0)
 RATER = select.Judged("quality", "q", "m", 1.0, aspects=2)
@@ -229,7 +230,7 @@ def reviews(*rows: tuple[str, str, str, str | None, float]) -> pl.DataFrame:
 
 
 def test_the_newest_label_of_each_person_counts_and_people_must_agree() -> None:
-    labels = merge.human_labels(
+    labels = human_labels(
         reviews(
             ("1", "ada", "left", "a", 1.0), ("1", "ada", "right", "b", 2.0),
             ("2", "ada", "left", "a", 1.0), ("2", "bob", "right", "a", 1.0),
@@ -260,7 +261,7 @@ def test_a_majority_decides_and_an_adjudicator_outranks_it() -> None:
         review("three ways", "ada", "a"), review("three ways", "bob", "b"), review("three ways", "cyd", None, "tie"),
     ]  # fmt: skip
     schema = {"edited": pl.String, "preferred": pl.String}
-    found = {row["pair_id"]: row for row in merge.human_labels(pl.DataFrame(rows, schema_overrides=schema)).to_dicts()}
+    found = {row["pair_id"]: row for row in human_labels(pl.DataFrame(rows, schema_overrides=schema)).to_dicts()}
     assert {pair: (row["label"], row["decided"], row["annotators"]) for pair, row in found.items()} == {
         "majority": ("b", "majority", 3),
         "split": ("disagreement", "majority", 2),
@@ -296,7 +297,7 @@ def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_
          "completion_a": ["x"] * n, "completion_b": ["y"] * n, "p_a": [0.2] * n, "preferred": ["b"] * n,
          "route": ["audit"] * n, "margin": [-1.0] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
-    labels = merge.human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited": pl.String}))
+    labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited": pl.String}))
     merged = merge.merge(tmp_path / "pairs.parquet", labels, [about(n)], tmp_path / "set", seed=0, test_share=0.0)
     found = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"],
@@ -363,7 +364,7 @@ def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) 
         }
     )
     pairs.write_parquet(tmp_path / "pairs.parquet")
-    labels = merge.human_labels(
+    labels = human_labels(
         reviews(("2", "ada", "left", "b", 1.0), ("3", "ada", "tie", None, 1.0),
                 ("4", "ada", "left", "a", 1.0), ("4", "bob", "left", "b", 1.0))
     )  # fmt: skip
@@ -404,7 +405,7 @@ def test_the_split_is_by_prompt(tmp_path: Path) -> None:
          "route": ["judge"] * n, "margin": [None] * n}, schema_overrides={"margin": pl.Float64},
     )  # fmt: skip
     pairs.write_parquet(tmp_path / "pairs.parquet")
-    labels = merge.human_labels(reviews())
+    labels = human_labels(reviews())
     merge.merge(tmp_path / "pairs.parquet", labels, [about(n)], tmp_path / "set", seed=0, test_share=0.2)
     train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))
     assert train.height + test.height == n

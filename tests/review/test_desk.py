@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from rlaif.errors import InputError, RunError, UsageError
-from rlaif.pair.merge import human_labels
 from rlaif.records import unit_interval
 from rlaif.review.desk import LEASE_S, OWN_LEASE_S, Desk
 from rlaif.review.exchange import export_queue, import_reviews
@@ -19,6 +18,7 @@ from rlaif.review.gold import read_gold
 from rlaif.review.lead import facts
 from rlaif.review.people import People, Person, Rules
 from rlaif.run.directory import Run
+from rlaif.run.labels import human_labels
 from tests.review.test_exchange import SEED, fill, make_run, pair
 
 ADA, BOB = Person("ada", "annotator"), Person("bob", "annotator")

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from rlaif.config import Config
-from rlaif.errors import IdentityError, MissingPart, RunError, UsageError
+from rlaif.errors import IdentityError, MissingPart, OtherRows, RunError, UsageError
 from rlaif.llm.demo import demo_checkpoint
 from rlaif.run.directory import Run
 from rlaif.train import checkpoints, loop, measure, settings, writing
@@ -213,8 +213,19 @@ def test_other_settings_or_rows_are_refused_by_name(train: Callable[..., TrainRe
     with pytest.raises(IdentityError, match="seed was 0, now 1"):
         train(max_steps=1, seed=1)
     pl.DataFrame(rows(15)).write_parquet(run.dataset / "train.parquet")
-    with pytest.raises(IdentityError, match="the dataset has other rows"):
+    with pytest.raises(
+        OtherRows, match="this training was finished, and since then the dataset has other rows"
+    ) as told:
         train(max_steps=1)
+    assert "restart = true under [train]" in (told.value.mend or "")  # which rlaif run has too
+    with pytest.raises(IdentityError, match=r"beta was 0\.1, now 0\.3; the dataset") as caught:
+        train(max_steps=1, beta=0.3)
+    assert not isinstance(caught.value, OtherRows)
+    facts = (run.model / "training.json").rename(run.path / "facts")
+    with pytest.raises(IdentityError, match="other settings: the dataset has other rows") as caught:
+        train(max_steps=1)
+    assert not isinstance(caught.value, OtherRows)  # as if it was stopped before the end
+    facts.rename(run.model / "training.json")
     anew = train(max_steps=1, restart=True)
     assert (anew.pairs, anew.steps, anew.resumed_from) == (15, 1, None)
     assert train(max_steps=1).pairs == 15  # it is that training's now

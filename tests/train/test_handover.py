@@ -96,6 +96,17 @@ def test_verl_reads_the_launch_file(run: Run, config: Config, tmp_path: Path) ->
     assert batch <= 16  # or the one batch would be dropped, and nothing trained
 
 
+def test_without_held_out_pairs_verl_validates_on_what_it_trains_on(run: Run, config: Config) -> None:
+    """It stops where there is nothing to validate on, and an empty file has none of the columns that it reads."""
+    test = run.dataset / "test.parquet"
+    pl.read_parquet(test).clear().write_parquet(test)
+    folder = handover.write(run, config)
+    (train, held) = (pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "test"))
+    assert held.equals(train)
+    test.unlink()
+    assert pl.read_parquet(handover.write(run, config) / "test.parquet").equals(train)
+
+
 def test_verl_refuses_what_it_does_not_know(run: Run, config: Config, tmp_path: Path) -> None:
     """That the test above can fail; and what is appended to the launch file wins, as the file says."""
     overrides = started(pipeline.hand_over(run, config) / "launch.sh", tmp_path, "trainer.nnodes=3")[2:]

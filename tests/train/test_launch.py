@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from rlaif.config import Config, TrainConfig
-from rlaif.errors import MissingPart, RunError, UsageError
+from rlaif.errors import MissingPart, OtherRows, RunError, UsageError
 from rlaif.run.directory import Run
-from rlaif.train import launch, loop, settings
+from rlaif.train import checkpoints, launch, loop, settings
 from tests.conftest import ROOT
+from tests.train.pairs import rows
 from tests.train.test_dpo import close, weights
 
 pytestmark = pytest.mark.real
@@ -118,6 +120,7 @@ def test_where_this_machine_stands(asked: dict[str, Any], environ: dict[str, str
         ({"machines": 2, "machine_rank": 2}, {}, "counted from 0"),
         ({"machines": 2, "machine_rank": 1}, {}, "where the first one is is not known"),
         ({}, {"NNODES": "two"}, "NNODES is 'two', which is no number"),
+        ({"machines": 2, "machine_rank": 0, "main_address": "node:abc"}, {}, r"'node:abc' is no HOST\[:PORT\]"),
     ],
 )
 def test_what_is_missing_to_find_the_others_is_named(
@@ -125,6 +128,80 @@ def test_what_is_missing_to_find_the_others_is_named(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         launch.place(TrainConfig.model_validate({"launcher": "accelerate", **asked}), environ)
+
+
+FSDP = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import yaml
+from accelerate import FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils.fsdp_utils import save_fsdp_model, save_fsdp_optimizer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+folder, preset = map(Path, sys.argv[1:])
+told = yaml.safe_load(preset.read_text())["fsdp_config"]
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+PartialState(cpu=True)  # for accelerate's log
+model = torch.nn.Linear(2, 2)
+fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+optimizer = torch.optim.AdamW(model.parameters())
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+plugin = FullyShardedDataParallelPlugin(told["fsdp_version"], state_dict_type=told["fsdp_state_dict_type"])
+alone = SimpleNamespace(process_index=0, num_processes=1)
+save_fsdp_model(plugin, alone, model, folder)
+save_fsdp_optimizer(plugin, alone, optimizer, model, folder)
+"""
+"""What the trainer calls for a checkpoint, in one process."""
+
+
+def checkpoint(folder: Path, *archives: str) -> Path:
+    """As the trainer of two processes leaves it after one step, with ``archives`` of torch beside the weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    save_file({"weight": torch.ones(2)}, folder / "adapter_model.safetensors")
+    for name in ("scheduler.pt", "rng_state_0.pth", "rng_state_1.pth", "training_args.bin", *archives):
+        (folder / name).parent.mkdir(exist_ok=True)
+        torch.save({"state": torch.ones(2)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 1}')
+    return folder
+
+
+def test_a_checkpoint_of_fsdp_is_gone_on_from(tmp_path: Path) -> None:
+    made = checkpoint(tmp_path / "checkpoint-1")
+    assert not checkpoints.complete(made)  # there is no optimizer yet
+    subprocess.run([sys.executable, "-c", FSDP, made, launch.PRESETS / "fsdp.yaml"], check=True)
+    assert {path.name for path in made.iterdir()} >= {"optimizer.bin", "pytorch_model_fsdp.bin"}
+    assert checkpoints.newest(tmp_path) == (made, [])
+    assert checkpoints.newest(tmp_path, 1) == (None, [])  # where the last step's is of no use
+    for name in ("optimizer.bin", "pytorch_model_fsdp.bin"):
+        whole = (made / name).read_bytes()
+        (made / name).write_bytes(whole[: len(whole) // 2])
+        assert checkpoints.newest(tmp_path) == (None, [made])
+        (made / name).write_bytes(whole)
+
+
+def test_a_checkpoint_of_deepspeed_is_gone_on_from(tmp_path: Path) -> None:
+    """ZeRO-3 of two processes writes into a folder of its own, and last of all which that is."""
+    parts = [f"global_step1/{kind.format(rank)}" for rank in range(2) for kind in (
+        "zero_pp_rank_{}_mp_rank_00_model_states.pt", "bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt")]  # fmt: skip
+    made = checkpoint(tmp_path / "checkpoint-1", *parts)
+    assert not checkpoints.complete(made)
+    (made / "latest").write_text("global_step1")
+    assert checkpoints.complete(made)
+    for part in parts:
+        whole = (made / part).read_bytes()
+        (made / part).write_bytes(whole[:-30])
+        assert not checkpoints.complete(made)
+        (made / part).write_bytes(whole)
+    (made / "latest").write_text("global_step2")
+    assert not checkpoints.complete(made)
 
 
 def losses(output: Path) -> list[float]:
@@ -149,6 +226,10 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(run: Run, small:
     assert alone.adapter is not None
     assert close(weights(together.adapter), weights(alone.adapter))
     assert not (run.path / "two" / ".job.json").exists()
+
+    pl.DataFrame(rows(15)).write_parquet(run.dataset / "train.parquet")
+    with pytest.raises(OtherRows, match="this training was finished, and since then the dataset has other rows"):
+        launch.train(run, config(small, run.path / "two", max_steps=3), say=lines.append)
 
 
 SRUN = """#!/bin/bash

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, Literal
 
 import polars as pl
 import pytest
 
 from rlaif.config import Config
-from rlaif.errors import MissingPart, UsageError
-from rlaif.records import Review, key_of
+from rlaif.errors import IdentityError, MissingPart, OtherRows, RunError, UsageError
+from rlaif.records import Choice, Review, key_of
 from rlaif.report import gather, verdict
 from rlaif.run.directory import Run
 from rlaif.stats import wilson
-from rlaif.train import kto, loop, measure, settings
+from rlaif.train import kto, loop, measure, methods, settings
 from rlaif.train.writing import TrainResult
 from tests.train.pairs import rows
 from tests.train.test_dpo import history
@@ -89,6 +90,27 @@ def test_a_reward_model_learns_and_is_read_by_transformers(train: Train) -> None
         assert model(input_ids=padded).logits.item() == pytest.approx(scores[1], abs=0.05)
 
 
+def test_what_is_too_long_for_a_reward_model_is_told_before_and_after(train: Train, run: Run, small: Path) -> None:
+    """TRL leaves such a pair out whole, whichever side is too long."""
+    long = [{"role": "assistant", "content": "word " * 200}]
+    pl.DataFrame([{**row, "rejected": long} if place < 6 else row for place, row in enumerate(rows(16))]).write_parquet(
+        run.dataset / "train.parquet"
+    )
+    wanted = {"model": str(small), "method": "reward", "batch_size": 4, "max_length": 128}
+    prepared, how = loop.plan(run, Config.model_validate({"train": wanted}))
+    (length,) = (finding.message for finding in prepared.findings if finding.name == "length")
+    assert "6 of 16 pairs" in length
+    assert "they are left out" in length
+    assert how.startswith("3 steps of 4 pairs")
+    assert "on about 10 pairs" in how
+    result = train("reward", max_steps=None, merge=False)
+    assert (result.pairs, result.steps) == (10, 3)
+    card = (result.output / "README.md").read_text()
+    assert "10 preference pairs (6 more were left out: they are longer than the longest sequence)." in card
+    _, how = loop.plan(run, Config.model_validate({"train": {**wanted, "method": "dpo"}}))
+    assert "on 16 pairs" in how  # an answer's end is cut off
+
+
 def test_pairs_are_measured_in_the_order_of_their_lengths_and_told_in_their_own(small: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -115,24 +137,115 @@ def test_pairs_are_measured_in_the_order_of_their_lengths_and_told_in_their_own(
         assert [rejected for _, rejected in together] == pytest.approx([rejected for _, rejected in alone], rel=1e-4)
 
 
+def call_both_bad(run: Run, prompts: list[str], but: Mapping[int, Choice] = MappingProxyType({})) -> None:
+    """Pairs bad-0, bad-1, ... on ``prompts`` that somebody called both bad, or what ``but`` says."""
+    pairs = [{"pair_id": f"bad-{n}", "prompt_id": prompt, "prompt": f'[{{"role":"user","content":"Sing {n}."}}]',
+              "response_a": "No.", "response_b": "Never."} for n, prompt in enumerate(prompts)]  # fmt: skip
+    run.pairs_path.parent.mkdir(exist_ok=True)
+    pl.DataFrame(pairs).write_parquet(run.pairs_path)
+    for place in range(len(prompts)):
+        label(run, f"bad-{place}", "ann", but.get(place, "both_bad"))
+
+
+def label(
+    run: Run, pair: str, who: str, choice: Choice, role: Literal["annotator", "adjudicator"] = "annotator"
+) -> None:
+    preferred: Literal["a"] | None = "a" if choice == "left" else None
+    with run.writing(), run.journal("reviews") as journal:
+        journal.append([Review(key=key_of(pair=pair, who=who), pair_id=pair, prompt_id="p", annotator=who, role=role,
+                               choice=choice, left="a", preferred=preferred, route="audit")])  # fmt: skip
+
+
 def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
     first = train("kto", max_steps=1, merge=False)
     assert first.pairs == 32
-    pairs = [{"pair_id": f"bad-{n}", "prompt_id": "prompt-16" if n == 2 else f"other-{n}",
-              "prompt": '[{"role":"user","content":"Sing."}]', "response_a": "No.", "response_b": "Never.",
-              } for n in range(3)]  # fmt: skip
-    run.pairs_path.parent.mkdir()
-    pl.DataFrame(pairs).write_parquet(run.pairs_path)
-    with run.writing(), run.journal("reviews") as journal:
-        for place, choice in enumerate(("both_bad", "tie", "both_bad")):
-            journal.append([Review(key=key_of(n=place), pair_id=f"bad-{place}", prompt_id="p", annotator="ann",
-                                   choice=choice, left="a", preferred=None, route="audit")])  # fmt: skip
+    call_both_bad(run, ["other-0", "other-1", "prompt-16"], but={1: "tie"})
     # One is a tie, and one stands on a prompt of the test set.
-    assert [row["completion"][0]["content"] for row in kto.both_bad(run)] == ["No.", "Never."]
+    assert [pair["pair_id"] for pair in kto.both_bad(run)] == ["bad-0"]
+    with pytest.raises(
+        OtherRows, match="since then people call other pairs both bad\n"
+    ):  # not gone on with over other rows
+        train("kto", max_steps=2, merge=False)
     result = train("kto", max_steps=2, output=str(run.path / "more"))
     assert result.pairs == 34
     assert answer(result.merged)
     assert "kl" in history(result)[-1]
+
+
+def test_people_call_a_pair_both_bad_by_the_rule_of_the_dataset(run: Run) -> None:
+    """The adjudicator over everybody, else the majority."""
+    call_both_bad(run, [f"other-{n}" for n in range(5)], but={0: "left", 3: "left"})
+    label(run, "bad-0", "lead", "both_bad", role="adjudicator")
+    label(run, "bad-1", "lead", "left", role="adjudicator")
+    label(run, "bad-2", "bob", "both_bad")
+    label(run, "bad-2", "cy", "left")
+    for who in ("bob", "cy"):
+        label(run, "bad-3", who, "both_bad")
+    label(run, "bad-4", "bob", "left")
+    assert [pair["pair_id"] for pair in kto.both_bad(run)] == ["bad-0", "bad-2", "bad-3"]
+
+
+def test_the_identity_of_other_methods_knows_nothing_of_both_bad_pairs(run: Run) -> None:
+    train = Config.model_validate({"train": {"method": "dpo"}}).train
+    frame = pl.DataFrame(rows(4))
+    before = methods.of("dpo").rows(frame, run, train, 0).deciding
+    call_both_bad(run, ["other-0"])
+    assert methods.of("dpo").rows(frame, run, train, 0).deciding == before == {}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_kto_learns_its_kl_from_answers_to_other_prompts(
+    train: Train, run: Run, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's own batches: the answer that stands in for the KL term is never one to the same prompt."""
+    trainers: list[Any] = []
+    ours = loop._trainer
+    monkeypatch.setattr(loop, "_trainer", lambda *given: trainers.append(ours(*given)) or trainers[-1])
+    call_both_bad(run, [f"other-{n}" for n in range(6)])
+    train("kto", max_steps=1, merge=False, per_device_batch_size=size, output=str(run.path / f"by-{size}"))
+    (trainer,) = trainers
+    seen = list(trainer.train_dataset)
+    assert list(trainer._get_train_sampler()) == list(range(44))
+    for first in range(0, 44, size):
+        batch = seen[first : first + size]
+        for before, row in zip([batch[-1], *batch], batch, strict=False):
+            assert row["KL_completion_ids"] == before["completion_ids"]
+            assert row["prompt_ids"] != before["prompt_ids"]
+    both_bad = ["Sing" in trainer.processing_class.decode(row["prompt_ids"]) for row in seen]
+    assert (sum(both_bad), sum(both_bad[:22])) == (12, 6)  # in no block of their own
+
+
+def test_the_order_of_ktos_rows_is_the_seeds() -> None:
+    made = [{"prompt": f"p{n // 4}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(400)]
+    first, again, other = (kto.spread(given, seed) for given, seed in ((made, 1), (made[::-1], 1), (made, 2)))
+    assert first == again != other
+    assert sorted(row["completion"] for row in first) == sorted(row["completion"] for row in made)
+    where: dict[str, list[int]] = {}
+    for place, row in enumerate(first):
+        where.setdefault(row["prompt"], []).append(place)
+    assert all(later - sooner == 100 for own in where.values() for sooner, later in itertools.pairwise(own))
+
+
+def test_what_stands_on_the_device_at_once_decides_what_kto_trains(
+    train: Train, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    train("kto", max_steps=1, merge=False)
+    with pytest.raises(IdentityError, match="per_device_batch_size was 2, now 4"):
+        train("kto", max_steps=2, merge=False, per_device_batch_size=4)
+    assert train("kto", max_steps=1, merge=False, per_device_batch_size=3).steps == 1  # of a batch of 4, still 2
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(measure, "likelihoods", full)
+    for method, way in (("kto", "Set a smaller max_length"), ("dpo", "Set per_device_batch_size = 1")):
+        with pytest.raises(RunError, match="out of memory") as caught:
+            train(method, max_steps=1, output=str(run.path / "full"))
+        assert (caught.value.mend or "").startswith(way)
+    with pytest.raises(UsageError, match="batch size must be > 1"):  # why KTO is not told what the others are
+        train("kto", per_device_batch_size=1, output=str(run.path / "one"))
 
 
 def test_rloo_against_the_reward_model_that_was_trained_here(train: Train, run: Run) -> None:

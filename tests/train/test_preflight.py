@@ -11,7 +11,7 @@ import pytest
 
 from rlaif.errors import UsageError
 from rlaif.llm.demo import demo_checkpoint
-from rlaif.train import preflight
+from rlaif.train import preflight, template
 from rlaif.train.preflight import Finding
 
 Row = dict[str, Any]
@@ -252,6 +252,17 @@ def test_prompts_that_fill_the_sequence_are_said_to_be_left_out(write: Callable[
     assert "1 have a prompt that fills it alone and are left out" in finding.message
 
 
+def test_a_trainer_that_takes_whole_pairs_only_is_told_what_it_leaves_out(
+    write: Callable[..., Path], tokenizer: Any
+) -> None:
+    """As TRL's of reward models: nothing is cut."""
+    prompt = [{"role": "user", "content": "word " * 100}]
+    rows = [row(0), row(1, prompt=prompt), *(row(i, rejected=answer("word " * 100)) for i in range(2, 4))]
+    finding = named(preflight.check(write(rows), tokenizer, max_length=64, whole=True), "length")
+    assert "3 of 4 pairs (75%) are longer" in finding.message
+    assert finding.message.endswith("; they are left out")
+
+
 def test_large_sets_are_sampled_and_the_n_says_so(
     write: Callable[..., Path], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,11 +274,11 @@ def test_large_sets_are_sampled_and_the_n_says_so(
 def test_the_example_is_the_rendered_template(write: Callable[..., Path], tokenizer: Any) -> None:
     _, frame = preflight.check_rows(write([row(chosen=answer("word " * 1_000))]))
     assert frame is not None
-    shown = preflight.example(frame, tokenizer)
+    shown = template.example(frame, tokenizer)
     assert "<|im_start|>user\nQuestion 0?<|im_end|>\n<|im_start|>assistant\nchosen:\nword" in shown
     assert shown.endswith("rejected:\nBad answer, number 0.<|im_end|>")
     assert "characters ...]" in shown
-    assert len(shown) < 3 * preflight.SHOWN_CHARACTERS
+    assert len(shown) < 3 * template.SHOWN_CHARACTERS
 
 
 def test_tools_and_calls_reach_the_template_as_values(write: Callable[..., Path], tokenizer: Any) -> None:
@@ -286,4 +297,4 @@ def test_tools_and_calls_reach_the_template_as_values(write: Callable[..., Path]
     tools = '[{"type": "function", "function": {"name": "weather", "parameters": {}}}]'
     _, frame = preflight.check_rows(write([row(prompt=prompt, tools=tools)]))
     assert frame is not None
-    assert "[weather]user: Weather?\n<Oslo>tool: Rain\nassistant:" in preflight.example(frame, tokenizer)
+    assert "[weather]user: Weather?\n<Oslo>tool: Rain\nassistant:" in template.example(frame, tokenizer)
