@@ -22,6 +22,9 @@ from rlaif.llm.wire import CLASSIFY, complaint, retry_after
 REST_S = 10.0
 """How long an endpoint that failed is passed over while another one is there; twice as long each time after that."""
 MOST_REST_S = 300.0
+CONNECT_S = 30.0
+DOWNLOAD_SILENT_S = 900.0
+"""How long a download may bring nothing. An exchange has its own time as a whole."""
 
 
 class Lost(Exception):
@@ -132,6 +135,8 @@ class Endpoint:
             async with asyncio.timeout(timeout_s):
                 async with self._opened().request(method, self._at(path), data=data, headers=headers) as response:
                     raw = await response.read()
+        except aiohttp.ServerTimeoutError:  # a TimeoutError too, but the server was not even asked
+            raise Lost(f"connection lost (not made within {CONNECT_S:g} s)") from None
         except TimeoutError:
             raise Silent(f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -147,7 +152,7 @@ class Endpoint:
         if self._session is None:  # it wants a running loop
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=900.0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 trust_env=not is_local(self.url),  # a proxy from the environment is for what lies outside this machine
                 headers=self._headers,
             )
@@ -155,8 +160,9 @@ class Endpoint:
 
     async def download(self, path: str, to: Path) -> None:
         """The body of a GET into a file, piece by piece. Raises :class:`Refused`, :class:`Lost` or OSError."""
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=DOWNLOAD_SILENT_S)
         try:
-            async with self._opened().get(self.url + path) as response:
+            async with self._opened().get(self.url + path, timeout=patience) as response:
                 if response.status >= 300:
                     raise Refused(response.status, complaint(await response.read()), None)
                 with to.open("wb") as file:

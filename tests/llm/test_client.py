@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, RlaifError, UsageError
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import MAX_WAIT_S, Client, NotSent, RequestFailed
-from rlaif.llm.endpoint import Pace
+from rlaif.llm.endpoint import Lost, Pace
 from rlaif.llm.wire import Reply, retry_after, split_thinking
 from tests.conftest import ROOT
 from tests.scripted import Answer, Fault, ScriptedServer, echo
@@ -194,6 +196,31 @@ def test_a_server_that_drips_is_left_in_time(waits: list[float]) -> None:
         with pytest.raises(RequestFailed, match=r"no answer within 0\.4 s"):
             chat(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_s=0.4, attempts=1)
         thread.join()
+
+
+def test_an_answer_may_take_as_long_as_was_set(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    """What bounds the silence of a download does not bound a request."""
+    monkeypatch.setattr("rlaif.llm.endpoint.DOWNLOAD_SILENT_S", 0.1)
+    assert chat(serve(delay_s=0.5).url, attempts=1, timeout_s=30).choices
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with pytest.raises(Lost):
+            talk(url, lambda client: client.endpoints[0].download("/files/1/content", tmp_path / "file"))
+
+
+def test_a_connection_that_is_not_made_in_time_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by the time for an answer, nor is the server one that was asked and kept silent."""
+    monkeypatch.setattr("rlaif.llm.endpoint.CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+        for _ in range(4):  # the kernel takes no further ones
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        with pytest.raises(RequestFailed, match=r"connection lost \(not made within 0\.2 s\)"):
+            chat(url, attempts=1, timeout_s=30)
 
 
 def test_nobody_there_reads_as_a_lost_connection_and_not_as_a_timeout(waits: list[float]) -> None:
