@@ -126,14 +126,14 @@ class Client:
     async def _check(self, endpoint: Endpoint) -> bool:
         """Whether ``endpoint`` says that it is a vLLM. Where models are not listed, the first request will tell."""
         try:
-            listed = wire.loads(await endpoint.send("GET", "/models", min(30.0, self.config.timeout_s)))
+            listed = wire.loads(await endpoint.send("GET", "/models", min(30.0, self.config.timeout_s)), self.hide)
         except Refused as error:
             if error.status in (401, 403):
                 raise self._key_refused(endpoint.url, error) from None
             return False
         except Lost as error:
             raise Absent(
-                f"no server answers there ({str(error).removeprefix('connection lost (').removesuffix(')')})",
+                f"no server answers there ({self._quoted(_reason(error))})",
                 where=endpoint.url,
                 mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
             ) from None
@@ -158,9 +158,9 @@ class Client:
         try:
             return await self._retrying(self._once, data, tokens, path)
         except Refused as error:
-            raise RequestFailed(f"HTTP {error.status}: {self.hide(error.told[:500])}") from None
+            raise RequestFailed(f"HTTP {error.status}: {self._quoted(error.told)}") from None
         except (Lost, Malformed) as error:
-            raise RequestFailed(str(error)) from None
+            raise RequestFailed(self._quoted(str(error))) from None
 
     async def steadily(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """``call`` (any exchange with an endpoint) with the retries of a chat request.
@@ -176,9 +176,9 @@ class Client:
         except Refused as error:
             if error.status in (401, 403):
                 raise self._key_refused(self.url, error) from None
-            raise RequestFailed(f"HTTP {error.status}: {self.hide(error.told[:500])}") from None
+            raise RequestFailed(f"HTTP {error.status}: {self._quoted(error.told)}") from None
         except (Lost, Malformed) as error:
-            raise RequestFailed(str(error)) from None
+            raise RequestFailed(self._quoted(str(error))) from None
 
     async def gives_logprobs(self, top: int = 20) -> bool:
         """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token, once."""
@@ -230,7 +230,7 @@ class Client:
             raise
         finally:
             endpoint.in_flight -= 1
-        reply = self.read(wire.loads(raw), endpoint.url, path=path)
+        reply = self.read(wire.loads(raw, self.hide), endpoint.url, path=path)
         self._answered_at = time.monotonic()
         was_down = endpoint.strikes
         endpoint.answered()
@@ -246,13 +246,13 @@ class Client:
         if status in (401, 404) and self._answered_at and self._fleet.elsewhere(endpoint):
             # One of several has lost its model or its key in the night: the others go on.
             self._failed(endpoint)
-            raise Lost(f"HTTP {status}: {self.hide(error.told[:500])}") from None
+            raise Lost(f"HTTP {status}: {self._quoted(error.told)}") from None
         # Where answers came before, 403 is about this one request: hosts say it of prompts that they will not take.
         if status == 401 or (status == 403 and not self._answered_at):
             raise self._key_refused(endpoint.url, error) from None
         if status == 404:
             raise EndpointError(
-                f"has no model {self.model!r}, or no chat completions: {self.hide(error.told[:500])}",
+                f"has no model {self.model!r}, or no chat completions: {self._quoted(error.told)}",
                 where=endpoint.url,
             ) from None
         if status == 429:
@@ -303,6 +303,10 @@ class Client:
             mend=f"Put the key into the environment: export {KEY_NAMES[1]}=...  (or {KEY_NAMES[0]}, which goes first)",
         )
 
+    def _quoted(self, text: str) -> str:
+        """Hidden before it is cut: of a key at the cut a part would be left."""
+        return self.hide(text)[:500]
+
     def hide(self, text: str) -> str:
         """Servers like to quote the key that they were given."""
         return clean(text.replace(self.key, "***") if self.key else text)
@@ -316,6 +320,10 @@ def _key_from_environment() -> str | None:
         if key:
             return key
     return None
+
+
+def _reason(error: Lost) -> str:
+    return str(error).removeprefix("connection lost (").removesuffix(")")
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -659,6 +659,37 @@ def test_a_key_shows_up_nowhere(serve: Serve, caplog: pytest.LogCaptureFixture, 
     assert SECRET not in "\n".join(told) + caplog.text
 
 
+def straddling(cut: int) -> str:
+    """Ends in a key that begins before ``cut``."""
+    return "x " * (cut // 2 - 5) + SECRET
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Fault(400, body=straddling(500).encode()),
+        Fault(404, body=straddling(500).encode()),
+        Fault(503, body=straddling(500).encode()),
+        Fault(200, body=f"wrong key: {SECRET}".encode()),
+        Fault(200, body=straddling(80).encode()),
+        {"error": {"message": straddling(200)}},
+        Fault(raw=straddling(40).encode() + b"\r\n\r\n"),
+    ],
+)
+def test_no_part_of_a_key_is_left_where_a_text_is_cut(serve: Serve, waits: list[float], said: Any) -> None:
+    with pytest.raises((RequestFailed, RlaifError)) as caught:
+        chat(serve(lambda body: said).url, key=SECRET, attempts=1)
+    assert SECRET[:4] not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_no_key_is_left_in_what_a_list_of_models_says(serve: Serve) -> None:
+    raw = Fault(raw=straddling(40).encode() + b"\r\n\r\n")
+    with pytest.raises(EndpointError, match="no server answers there") as caught:
+        check(serve(listing=raw).url, key=SECRET)
+    assert SECRET[:4] not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["sk-a\nb", "sk-’quoted’", "sk a", "\x00"])
 def test_a_key_that_no_header_can_carry_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     if "\x00" in key:
