@@ -8,6 +8,7 @@ taken from an iterator as room becomes free: memory holds those in flight, whate
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,16 +47,17 @@ def ask_all(
 
     async def main() -> None:
         async with client:
-            engine = await client.check()
-            if meter.budget_usd is not None:
-                _require_prices(client)
-            if client.config.batch and may_batch:
-                from rlaif.llm import batch
+            with contextlib.suppress(NotSent):  # a stop, while the server was being asked what it can do
+                engine = await client.check()
+                if meter.budget_usd is not None:
+                    _require_prices(client)
+                if client.config.batch and may_batch:
+                    from rlaif.llm import batch
 
-                await batch.ask(client, engine, prepare, read, journal, meter)
-                return
-            requests = await prepare(client, engine)
-            await _Asking(client, read, journal, meter).run(iter(requests))
+                    await batch.ask(client, engine, prepare, read, journal, meter)
+                    return
+                requests = await prepare(client, engine)
+                await _Asking(client, read, journal, meter).run(iter(requests))
 
     try:
         if _in_a_loop():  # a notebook's

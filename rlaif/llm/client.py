@@ -30,12 +30,21 @@ from rlaif.records import clean
 
 KEY_NAMES = ("RLAIF_API_KEY", "OPENAI_API_KEY")
 MAX_WAIT_S = 60.0
+OF_ONE_REQUEST = (400, 403, 413, 422, 451)
+"""Statuses of a request that a server will not take: too long, filtered, not understood."""
 LOOK_EVERY_S = 1.0
 """How long a request that waits for its turn does not notice that nothing more is to be sent."""
 
 
 class RequestFailed(Exception):
-    """This request has no answer, and asking again will not give one now. Other requests may still succeed."""
+    """This request has no answer, and asking again will not give one now. Other requests may still succeed.
+
+    ``refused``: the server was there and would not take this one; else it failed as any other might have.
+    """
+
+    def __init__(self, told: str, *, refused: bool = False) -> None:
+        super().__init__(told)
+        self.refused = refused
 
 
 class Absent(EndpointError):
@@ -81,7 +90,7 @@ class Client:
             wait=_wait,
             retry=tenacity.retry_if_exception(_is_transient),
             before_sleep=self._before_retry,
-            sleep=self._pause,
+            sleep=self._wait_to_ask_again,
             reraise=True,
         )
 
@@ -124,19 +133,20 @@ class Client:
         return "vllm" if all(there) else "other"
 
     async def _check(self, endpoint: Endpoint) -> bool:
-        """Whether ``endpoint`` says that it is a vLLM. Where models are not listed, the first request will tell."""
+        """Whether ``endpoint`` says that it is a vLLM. Where models are not listed, the first request will tell; but
+        one that fails in passing is not taken for one that lists none."""
         try:
-            listed = wire.loads(await endpoint.send("GET", "/models", min(30.0, self.config.timeout_s)), self.hide)
+            listed = wire.loads(await self._retrying(self._models, endpoint), self.hide)
         except Refused as error:
             if error.status in (401, 403):
                 raise self._key_refused(endpoint.url, error) from None
+            if _is_transient(error):
+                raise Absent(
+                    f"does not work now (HTTP {error.status}: {self._quoted(error.told)})",
+                    where=endpoint.url,
+                    mend="Give the same command again when it does.",
+                ) from None
             return False
-        except Lost as error:
-            raise Absent(
-                f"no server answers there ({self._quoted(_reason(error))})",
-                where=endpoint.url,
-                mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
-            ) from None
         except Malformed:
             return False
         models = listed.get("data") if isinstance(listed, dict) else None
@@ -146,6 +156,17 @@ class Client:
             shown = did_you_mean(self.model, names[:50])
             raise EndpointError(f"has no model {self.model!r}. {shown}", where=endpoint.url)
         return any(card.get("owned_by") == "vllm" for card in cards)
+
+    async def _models(self, endpoint: Endpoint) -> bytes:
+        try:
+            return await endpoint.send("GET", "/models", min(30.0, self.config.timeout_s))
+        except Lost as error:  # nobody there: said at once, for it is most often a mistake
+            reason = str(error).removeprefix("connection lost (").removesuffix(")")
+            raise Absent(
+                f"no server answers there ({self._quoted(reason)})",
+                where=endpoint.url,
+                mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
+            ) from None
 
     async def chat(self, body: dict[str, Any], path: str = wire.CHAT) -> Reply:
         """Send one request (``model`` is added) and return its reply, retried as the module says. ``path`` is
@@ -158,7 +179,8 @@ class Client:
         try:
             return await self._retrying(self._once, data, tokens, path)
         except Refused as error:
-            raise RequestFailed(f"HTTP {error.status}: {self._quoted(error.told)}") from None
+            refused = error.status in OF_ONE_REQUEST
+            raise RequestFailed(f"HTTP {error.status}: {self._quoted(error.told)}", refused=refused) from None
         except (Lost, Malformed) as error:
             raise RequestFailed(self._quoted(str(error))) from None
 
@@ -172,7 +194,8 @@ class Client:
             return await call()
 
         try:
-            return await self._retrying(once)
+            # What is with a provider is worth a last try: a stop cuts the wait short, and does not end the call.
+            return await self._retrying.copy(sleep=self._pause)(once)
         except Refused as error:
             if error.status in (401, 403):
                 raise self._key_refused(self.url, error) from None
@@ -181,7 +204,10 @@ class Client:
             raise RequestFailed(self._quoted(str(error))) from None
 
     async def gives_logprobs(self, top: int = 20) -> bool:
-        """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token, once."""
+        """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token, once.
+
+        Raises :class:`EndpointError` where it cannot be told now: what is found out holds for the whole run.
+        """
         if self._gives_logprobs is None:
             self._gives_logprobs = await self._probe(top)
         return self._gives_logprobs
@@ -196,8 +222,14 @@ class Client:
         }
         try:
             reply = await self.chat(body)
-        except RequestFailed:
-            return False
+        except RequestFailed as error:
+            if error.refused:
+                return False
+            raise EndpointError(
+                f"did not answer when asked for probabilities: {error}",
+                where=self.url,
+                mend='Give the same command again when it does, or set verdict = "json" under [judge].',
+            ) from None
         self.meter.count(reply.usage)
         tokens = reply.choices[0].logprobs
         return bool(tokens and isinstance(tokens[0], dict) and tokens[0].get("top_logprobs"))
@@ -295,6 +327,12 @@ class Client:
                 return
             await asyncio.sleep(min(left, LOOK_EVERY_S))
 
+    async def _wait_to_ask_again(self, seconds: float) -> None:
+        """Raises :class:`NotSent` at a stop: a server that has asked to be left alone is not asked before that."""
+        await self._pause(seconds)
+        if self._no_more():
+            raise NotSent
+
     def _key_refused(self, url: str, error: Refused) -> EndpointError:
         given = "the key was refused" if self.key else "the server asks for a key and none is set"
         return EndpointError(
@@ -320,10 +358,6 @@ def _key_from_environment() -> str | None:
         if key:
             return key
     return None
-
-
-def _reason(error: Lost) -> str:
-    return str(error).removeprefix("connection lost (").removesuffix(")")
 
 
 def _is_transient(error: BaseException) -> bool:

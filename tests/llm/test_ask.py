@@ -385,6 +385,26 @@ def test_every_url_must_have_its_price(serve: Serve, path: Path, monkeypatch: py
         ask_all(lambda: Client("m", [paid.url, unknown.url], ClientConfig(), meter), prepare, read, journal, meter)
 
 
+@pytest.mark.parametrize("asked", ["models", "probabilities"])
+def test_a_stop_while_the_server_is_asked_what_it_can_do(
+    serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr("rlaif.llm.client.LOOK_EVERY_S", 0.01)
+    busy = Fault(503, {"Retry-After": "60"})
+    server = serve(lambda body: busy, listing=busy if asked == "models" else None)
+    meter = Meter(deadline=time.monotonic() + 0.5)
+
+    async def prepare(client: Client, _engine: str) -> Iterable[Request]:
+        await client.gives_logprobs()
+        return [request(1)]
+
+    with Journal(path) as journal:
+        ask_all(lambda: Client("m", [server.url], ClientConfig(), meter), prepare, read, journal, meter)
+    assert meter.reason_to_stop() == "the deadline is reached"
+    assert len(server.requests) == (asked == "probabilities")
+    assert path.read_bytes() == b""
+
+
 # Interrupts
 
 
@@ -404,6 +424,17 @@ def test_one_interrupt_lets_those_in_flight_finish(serve: Serve, path: Path) -> 
     assert not failures(path)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     signal.signal(signal.SIGTERM, before)
+
+
+def test_what_waits_to_be_asked_again_at_a_stop_stays_owed(
+    serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlaif.llm.client.LOOK_EVERY_S", 0.01)
+    server = serve(lambda body: Fault(429, {"Retry-After": "60"}) if number_of(body) else echo(body))
+    meter = door(path, server.url, map(request, range(8)), Meter(deadline=time.monotonic() + 1.0))
+    assert len(server.requests) == 8
+    assert (meter.answers, meter.failed) == (1, 0)
+    assert len(read_jsonl(path)) == 1
 
 
 def test_those_in_flight_get_a_grace_after_an_interrupt(

@@ -28,7 +28,8 @@ from rlaif.llm.client import MAX_WAIT_S, Client, NotSent, RequestFailed
 from rlaif.llm.endpoint import Lost, Pace
 from rlaif.llm.wire import Reply, retry_after, split_thinking
 from tests.conftest import ROOT
-from tests.scripted import Answer, Fault, ScriptedServer, echo
+from tests.llm.processes import until
+from tests.scripted import Answer, Fault, ScriptedServer, echo, with_probabilities
 
 Serve = Callable[..., ScriptedServer]
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
@@ -404,7 +405,7 @@ def test_check_tells_vllm_from_others(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "listing",
     [
-        *[Fault(status) for status in (400, 404, 405, 429, 500, 503)],
+        *[Fault(status) for status in (400, 404, 405)],
         Fault(200, body=b"<html>"),
         Fault(200, body=b"<html>", headers={"Content-Type": "application/json"}),
         Fault(200, body=b"[" * 200_000, headers={"Content-Type": "application/json"}),
@@ -418,6 +419,34 @@ def test_an_endpoint_that_lists_no_models_is_taken_at_its_word(serve: Serve, lis
     server = serve(listing=listing)
     assert check(server.url) == "other"
     assert chat(server.url).choices[0].text
+
+
+PASSING = [429, 500, 502, 503]
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_what_fails_in_passing_is_asked_again_for_its_models(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A vLLM behind a proxy that is busy for a moment is a vLLM: it is asked in its own way for the whole run."""
+    server = serve(listing=Fault(status))
+
+    def wait(_state: Any) -> float:
+        server.listing = None
+        return 0.0
+
+    monkeypatch.setattr("rlaif.llm.client._wait", wait)
+    assert check(server.url) == "vllm"
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_what_fails_for_long_is_not_there(serve: Serve, waits: list[float], status: int) -> None:
+    sick, well = serve(listing=Fault(status)), serve()
+    with pytest.raises(EndpointError, match=rf"does not work now \(HTTP {status}: scripted fault\)") as caught:
+        check(sick.url, attempts=3)
+    assert caught.value.where == sick.url
+    assert len(waits) == 3
+    assert check([sick.url, well.url]) == "vllm"
 
 
 def test_nobody_there(waits: list[float]) -> None:
@@ -639,6 +668,22 @@ def test_an_engine_that_refuses_logprobs_gives_none(serve: Serve) -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("said", [Fault(503), Fault(429), Fault(402), Fault(0), Fault(200, body=b"busy")])
+def test_an_engine_that_is_away_is_not_taken_for_one_without_logprobs(
+    serve: Serve, waits: list[float], said: Any
+) -> None:
+    server = serve(lambda body: said)
+
+    async def work(client: Client) -> bool:
+        with pytest.raises(EndpointError, match="did not answer when asked for probabilities") as caught:
+            await client.gives_logprobs()
+        assert caught.value.where == server.url
+        server.answer = lambda body: with_probabilities({"A": 1.0})
+        return await client.gives_logprobs()
+
+    assert talk(server.url, work, attempts=2) is True
+
+
 # Keys
 
 
@@ -792,6 +837,21 @@ def test_what_waits_for_its_turn_is_not_sent_after_a_stop(serve: Serve, monkeypa
     said = talk(server.url, work, meter=meter, requests_per_minute=1)
     assert [type(each) for each in said] == [Reply, NotSent, NotSent]
     assert len(server.requests) == 1
+
+
+def test_what_waits_to_be_asked_again_is_not_sent_after_a_stop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has asked to be left alone for a minute: the stop does not make that shorter."""
+    monkeypatch.setattr("rlaif.llm.client.LOOK_EVERY_S", 0.01)
+    server, meter = serve(lambda body: Fault(429, {"Retry-After": "60"})), Meter()
+
+    async def work(client: Client) -> list[Any]:
+        asking = asyncio.gather(*(client.chat(BODY) for _ in range(3)), return_exceptions=True)
+        assert await asyncio.to_thread(until, lambda: meter.retries == 3)
+        meter.interrupted = True
+        return await asking
+
+    assert [type(each) for each in talk(server.url, work, meter=meter)] == [NotSent] * 3
+    assert len(server.requests) == 3
 
 
 def test_a_dead_endpoint_gets_one_request_at_a_time_and_less_and_less_often(
