@@ -23,7 +23,7 @@ from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, UsageError, did_you_mean
 from rlaif.llm import wire
 from rlaif.llm.budget import Meter, price
-from rlaif.llm.endpoint import Endpoint, Lost, Refused, Silent
+from rlaif.llm.endpoint import Endpoint, Lost, Refused, Silent, make_room
 from rlaif.llm.fleet import Fleet
 from rlaif.llm.wire import Malformed, Reply
 from rlaif.records import clean
@@ -77,6 +77,7 @@ class Client:
         key: str | None = None,
         revive: Revive | None = None,
     ) -> None:
+        make_room(config.concurrency)
         self.model = model
         self.config = config
         self.meter = meter

@@ -8,6 +8,8 @@ transport, and aiohttp 3,900. What comes back is bytes, or one of three errors: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ REST_S = 10.0
 """How long an endpoint that failed is passed over while another one is there; twice as long each time after that."""
 MOST_REST_S = 300.0
 CONNECT_S = 30.0
+MOST_FILES = 65_536
+OTHER_FILES = 128
+"""What else a run has open: journals, logs, a server's pipes, libraries."""
 DOWNLOAD_SILENT_S = 900.0
 """How long a download may bring nothing. An exchange has its own time as a whole."""
 
@@ -174,6 +179,26 @@ class Endpoint:
     async def close(self) -> None:
         if self._session:
             await self._session.close()
+
+
+def make_room(connections: int) -> None:
+    """Let this process hold ``connections`` open at once: raise the soft limit of open files as far as the hard one
+    allows. (A limit of a thousand million, which some containers have, is left to them: old programs count through it.)
+
+    Raises :class:`UsageError` where that is too few. Else it would read as a server that cuts connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < connections + OTHER_FILES:
+        raise UsageError(
+            f"{connections:,} requests at once need {connections + OTHER_FILES:,} open files, and {soft:,} are allowed",
+            where="client.concurrency",
+            mend=f"Lower it to {max(1, soft - OTHER_FILES)}, or raise the limit (ulimit -n, LimitNOFILE in systemd).",
+        )
 
 
 def check_url(url: str) -> None:

@@ -790,6 +790,38 @@ asyncio.run(main())
 # How fast, and where to
 
 
+def limited(soft: int, hard: int, url: str, concurrency: int) -> subprocess.CompletedProcess[str]:
+    """As many requests as ``concurrency`` at once, from a process that may have so many files open."""
+    code = f"""
+import asyncio, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+from rlaif.config import ClientConfig
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import Client
+
+async def main():
+    config = ClientConfig(concurrency={concurrency}, attempts=1)
+    async with Client("m", [{url!r}], config, Meter()) as client:
+        await asyncio.gather(*(client.chat({BODY!r}) for _ in range({concurrency})))
+
+asyncio.run(main())
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_more_requests_at_once_than_files_may_be_open(serve: Serve) -> None:
+    """A server would be said to cut connections. Where the limit may be raised, it is."""
+    server = serve(delay_s=1.0)
+    done = limited(200, 1024, server.url, 300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.most_in_flight > 200
+    server.requests.clear()
+    refused = limited(200, 400, server.url, 300).stderr
+    assert "300 requests at once need 428 open files, and 400 are allowed" in refused
+    assert "Lower it to 272, or raise the limit (ulimit -n" in refused
+    assert not server.requests
+
+
 def test_a_pace_spreads_requests_and_tokens_over_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that stands still: the waits of a burst are what the limits say, and a correction moves them."""
     monkeypatch.setattr("rlaif.llm.endpoint.time.monotonic", lambda: 1000.0)
