@@ -32,6 +32,12 @@ KEY_NAMES = ("RLAIF_API_KEY", "OPENAI_API_KEY")
 MAX_WAIT_S = 60.0
 OF_ONE_REQUEST = (400, 403, 413, 422, 451)
 """Statuses of a request that a server will not take: too long, filtered, not understood."""
+PLAIN = {
+    "messages": [{"role": "user", "content": "Reply with the letter A."}],
+    "max_tokens": 1,
+    "temperature": 0,
+}
+"""A request that nobody's filter dislikes, for finding out what a server does."""
 LOOK_EVERY_S = 1.0
 """How long a request that waits for its turn does not notice that nothing more is to be sent."""
 
@@ -83,6 +89,7 @@ class Client:
         self.meter = meter
         self.key = key or _key_from_environment()
         self._answered_at: float | None = None
+        self._trying = asyncio.Lock()
         self._gives_logprobs: bool | None = None
         self._revive = revive
         self._fleet = Fleet(urls, self.key, config)
@@ -214,15 +221,8 @@ class Client:
         return self._gives_logprobs
 
     async def _probe(self, top: int) -> bool:
-        body = {
-            "messages": [{"role": "user", "content": "Reply with the letter A."}],
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": top,
-        }
         try:
-            reply = await self.chat(body)
+            reply = await self.chat({**PLAIN, "logprobs": True, "top_logprobs": top})
         except RequestFailed as error:
             if error.refused:
                 return False
@@ -256,6 +256,8 @@ class Client:
             sent = time.monotonic()
             raw = await endpoint.send("POST", path, self.config.timeout_s, data)
         except Refused as error:
+            if error.status == 403 and not self._answered_at and await self._refuses_key(endpoint, path):
+                raise self._key_refused(endpoint.url, error) from None
             self._note(endpoint, error, sent)
             raise
         except Lost:
@@ -280,8 +282,7 @@ class Client:
             # One of several has lost its model or its key in the night: the others go on.
             self._failed(endpoint)
             raise Lost(f"HTTP {status}: {self._quoted(error.told)}") from None
-        # Where answers came before, 403 is about this one request: hosts say it of prompts that they will not take.
-        if status == 401 or (status == 403 and not self._answered_at):
+        if status == 401:
             raise self._key_refused(endpoint.url, error) from None
         if status == 404:
             raise EndpointError(
@@ -294,6 +295,24 @@ class Client:
             endpoint.too_much(sent)
         if status >= 500:
             self._failed(endpoint)
+
+    async def _refuses_key(self, endpoint: Endpoint, path: str) -> bool:
+        """Hosts say 403 of a key, and at once of a prompt that their filter dislikes. Before anything was answered a
+        plain request tells which it is, so that a start that owes such prompts alone is not over with the first."""
+        if path != wire.CHAT:
+            return True
+        async with self._trying:
+            if not self._answered_at:
+                try:
+                    data = orjson.dumps({**PLAIN, "model": self.model})
+                    raw = await endpoint.send("POST", path, self.config.timeout_s, data)
+                    self.meter.count(self.read(wire.loads(raw, self.hide), endpoint.url).usage)
+                    self._answered_at = time.monotonic()
+                except Refused as again:
+                    return again.status == 403
+                except (Lost, Malformed):
+                    return False
+        return False
 
     def _failed(self, endpoint: Endpoint) -> None:
         endpoint.failed()

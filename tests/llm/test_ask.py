@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -225,6 +226,40 @@ def test_where_nearly_everything_fails_the_command_stops_and_keeps_what_came(
     assert len(texts(path)) == 50
     assert RECENT * 0.9 <= meter.failed <= RECENT + 8
     assert len(failures(path)) == meter.failed
+
+
+EVEN = {*map(str, range(0, 300, 2)), "Reply with the letter A."}
+"""What is answered: half of the requests, and what finds out whether a key is good."""
+
+
+def slowly(body: dict[str, Any]) -> Fault:
+    """An answer that takes its time, where refusals do not."""
+    reply = {"choices": [{"message": {"content": echo(body)[0]}, "finish_reason": "stop"}]}
+    return Fault(200, {"Content-Type": "application/json"}, json.dumps(reply).encode(), silent_s=0.5)
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_refusals_come_before_answers_and_do_not_end_the_command(serve: Serve, path: Path, status: int) -> None:
+    """Nor the next start, which owes nothing but what will be refused."""
+    odd = Fault(status)
+    server = serve(lambda body: slowly(body) if body["messages"][-1]["content"] in EVEN else odd)
+    meter = door(path, server.url, map(request, range(300)), concurrency=64)
+    assert (meter.answers, meter.failures) == (150, {"endpoint": 150})
+    meter = door(path, server.url, map(request, range(300)), concurrency=8)
+    assert (meter.answers, meter.skipped, meter.failures) == (0, 150, {"endpoint": 150})
+    assert "scripted fault" in meter.last_error
+    assert len(texts(path)) == 150
+
+
+def test_where_nothing_was_ever_answered_refusals_end_the_command(serve: Serve, path: Path) -> None:
+    """And where something was, they are told at the end."""
+    server = serve(lambda body: Fault(400))
+    with pytest.raises(EndpointError, match="nearly every request fails; the last one: HTTP 400"):
+        door(path, server.url, map(request, range(10_000)), concurrency=32)
+    assert 64 <= len(server.requests) <= 96
+    server.answer = lambda body: Fault(400) if number_of(body) else echo(body)
+    meter = door(path, server.url, map(request, range(1000)), concurrency=32)
+    assert (meter.answers, meter.failed) == (1, 999)
 
 
 def test_some_failures_do_not_stop_a_command(serve: Serve, path: Path) -> None:

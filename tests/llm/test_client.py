@@ -142,8 +142,21 @@ def test_what_would_refuse_every_request_ends_the_command(
     with pytest.raises(EndpointError, match=told) as caught:
         chat(server.url)
     assert caught.value.where == server.url
-    assert len(server.requests) == 1
+    assert len(server.requests) == (2 if status == 403 else 1)  # a plain one tells whether it was the prompt
     assert not waits
+
+
+def test_a_403_before_any_answer_is_about_a_prompt_where_a_plain_one_is_answered(serve: Serve) -> None:
+    """It comes back at once, so among many in flight it may well be the first; and a later start owes those alone."""
+    server, meter = serve(lambda body: Fault(403) if body["messages"] == BODY["messages"] else ["A"]), Meter()
+
+    async def work(client: Client) -> list[Any]:
+        return list(await asyncio.gather(*(client.chat(BODY) for _ in range(20)), return_exceptions=True))
+
+    told = talk(server.url, work, meter=meter)
+    assert all(isinstance(each, RequestFailed) and each.refused for each in told)
+    assert len(server.requests) == 21
+    assert meter.requests == 1
 
 
 def test_a_403_among_answers_is_about_one_prompt(serve: Serve) -> None:
