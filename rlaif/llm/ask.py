@@ -3,18 +3,24 @@
 A request whose keys the journal has is skipped, so giving a command again asks only for what is owed. Requests are
 taken from an iterator as room becomes free: memory holds those in flight, whatever the number of prompts. A stop
 (budget, deadline, Ctrl-C, a server where nearly everything fails) sends nothing new and lets those in flight finish.
+
+Requests that a server will not take (too long, filtered) are no reason to stop once the journal has an answer, however
+many they are: they come back at once while answers take their time, and a later start owes those alone. They cost
+nothing and count against --max-failures, which tells the last reason: also where a setting that was changed in the
+middle has all the rest refused. Where nothing was ever answered, twice what may be in flight is enough of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rlaif.errors import EndpointError, UsageError
-from rlaif.llm.budget import Meter, is_priced
+from rlaif.llm.budget import RECENT, Meter, is_priced
 from rlaif.llm.client import Client, NotSent, RequestFailed
 from rlaif.llm.request import Read, Request, Unreadable, on_interrupt
 from rlaif.records import Failure, Record
@@ -46,16 +52,17 @@ def ask_all(
 
     async def main() -> None:
         async with client:
-            engine = await client.check()
-            if meter.budget_usd is not None:
-                _require_prices(client)
-            if client.config.batch and may_batch:
-                from rlaif.llm import batch
+            with contextlib.suppress(NotSent):  # a stop, while the server was being asked what it can do
+                engine = await client.check()
+                if meter.budget_usd is not None:
+                    _require_prices(client)
+                if client.config.batch and may_batch:
+                    from rlaif.llm import batch
 
-                await batch.ask(client, engine, prepare, read, journal, meter)
-                return
-            requests = await prepare(client, engine)
-            await _Asking(client, read, journal, meter).run(iter(requests))
+                    await batch.ask(client, engine, prepare, read, journal, meter)
+                    return
+                requests = await prepare(client, engine)
+                await _Asking(client, read, journal, meter).run(iter(requests))
 
     try:
         if _in_a_loop():  # a notebook's
@@ -99,6 +106,7 @@ class _Asking:
         self.tasks: set[asyncio.Task[None]] = set()
         self.room = asyncio.Event()
         self.fatal: BaseException | None = None
+        self.refused = 0
         self.asked: set[str] = set()
         """Keys in flight, and those that failed: they are owed to the next start."""
 
@@ -166,7 +174,7 @@ class _Asking:
         try:
             records = await self._answer(request)
         except RequestFailed as error:
-            self._failed(request, "endpoint", str(error))
+            self._failed(request, "endpoint", str(error), refused=error.refused)
         except Unreadable as error:
             self._failed(request, "unreadable", str(error))
         except NotSent:
@@ -188,14 +196,19 @@ class _Asking:
                 self.meter.retries += 1
         raise AssertionError
 
-    def _failed(self, request: Request, kind: Any, error: str) -> None:
+    def _failed(self, request: Request, kind: Any, error: str, *, refused: bool = False) -> None:
         self.journal.append(
             Failure(key=key, error=error, kind=kind, prompt_id=request.prompt_id) for key in request.keys
         )
-        self.meter.failed_with(kind, error, len(request.keys))
-        if self.meter.hopeless() and kind == "endpoint":
+        self.meter.failed_with(kind, error, len(request.keys), refused=refused)
+        self.refused += refused
+        if refused:
+            hopeless = not self.journal.done and self.refused >= max(RECENT, 2 * self.client.config.concurrency)
+        else:
+            hopeless = kind == "endpoint" and self.meter.hopeless()
+        if hopeless:
             self.fatal = EndpointError(
                 f"nearly every request fails; the last one: {error}",
                 where=self.client.url,
-                mend="What came in is kept. Mend the server, then give the same command again.",
+                mend="What came in is kept. Mend the server or the setting, then give the same command again.",
             )

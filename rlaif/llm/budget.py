@@ -82,13 +82,15 @@ class Meter:
         self.answers += records
         self._recent.append(True)
 
-    def failed_with(self, kind: str, error: str, records: int = 1) -> None:
+    def failed_with(self, kind: str, error: str, records: int = 1, *, refused: bool = False) -> None:
+        """``refused``: by a server that would not take this one request, which says nothing of others."""
         self.failures[kind] += records
         self.last_error = error
-        self._recent.append(False)
+        if not refused:
+            self._recent.append(False)
 
     def hopeless(self) -> bool:
-        """Nearly everything fails: going on would only cost time or money."""
+        """Nearly everything that was not refused fails: going on would only cost time or money."""
         return len(self._recent) == RECENT and self._recent.count(False) >= NEARLY_ALL * RECENT
 
     def reason_to_stop(self) -> str | None:

@@ -23,19 +23,34 @@ from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, UsageError, did_you_mean
 from rlaif.llm import wire
 from rlaif.llm.budget import Meter, price
-from rlaif.llm.endpoint import Endpoint, Lost, Refused, Silent
+from rlaif.llm.endpoint import Endpoint, Lost, Refused, Silent, make_room
 from rlaif.llm.fleet import Fleet
 from rlaif.llm.wire import Malformed, Reply
 from rlaif.records import clean
 
 KEY_NAMES = ("RLAIF_API_KEY", "OPENAI_API_KEY")
 MAX_WAIT_S = 60.0
+OF_ONE_REQUEST = (400, 403, 413, 422, 451)
+"""Statuses of a request that a server will not take: too long, filtered, not understood."""
+PLAIN = {
+    "messages": [{"role": "user", "content": "Reply with the letter A."}],
+    "max_tokens": 1,
+    "temperature": 0,
+}
+"""A request that nobody's filter dislikes, for finding out what a server does."""
 LOOK_EVERY_S = 1.0
 """How long a request that waits for its turn does not notice that nothing more is to be sent."""
 
 
 class RequestFailed(Exception):
-    """This request has no answer, and asking again will not give one now. Other requests may still succeed."""
+    """This request has no answer, and asking again will not give one now. Other requests may still succeed.
+
+    ``refused``: the server was there and would not take this one; else it failed as any other might have.
+    """
+
+    def __init__(self, told: str, *, refused: bool = False) -> None:
+        super().__init__(told)
+        self.refused = refused
 
 
 class Absent(EndpointError):
@@ -68,11 +83,13 @@ class Client:
         key: str | None = None,
         revive: Revive | None = None,
     ) -> None:
+        make_room(config.concurrency)
         self.model = model
         self.config = config
         self.meter = meter
         self.key = key or _key_from_environment()
         self._answered_at: float | None = None
+        self._trying = asyncio.Lock()
         self._gives_logprobs: bool | None = None
         self._revive = revive
         self._fleet = Fleet(urls, self.key, config)
@@ -81,7 +98,7 @@ class Client:
             wait=_wait,
             retry=tenacity.retry_if_exception(_is_transient),
             before_sleep=self._before_retry,
-            sleep=self._pause,
+            sleep=self._wait_to_ask_again,
             reraise=True,
         )
 
@@ -124,19 +141,20 @@ class Client:
         return "vllm" if all(there) else "other"
 
     async def _check(self, endpoint: Endpoint) -> bool:
-        """Whether ``endpoint`` says that it is a vLLM. Where models are not listed, the first request will tell."""
+        """Whether ``endpoint`` says that it is a vLLM. Where models are not listed, the first request will tell; but
+        one that fails in passing is not taken for one that lists none."""
         try:
-            listed = wire.loads(await endpoint.send("GET", "/models", min(30.0, self.config.timeout_s)))
+            listed = wire.loads(await self._retrying(self._models, endpoint), self.hide)
         except Refused as error:
             if error.status in (401, 403):
                 raise self._key_refused(endpoint.url, error) from None
+            if _is_transient(error):
+                raise Absent(
+                    f"does not work now (HTTP {error.status}: {self._quoted(error.told)})",
+                    where=endpoint.url,
+                    mend="Give the same command again when it does.",
+                ) from None
             return False
-        except Lost as error:
-            raise Absent(
-                f"no server answers there ({str(error).removeprefix('connection lost (').removesuffix(')')})",
-                where=endpoint.url,
-                mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
-            ) from None
         except Malformed:
             return False
         models = listed.get("data") if isinstance(listed, dict) else None
@@ -146,6 +164,17 @@ class Client:
             shown = did_you_mean(self.model, names[:50])
             raise EndpointError(f"has no model {self.model!r}. {shown}", where=endpoint.url)
         return any(card.get("owned_by") == "vllm" for card in cards)
+
+    async def _models(self, endpoint: Endpoint) -> bytes:
+        try:
+            return await endpoint.send("GET", "/models", min(30.0, self.config.timeout_s))
+        except Lost as error:  # nobody there: said at once, for it is most often a mistake
+            reason = str(error).removeprefix("connection lost (").removesuffix(")")
+            raise Absent(
+                f"no server answers there ({self._quoted(reason)})",
+                where=endpoint.url,
+                mend="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
+            ) from None
 
     async def chat(self, body: dict[str, Any], path: str = wire.CHAT) -> Reply:
         """Send one request (``model`` is added) and return its reply, retried as the module says. ``path`` is
@@ -158,9 +187,10 @@ class Client:
         try:
             return await self._retrying(self._once, data, tokens, path)
         except Refused as error:
-            raise RequestFailed(f"HTTP {error.status}: {self.hide(error.told[:500])}") from None
+            refused = error.status in OF_ONE_REQUEST
+            raise RequestFailed(f"HTTP {error.status}: {self._quoted(error.told)}", refused=refused) from None
         except (Lost, Malformed) as error:
-            raise RequestFailed(str(error)) from None
+            raise RequestFailed(self._quoted(str(error))) from None
 
     async def steadily(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """``call`` (any exchange with an endpoint) with the retries of a chat request.
@@ -172,32 +202,35 @@ class Client:
             return await call()
 
         try:
-            return await self._retrying(once)
+            # What is with a provider is worth a last try: a stop cuts the wait short, and does not end the call.
+            return await self._retrying.copy(sleep=self._pause)(once)
         except Refused as error:
             if error.status in (401, 403):
                 raise self._key_refused(self.url, error) from None
-            raise RequestFailed(f"HTTP {error.status}: {self.hide(error.told[:500])}") from None
+            raise RequestFailed(f"HTTP {error.status}: {self._quoted(error.told)}") from None
         except (Lost, Malformed) as error:
-            raise RequestFailed(str(error)) from None
+            raise RequestFailed(self._quoted(str(error))) from None
 
     async def gives_logprobs(self, top: int = 20) -> bool:
-        """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token, once."""
+        """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token, once.
+
+        Raises :class:`EndpointError` where it cannot be told now: what is found out holds for the whole run.
+        """
         if self._gives_logprobs is None:
             self._gives_logprobs = await self._probe(top)
         return self._gives_logprobs
 
     async def _probe(self, top: int) -> bool:
-        body = {
-            "messages": [{"role": "user", "content": "Reply with the letter A."}],
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": top,
-        }
         try:
-            reply = await self.chat(body)
-        except RequestFailed:
-            return False
+            reply = await self.chat({**PLAIN, "logprobs": True, "top_logprobs": top})
+        except RequestFailed as error:
+            if error.refused:
+                return False
+            raise EndpointError(
+                f"did not answer when asked for probabilities: {error}",
+                where=self.url,
+                mend='Give the same command again when it does, or set verdict = "json" under [judge].',
+            ) from None
         self.meter.count(reply.usage)
         tokens = reply.choices[0].logprobs
         return bool(tokens and isinstance(tokens[0], dict) and tokens[0].get("top_logprobs"))
@@ -223,6 +256,8 @@ class Client:
             sent = time.monotonic()
             raw = await endpoint.send("POST", path, self.config.timeout_s, data)
         except Refused as error:
+            if error.status == 403 and not self._answered_at and await self._refuses_key(endpoint, path):
+                raise self._key_refused(endpoint.url, error) from None
             self._note(endpoint, error, sent)
             raise
         except Lost:
@@ -230,7 +265,7 @@ class Client:
             raise
         finally:
             endpoint.in_flight -= 1
-        reply = self.read(wire.loads(raw), endpoint.url, path=path)
+        reply = self.read(wire.loads(raw, self.hide), endpoint.url, path=path)
         self._answered_at = time.monotonic()
         was_down = endpoint.strikes
         endpoint.answered()
@@ -246,13 +281,12 @@ class Client:
         if status in (401, 404) and self._answered_at and self._fleet.elsewhere(endpoint):
             # One of several has lost its model or its key in the night: the others go on.
             self._failed(endpoint)
-            raise Lost(f"HTTP {status}: {self.hide(error.told[:500])}") from None
-        # Where answers came before, 403 is about this one request: hosts say it of prompts that they will not take.
-        if status == 401 or (status == 403 and not self._answered_at):
+            raise Lost(f"HTTP {status}: {self._quoted(error.told)}") from None
+        if status == 401:
             raise self._key_refused(endpoint.url, error) from None
         if status == 404:
             raise EndpointError(
-                f"has no model {self.model!r}, or no chat completions: {self.hide(error.told[:500])}",
+                f"has no model {self.model!r}, or no chat completions: {self._quoted(error.told)}",
                 where=endpoint.url,
             ) from None
         if status == 429:
@@ -261,6 +295,24 @@ class Client:
             endpoint.too_much(sent)
         if status >= 500:
             self._failed(endpoint)
+
+    async def _refuses_key(self, endpoint: Endpoint, path: str) -> bool:
+        """Hosts say 403 of a key, and at once of a prompt that their filter dislikes. Before anything was answered a
+        plain request tells which it is, so that a start that owes such prompts alone is not over with the first."""
+        if path != wire.CHAT:
+            return True
+        async with self._trying:
+            if not self._answered_at:
+                try:
+                    data = orjson.dumps({**PLAIN, "model": self.model})
+                    raw = await endpoint.send("POST", path, self.config.timeout_s, data)
+                    self.meter.count(self.read(wire.loads(raw, self.hide), endpoint.url).usage)
+                    self._answered_at = time.monotonic()
+                except Refused as again:
+                    return again.status == 403
+                except (Lost, Malformed):
+                    return False
+        return False
 
     def _failed(self, endpoint: Endpoint) -> None:
         endpoint.failed()
@@ -295,6 +347,12 @@ class Client:
                 return
             await asyncio.sleep(min(left, LOOK_EVERY_S))
 
+    async def _wait_to_ask_again(self, seconds: float) -> None:
+        """Raises :class:`NotSent` at a stop: a server that has asked to be left alone is not asked before that."""
+        await self._pause(seconds)
+        if self._no_more():
+            raise NotSent
+
     def _key_refused(self, url: str, error: Refused) -> EndpointError:
         given = "the key was refused" if self.key else "the server asks for a key and none is set"
         return EndpointError(
@@ -302,6 +360,10 @@ class Client:
             where=url,
             mend=f"Put the key into the environment: export {KEY_NAMES[1]}=...  (or {KEY_NAMES[0]}, which goes first)",
         )
+
+    def _quoted(self, text: str) -> str:
+        """Hidden before it is cut: of a key at the cut a part would be left."""
+        return self.hide(text)[:500]
 
     def hide(self, text: str) -> str:
         """Servers like to quote the key that they were given."""

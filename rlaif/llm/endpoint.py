@@ -8,6 +8,8 @@ transport, and aiohttp 3,900. What comes back is bytes, or one of three errors: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,12 @@ from rlaif.llm.wire import CLASSIFY, complaint, retry_after
 REST_S = 10.0
 """How long an endpoint that failed is passed over while another one is there; twice as long each time after that."""
 MOST_REST_S = 300.0
+CONNECT_S = 30.0
+MOST_FILES = 65_536
+OTHER_FILES = 128
+"""What else a run has open: journals, logs, a server's pipes, libraries."""
+DOWNLOAD_SILENT_S = 900.0
+"""How long a download may bring nothing. An exchange has its own time as a whole."""
 
 
 class Lost(Exception):
@@ -132,6 +140,8 @@ class Endpoint:
             async with asyncio.timeout(timeout_s):
                 async with self._opened().request(method, self._at(path), data=data, headers=headers) as response:
                     raw = await response.read()
+        except aiohttp.ServerTimeoutError:  # a TimeoutError too, but the server was not even asked
+            raise Lost(f"connection lost (not made within {CONNECT_S:g} s)") from None
         except TimeoutError:
             raise Silent(f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -147,7 +157,7 @@ class Endpoint:
         if self._session is None:  # it wants a running loop
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=900.0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 trust_env=not is_local(self.url),  # a proxy from the environment is for what lies outside this machine
                 headers=self._headers,
             )
@@ -155,8 +165,9 @@ class Endpoint:
 
     async def download(self, path: str, to: Path) -> None:
         """The body of a GET into a file, piece by piece. Raises :class:`Refused`, :class:`Lost` or OSError."""
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=DOWNLOAD_SILENT_S)
         try:
-            async with self._opened().get(self.url + path) as response:
+            async with self._opened().get(self.url + path, timeout=patience) as response:
                 if response.status >= 300:
                     raise Refused(response.status, complaint(await response.read()), None)
                 with to.open("wb") as file:
@@ -168,6 +179,26 @@ class Endpoint:
     async def close(self) -> None:
         if self._session:
             await self._session.close()
+
+
+def make_room(connections: int) -> None:
+    """Let this process hold ``connections`` open at once: raise the soft limit of open files as far as the hard one
+    allows. (A limit of a thousand million, which some containers have, is left to them: old programs count through it.)
+
+    Raises :class:`UsageError` where that is too few. Else it would read as a server that cuts connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < connections + OTHER_FILES:
+        raise UsageError(
+            f"{connections:,} requests at once need {connections + OTHER_FILES:,} open files, and {soft:,} are allowed",
+            where="client.concurrency",
+            mend=f"Lower it to {max(1, soft - OTHER_FILES)}, or raise the limit (ulimit -n, LimitNOFILE in systemd).",
+        )
 
 
 def check_url(url: str) -> None:
@@ -187,4 +218,4 @@ def check_url(url: str) -> None:
 def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -18,6 +18,7 @@ from rlaif.errors import UsageError
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
 from rlaif.llm.cluster import Cluster
+from rlaif.llm.endpoint import make_room
 from rlaif.llm.replica import Model
 from rlaif.llm.server import Say, Server
 
@@ -88,6 +89,7 @@ class Engines:
                     mend="Take away either base_url or the [*.vllm] table.",
                 )
             return Client(model, urls, self._config, meter)
+        make_room(self._config.concurrency)  # before minutes go into the start of a server
         served, options, path = self._served(model, options)
         if self._placed.on == "ray":
             self._cluster = self._cluster or Cluster(self._placed, self._config, self._say, self._log)

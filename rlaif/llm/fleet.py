@@ -94,15 +94,17 @@ class Fleet:
         if changed == self._files:
             return
         urls = self._found()
-        there = {endpoint.url for endpoint in self.endpoints}
-        self._leaving += [endpoint for endpoint in self.endpoints if endpoint.url not in urls]
-        self.endpoints = [endpoint for endpoint in self.endpoints if endpoint.url in urls]
+        staying = [endpoint for endpoint in self.endpoints if endpoint.url in urls]
+        coming: list[Endpoint] = []
         for url in urls:
-            if url not in there:
+            if all(endpoint.url != url for endpoint in staying):
                 with contextlib.suppress(UsageError):  # half a line, or none: a running night does not end over it
                     endpoint = self._made(url, len(urls))
                     endpoint.unknown()
-                    self.endpoints.append(endpoint)
+                    coming.append(endpoint)
+        if staying or coming:
+            self._leaving += [endpoint for endpoint in self.endpoints if endpoint not in staying]
+            self.endpoints = staying + coming
         idle = [endpoint for endpoint in self._leaving if not endpoint.in_flight]
         self._leaving = [endpoint for endpoint in self._leaving if endpoint.in_flight]
         for endpoint in idle:

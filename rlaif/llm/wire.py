@@ -54,8 +54,8 @@ Price = Callable[[int, int, int], float | None]
 """US dollars by prompt tokens, those of them that were cached, and completion tokens."""
 
 
-def loads(raw: bytes) -> Any:
-    """JSON from a server. Raises :class:`Malformed`."""
+def loads(raw: bytes, hide: Callable[[str], str] = str) -> Any:
+    """JSON from a server. Raises :class:`Malformed`, which quotes the body's beginning without what ``hide`` takes."""
     try:
         try:
             return orjson.loads(raw)
@@ -63,7 +63,9 @@ def loads(raw: bytes) -> Any:
             # Lone surrogates are legal in JSON's escapes; orjson refuses them, the standard library reads them.
             return json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"the body is not JSON: {str(error)[:120]} ({raw[:80]!r})") from None
+        # Before it is cut: of a secret at the cut a part would be left.
+        quoted = hide(raw.decode("latin-1")).encode("latin-1", "replace")[:80]
+        raise Malformed(f"the body is not JSON: {str(error)[:120]} ({quoted!r})") from None
 
 
 def read(value: Any, price: Price, hide: Callable[[str], str] = str, path: str = CHAT) -> Reply:
@@ -79,7 +81,7 @@ def read(value: Any, price: Price, hide: Callable[[str], str] = str, path: str =
     if not isinstance(choices, list) or (score is None and not choices):
         told = value.get("error")
         told = told.get("message") if isinstance(told, dict) else told
-        raise Malformed("the reply has no choices" + (f": {hide(told[:200])}" if isinstance(told, str) else ""))
+        raise Malformed("the reply has no choices" + (f": {hide(told)[:200]}" if isinstance(told, str) else ""))
     usage = value.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     prompt_tokens, completion_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")

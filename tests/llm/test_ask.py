@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -227,6 +228,40 @@ def test_where_nearly_everything_fails_the_command_stops_and_keeps_what_came(
     assert len(failures(path)) == meter.failed
 
 
+EVEN = {*map(str, range(0, 300, 2)), "Reply with the letter A."}
+"""What is answered: half of the requests, and what finds out whether a key is good."""
+
+
+def slowly(body: dict[str, Any]) -> Fault:
+    """An answer that takes its time, where refusals do not."""
+    reply = {"choices": [{"message": {"content": echo(body)[0]}, "finish_reason": "stop"}]}
+    return Fault(200, {"Content-Type": "application/json"}, json.dumps(reply).encode(), silent_s=0.5)
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_refusals_come_before_answers_and_do_not_end_the_command(serve: Serve, path: Path, status: int) -> None:
+    """Nor the next start, which owes nothing but what will be refused."""
+    odd = Fault(status)
+    server = serve(lambda body: slowly(body) if body["messages"][-1]["content"] in EVEN else odd)
+    meter = door(path, server.url, map(request, range(300)), concurrency=64)
+    assert (meter.answers, meter.failures) == (150, {"endpoint": 150})
+    meter = door(path, server.url, map(request, range(300)), concurrency=8)
+    assert (meter.answers, meter.skipped, meter.failures) == (0, 150, {"endpoint": 150})
+    assert "scripted fault" in meter.last_error
+    assert len(texts(path)) == 150
+
+
+def test_where_nothing_was_ever_answered_refusals_end_the_command(serve: Serve, path: Path) -> None:
+    """And where something was, they are told at the end."""
+    server = serve(lambda body: Fault(400))
+    with pytest.raises(EndpointError, match="nearly every request fails; the last one: HTTP 400"):
+        door(path, server.url, map(request, range(10_000)), concurrency=32)
+    assert 64 <= len(server.requests) <= 96
+    server.answer = lambda body: Fault(400) if number_of(body) else echo(body)
+    meter = door(path, server.url, map(request, range(1000)), concurrency=32)
+    assert (meter.answers, meter.failed) == (1, 999)
+
+
 def test_some_failures_do_not_stop_a_command(serve: Serve, path: Path) -> None:
     server = serve(lambda body: echo(body) if number_of(body) % 8 == 0 else Fault(400))
     meter = door(path, server.url, map(request, range(200)), concurrency=4)
@@ -385,6 +420,26 @@ def test_every_url_must_have_its_price(serve: Serve, path: Path, monkeypatch: py
         ask_all(lambda: Client("m", [paid.url, unknown.url], ClientConfig(), meter), prepare, read, journal, meter)
 
 
+@pytest.mark.parametrize("asked", ["models", "probabilities"])
+def test_a_stop_while_the_server_is_asked_what_it_can_do(
+    serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr("rlaif.llm.client.LOOK_EVERY_S", 0.01)
+    busy = Fault(503, {"Retry-After": "60"})
+    server = serve(lambda body: busy, listing=busy if asked == "models" else None)
+    meter = Meter(deadline=time.monotonic() + 0.5)
+
+    async def prepare(client: Client, _engine: str) -> Iterable[Request]:
+        await client.gives_logprobs()
+        return [request(1)]
+
+    with Journal(path) as journal:
+        ask_all(lambda: Client("m", [server.url], ClientConfig(), meter), prepare, read, journal, meter)
+    assert meter.reason_to_stop() == "the deadline is reached"
+    assert len(server.requests) == (asked == "probabilities")
+    assert path.read_bytes() == b""
+
+
 # Interrupts
 
 
@@ -404,6 +459,17 @@ def test_one_interrupt_lets_those_in_flight_finish(serve: Serve, path: Path) -> 
     assert not failures(path)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     signal.signal(signal.SIGTERM, before)
+
+
+def test_what_waits_to_be_asked_again_at_a_stop_stays_owed(
+    serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlaif.llm.client.LOOK_EVERY_S", 0.01)
+    server = serve(lambda body: Fault(429, {"Retry-After": "60"}) if number_of(body) else echo(body))
+    meter = door(path, server.url, map(request, range(8)), Meter(deadline=time.monotonic() + 1.0))
+    assert len(server.requests) == 8
+    assert (meter.answers, meter.failed) == (1, 0)
+    assert len(read_jsonl(path)) == 1
 
 
 def test_those_in_flight_get_a_grace_after_an_interrupt(

@@ -90,5 +90,9 @@ def test_hopeless_is_nearly_all_of_the_recent_ones() -> None:
         meter.succeeded(1)
     assert not meter.hopeless()
     for _ in range(RECENT):
+        meter.failed_with("endpoint", "too long", refused=True)
+    assert not meter.hopeless()  # of a server that is well
+    for _ in range(RECENT):
         meter.failed_with("endpoint", "lost")
     assert meter.hopeless()  # whatever was before
+    assert meter.failed == RECENT + 2 * RECENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +25,11 @@ from rlaif.config import ClientConfig
 from rlaif.errors import EndpointError, RlaifError, UsageError
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import MAX_WAIT_S, Client, NotSent, RequestFailed
-from rlaif.llm.endpoint import Pace
+from rlaif.llm.endpoint import Lost, Pace
 from rlaif.llm.wire import Reply, retry_after, split_thinking
 from tests.conftest import ROOT
-from tests.scripted import Answer, Fault, ScriptedServer, echo
+from tests.llm.processes import until
+from tests.scripted import Answer, Fault, ScriptedServer, echo, with_probabilities
 
 Serve = Callable[..., ScriptedServer]
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
@@ -139,8 +142,21 @@ def test_what_would_refuse_every_request_ends_the_command(
     with pytest.raises(EndpointError, match=told) as caught:
         chat(server.url)
     assert caught.value.where == server.url
-    assert len(server.requests) == 1
+    assert len(server.requests) == (2 if status == 403 else 1)  # a plain one tells whether it was the prompt
     assert not waits
+
+
+def test_a_403_before_any_answer_is_about_a_prompt_where_a_plain_one_is_answered(serve: Serve) -> None:
+    """It comes back at once, so among many in flight it may well be the first; and a later start owes those alone."""
+    server, meter = serve(lambda body: Fault(403) if body["messages"] == BODY["messages"] else ["A"]), Meter()
+
+    async def work(client: Client) -> list[Any]:
+        return list(await asyncio.gather(*(client.chat(BODY) for _ in range(20)), return_exceptions=True))
+
+    told = talk(server.url, work, meter=meter)
+    assert all(isinstance(each, RequestFailed) and each.refused for each in told)
+    assert len(server.requests) == 21
+    assert meter.requests == 1
 
 
 def test_a_403_among_answers_is_about_one_prompt(serve: Serve) -> None:
@@ -194,6 +210,31 @@ def test_a_server_that_drips_is_left_in_time(waits: list[float]) -> None:
         with pytest.raises(RequestFailed, match=r"no answer within 0\.4 s"):
             chat(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_s=0.4, attempts=1)
         thread.join()
+
+
+def test_an_answer_may_take_as_long_as_was_set(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    """What bounds the silence of a download does not bound a request."""
+    monkeypatch.setattr("rlaif.llm.endpoint.DOWNLOAD_SILENT_S", 0.1)
+    assert chat(serve(delay_s=0.5).url, attempts=1, timeout_s=30).choices
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with pytest.raises(Lost):
+            talk(url, lambda client: client.endpoints[0].download("/files/1/content", tmp_path / "file"))
+
+
+def test_a_connection_that_is_not_made_in_time_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by the time for an answer, nor is the server one that was asked and kept silent."""
+    monkeypatch.setattr("rlaif.llm.endpoint.CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+        for _ in range(4):  # the kernel takes no further ones
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        with pytest.raises(RequestFailed, match=r"connection lost \(not made within 0\.2 s\)"):
+            chat(url, attempts=1, timeout_s=30)
 
 
 def test_nobody_there_reads_as_a_lost_connection_and_not_as_a_timeout(waits: list[float]) -> None:
@@ -377,7 +418,7 @@ def test_check_tells_vllm_from_others(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "listing",
     [
-        *[Fault(status) for status in (400, 404, 405, 429, 500, 503)],
+        *[Fault(status) for status in (400, 404, 405)],
         Fault(200, body=b"<html>"),
         Fault(200, body=b"<html>", headers={"Content-Type": "application/json"}),
         Fault(200, body=b"[" * 200_000, headers={"Content-Type": "application/json"}),
@@ -391,6 +432,34 @@ def test_an_endpoint_that_lists_no_models_is_taken_at_its_word(serve: Serve, lis
     server = serve(listing=listing)
     assert check(server.url) == "other"
     assert chat(server.url).choices[0].text
+
+
+PASSING = [429, 500, 502, 503]
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_what_fails_in_passing_is_asked_again_for_its_models(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A vLLM behind a proxy that is busy for a moment is a vLLM: it is asked in its own way for the whole run."""
+    server = serve(listing=Fault(status))
+
+    def wait(_state: Any) -> float:
+        server.listing = None
+        return 0.0
+
+    monkeypatch.setattr("rlaif.llm.client._wait", wait)
+    assert check(server.url) == "vllm"
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_what_fails_for_long_is_not_there(serve: Serve, waits: list[float], status: int) -> None:
+    sick, well = serve(listing=Fault(status)), serve()
+    with pytest.raises(EndpointError, match=rf"does not work now \(HTTP {status}: scripted fault\)") as caught:
+        check(sick.url, attempts=3)
+    assert caught.value.where == sick.url
+    assert len(waits) == 3
+    assert check([sick.url, well.url]) == "vllm"
 
 
 def test_nobody_there(waits: list[float]) -> None:
@@ -612,6 +681,22 @@ def test_an_engine_that_refuses_logprobs_gives_none(serve: Serve) -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("said", [Fault(503), Fault(429), Fault(402), Fault(0), Fault(200, body=b"busy")])
+def test_an_engine_that_is_away_is_not_taken_for_one_without_logprobs(
+    serve: Serve, waits: list[float], said: Any
+) -> None:
+    server = serve(lambda body: said)
+
+    async def work(client: Client) -> bool:
+        with pytest.raises(EndpointError, match="did not answer when asked for probabilities") as caught:
+            await client.gives_logprobs()
+        assert caught.value.where == server.url
+        server.answer = lambda body: with_probabilities({"A": 1.0})
+        return await client.gives_logprobs()
+
+    assert talk(server.url, work, attempts=2) is True
+
+
 # Keys
 
 
@@ -630,6 +715,37 @@ def test_a_key_shows_up_nowhere(serve: Serve, caplog: pytest.LogCaptureFixture, 
     assert "***" in told[0]
     assert caplog.text
     assert SECRET not in "\n".join(told) + caplog.text
+
+
+def straddling(cut: int) -> str:
+    """Ends in a key that begins before ``cut``."""
+    return "x " * (cut // 2 - 5) + SECRET
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Fault(400, body=straddling(500).encode()),
+        Fault(404, body=straddling(500).encode()),
+        Fault(503, body=straddling(500).encode()),
+        Fault(200, body=f"wrong key: {SECRET}".encode()),
+        Fault(200, body=straddling(80).encode()),
+        {"error": {"message": straddling(200)}},
+        Fault(raw=straddling(40).encode() + b"\r\n\r\n"),
+    ],
+)
+def test_no_part_of_a_key_is_left_where_a_text_is_cut(serve: Serve, waits: list[float], said: Any) -> None:
+    with pytest.raises((RequestFailed, RlaifError)) as caught:
+        chat(serve(lambda body: said).url, key=SECRET, attempts=1)
+    assert SECRET[:4] not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_no_key_is_left_in_what_a_list_of_models_says(serve: Serve) -> None:
+    raw = Fault(raw=straddling(40).encode() + b"\r\n\r\n")
+    with pytest.raises(EndpointError, match="no server answers there") as caught:
+        check(serve(listing=raw).url, key=SECRET)
+    assert SECRET[:4] not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["sk-a\nb", "sk-’quoted’", "sk a", "\x00"])
@@ -687,6 +803,38 @@ asyncio.run(main())
 # How fast, and where to
 
 
+def limited(soft: int, hard: int, url: str, concurrency: int) -> subprocess.CompletedProcess[str]:
+    """As many requests as ``concurrency`` at once, from a process that may have so many files open."""
+    code = f"""
+import asyncio, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+from rlaif.config import ClientConfig
+from rlaif.llm.budget import Meter
+from rlaif.llm.client import Client
+
+async def main():
+    config = ClientConfig(concurrency={concurrency}, attempts=1)
+    async with Client("m", [{url!r}], config, Meter()) as client:
+        await asyncio.gather(*(client.chat({BODY!r}) for _ in range({concurrency})))
+
+asyncio.run(main())
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_more_requests_at_once_than_files_may_be_open(serve: Serve) -> None:
+    """A server would be said to cut connections. Where the limit may be raised, it is."""
+    server = serve(delay_s=1.0)
+    done = limited(200, 1024, server.url, 300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.most_in_flight > 200
+    server.requests.clear()
+    refused = limited(200, 400, server.url, 300).stderr
+    assert "300 requests at once need 428 open files, and 400 are allowed" in refused
+    assert "Lower it to 272, or raise the limit (ulimit -n" in refused
+    assert not server.requests
+
+
 def test_a_pace_spreads_requests_and_tokens_over_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that stands still: the waits of a burst are what the limits say, and a correction moves them."""
     monkeypatch.setattr("rlaif.llm.endpoint.time.monotonic", lambda: 1000.0)
@@ -734,6 +882,21 @@ def test_what_waits_for_its_turn_is_not_sent_after_a_stop(serve: Serve, monkeypa
     said = talk(server.url, work, meter=meter, requests_per_minute=1)
     assert [type(each) for each in said] == [Reply, NotSent, NotSent]
     assert len(server.requests) == 1
+
+
+def test_what_waits_to_be_asked_again_is_not_sent_after_a_stop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has asked to be left alone for a minute: the stop does not make that shorter."""
+    monkeypatch.setattr("rlaif.llm.client.LOOK_EVERY_S", 0.01)
+    server, meter = serve(lambda body: Fault(429, {"Retry-After": "60"})), Meter()
+
+    async def work(client: Client) -> list[Any]:
+        asking = asyncio.gather(*(client.chat(BODY) for _ in range(3)), return_exceptions=True)
+        assert await asyncio.to_thread(until, lambda: meter.retries == 3)
+        meter.interrupted = True
+        return await asking
+
+    assert [type(each) for each in talk(server.url, work, meter=meter)] == [NotSent] * 3
+    assert len(server.requests) == 3
 
 
 def test_a_dead_endpoint_gets_one_request_at_a_time_and_less_and_less_often(

@@ -148,6 +148,24 @@ def test_an_endpoint_taken_out_of_the_file_finishes_and_gets_nothing_new(serve: 
     assert len(leaving.requests) + len(staying.requests) + len(coming.requests) == 56
 
 
+def test_half_a_line_leaves_the_endpoints_as_they_were(serve: Serve, tmp_path: Path) -> None:
+    there, coming = serve(), serve()
+    listed = tmp_path / "endpoints.txt"
+    listed.write_text(f"{there.url}\n")
+
+    async def work(client: Client) -> None:
+        await many(client, 4)
+        listed.write_text("http")  # somebody is writing it
+        await many(client, 8)
+        assert client.urls == [there.url]
+        listed.write_text(f"{coming.url}\n")
+        await many(client, 8)
+        assert client.urls == [coming.url]
+
+    talk([f"file:{listed}"], work)
+    assert (len(there.requests), len(coming.requests)) == (12, 8)
+
+
 def test_a_file_without_endpoints_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="names no endpoint"):
         talk([f"file:{tmp_path / 'absent.txt'}"], lambda client: client.check())
