@@ -26,9 +26,11 @@ from rlaif.errors import MissingPart, UsageError, did_you_mean
 from rlaif.judge import checkers
 from rlaif.records import Failure, Verdict, canonical, key_of
 
-VERSION = "1"
+VERSION = "2"
 """Of the checkers: raised when one of them would say something else of an answer than before."""
 SAMPLE = "Here are two short sentences. They only show that a check can be evaluated at all.\n\nAnd a third: 42."
+FIRST_S = 60.0
+"""For a check's own value and its first text: it may have to load what it needs."""
 
 Meets = Callable[[str], bool]
 
@@ -187,18 +189,20 @@ def _prepared(told: bytes) -> Meets:
     if kind not in KINDS:
         raise ValueError(f"it has no kind that is known ({kind!r}). {did_you_mean(str(kind), KINDS)}")
     try:
-        meets = _CHECK.validate_python(check).meets()
+        meets = checkers.limited(lambda: _CHECK.validate_python(check).meets(), FIRST_S)
+    except TimeoutError as error:
+        raise ValueError(str(error)) from None
     except ValidationError as error:
         problems = ((".".join(map(str, problem["loc"][1:])), problem["msg"]) for problem in error.errors())
         raise ValueError("; ".join(f"{place}: {message}" for place, message in problems)) from None
     try:
-        meets(SAMPLE)
+        checkers.limited(lambda: meets(SAMPLE), FIRST_S)
     except LookupError as error:  # the instruction checkers read word lists that do not come with them
         told_by = next((line.strip() for line in str(error).splitlines() if "nltk.download" in line), str(error)[:200])
         raise MissingPart(f"it needs data that is not on this machine: {told_by}") from None
     except Exception as error:  # whatever a checker raises: asked here, it ends nothing that was paid for
         raise ValueError(f"it fails on a plain text ({type(error).__name__}: {str(error)[:200]})") from None
-    return meets
+    return lambda text: checkers.limited(lambda: meets(text))
 
 
 def key_for(prompt: Mapping[str, Any], completion: str) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -124,6 +127,72 @@ def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.Monke
     assert isinstance(told, Failure)
     assert told.kind == "check"
     assert "check 2 (regex) of prompt p broke: TimeoutError" in told.error
+
+
+SLOW_SCHEMA = {"properties": {"slug": {"pattern": "^([a-z]+-?)+$"}}}
+
+
+@pytest.mark.parametrize(
+    ("one", "text"),
+    [
+        ({"kind": "number", "value": 4}, "The answer is 9^9^9^9"),
+        ({"kind": "number", "value": 4}, r"$\boxed{99999999!}$"),
+        ({"kind": "number", "value": 4}, r"$\sin(10^{10^{10}})$"),
+        ({"kind": "maths", "value": "4"}, "The answer is 9^9^9^9"),
+        ({"kind": "maths", "value": "4"}, r"$\binom{99999999}{49999999}$"),
+        ({"kind": "json", "schema": SLOW_SCHEMA}, json.dumps({"slug": "a" * 60 + "!"})),
+    ],
+)
+def test_a_check_that_would_never_end_gives_no_score(
+    one: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("math_verify")
+    check.prepare([one], "prompt p")
+    monkeypatch.setattr(checkers, "TIMEOUT_S", 0.3)
+    told = run([one], text)
+    assert isinstance(told, Failure)
+    assert "TimeoutError: it takes longer than 0.3 s" in told.error
+
+
+def test_a_check_whose_own_value_never_ends_cannot_be_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("math_verify")
+    check.prepare([{"kind": "maths", "value": "4"}], "prompt p")
+    monkeypatch.setattr(check, "FIRST_S", 0.3)
+    for value in (r"\binom{99999998}{49999999}", "9^{9^{9^9}}"):
+        with pytest.raises(UsageError, match=r"longer than 0\.3 s"):
+            check.prepare([{"kind": "maths", "value": value}], "prompt p")
+
+
+def test_a_limit_that_a_checker_swallows_still_gives_no_score() -> None:
+    def swallows() -> bool:
+        try:
+            time.sleep(60)
+        except BaseException:
+            return False
+        return True
+
+    with pytest.raises(TimeoutError):
+        checkers.limited(swallows, 0.1)
+
+
+def test_a_limit_leaves_the_alarm_that_was_set() -> None:
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    old = signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        assert checkers.limited(lambda: 7) == 7
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
+        signal.raise_signal(signal.SIGALRM)
+        assert rung
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *old)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_long_answer_is_counted_in_one_go() -> None:
+    """Each run of full stops is looked at once."""
+    assert checkers.count("." * 1_000_000 + "x", "sentences") == 1
+    assert checkers.count("One." + "." * 1_000_000 + ' Two!?" Three', "sentences") == 3
 
 
 @settings(max_examples=60, deadline=None)
