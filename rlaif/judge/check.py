@@ -30,7 +30,8 @@ VERSION = "2"
 """Of the checkers: raised when one of them would say something else of an answer than before."""
 SAMPLE = "Here are two short sentences. They only show that a check can be evaluated at all.\n\nAnd a third: 42."
 FIRST_S = 60.0
-"""For a check's own value and its first text: it may have to load what it needs."""
+"""For a check's own value and its first text, with which it may load data. Imports have no limit: some look for data
+in the net, and would be broken off halfway."""
 
 Meets = Callable[[str], bool]
 
@@ -70,6 +71,7 @@ class Number(_Check):
     tolerance: float = Field(default=0.0, ge=0)
 
     def meets(self) -> Meets:
+        checkers.need("math_verify")
         return lambda text: checkers.is_number(text, self.value, self.tolerance)
 
 
@@ -78,7 +80,9 @@ class Maths(_Check):
     value: str = Field(min_length=1)
 
     def meets(self) -> Meets:
-        if isinstance((checkers.parsed(f"${self.value}$") or [""])[0], str):  # its text, where it cannot be read
+        checkers.need("math_verify")
+        read = checkers.limited(lambda: checkers.parsed(f"${self.value}$"), FIRST_S)
+        if isinstance((read or [""])[0], str):  # its text, where it cannot be read
             raise ValueError(f"value {self.value!r} is no expression that can be read")
         return lambda text: checkers.is_maths(text, self.value)
 
@@ -189,7 +193,7 @@ def _prepared(told: bytes) -> Meets:
     if kind not in KINDS:
         raise ValueError(f"it has no kind that is known ({kind!r}). {did_you_mean(str(kind), KINDS)}")
     try:
-        meets = checkers.limited(lambda: _CHECK.validate_python(check).meets(), FIRST_S)
+        meets = _CHECK.validate_python(check).meets()
     except TimeoutError as error:
         raise ValueError(str(error)) from None
     except ValidationError as error:

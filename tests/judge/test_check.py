@@ -111,8 +111,9 @@ def test_a_checker_that_is_not_installed_is_a_missing_part(monkeypatch: pytest.M
     check._prepared.cache_clear()
     monkeypatch.setattr(checkers.importlib, "import_module", without)
     monkeypatch.delitem(checkers.sys.modules, "math_verify", raising=False)
-    with pytest.raises(MissingPart, match=r"prompt p, check 1: .*math_verify[\s\S]*rlaif\[checks\]"):
-        check.prepare([{"kind": "maths", "value": "19"}], "prompt p")
+    for one in ({"kind": "maths", "value": "19"}, {"kind": "number", "value": 19}):
+        with pytest.raises(MissingPart, match=r"prompt p, check 1: .*math_verify[\s\S]*rlaif\[checks\]"):
+            check.prepare([one], "prompt p")
 
 
 def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
