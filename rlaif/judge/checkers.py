@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
 from rlaif.errors import MissingPart
@@ -34,6 +35,16 @@ ABBREVIATION = re.compile(
 )
 # Only where a run of full stops begins: tried at each of them, a long run would take the square of its length.
 SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+|(?<=[^\s.!?…。！？])[ \t]*\n+")
+MINUS = str.maketrans("−", "-")
+POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+# 1 234 567 with the spaces that typography has for it, and 1,234,567.
+SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
+GROUPED = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
+# 1.2e3, and 1.2 × 10^3 or 10³ as it stands in plain text: what LaTeX has for it, math-verify reads.
+SCIENTIFIC = re.compile(
+    r"(?<![\w.,^/])(\d++(?:\.\d++)?)"
+    r"(?:[eE]([+-]?\d{1,3})(?![\w^]|\.\d)|\s*[×xX·⋅]\s*10(?:\^([+-]?\d{1,3})(?![\d^])|([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3})))"
+)
 COMMON = (
     "ar bg bn ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv ms nl no pl pt ro ru sk sl sr sv sw ta th "
     "tr uk ur vi zh"
@@ -108,11 +119,16 @@ def matches(text: str, pattern: str) -> bool:
 
 def is_number(text: str, value: float, tolerance: float) -> bool:
     """Whether the answer's final number is within ``tolerance`` of ``value``. "50%" is 50 and 0.5 alike."""
-    found = parsed(_grouped(text))
+    text = GROUPED.sub(lambda found: found[0].replace(",", ""), _plain(text))
+    found = parsed(SCIENTIFIC.sub(lambda found: f"{Decimal(f'{found[1]}e{_power(found)}'):f}", text))
     number: Any = getattr(found[0], "rhs", found[0]) if found else None  # of an equation, what is told
-    if not getattr(number, "is_number", False) or not (number := number.doit()).is_real:
+    if not getattr(number, "is_number", False):
         return False
-    told = [float(number)] + ([100 * float(number)] if "%" in text else [])
+    sympy = need("sympy")
+    percent = number.has(sympy.UnevaluatedExpr(sympy.Rational(1, 100)))  # so math-verify reads a % behind a number
+    if not (number := number.doit()).is_real:
+        return False
+    told = [float(number)] + ([100 * float(number)] if percent else [])
     return any(abs(each - value) <= tolerance + 1e-9 * max(1.0, abs(value)) for each in told)
 
 
@@ -129,12 +145,18 @@ def parsed(text: str) -> list[Any]:
     math_verify = need("math_verify")
     # Its own limit would take our alarm away, and what it throws is no Exception. Without one it warns, once.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
+    text = SCIENTIFIC.sub(lambda found: f"{found[1]}*10^{_power(found)}", _plain(text))
     return list(math_verify.parse(text, parsing_timeout=None, raise_on_error=True))
 
 
-def _grouped(text: str) -> str:
-    """``text`` with the commas taken out of numbers like 1,234,567."""
-    return re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", ""), text)
+def _plain(text: str) -> str:
+    """``text`` with the minus sign and the spaces inside numbers as programs write them."""
+    return SPACED.sub(lambda found: re.sub(r"\D", "", found[0]), text.translate(MINUS))
+
+
+def _power(found: re.Match[str]) -> str:
+    """The exponent of what SCIENTIFIC found."""
+    return (found[2] or found[3] or found[4]).translate(POWERS)
 
 
 def json_of(text: str) -> Any:
