@@ -160,10 +160,15 @@ def _power(found: re.Match[str]) -> str:
 
 
 def json_of(text: str) -> Any:
-    """The JSON value that is all of ``text``, a code fence around it aside. Raises ValueError."""
+    """The JSON value that is all of ``text``, a code fence around it aside. Raises ValueError, also for the NaN and
+    Infinity that Python would read."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
     fenced = re.fullmatch(r"\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*", text, re.DOTALL)
     try:
-        return json.loads(fenced[1] if fenced else text)
+        return json.loads(fenced[1] if fenced else text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -208,7 +213,8 @@ def instruction_ids() -> set[str]:
 
 def instruction(identifier: str, args: dict[str, Any]) -> Any:
     """The checker of one instruction. Raises ValueError where ``args`` are not those that it needs: the checkers would
-    draw what is missing at random."""
+    draw what is missing, or null, at random."""
+    args = {name: value for name, value in args.items() if value is not None}  # a table has nulls for what a row lacks
     source = "ifeval" if identifier in _registry("ifeval") else "ifbench"
     checker = _registry(source)[identifier](identifier)
     try:

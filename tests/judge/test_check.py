@@ -66,6 +66,8 @@ def score(checks: list[dict[str, Any]], text: str) -> float:
         ("maths", {"value": "x^2-1"}, "It factors as $(x-1)(x+1)$", "$(x-1)^2$"),
         ("json", {"schema": {"type": "object", "required": ["fr"]}}, '```json\n{"fr": "oui"}\n```', '{"de": "ja"}'),
         ("json", {"schema": {"type": "array"}}, "[1]", "Here it is: [1]"),
+        ("json", {}, '{"mean": null}', '{"mean": NaN}'),
+        ("json", {}, "[-1]", "[-Infinity]"),
         ("length", {"unit": "words", "min": 2, "max": 3}, "two – words", "one"),
         ("length", {"unit": "characters", "max": 3}, " abc\n", "abcd"),
         ("length", {"unit": "sentences", "min": 2, "max": 2}, "Mr. Ito ran 3.5 km. He won!", "One. Two? Three."),
@@ -74,6 +76,7 @@ def score(checks: list[dict[str, Any]], text: str) -> float:
         ("language", {"value": "fr"}, "Je voudrais un café, s'il vous plaît.", "I would like a coffee, please."),
         ("language", {"value": "de"}, "Das ist gut.", "La nave è arrivata ieri sera."),
         ("instruction", {"id": "keywords:existence", "args": {"keywords": ["sea"]}}, "The sea", "The lake"),
+        ("instruction", {"id": "keywords:existence", "args": {"keywords": ["sea"], "relation": None}}, "Sea.", "No."),
         ("instruction", {"id": "punctuation:no_comma"}, "no comma", "a, b"),
         ("instruction", {"id": "count:word_count_range", "args": {"min_words": 2, "max_words": 3}}, "a b", "a"),
     ],
@@ -109,6 +112,15 @@ def test_a_score_is_the_share_of_checks_that_are_met() -> None:
         ({"kind": "language", "value": "fre"}, "unknown language"),
         ({"kind": "instruction", "id": "keywords:existance"}, "Did you mean 'keywords:existence'"),
         ({"kind": "instruction", "id": "keywords:existence"}, "args lack keywords"),
+        ({"kind": "instruction", "id": "keywords:existence", "args": {"keywords": None}}, "args lack keywords"),
+        (
+            {
+                "kind": "instruction",
+                "id": "length_constraints:number_words",
+                "args": {"num_words": None, "relation": None},
+            },
+            "args lack num_words, relation",
+        ),
     ],
 )
 def test_a_check_that_cannot_be_evaluated_names_prompt_and_check(bad: dict[str, Any], told: str) -> None:
