@@ -211,7 +211,8 @@ def _request(
         **shown,
     }
     messages = render.fill(judge, {**values, "reply": read.instruction(about.mode, words, reasoning)}, untrusted)
-    temperature = 0.0 if config.judge.samples == 1 else 1.0
+    # A classification is asked once: drawn at random, one word would be the label.
+    temperature = 0.0 if config.judge.samples == 1 or judge.file.kind == "classify" else 1.0
     body = {"messages": messages, **read.body(about.mode, words, reasoning, config.judge.max_tokens, temperature)}
     key = key_of(
         body=body,

@@ -26,9 +26,12 @@ from rlaif.errors import MissingPart, UsageError, did_you_mean
 from rlaif.judge import checkers
 from rlaif.records import Failure, Verdict, canonical, key_of
 
-VERSION = "1"
+VERSION = "2"
 """Of the checkers: raised when one of them would say something else of an answer than before."""
 SAMPLE = "Here are two short sentences. They only show that a check can be evaluated at all.\n\nAnd a third: 42."
+FIRST_S = 60.0
+"""For a check's own value and its first text, with which it may load data. Imports have no limit: some look for data
+in the net, and would be broken off halfway."""
 
 Meets = Callable[[str], bool]
 
@@ -68,6 +71,7 @@ class Number(_Check):
     tolerance: float = Field(default=0.0, ge=0)
 
     def meets(self) -> Meets:
+        checkers.need("math_verify")
         return lambda text: checkers.is_number(text, self.value, self.tolerance)
 
 
@@ -76,7 +80,9 @@ class Maths(_Check):
     value: str = Field(min_length=1)
 
     def meets(self) -> Meets:
-        if isinstance((checkers.parsed(f"${self.value}$") or [""])[0], str):  # its text, where it cannot be read
+        checkers.need("math_verify")
+        read = checkers.limited(lambda: checkers.parsed(f"${self.value}$"), FIRST_S)
+        if isinstance((read or [""])[0], str):  # its text, where it cannot be read
             raise ValueError(f"value {self.value!r} is no expression that can be read")
         return lambda text: checkers.is_maths(text, self.value)
 
@@ -188,17 +194,19 @@ def _prepared(told: bytes) -> Meets:
         raise ValueError(f"it has no kind that is known ({kind!r}). {did_you_mean(str(kind), KINDS)}")
     try:
         meets = _CHECK.validate_python(check).meets()
+    except TimeoutError as error:
+        raise ValueError(str(error)) from None
     except ValidationError as error:
         problems = ((".".join(map(str, problem["loc"][1:])), problem["msg"]) for problem in error.errors())
         raise ValueError("; ".join(f"{place}: {message}" for place, message in problems)) from None
     try:
-        meets(SAMPLE)
+        checkers.limited(lambda: meets(SAMPLE), FIRST_S)
     except LookupError as error:  # the instruction checkers read word lists that do not come with them
         told_by = next((line.strip() for line in str(error).splitlines() if "nltk.download" in line), str(error)[:200])
         raise MissingPart(f"it needs data that is not on this machine: {told_by}") from None
     except Exception as error:  # whatever a checker raises: asked here, it ends nothing that was paid for
         raise ValueError(f"it fails on a plain text ({type(error).__name__}: {str(error)[:200]})") from None
-    return meets
+    return lambda text: checkers.limited(lambda: meets(text))
 
 
 def key_for(prompt: Mapping[str, Any], completion: str) -> str:

@@ -1,7 +1,7 @@
 """What the programmatic checks compute: each function says whether one answer meets one condition.
 
 They look at the answer's text alone and ask no model. A condition that is not met is False; a checker that breaks or
-takes too long raises, and its answer gets no score.
+takes too long raises (:func:`limited`), and its answer gets no score.
 """
 
 from __future__ import annotations
@@ -10,30 +10,86 @@ import functools
 import importlib
 import io
 import json
+import logging
 import re
+import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Any, Literal, TypeVar
 
 from rlaif.errors import MissingPart
 
-TIMEOUT_S = 5
+TIMEOUT_S = 5.0
 """A pattern or an expression can take for ever on an answer that was not thought of: then there is no result."""
 
+T = TypeVar("T")
 Unit = Literal["characters", "words", "sentences", "lines", "paragraphs"]
 
 # A full stop that ends no sentence: after a title, a common abbreviation or one letter, and inside a number.
 ABBREVIATION = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|approx|No|Fig|Vol|Inc|Ltd|Co|e\.g|i\.e|a\.m|p\.m|U\.S|U\.K|[A-Z])\.(?=\s+\S)"
 )
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+|(?<=[^\s.!?…。！？])[ \t]*\n+")
+# Only where a run of full stops begins: tried at each of them, a long run would take the square of its length.
+SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+|(?<=[^\s.!?…。！？])[ \t]*\n+")
+MINUS = str.maketrans("−", "-")
+POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+# 1 234 567 with the spaces that typography has for it, and 1,234,567.
+SPACED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
+GROUPED = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
+# 1.2e3, and 1.2 × 10^3 or 10³ as it stands in plain text: what LaTeX has for it, math-verify reads.
+SCIENTIFIC = re.compile(
+    r"(?<![\w.,^/])(\d++(?:\.\d++)?)"
+    r"(?:[eE]([+-]?\d{1,3})(?![\w^]|\.\d)|\s*[×xX·⋅]\s*10(?:\^([+-]?\d{1,3})(?![\d^])|([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3})))"
+)
 COMMON = (
     "ar bg bn ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv ms nl no pl pt ro ru sk sl sr sv sw ta th "
     "tr uk ur vi zh"
 )
 LANGUAGES = frozenset(COMMON.split())
 """Languages that an answer is told apart among; the asked one joins them. Rarer ones only win on very short texts."""
+
+
+class _Late(BaseException):
+    """No Exception, which the packages below catch in many places."""
+
+
+def limited(call: Callable[[], T], seconds: float | None = None) -> T:
+    """What ``call`` gives within ``seconds`` (TIMEOUT_S). Raises TimeoutError.
+
+    A signal ends it: Python looks for signals inside long arithmetic and its own patterns too. Only the main thread can
+    have one. Checks run there; called from another thread, only :func:`matches` has a limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    seconds, late, start = seconds or TIMEOUT_S, False, time.monotonic()
+
+    def ring(*_: object) -> None:
+        nonlocal late
+        late = True
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, ring)
+    # Each second again: mpmath has an "except:" that swallows the first.
+    left, again = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        try:
+            told = call()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _Late:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:  # whoever had set the alarm still wants it
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - start)), again)
+    if late:
+        raise TimeoutError(f"it takes longer than {seconds:g} s")
+    return told
 
 
 def count(text: str, unit: Unit) -> int:
@@ -63,11 +119,16 @@ def matches(text: str, pattern: str) -> bool:
 
 def is_number(text: str, value: float, tolerance: float) -> bool:
     """Whether the answer's final number is within ``tolerance`` of ``value``. "50%" is 50 and 0.5 alike."""
-    found = parsed(_grouped(text))
+    text = GROUPED.sub(lambda found: found[0].replace(",", ""), _plain(text))
+    found = parsed(SCIENTIFIC.sub(lambda found: f"{Decimal(f'{found[1]}e{_power(found)}'):f}", text))
     number: Any = getattr(found[0], "rhs", found[0]) if found else None  # of an equation, what is told
-    if not getattr(number, "is_number", False) or not (number := number.doit()).is_real:
+    if not getattr(number, "is_number", False):
         return False
-    told = [float(number)] + ([100 * float(number)] if "%" in text else [])
+    sympy = need("sympy")
+    percent = number.has(sympy.UnevaluatedExpr(sympy.Rational(1, 100)))  # so math-verify reads a % behind a number
+    if not (number := number.doit()).is_real:
+        return False
+    told = [float(number)] + ([100 * float(number)] if percent else [])
     return any(abs(each - value) <= tolerance + 1e-9 * max(1.0, abs(value)) for each in told)
 
 
@@ -75,31 +136,39 @@ def is_maths(text: str, value: str) -> bool:
     """Whether the answer's final expression equals the LaTeX or plain expression ``value`` (Kydlíček 2025)."""
     math_verify = need("math_verify")
     gold = parsed(f"${value}$") or parsed(value)
-    return bool(math_verify.verify(gold, parsed(text), timeout_seconds=_alarm(), raise_on_error=True))
+    return bool(math_verify.verify(gold, parsed(text), timeout_seconds=None, raise_on_error=True))
 
 
 def parsed(text: str) -> list[Any]:
     """The final expression of ``text`` as math-verify reads it: sympy first, then its text; empty where there is
     none."""
-    found = need("math_verify").parse(text, parsing_timeout=_alarm(), raise_on_error=True)
-    return list(found)
+    math_verify = need("math_verify")
+    # Its own limit would take our alarm away, and what it throws is no Exception. Without one it warns, once.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    text = SCIENTIFIC.sub(lambda found: f"{found[1]}*10^{_power(found)}", _plain(text))
+    return list(math_verify.parse(text, parsing_timeout=None, raise_on_error=True))
 
 
-def _grouped(text: str) -> str:
-    """``text`` with the commas taken out of numbers like 1,234,567."""
-    return re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", ""), text)
+def _plain(text: str) -> str:
+    """``text`` with the minus sign and the spaces inside numbers as programs write them."""
+    return SPACED.sub(lambda found: re.sub(r"\D", "", found[0]), text.translate(MINUS))
 
 
-def _alarm() -> int | None:
-    """math-verify's time limit is a signal, which only the main thread can have."""
-    return TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
+def _power(found: re.Match[str]) -> str:
+    """The exponent of what SCIENTIFIC found."""
+    return (found[2] or found[3] or found[4]).translate(POWERS)
 
 
 def json_of(text: str) -> Any:
-    """The JSON value that is all of ``text``, a code fence around it aside. Raises ValueError."""
+    """The JSON value that is all of ``text``, a code fence around it aside. Raises ValueError, also for the NaN and
+    Infinity that Python would read."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
     fenced = re.fullmatch(r"\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*", text, re.DOTALL)
     try:
-        return json.loads(fenced[1] if fenced else text)
+        return json.loads(fenced[1] if fenced else text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -144,7 +213,8 @@ def instruction_ids() -> set[str]:
 
 def instruction(identifier: str, args: dict[str, Any]) -> Any:
     """The checker of one instruction. Raises ValueError where ``args`` are not those that it needs: the checkers would
-    draw what is missing at random."""
+    draw what is missing, or null, at random."""
+    args = {name: value for name, value in args.items() if value is not None}  # a table has nulls for what a row lacks
     source = "ifeval" if identifier in _registry("ifeval") else "ifbench"
     checker = _registry(source)[identifier](identifier)
     try:

@@ -25,7 +25,7 @@ from rlaif.judge import refusal_words as says
 from rlaif.records import Label, Verdict, key_of
 
 NAME = "refusal-text"
-VERSION = "2"
+VERSION = "3"
 SURE = 0.9
 LONGEST = 4000
 MOST = 8

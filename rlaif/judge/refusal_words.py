@@ -225,7 +225,7 @@ GIVES = re.compile(
 )
 LETTER = re.compile(r"^(?:dear|hi|hello|subject:|to whom)\b[^.!?\n]{0,60}[,:\n]")
 QUOTED = re.compile(
-    r"```.*?(?:```|\Z)|“[^”]{4,400}”|(?<![A-Za-z0-9])\"[^\"\n]{4,400}\"|^>.*$", re.DOTALL | re.MULTILINE
+    r"```.*?(?:```|\Z)|“[^”]{4,400}”|(?<![A-Za-z0-9])\"[^\"\n]{4,400}\"|^>[^\n]*$", re.DOTALL | re.MULTILINE
 )
 CODE = re.compile(r"```")
 LISTED = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+\S", re.MULTILINE)

@@ -61,8 +61,15 @@ TO_JUDGE = (
 ADDRESSES_JUDGE = tuple((words, re.compile(pattern, re.IGNORECASE | re.DOTALL)) for words, pattern in TO_JUDGE)
 
 
+# Of the models whose marks have no common shape, each of them: a pattern would hit code ("fst <|snd>", "a[|i|]").
+GEMMA = "turn|channel|tool|tool_call|tool_response|image|audio|video"
+SEED = "bos|eos|pad|think|tool_call|cot_budget_reflect"
+EXAONE = "system|user|assistant|tool|endofturn"
+MISTRAL = "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS"
 CONTROL = re.compile(
-    r"<(?=[|｜][^\s<>|｜]{1,40}[|｜]>|/?s>|(?:start|end)_of_turn>)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\])"
+    rf"<(?=[|｜][^\s<>|｜]{{1,40}}[|｜]>|/?s>|[be]os>|(?:start|end)_of_turn>|\|(?:{GEMMA})>|(?:{GEMMA})\|>|/?seed:(?:{SEED})>)"
+    rf"|\[(?=/?(?:{MISTRAL})\]|\|(?:{EXAONE})\|\]|e~\[)"
+    r"|\](?=~!?b[\[\]])"  # with "[e~[" MiniMax's
 )
 """The first sign of what chat templates mark turns with. Servers read it as that even inside a message, so an answer
 could end the turn that it stands in and begin one of its own."""

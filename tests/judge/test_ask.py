@@ -243,6 +243,8 @@ def test_samples_are_for_verdicts_without_probabilities() -> None:
     assert {request.body["temperature"] for request in made(seat(), "json", Material(0, 0, 1))} == {0.0}
     rated = made(seat("quality"), "json", Material(0, 0), settings=three)
     assert len({request.keys for request in rated}) == 12
+    (classified,) = made(seat("refusal"), "json", Material(0, 0), settings=three)
+    assert classified.body["temperature"] == 0.0  # its one word is the label
 
 
 def test_json_samples_are_journaled_each(serve: Serve, tmp_path: Path) -> None:

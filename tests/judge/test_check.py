@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -38,12 +41,33 @@ def score(checks: list[dict[str, Any]], text: str) -> float:
         ("number", {"value": 41.84, "tolerance": 0.5}, "**41.8 km**", "43 km"),
         ("number", {"value": 50}, "About 50%.", "5%"),
         ("number", {"value": -5}, "so x = -5", "x = 5"),
+        ("number", {"value": -5}, "The answer is −5.", "The answer is 5."),
+        ("number", {"value": -5}, "It is **−5** °C", "It is 6 − 5 °C"),
+        ("number", {"value": 1234.5}, "It is 1.2345e3.", "It is 1.2345e4."),
+        ("number", {"value": 1234.5}, "It is 1.2345 × 10^3 m", "It is 1234.5 × 10^3 m"),
+        ("number", {"value": 0.0015}, "1.5 · 10⁻³m", "1.5 · 10³m"),
+        ("number", {"value": 0.0015}, "$1.5E−3", "$1.5"),
+        ("number", {"value": 1500}, r"so $1.5 \times 10^{3}$", r"so $1.5 \times 10^{-3}$"),
+        ("number", {"value": 1234.5}, "1\u202f234.5", "1\u202f235.5"),
+        ("number", {"value": 1234567}, "1\u00a0234\u00a0567 people", "In 2019\u00a0567 people"),
+        ("number", {"value": 4}, "A discount of 20% leaves $4", "A discount of 4% leaves $5"),
+        ("number", {"value": 400}, "It grew to 400%", "A discount of 20% leaves $4"),
+        ("number", {"value": -0.5}, "a change of −50%", "a change of 50%"),
+        ("number", {"value": 50}, r"so $50\%$ of them", r"so $0.5$ of them, not 20%"),
         ("number", {"value": 7}, "First 3, then 4: 7 apples", "no idea"),
         ("maths", {"value": r"\frac{4}{5}"}, r"We get $\frac{8}{10}$.", "I cannot say"),
         ("maths", {"value": r"\frac{4}{5}"}, "it is 4/5", "it is 5/4"),
+        ("maths", {"value": "-5"}, "The answer is −5.", "The answer is 5."),
+        ("maths", {"value": "−5"}, "The answer is -5.", "The answer is 5."),
+        ("maths", {"value": "1234.5"}, "It is 1.2345 × 10^3.", "It is 1.2345 × 10^4."),
+        ("maths", {"value": r"6.02 \times 10^{23}"}, "6.02e23", "6.02"),
+        ("maths", {"value": r"6.02 \times 10^{23}"}, "about 6.02 × 10²³", "about 10²³"),
+        ("maths", {"value": "1234.5"}, "1\u202f234.5", "234.5"),
         ("maths", {"value": "x^2-1"}, "It factors as $(x-1)(x+1)$", "$(x-1)^2$"),
         ("json", {"schema": {"type": "object", "required": ["fr"]}}, '```json\n{"fr": "oui"}\n```', '{"de": "ja"}'),
         ("json", {"schema": {"type": "array"}}, "[1]", "Here it is: [1]"),
+        ("json", {}, '{"mean": null}', '{"mean": NaN}'),
+        ("json", {}, "[-1]", "[-Infinity]"),
         ("length", {"unit": "words", "min": 2, "max": 3}, "two – words", "one"),
         ("length", {"unit": "characters", "max": 3}, " abc\n", "abcd"),
         ("length", {"unit": "sentences", "min": 2, "max": 2}, "Mr. Ito ran 3.5 km. He won!", "One. Two? Three."),
@@ -52,6 +76,7 @@ def score(checks: list[dict[str, Any]], text: str) -> float:
         ("language", {"value": "fr"}, "Je voudrais un café, s'il vous plaît.", "I would like a coffee, please."),
         ("language", {"value": "de"}, "Das ist gut.", "La nave è arrivata ieri sera."),
         ("instruction", {"id": "keywords:existence", "args": {"keywords": ["sea"]}}, "The sea", "The lake"),
+        ("instruction", {"id": "keywords:existence", "args": {"keywords": ["sea"], "relation": None}}, "Sea.", "No."),
         ("instruction", {"id": "punctuation:no_comma"}, "no comma", "a, b"),
         ("instruction", {"id": "count:word_count_range", "args": {"min_words": 2, "max_words": 3}}, "a b", "a"),
     ],
@@ -87,6 +112,15 @@ def test_a_score_is_the_share_of_checks_that_are_met() -> None:
         ({"kind": "language", "value": "fre"}, "unknown language"),
         ({"kind": "instruction", "id": "keywords:existance"}, "Did you mean 'keywords:existence'"),
         ({"kind": "instruction", "id": "keywords:existence"}, "args lack keywords"),
+        ({"kind": "instruction", "id": "keywords:existence", "args": {"keywords": None}}, "args lack keywords"),
+        (
+            {
+                "kind": "instruction",
+                "id": "length_constraints:number_words",
+                "args": {"num_words": None, "relation": None},
+            },
+            "args lack num_words, relation",
+        ),
     ],
 )
 def test_a_check_that_cannot_be_evaluated_names_prompt_and_check(bad: dict[str, Any], told: str) -> None:
@@ -108,8 +142,9 @@ def test_a_checker_that_is_not_installed_is_a_missing_part(monkeypatch: pytest.M
     check._prepared.cache_clear()
     monkeypatch.setattr(checkers.importlib, "import_module", without)
     monkeypatch.delitem(checkers.sys.modules, "math_verify", raising=False)
-    with pytest.raises(MissingPart, match=r"prompt p, check 1: .*math_verify[\s\S]*rlaif\[checks\]"):
-        check.prepare([{"kind": "maths", "value": "19"}], "prompt p")
+    for one in ({"kind": "maths", "value": "19"}, {"kind": "number", "value": 19}):
+        with pytest.raises(MissingPart, match=r"prompt p, check 1: .*math_verify[\s\S]*rlaif\[checks\]"):
+            check.prepare([one], "prompt p")
 
 
 def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +159,72 @@ def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.Monke
     assert isinstance(told, Failure)
     assert told.kind == "check"
     assert "check 2 (regex) of prompt p broke: TimeoutError" in told.error
+
+
+SLOW_SCHEMA = {"properties": {"slug": {"pattern": "^([a-z]+-?)+$"}}}
+
+
+@pytest.mark.parametrize(
+    ("one", "text"),
+    [
+        ({"kind": "number", "value": 4}, "The answer is 9^9^9^9"),
+        ({"kind": "number", "value": 4}, r"$\boxed{99999999!}$"),
+        ({"kind": "number", "value": 4}, r"$\sin(10^{10^{10}})$"),
+        ({"kind": "maths", "value": "4"}, "The answer is 9^9^9^9"),
+        ({"kind": "maths", "value": "4"}, r"$\binom{99999999}{49999999}$"),
+        ({"kind": "json", "schema": SLOW_SCHEMA}, json.dumps({"slug": "a" * 60 + "!"})),
+    ],
+)
+def test_a_check_that_would_never_end_gives_no_score(
+    one: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("math_verify")
+    check.prepare([one], "prompt p")
+    monkeypatch.setattr(checkers, "TIMEOUT_S", 0.3)
+    told = run([one], text)
+    assert isinstance(told, Failure)
+    assert "TimeoutError: it takes longer than 0.3 s" in told.error
+
+
+def test_a_check_whose_own_value_never_ends_cannot_be_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("math_verify")
+    check.prepare([{"kind": "maths", "value": "4"}], "prompt p")
+    monkeypatch.setattr(check, "FIRST_S", 0.3)
+    for value in (r"\binom{99999998}{49999999}", "9^{9^{9^9}}"):
+        with pytest.raises(UsageError, match=r"longer than 0\.3 s"):
+            check.prepare([{"kind": "maths", "value": value}], "prompt p")
+
+
+def test_a_limit_that_a_checker_swallows_still_gives_no_score() -> None:
+    def swallows() -> bool:
+        try:
+            time.sleep(60)
+        except BaseException:
+            return False
+        return True
+
+    with pytest.raises(TimeoutError):
+        checkers.limited(swallows, 0.1)
+
+
+def test_a_limit_leaves_the_alarm_that_was_set() -> None:
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    old = signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        assert checkers.limited(lambda: 7) == 7
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
+        signal.raise_signal(signal.SIGALRM)
+        assert rung
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *old)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_long_answer_is_counted_in_one_go() -> None:
+    """Each run of full stops is looked at once."""
+    assert checkers.count("." * 1_000_000 + "x", "sentences") == 1
+    assert checkers.count("One." + "." * 1_000_000 + ' Two!?" Three', "sentences") == 3
 
 
 @settings(max_examples=60, deadline=None)
