@@ -70,6 +70,24 @@ pilot = 8
     return path
 
 
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Any]:
+    """``model`` by a clock that goes on by a second with each request."""
+    real, gone = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
+
+    def answer(body: dict[str, Any]) -> Any:
+        gone[0] += 1.0
+        return model(body)
+
+    return answer
+
+
+def reached(path: Path) -> tuple[set[str], set[str]]:
+    """The prompts that were answered, and those that were judged."""
+    answers, verdicts = (read_jsonl(path / "journal" / f"{name}.jsonl") for name in ("completions", "verdicts"))
+    return {line["prompt_id"] for line in answers}, {line["prompt_id"] for line in verdicts if line["model"]}
+
+
 def spend(path: Path, **flags: Any) -> tuple[nights.Night, list[str]]:
     """One night in this process. Gives what it told and the lines that it said."""
     said: list[str] = []
@@ -193,16 +211,8 @@ def test_what_is_ahead_is_the_pilot_multiplied_less_what_is_there() -> None:
 def test_a_deadline_stops_and_another_night_finishes(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
 ) -> None:
-    """By a clock that goes on by a second with each request: what was answered by the deadline is judged too, and the
-    second night asks only for what is owed."""
-    real, gone = time.monotonic, [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
-
-    def answer(body: dict[str, Any]) -> Any:
-        gone[0] += 1.0
-        return model(body)
-
-    server = serve(answer)
+    """What was answered by the deadline is judged too, and the second night asks only for what is owed."""
+    server = serve(ticking(monkeypatch))
     path = settle(tmp_path / "run", server.url)
     told, said = spend(path, run__duration="200s")
     assert any("it does not fit" in line for line in said)
@@ -234,6 +244,108 @@ def test_a_budget_is_for_the_whole_run_whenever_it_was_spent(
     again, _ = spend(path, client__budget_usd=0.6, client__concurrency=1)
     assert again.usd <= 0.62
     assert "budget" in str(again.stopped)
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(0.8, None), (1.5, None), (100.0, 230)])
+def test_answers_that_cost_nothing_are_as_many_as_can_be_judged(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, seconds: int | None
+) -> None:
+    """A free policy and a judge at a cent a request: six to a prompt."""
+    monkeypatch.setattr("rlaif.llm.client.price", lambda model, *_: 0.01 if model == "j" else 0.0)
+    server = serve(ticking(monkeypatch), models=("m", "j"))
+    path = settle(tmp_path / "run", server.url)
+    flags = {"run__duration": f"{seconds}s"} if seconds else {}
+    told, said = spend(path, client__budget_usd=budget, client__concurrency=1, judge__model="j", **flags)
+    assert any("it does not fit" in line for line in said)
+    assert told.stopped
+    answers, compared = reached(path)
+    most = budget / 0.06 if seconds is None else seconds / 7
+    assert 0.75 * most < len(answers) <= most + 1
+    assert len(answers) - len(compared) <= 2
+    assert told.usd <= budget + 0.01
+    if seconds is None:
+        assert told.usd > 0.85 * budget
+
+
+def test_a_second_night_with_more_prompts_shares_its_time_out_anew(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(ticking(monkeypatch))
+    path = settle(tmp_path / "run", server.url, prompts=200)
+    spend(path, prompts__limit=20)
+    asked = len(server.requests)
+    told, said = spend(path, run__duration="150s", client__concurrency=1)
+    assert told.stopped
+    assert any("estimate for 19" in line for line in said)
+    assert any("it does not fit" in line for line in said)
+    answers, compared = reached(path)
+    assert len(answers) - len(compared) <= 2
+    assert 100 < len(server.requests) - asked < 170
+    # A pilot of all there was tells of those that come later as well; one with fewer answers to each does not.
+    few = settle(tmp_path / "few", server.url, prompts=200)
+    spend(few, prompts__limit=6)
+    _, said = spend(few, prompts__limit=100)
+    assert any("estimate for 9" in line for line in said)
+    _, said = spend(few, prompts__limit=150, sampler__n=4)
+    assert not any("estimate" in line for line in said)
+
+
+@pytest.mark.parametrize("pilot", [0, 8])
+def test_time_and_money_are_halved_where_nothing_tells_how_long_judging_takes(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pilot: int, calm: list[dict[str, Any]]
+) -> None:
+    """Without a pilot, and where the pilot is no longer one: all was judged that there was."""
+    monkeypatch.setattr("rlaif.llm.client.price", lambda *_: 0.01)
+    server = serve(ticking(monkeypatch))
+    for bound in ({"run__duration": "80s"}, {"client__budget_usd": 0.8}):
+        path = settle(tmp_path / next(iter(bound)), server.url)
+        if pilot:
+            spend(path, prompts__limit=3, run__pilot=0)
+        told, said = spend(path, run__pilot=pilot, client__concurrency=1, **bound)
+        assert not any("estimate" in line for line in said)
+        assert told.stopped
+        answers, compared = reached(path)
+        assert 4 < len(compared) <= len(answers) < 50
+    # Where there is enough of both, all is done in the same night.
+    path = settle(tmp_path / "ample", server.url)
+    told, _ = spend(path, run__pilot=0, run__duration="460s", client__budget_usd=4.6)
+    assert told.stopped is None
+    assert dataset(path) == calm
+
+
+def test_a_pilot_that_was_interrupted_is_taken_again(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
+) -> None:
+    server = serve(ticking(monkeypatch))
+    path = settle(tmp_path / "run", server.url)
+    real = commands.build
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spend(path)
+    monkeypatch.setattr(commands, "build", real)
+    asked = len(server.requests)
+    _, said = spend(path, run__duration="120s", client__concurrency=1)
+    assert any("it does not fit" in line for line in said)
+    answers, compared = reached(path)
+    assert len(answers) - len(compared) <= 2
+    assert 80 < len(server.requests) - asked < 140
+    spend(path)
+    assert dataset(path) == calm
+
+
+def test_the_pilot_judges_all_that_it_answers(serve: Serve, tmp_path: Path) -> None:
+    """Those that are held out stand among the first prompts, and are no part of it."""
+    path = held_out(settle(tmp_path / "run", serve(model).url))
+    spend(path, run__pilot=20)
+    pilot = Run(path).manifest()["stages"]["run"]["pilot"]
+    assert pilot["generate"]["answers"] == 20 * 3
+    assert pilot["judge"]["answers"] == 20 * 6
+    # Judging is no part of what the server of the policy took to start.
+    assert pilot["generate"]["seconds"] <= Run(path).manifest()["stages"]["generate"]["history"][0]["seconds"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -564,19 +676,12 @@ def test_in_the_morning_it_is_known_whether_the_model_is_better(
 
 def test_an_interrupted_evaluation_goes_on(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the deadline, which a clock that goes on by a second with each request brings about in its midst."""
-    real, gone = time.monotonic, [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
     server = serve(model)
     path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
     with_training(monkeypatch, server)
     spend(path, run__evaluate=False)
     asked = len(server.requests)
-
-    def answer(body: dict[str, Any]) -> Any:
-        gone[0] += 1.0
-        return model(body)
-
-    server.answer = answer
+    server.answer = ticking(monkeypatch)
     told, _ = spend(path, run__duration="20s", client__concurrency=1)
     assert told.stopped == "the deadline is reached"
     assert told.evaluated

@@ -75,15 +75,17 @@ def generate(
     *,
     limits: Limits | None = None,
     only: int | None = None,
+    taken: taking.Taken | None = None,
 ) -> Generated:
-    """Take the prompts in and sample the answers they owe; with ``only``, those of the first so many prompts.
+    """Take the prompts in, unless they are ``taken``, and sample the answers they owe; with ``only``, those of so many
+    prompts, the first ones.
 
     Raises :class:`TooManyFailures` at the end.
     """
     config.pool()
     with run.writing():
         run.begin("generate", config)
-        taken = taking.take(run, config, watch.say)
+        taken = taken or taking.take(run, config, watch.say)
         meter = meter_for("generate", config, limits)
         meter.total = min(taken.prompts - taken.heldout, only or taken.prompts) * config.sampler.n
         try:
@@ -103,6 +105,14 @@ def generate(
         meter=meter,
         stopped=meter.reason_to_stop(),
     )
+
+
+def take_in(run: Run, config: Config, watch: Watch) -> taking.Taken:
+    """The first half of :func:`generate`: the prompts alone."""
+    config.pool()
+    with run.writing():
+        run.begin("generate", config)
+        return taking.take(run, config, watch.say)
 
 
 def import_completions(run: Run, config: Config, source: str, watch: Watch) -> bringing.Brought:

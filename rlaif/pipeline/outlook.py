@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import importlib.util
+import itertools
 import shutil
 import time
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ from rlaif.pipeline import trained
 from rlaif.pipeline.diary import check_notification
 from rlaif.pipeline.evaluate import judges
 from rlaif.pipeline.rounds import panel, strategy
-from rlaif.run.directory import Run
+from rlaif.report import facts as reporting
+from rlaif.run.directory import JournalName, Run
+from rlaif.run.journal import read
 from rlaif.train import methods
 
 GB = 1e9
@@ -126,13 +129,14 @@ class Cost:
 @dataclass(frozen=True)
 class Outlook:
     """What is still owed, by stage, at the pilot's rates. ``prompts``: to be answered and judged, the pilot's
-    included. ``bytes``: that the run will take on disk beyond what it has."""
+    included. ``bytes``: that the run will take on disk beyond what it has. ``judged``: of the prompts."""
 
     prompts: int
     generate: Cost
     judge: Cost
     bytes: float
     evaluate: Cost = Cost()
+    judged: float = 0.0
 
     @property
     def asked(self) -> Cost:
@@ -151,6 +155,19 @@ class Outlook:
         if budget_usd is not None and self.asked.usd > 0:
             parts.append(max(0.0, budget_usd - self.evaluate.usd) / self.asked.usd)
         return min(parts, default=float("inf"))
+
+    def generating(self, seconds: float | None, usd: float | None) -> tuple[float | None, float | None, int | None]:
+        """What generating may take of so many seconds and dollars for what it answers to be judged too: of each its
+        part of what is owed. Where answers cost nothing their number is bounded instead: the third is how many of the
+        first prompts are answered, None for all."""
+        most = None
+        if seconds is not None and self.generate.seconds:
+            seconds *= self.generate.seconds / self.asked.seconds
+        if usd is not None and self.generate.usd:
+            usd *= self.generate.usd / self.asked.usd
+        elif usd is not None and usd < self.judge.usd:
+            most = int(self.judged + (self.prompts - self.judged) * usd / self.judge.usd)
+        return seconds, usd, most
 
     def told(self, available: float | None, budget_usd: float | None, train_share: float) -> list[str]:
         """The estimate as lines to say, and whether it fits."""
@@ -183,9 +200,42 @@ class Outlook:
         return [estimate, part]
 
 
-def facts_of(meters: Mapping[str, Meter], prompts: int, run: Run) -> dict[str, Any]:
-    """What a pilot of ``prompts`` took, as it is kept in the manifest."""
-    return {"prompts": prompts, "bytes": size(run), **{name: meter.facts() for name, meter in meters.items()}}
+COUNTED = (
+    "requests", "answers", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "waited_s", "asking_s",
+)  # fmt: skip
+
+
+def facts_of(run: Run, prompts: int, answers: Mapping[str, int]) -> dict[str, Any]:
+    """What the first ``prompts`` took, as it is kept in the manifest. ``answers``: how many records they have of each
+    stage. A start that was killed left its records and did not say what they took: that is as much as those of others.
+    """
+    facts: dict[str, Any] = {"prompts": prompts, "bytes": size(run)}
+    for stage, known in answers.items():
+        starts = [start for start in run.manifest()["stages"][stage].get("history", []) if start.get("answers")]
+        told = {name: sum(start.get(name, 0) for start in starts) for name in COUNTED}
+        each = known / told["answers"] if starts else 0.0
+        facts[stage] = {name: value * each for name, value in told.items()}
+        begun = starts[-1]["seconds"] - starts[-1]["asking_s"] if starts else 0.0  # the server's start, once
+        facts[stage]["seconds"] = facts[stage]["asking_s"] + begun
+    return facts
+
+
+def answered(run: Run) -> dict[str, int]:
+    """How many records models gave to each stage. What was imported, and what no model said, takes nothing."""
+    return {"generate": _by_models(run, "completions"), "judge": _by_models(run, "verdicts")}
+
+
+def _by_models(run: Run, name: JournalName) -> int:
+    records = (record for _, record in read(run.journal_path(name)) if "error" not in record)
+    return len({record["key"] for record in records if record.get("model") and record.get("source") != "imported"})
+
+
+def rows_of(run: Run, prompts: int) -> int:
+    """How many prompts the journal holds up to the first so many that are to be answered: those held out stand among
+    them."""
+    places = (place for place, (_, record) in enumerate(read(run.journal_path("prompts")), 1)
+              if record["split"] == "train")  # fmt: skip
+    return next(itertools.islice(places, prompts - 1, None), prompts)
 
 
 def size(run: Run) -> int:
@@ -202,12 +252,12 @@ def asking_s(facts: Mapping[str, Any], concurrency: float, part: float = 1.0) ->
 def outlook(
     pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int], concurrency: int, *, compared: int = 0
 ) -> Outlook:
-    """``pilot``: :func:`facts_of`. ``answered``: what the journals of each stage hold already, in records.
+    """``pilot``: :func:`facts_of`. ``answered``: :func:`answered`.
     ``compared``: on how many prompts two models are to be compared in the end; each answers them once, and judges are
     taken to have as much to do with a prompt as when they label."""
     times = prompts / max(1, pilot["prompts"])
     costs = {}
-    left = 0.0
+    left = judged = 0.0
     evaluate = Cost()
     for stage in ("generate", "judge"):
         facts = pilot[stage]
@@ -216,9 +266,10 @@ def outlook(
         costs[stage] = _part(facts, owed, concurrency)
         each = 2 if stage == "generate" else facts["answers"] / max(1, pilot["prompts"])
         evaluate += _part(facts, compared * each, concurrency)
+        judged = prompts * (1.0 - owed / expected if expected else 1.0)  # of the last stage
         left = max(left, owed / expected if expected else 0.0)
     size = pilot["bytes"] * times * left * FOR_TABLES
-    return Outlook(prompts, costs["generate"], costs["judge"], size, evaluate)
+    return Outlook(prompts, costs["generate"], costs["judge"], size, evaluate, judged)
 
 
 def _part(facts: Mapping[str, Any], answers: float, concurrency: int) -> Cost:
@@ -231,6 +282,15 @@ def _part(facts: Mapping[str, Any], answers: float, concurrency: int) -> Cost:
         completion_tokens=facts["completion_tokens"] * part,
         usd=facts["usd"] * part,
     )
+
+
+def spent(run: Run) -> float:
+    """Dollars of the run, of all its starts: by its journals, or by what the stages counted where that is more
+    (replies that gave no record were paid too)."""
+    journaled = reporting.dollars(run) + reporting.dollars(Run(run.path / trained.FOLDER))
+    counted = sum(start.get("usd", 0.0) for name in ("generate", "judge", "evaluate")
+                  for start in run.manifest()["stages"].get(name, {}).get("history", []))  # fmt: skip
+    return float(max(journaled, counted))
 
 
 def monotonic_deadline(config: RunConfig) -> float | None:
