@@ -23,7 +23,7 @@ from rlaif.config import RunConfig, duration_s
 from rlaif.errors import EndpointError, MissingPart, RunError, TooManyFailures, UsageError
 from rlaif.llm.client import Client
 from rlaif.llm.engines import Engines
-from rlaif.pipeline import commands, outlook
+from rlaif.pipeline import checks, commands, outlook
 from rlaif.pipeline import night as nights
 from rlaif.pipeline.diary import check_notification, notify
 from rlaif.run.directory import Run
@@ -486,13 +486,46 @@ def test_what_stands_in_the_way_is_told_before_anything_is_asked(
         ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
         ({"sampler__base_url": ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v2"]}, EndpointError, "no server answers"),
         ({"run__notify_command": "no-such-program-42"}, UsageError, "no command"),
+        ({"judge__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
+        ({"sampler__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
+        ({"client__budget_usd": 1.0}, UsageError, "no price is known for 'm'"),
     ]:
+        monkeypatch.setattr("rlaif.llm.ask.is_priced", lambda *_: False)
         with pytest.raises(kind, match=told):
             spend(path, **flags)
-    monkeypatch.setattr("rlaif.pipeline.outlook.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("rlaif.pipeline.checks.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPart, match="training is asked for"):
         spend(path, run__train=True)
+    failed = {"result": {"standing": "bad", "faults": ["it chooses by position"], "figures": {}}}
+    monkeypatch.setattr("rlaif.pipeline.exam.last", lambda *_: failed)
+    with pytest.raises(UsageError, match="failed its exam: it chooses by position"):
+        spend(path, run__pilot=0)
+    checks = settle(tmp_path / "checks", server.url)
+    write_jsonl(checks / "prompts.jsonl", [{"prompt": "p", "checks": [{"kind": "regexx"}]}])
+    with pytest.raises(UsageError, match="Did you mean 'regex'"):
+        spend(checks, judge__trust_anyway=True)
     assert server.requests == []
+
+
+def test_servers_of_which_nothing_is_owed_may_be_gone(serve: Serve, tmp_path: Path) -> None:
+    """Of the policy where all is answered, and of the judge where all is judged."""
+    policy, judge = serve(model), serve(model)
+    path = settle(tmp_path / "run", policy.url, prompts=12)
+    spend(path, judge__limit=5, judge__base_url=[judge.url])
+    away = {"sampler__base_url": ["http://127.0.0.1:9/v1"]}
+    spend(path, judge__base_url=[judge.url], **away)
+    some = dataset(path)
+    assert len(some) > 5
+    asked = len(policy.requests) + len(judge.requests)
+    told, said = spend(path, judge__base_url=["http://127.0.0.1:9/v1"], **away)
+    assert told.stopped is None
+    assert sum("nothing is owed by m" in line for line in said) == 2
+    assert len(policy.requests) + len(judge.requests) == asked
+    assert dataset(path) == some
+    with (path / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "one more prompt"}\n')
+    with pytest.raises(EndpointError, match="no server answers"):
+        spend(path, judge__base_url=["http://127.0.0.1:9/v1"])
 
 
 def test_one_of_several_servers_that_is_absent_is_told_and_does_not_keep_the_night_from_starting(
@@ -501,7 +534,7 @@ def test_one_of_several_servers_that_is_absent_is_told_and_does_not_keep_the_nig
     server = serve(model)
     run = settle(tmp_path / "run", server.url)
     config = load(run, {"sampler.base_url": [server.url, "http://127.0.0.1:9/v1"]}, {})
-    lines = outlook.check(Run(run), config, generates=True)
+    lines, _ = checks.check(Run(run), config, generates=True)
     assert f"{server.url}: there, serves m by vLLM" in lines
     assert "http://127.0.0.1:9/v1: no server answers there now; it is looked for again" in lines
 
@@ -597,7 +630,7 @@ def test_training_stops_at_the_deadline_and_the_night_is_told(
 
     monkeypatch.setattr(nights._Night, "_train", soon)
     monkeypatch.setattr(commands, "train", train)
-    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
     path = settle(tmp_path / "run", serve(model).url, prompts=10, extra="train = true\n")
     told, said = spend(path, run__duration="1h")
     assert told.stopped == "the deadline is reached"
@@ -633,7 +666,7 @@ def with_training(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> No
 
     monkeypatch.setattr(Engines, "client", client)
     monkeypatch.setattr(commands, "train", train)
-    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
 
 
 HELD_OUT = "heldout_share = 0.2"
@@ -750,7 +783,7 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_night(
 ) -> None:
     server = serve(model)
     path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
-    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
     with pytest.raises(UsageError, match=told):
         spend(path, **flags)
     assert server.requests == []

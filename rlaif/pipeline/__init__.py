@@ -1,7 +1,8 @@
 """The stages joined into commands: the only place that knows several of them, and what notebooks call.
 
     night.py      all of it as one job: checks, pilot, estimate, stages, notification
-    outlook.py    what a night finds out before it begins
+    checks.py     what can stand in a night's way, before anything is asked
+    outlook.py    what it will take, and how its time and money are shared out
     forecast.py   what a number of prompts takes, with its figures from workload.py
     publish.py    the dataset to the hub or object storage
     diary.py      its log, and who is told of its end

@@ -29,9 +29,10 @@ from typing import Any, TypeVar
 from rlaif.config import Config
 from rlaif.errors import EndpointError, RlaifError, ServerError, TooManyFailures, UsageError
 from rlaif.generate.prompts import Taken
+from rlaif.judge import without_model
 from rlaif.llm.budget import duration
 from rlaif.llm.engines import Engines
-from rlaif.pipeline import commands, outlook
+from rlaif.pipeline import checks, commands, outlook
 from rlaif.pipeline.build import Built
 from rlaif.pipeline.diary import Diary, notify
 from rlaif.pipeline.evaluate import evaluate
@@ -139,11 +140,14 @@ class _Night:
 
     def go(self) -> None:
         self._open()
-        for line in outlook.check(self.run, self.config, generates=self.generates):
+        lines, absent = checks.check(self.run, self.config, generates=self.generates)
+        if self.generates:
+            self.taken = commands.take_in(self.run, self.config, self.diary)
+            without_model.require_checks(self.run.journal_path("prompts"))
+        for line in lines + checks.require_only_owed(self.run, self.config, absent):
             self.diary.say(f"checked: {line}")
         with Engines(self.run.log, self.config.client, self.diary.say, self.config.cluster) as engines:
             if self.generates:
-                self.taken = commands.take_in(self.run, self.config, self.diary)
                 self._pilot(engines)
             more = True
             while more:

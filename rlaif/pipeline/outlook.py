@@ -1,4 +1,4 @@
-"""What is found out before a night begins: whether it can go through, and what it will take.
+"""What a night will take, told before it begins, and how its time and money are shared out.
 
 The estimate comes from a pilot: the first prompts go through generate and judge, and what they took is multiplied.
 Time is requests x the mean wait for one / how many are in flight (Little 1961), so that a pilot that is too small to
@@ -7,9 +7,7 @@ fill the server for long still tells the rate of a full one; servers' starts are
 
 from __future__ import annotations
 
-import asyncio
 import datetime
-import importlib.util
 import itertools
 import shutil
 import time
@@ -18,19 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Config, RunConfig, duration_s
-from rlaif.errors import MissingPart, RlaifError, RunError, UsageError
-from rlaif.llm import cluster, server
-from rlaif.llm.budget import Meter, duration, short
-from rlaif.llm.client import Client
+from rlaif.config import RunConfig, duration_s
+from rlaif.errors import RlaifError
+from rlaif.llm.budget import duration, short
 from rlaif.pipeline import trained
-from rlaif.pipeline.diary import check_notification
-from rlaif.pipeline.evaluate import judges
-from rlaif.pipeline.rounds import panel, strategy
 from rlaif.report import facts as reporting
 from rlaif.run.directory import JournalName, Run
 from rlaif.run.journal import read
-from rlaif.train import methods
 
 GB = 1e9
 FOR_TABLES = 2.5
@@ -50,66 +42,6 @@ def deadline_of(config: RunConfig, now: datetime.datetime | None = None) -> floa
     if config.duration:
         left.append(duration_s(config.duration))
     return min(left, default=None)
-
-
-def check(run: Run, config: Config, *, generates: bool) -> list[str]:
-    """Everything that can be known before the first request. Returns lines to say.
-
-    Raises what stands in the way: :class:`UsageError`, :class:`EndpointError`, :class:`MissingPart`, :class:`RunError`.
-    """
-    check_notification(config.run)
-    asked = [(policy.model, policy.base_url) for policy in config.pool()] if generates else []
-    seats = panel(config)
-    asked += [(seat.entry.model, seat.entry.base_url) for seat in seats]
-    strategy(config, seats)
-    if config.run.evaluate:
-        reference = trained.require(run, config, trains=config.run.train)
-        asked += [(seat.entry.model, seat.entry.base_url) for seat in judges(config)]
-        asked.append((reference, []))  # it and what was trained of it lie here, and are served here
-    if config.run.train:
-        if config.train.method == "ppo":
-            raise UsageError("ppo is not trained here but handed over to verl", where="train.method",
-                             mend=f"Leave --train away, and give in the morning: rlaif train {run.path}")  # fmt: skip
-        methods.of(config.train.method).keywords(config.train)
-        absent = [name for name in ("torch", "trl", "peft", "accelerate") if importlib.util.find_spec(name) is None]
-        if absent:
-            raise MissingPart(f"training is asked for, and {', '.join(absent)} is not installed",
-                              mend="Install it: pip install 'rlaif[train]', or leave --train away.")  # fmt: skip
-    free = _free(run.path)
-    if free < config.run.min_free_gb * GB:
-        raise RunError(f"only {free / GB:.1f} GB are free, and min_free_gb is {config.run.min_free_gb:g}",
-                       where=str(run.path), mend="Make room, or lower it under [run] in rlaif.toml.")  # fmt: skip
-    lines = [f"{free / GB:,.0f} GB free"]
-    for model, urls in dict.fromkeys((model, tuple(urls)) for model, urls in asked):
-        if urls:
-            client = Client(model, list(urls), config.client, Meter())
-            engine, down = asyncio.run(_ask(client)), client.meter.down
-            there = ", ".join(url for url in client.urls if url not in down)
-            lines.append(f"{there}: there, serves {model}" + (" by vLLM" if engine == "vllm" else ""))
-            lines += [f"{url}: no server answers there now; it is looked for again" for url in down]
-        elif config.cluster.on == "ray":
-            cluster.require_ray()
-            lines.append(f"{model}: by vLLM on a Ray cluster")
-        elif config.client.server_python:
-            lines.append(f"{model}: by a vLLM of {config.client.server_python}")
-        else:
-            lines.append(f"{model}: by a vLLM that is started here ({server.build()} build)")
-    return lines
-
-
-async def _ask(client: Client) -> str:
-    async with client:
-        return await client.check()
-
-
-def _free(path: Path) -> int:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    try:
-        return shutil.disk_usage(path).free
-    except OSError as error:
-        raise RlaifError(f"the free space cannot be told: {error.strerror}", where=str(path)) from None
 
 
 @dataclass(frozen=True)
@@ -298,7 +230,17 @@ def monotonic_deadline(config: RunConfig) -> float | None:
     return None if left is None else time.monotonic() + left
 
 
+def free(path: Path) -> int:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError as error:
+        raise RlaifError(f"the free space cannot be told: {error.strerror}", where=str(path)) from None
+
+
 def short_of_space(run: Run, needed: float) -> str | None:
     """What to say where the disk will not hold what is coming, else None."""
-    free = _free(run.path)
-    return f"about {needed / GB:,.1f} GB are needed and {free / GB:,.1f} GB are free" if needed > free else None
+    there = free(run.path)
+    return f"about {needed / GB:,.1f} GB are needed and {there / GB:,.1f} GB are free" if needed > there else None
