@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -19,8 +21,8 @@ import polars as pl
 import pytest
 
 from rlaif import pipeline
-from rlaif.config import RunConfig, duration_s
-from rlaif.errors import EndpointError, MissingPart, RunError, TooManyFailures, UsageError
+from rlaif.config import Config, RunConfig, duration_s
+from rlaif.errors import EndpointError, IdentityError, MissingPart, RunError, TooManyFailures, UsageError
 from rlaif.llm.client import Client
 from rlaif.llm.engines import Engines
 from rlaif.pipeline import checks, commands, outlook
@@ -28,6 +30,7 @@ from rlaif.pipeline import night as nights
 from rlaif.pipeline.diary import check_notification, notify
 from rlaif.run.directory import Run
 from rlaif.settings import load
+from rlaif.train import checkpoints
 from rlaif.train.writing import TrainResult, as_json
 from tests.conftest import command, read_jsonl, write_jsonl
 from tests.judging import judge_by, words
@@ -616,7 +619,7 @@ def test_training_stops_at_the_deadline_and_the_night_is_told(
 ) -> None:
     """A training of somebody else's code, which keeps every Exception to itself."""
 
-    def train(*_: Any) -> None:
+    def train(*_: Any, **__: Any) -> None:
         for _ in range(2000):
             with contextlib.suppress(Exception):
                 time.sleep(0.01)
@@ -638,6 +641,45 @@ def test_training_stops_at_the_deadline_and_the_night_is_told(
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def test_a_larger_dataset_is_trained_on_anew(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a trainer that claims its folder as TRL's does, and leaves a checkpoint whether it ends or not."""
+    resumed = list[bool]()
+
+    def train(run: Run, config: Config, *, say: Any) -> TrainResult:
+        digest = hashlib.sha256((run.dataset / "train.parquet").read_bytes()).hexdigest()
+        identity = {"dataset": digest, "model": "m", "epochs": config.train.epochs}
+        folder = run.model / "checkpoints"
+        checkpoints.claim(folder, identity, ("epochs",), restart=config.train.restart)
+        resumed.append((folder / "checkpoint-1").exists())
+        (folder / "checkpoint-1").mkdir(parents=True, exist_ok=True)
+        if interrupts:
+            raise nights.DeadlineReached
+        result = TrainResult(run.model, None, None, pairs=1, steps=1, seconds=1.0, loss=None)
+        checkpoints.write(run.model / "training.json", {"identity": identity, "result": as_json(result)})
+        return result
+
+    monkeypatch.setattr("rlaif.train.loop.train", train)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
+    path = settle(tmp_path / "run", serve(model).url, extra="train = true\n")
+    nightly = [  # prompts, whether the training is interrupted, whether it goes on, what is said
+        (20, True, False, None),
+        (20, False, True, None),
+        (30, True, False, "the model in .* was trained on other rows .* takes its place when it is done"),
+        (30, True, True, "the model in .* was trained on other rows"),
+        (40, True, False, "the unfinished training in .* its checkpoints are removed"),
+        (40, False, True, "the model in .* was trained on other rows"),
+        (40, False, True, None),
+    ]
+    for prompts, interrupts, goes_on, line in nightly:
+        told, said = spend(path, prompts__limit=prompts)
+        assert bool(told.stopped) == interrupts
+        assert resumed[-1] == goes_on
+        assert any(re.search(line or "other rows", text) for text in said) == bool(line), line
+    # With the same rows and other settings, whoever changed them is asked.
+    with pytest.raises(IdentityError, match="epochs may only grow"):
+        spend(path, prompts__limit=40, train__epochs=0.5)
+
+
 def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda body: ["?"] if "structured_outputs" in body else model(body))
     path = settle(tmp_path / "run", server.url, prompts=10)
@@ -652,7 +694,7 @@ def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve,
 def with_training(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> None:
     """A training that leaves an adapter at once, and every model at ``server``."""
 
-    def train(run: Run, *_: Any) -> Any:
+    def train(run: Run, *_: Any, **__: Any) -> Any:
         adapter = run.model / "adapter"
         adapter.mkdir(parents=True, exist_ok=True)
         (adapter / "adapter_config.json").write_text('{"r": 16}')
@@ -757,7 +799,7 @@ def test_an_evaluation_waits_for_its_training(serve: Serve, tmp_path: Path, monk
     path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
     with_training(monkeypatch, server)
 
-    def late(*_: Any) -> None:
+    def late(*_: Any, **__: Any) -> None:
         raise nights.DeadlineReached
 
     monkeypatch.setattr(commands, "train", late)

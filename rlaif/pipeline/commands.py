@@ -15,7 +15,7 @@ from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
 from rlaif.llm.budget import Meter
 from rlaif.llm.engines import Engines
-from rlaif.pipeline import exam
+from rlaif.pipeline import exam, trained
 from rlaif.pipeline.build import Built, build
 from rlaif.pipeline.rounds import Rounds, panel, strategy
 from rlaif.run.directory import Run, require_completions
@@ -197,8 +197,9 @@ def plan_train(run: Run, config: Config) -> tuple[Prepared, str]:
     return loop.plan(run, config)
 
 
-def train(run: Run, config: Config, watch: Watch) -> TrainResult:
-    """Merge what people have labelled since, then train."""
+def train(run: Run, config: Config, watch: Watch, *, anew: bool = False) -> TrainResult:
+    """Merge what people have labelled since, then train: with ``anew``, from the beginning where what was trained
+    before had other rows, as with ``train.restart``."""
     from rlaif.train import launch, loop
 
     if launch.place(config.train).rank:  # not the first of several machines: the first one holds the run
@@ -206,6 +207,10 @@ def train(run: Run, config: Config, watch: Watch) -> TrainResult:
     if run.pairs_path.exists():
         rebuild(run, config)
     _require_trained_here(run, config)
+    if anew and (told := trained.with_other_rows(run, config)):
+        for line in told:
+            watch.say(line)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"restart": True})})
     with run.writing():
         run.begin("train", config)
         begin = launch.train if config.train.launcher == "accelerate" else loop.train

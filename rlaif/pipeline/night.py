@@ -309,7 +309,7 @@ class _Night:
             return
         try:
             with _until(self.deadline):
-                self.told.trained = commands.train(self.run, self.config, self.diary)
+                self.told.trained = commands.train(self.run, self.config, self.diary, anew=True)
         except DeadlineReached:
             self.told.stopped = "the deadline is reached"
             self.diary.say("training is stopped by the deadline; the same command goes on from its newest checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rlaif.llm.engines import Local
 from rlaif.records import key_of
 from rlaif.run.directory import Run
 from rlaif.run.journal import read
+from rlaif.train import checkpoints
 
 FOLDER = "evaluation"
 """Of the run that an evaluation is, in the run's own."""
@@ -85,6 +87,29 @@ def require(run: Run, config: Config, *, trains: bool) -> str:
     if not config.evaluate.source and not held_out:
         raise nothing_held_out(run)
     return reference
+
+
+def with_other_rows(run: Run, config: Config) -> list[str]:
+    """What was trained here on other rows than the dataset has now, as lines to say; none where nothing was."""
+    output = Path(config.train.output) if config.train.output else run.model
+    if not (run.dataset / "train.parquet").exists():
+        return []
+    now = hashlib.sha256((run.dataset / "train.parquet").read_bytes()).hexdigest()
+    done = _dataset((checkpoints.read(output / "training.json") or {}).get("identity"))
+    folder = output / "checkpoints"
+    begun = _dataset(checkpoints.read(folder / checkpoints.IDENTITY)) if any(folder.glob("checkpoint-*")) else None
+    told = []
+    if begun not in (None, now, done):
+        told.append(f"the unfinished training in {output} is of other rows than the dataset has now: it begins anew, "
+                    "and its checkpoints are removed")  # fmt: skip
+    if done not in (None, now):
+        told.append(f"the model in {output} was trained on other rows than the dataset has now: it is trained anew, "
+                    "and the new one takes its place when it is done")  # fmt: skip
+    return told
+
+
+def _dataset(identity: Any) -> str | None:
+    return identity.get("dataset") if isinstance(identity, dict) else None
 
 
 def measured(run: Run, config: Config) -> dict[str, Any] | None:
