@@ -554,6 +554,33 @@ def test_imported_answers_need_no_sampler(serve: Serve, tmp_path: Path, rlaif: C
     assert all(words(body) for body in server.requests)
 
 
+def test_a_dry_run_tells_of_judging_too(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    """At most: for prompts without answers as many requests as there may be, for those that have them those owed."""
+    server = serve(model)
+    path = settle(tmp_path / "run", server.url, prompts=40)
+    config = Run(path), load(path, {"sampler.max_tokens": 20, "prompts.limit": 20})
+    plan = pipeline.plan_night(*config)
+    told = rlaif("run", path, "--dry-run", "--limit", "20", "--evaluate").stderr
+    assert server.requests == []
+    assert "at most 140 calls" in told  # each prompt costs one request to answer and six to judge
+    assert "What the evaluation asks is not in it" in told
+    assert (plan.calls, plan.prompts, plan.at_most) == (140, 20, True)
+    spend(path, prompts__limit=20, sampler__max_tokens=20)
+    assert len(server.requests) == 140
+    read = sum(len(json.dumps(body["messages"])) for body in server.requests) // 4
+    assert read < plan.prompt_tokens < 2 * read
+    assert pipeline.plan_night(*config).summary().startswith("nothing is owed")
+    more = pipeline.plan_night(Run(path), load(path, {"sampler.max_tokens": 20, "prompts.limit": 30}))
+    assert more.calls == 7 * more.prompts > 50
+
+
+def test_a_dry_run_of_imported_answers_tells_of_judging(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    rows = [{"prompt": f"q{i}", "responses": ["a [0.1]", "b [0.9]"]} for i in range(10)]
+    rlaif("generate", tmp_path / "run", "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
+    (tmp_path / "run" / "rlaif.toml").write_text('[judge]\njudges = ["helpful"]\nmodel = "m"\n')
+    assert "at most 20 calls" in rlaif("run", tmp_path / "run", "--dry-run").stderr
+
+
 def test_the_lock_is_held_between_the_stages(serve: Serve, tmp_path: Path) -> None:
     path = settle(tmp_path / "run", serve(model).url, prompts=10)
     refused = []

@@ -199,6 +199,13 @@ def test_a_rate_that_nobody_knows_is_asked_for(missing: int, flag: str) -> None:
     assert flag in str(raised.value)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 20])
+def test_pairs_that_are_kept_were_compared(kept: float) -> None:
+    """Of one that is dropped another is tried, and more are kept only where more are compared."""
+    _, judging, _ = loads(config(judges=["helpful", "quality"]), kept=kept)
+    assert judging.requests == pytest.approx(16 + 2 * max(kept, 2 - kept))
+
+
 # With one
 
 

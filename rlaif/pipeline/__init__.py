@@ -33,6 +33,7 @@ from rlaif.pipeline.evaluate import evaluate
 from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.people import review
 from rlaif.pipeline.plan import plan_generate, plan_judge
+from rlaif.pipeline.workload import plan_night
 
 __all__ = [
     "Watch",
@@ -43,6 +44,7 @@ __all__ = [
     "judge",
     "plan_generate",
     "plan_judge",
+    "plan_night",
     "plan_train",
     "rebuild",
     "review",
