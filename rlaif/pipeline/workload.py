@@ -69,19 +69,23 @@ class Figures:
 def workload(config: Config, prompts: int, given: Mapping[str, Any], pilot: Run | None) -> tuple[Workload, Figures]:
     """``given``: figures by the names of :class:`Workload`, of ``ASSUMED``, and ``tokens_per_second``,
     ``judge_tokens_per_second``, ``judge_gpus``, ``train_gpus``; those of ``config`` that are given too (``n``,
-    ``panel``). None is not given.
+    ``panel``, and ``policy`` and ``judge`` for the models or where they are). None is not given.
 
     Raises :class:`UsageError` where a rate is missing, saying how to give it.
     """
     figures = Figures(given, measured(pilot, given.get("pilot_gpus") or 1) if pilot else {})
+    # Another model or endpoint has not been measured: neither its rate nor its price.
+    policy_given, judge_given = figures.any_given("policy"), figures.any_given("judge")
+    unknown = ["tokens_per_second"] * policy_given + ["judge_tokens_per_second"] * judge_given
+    figures.measured = {name: value for name, value in figures.measured.items() if name not in unknown}
     lengths = figures.any_given(*LENGTHS, "n")
     sampling, judging = figures.measured.get("sampling"), figures.measured.get("judging")
     kept = figures.of("kept")
-    if sampling is None or lengths:
+    if sampling is None or lengths or policy_given:
         sampling = _sampling(config, figures)
     else:
         figures.sources["sampling's tokens"] = "measured"
-    if judging is None or lengths or figures.any_given("panel"):
+    if judging is None or lengths or judge_given or figures.any_given("panel"):
         judging = _judging(config, figures, kept)
         figures.sources["judging's tokens"] = "computed"
     else:
