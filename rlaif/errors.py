@@ -4,7 +4,7 @@
     ├── UsageError            exit 2   flags, rlaif.toml, judge files: what was asked for cannot be
     │   ├── InputError        exit 2   a bad row in a file, named by file and line
     │   └── IdentityError     exit 2   the run was started with other settings
-    │       └── OtherRows     exit 2   a training ran to its end, and since then there are other rows to train on
+    │       └── OtherRows     exit 2   since a training began there are other rows to train on
     ├── RunError              exit 1   the run directory: locked, damaged, not a run
     ├── EndpointError         exit 1   the model server: absent, refusing, failing
     │   └── ServerError       exit 1   the managed vLLM child did not start or kept dying

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -19,15 +21,16 @@ import polars as pl
 import pytest
 
 from rlaif import pipeline
-from rlaif.config import RunConfig, duration_s
-from rlaif.errors import EndpointError, MissingPart, RunError, TooManyFailures, UsageError
+from rlaif.config import Config, RunConfig, duration_s
+from rlaif.errors import EndpointError, IdentityError, MissingPart, RunError, TooManyFailures, UsageError
 from rlaif.llm.client import Client
 from rlaif.llm.engines import Engines
-from rlaif.pipeline import commands, outlook
+from rlaif.pipeline import checks, commands, outlook
 from rlaif.pipeline import night as nights
 from rlaif.pipeline.diary import check_notification, notify
 from rlaif.run.directory import Run
 from rlaif.settings import load
+from rlaif.train import checkpoints
 from rlaif.train.writing import TrainResult, as_json
 from tests.conftest import command, read_jsonl, write_jsonl
 from tests.judging import judge_by, words
@@ -68,6 +71,24 @@ concurrency = 8
 pilot = 8
 {extra}""")
     return path
+
+
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Any]:
+    """``model`` by a clock that goes on by a second with each request."""
+    real, gone = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
+
+    def answer(body: dict[str, Any]) -> Any:
+        gone[0] += 1.0
+        return model(body)
+
+    return answer
+
+
+def reached(path: Path) -> tuple[set[str], set[str]]:
+    """The prompts that were answered, and those that were judged."""
+    answers, verdicts = (read_jsonl(path / "journal" / f"{name}.jsonl") for name in ("completions", "verdicts"))
+    return {line["prompt_id"] for line in answers}, {line["prompt_id"] for line in verdicts if line["model"]}
 
 
 def spend(path: Path, **flags: Any) -> tuple[nights.Night, list[str]]:
@@ -193,16 +214,8 @@ def test_what_is_ahead_is_the_pilot_multiplied_less_what_is_there() -> None:
 def test_a_deadline_stops_and_another_night_finishes(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
 ) -> None:
-    """By a clock that goes on by a second with each request: what was answered by the deadline is judged too, and the
-    second night asks only for what is owed."""
-    real, gone = time.monotonic, [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
-
-    def answer(body: dict[str, Any]) -> Any:
-        gone[0] += 1.0
-        return model(body)
-
-    server = serve(answer)
+    """What was answered by the deadline is judged too, and the second night asks only for what is owed."""
+    server = serve(ticking(monkeypatch))
     path = settle(tmp_path / "run", server.url)
     told, said = spend(path, run__duration="200s")
     assert any("it does not fit" in line for line in said)
@@ -234,6 +247,108 @@ def test_a_budget_is_for_the_whole_run_whenever_it_was_spent(
     again, _ = spend(path, client__budget_usd=0.6, client__concurrency=1)
     assert again.usd <= 0.62
     assert "budget" in str(again.stopped)
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(0.8, None), (1.5, None), (100.0, 230)])
+def test_answers_that_cost_nothing_are_as_many_as_can_be_judged(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, seconds: int | None
+) -> None:
+    """A free policy and a judge at a cent a request: six to a prompt."""
+    monkeypatch.setattr("rlaif.llm.client.price", lambda model, *_: 0.01 if model == "j" else 0.0)
+    server = serve(ticking(monkeypatch), models=("m", "j"))
+    path = settle(tmp_path / "run", server.url)
+    flags = {"run__duration": f"{seconds}s"} if seconds else {}
+    told, said = spend(path, client__budget_usd=budget, client__concurrency=1, judge__model="j", **flags)
+    assert any("it does not fit" in line for line in said)
+    assert told.stopped
+    answers, compared = reached(path)
+    most = budget / 0.06 if seconds is None else seconds / 7
+    assert 0.75 * most < len(answers) <= most + 1
+    assert len(answers) - len(compared) <= 2
+    assert told.usd <= budget + 0.01
+    if seconds is None:
+        assert told.usd > 0.85 * budget
+
+
+def test_a_second_night_with_more_prompts_shares_its_time_out_anew(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(ticking(monkeypatch))
+    path = settle(tmp_path / "run", server.url, prompts=200)
+    spend(path, prompts__limit=20)
+    asked = len(server.requests)
+    told, said = spend(path, run__duration="150s", client__concurrency=1)
+    assert told.stopped
+    assert any("estimate for 19" in line for line in said)
+    assert any("it does not fit" in line for line in said)
+    answers, compared = reached(path)
+    assert len(answers) - len(compared) <= 2
+    assert 100 < len(server.requests) - asked < 170
+    # A pilot of all there was tells of those that come later as well; one with fewer answers to each does not.
+    few = settle(tmp_path / "few", server.url, prompts=200)
+    spend(few, prompts__limit=6)
+    _, said = spend(few, prompts__limit=100)
+    assert any("estimate for 9" in line for line in said)
+    _, said = spend(few, prompts__limit=150, sampler__n=4)
+    assert not any("estimate" in line for line in said)
+
+
+@pytest.mark.parametrize("pilot", [0, 8])
+def test_time_and_money_are_halved_where_nothing_tells_how_long_judging_takes(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pilot: int, calm: list[dict[str, Any]]
+) -> None:
+    """Without a pilot, and where the pilot is no longer one: all was judged that there was."""
+    monkeypatch.setattr("rlaif.llm.client.price", lambda *_: 0.01)
+    server = serve(ticking(monkeypatch))
+    for bound in ({"run__duration": "80s"}, {"client__budget_usd": 0.8}):
+        path = settle(tmp_path / next(iter(bound)), server.url)
+        if pilot:
+            spend(path, prompts__limit=3, run__pilot=0)
+        told, said = spend(path, run__pilot=pilot, client__concurrency=1, **bound)
+        assert not any("estimate" in line for line in said)
+        assert told.stopped
+        answers, compared = reached(path)
+        assert 4 < len(compared) <= len(answers) < 50
+    # Where there is enough of both, all is done in the same night.
+    path = settle(tmp_path / "ample", server.url)
+    told, _ = spend(path, run__pilot=0, run__duration="460s", client__budget_usd=4.6)
+    assert told.stopped is None
+    assert dataset(path) == calm
+
+
+def test_a_pilot_that_was_interrupted_is_taken_again(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
+) -> None:
+    server = serve(ticking(monkeypatch))
+    path = settle(tmp_path / "run", server.url)
+    real = commands.build
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spend(path)
+    monkeypatch.setattr(commands, "build", real)
+    asked = len(server.requests)
+    _, said = spend(path, run__duration="120s", client__concurrency=1)
+    assert any("it does not fit" in line for line in said)
+    answers, compared = reached(path)
+    assert len(answers) - len(compared) <= 2
+    assert 80 < len(server.requests) - asked < 140
+    spend(path)
+    assert dataset(path) == calm
+
+
+def test_the_pilot_judges_all_that_it_answers(serve: Serve, tmp_path: Path) -> None:
+    """Those that are held out stand among the first prompts, and are no part of it."""
+    path = held_out(settle(tmp_path / "run", serve(model).url))
+    spend(path, run__pilot=20)
+    pilot = Run(path).manifest()["stages"]["run"]["pilot"]
+    assert pilot["generate"]["answers"] == 20 * 3
+    assert pilot["judge"]["answers"] == 20 * 6
+    # Judging is no part of what the server of the policy took to start.
+    assert pilot["generate"]["seconds"] <= Run(path).manifest()["stages"]["generate"]["history"][0]["seconds"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -374,13 +489,46 @@ def test_what_stands_in_the_way_is_told_before_anything_is_asked(
         ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
         ({"sampler__base_url": ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v2"]}, EndpointError, "no server answers"),
         ({"run__notify_command": "no-such-program-42"}, UsageError, "no command"),
+        ({"judge__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
+        ({"sampler__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
+        ({"client__budget_usd": 1.0}, UsageError, "no price is known for 'm'"),
     ]:
+        monkeypatch.setattr("rlaif.llm.ask.is_priced", lambda *_: False)
         with pytest.raises(kind, match=told):
             spend(path, **flags)
-    monkeypatch.setattr("rlaif.pipeline.outlook.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("rlaif.pipeline.checks.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPart, match="training is asked for"):
         spend(path, run__train=True)
+    failed = {"result": {"standing": "bad", "faults": ["it chooses by position"], "figures": {}}}
+    monkeypatch.setattr("rlaif.pipeline.exam.last", lambda *_: failed)
+    with pytest.raises(UsageError, match="failed its exam: it chooses by position"):
+        spend(path, run__pilot=0)
+    checks = settle(tmp_path / "checks", server.url)
+    write_jsonl(checks / "prompts.jsonl", [{"prompt": "p", "checks": [{"kind": "regexx"}]}])
+    with pytest.raises(UsageError, match="Did you mean 'regex'"):
+        spend(checks, judge__trust_anyway=True)
     assert server.requests == []
+
+
+def test_servers_of_which_nothing_is_owed_may_be_gone(serve: Serve, tmp_path: Path) -> None:
+    """Of the policy where all is answered, and of the judge where all is judged."""
+    policy, judge = serve(model), serve(model)
+    path = settle(tmp_path / "run", policy.url, prompts=12)
+    spend(path, judge__limit=5, judge__base_url=[judge.url])
+    away = {"sampler__base_url": ["http://127.0.0.1:9/v1"]}
+    spend(path, judge__base_url=[judge.url], **away)
+    some = dataset(path)
+    assert len(some) > 5
+    asked = len(policy.requests) + len(judge.requests)
+    told, said = spend(path, judge__base_url=["http://127.0.0.1:9/v1"], **away)
+    assert told.stopped is None
+    assert sum("nothing is owed by m" in line for line in said) == 2
+    assert len(policy.requests) + len(judge.requests) == asked
+    assert dataset(path) == some
+    with (path / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "one more prompt"}\n')
+    with pytest.raises(EndpointError, match="no server answers"):
+        spend(path, judge__base_url=["http://127.0.0.1:9/v1"])
 
 
 def test_one_of_several_servers_that_is_absent_is_told_and_does_not_keep_the_night_from_starting(
@@ -389,7 +537,7 @@ def test_one_of_several_servers_that_is_absent_is_told_and_does_not_keep_the_nig
     server = serve(model)
     run = settle(tmp_path / "run", server.url)
     config = load(run, {"sampler.base_url": [server.url, "http://127.0.0.1:9/v1"]}, {})
-    lines = outlook.check(Run(run), config, generates=True)
+    lines, _ = checks.check(Run(run), config, generates=True)
     assert f"{server.url}: there, serves m by vLLM" in lines
     assert "http://127.0.0.1:9/v1: no server answers there now; it is looked for again" in lines
 
@@ -404,6 +552,33 @@ def test_imported_answers_need_no_sampler(serve: Serve, tmp_path: Path, rlaif: C
     rlaif("run", tmp_path / "run")
     assert len(dataset(tmp_path / "run")) == 9
     assert all(words(body) for body in server.requests)
+
+
+def test_a_dry_run_tells_of_judging_too(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    """At most: for prompts without answers as many requests as there may be, for those that have them those owed."""
+    server = serve(model)
+    path = settle(tmp_path / "run", server.url, prompts=40)
+    config = Run(path), load(path, {"sampler.max_tokens": 20, "prompts.limit": 20})
+    plan = pipeline.plan_night(*config)
+    told = rlaif("run", path, "--dry-run", "--limit", "20", "--evaluate").stderr
+    assert server.requests == []
+    assert "at most 140 calls" in told  # each prompt costs one request to answer and six to judge
+    assert "What the evaluation asks is not in it" in told
+    assert (plan.calls, plan.prompts, plan.at_most) == (140, 20, True)
+    spend(path, prompts__limit=20, sampler__max_tokens=20)
+    assert len(server.requests) == 140
+    read = sum(len(json.dumps(body["messages"])) for body in server.requests) // 4
+    assert read < plan.prompt_tokens < 2 * read
+    assert pipeline.plan_night(*config).summary().startswith("nothing is owed")
+    more = pipeline.plan_night(Run(path), load(path, {"sampler.max_tokens": 20, "prompts.limit": 30}))
+    assert more.calls == 7 * more.prompts > 50
+
+
+def test_a_dry_run_of_imported_answers_tells_of_judging(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    rows = [{"prompt": f"q{i}", "responses": ["a [0.1]", "b [0.9]"]} for i in range(10)]
+    rlaif("generate", tmp_path / "run", "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
+    (tmp_path / "run" / "rlaif.toml").write_text('[judge]\njudges = ["helpful"]\nmodel = "m"\n')
+    assert "at most 20 calls" in rlaif("run", tmp_path / "run", "--dry-run").stderr
 
 
 def test_the_lock_is_held_between_the_stages(serve: Serve, tmp_path: Path) -> None:
@@ -471,7 +646,7 @@ def test_training_stops_at_the_deadline_and_the_night_is_told(
 ) -> None:
     """A training of somebody else's code, which keeps every Exception to itself."""
 
-    def train(*_: Any) -> None:
+    def train(*_: Any, **__: Any) -> None:
         for _ in range(2000):
             with contextlib.suppress(Exception):
                 time.sleep(0.01)
@@ -485,12 +660,51 @@ def test_training_stops_at_the_deadline_and_the_night_is_told(
 
     monkeypatch.setattr(nights._Night, "_train", soon)
     monkeypatch.setattr(commands, "train", train)
-    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
     path = settle(tmp_path / "run", serve(model).url, prompts=10, extra="train = true\n")
     told, said = spend(path, run__duration="1h")
     assert told.stopped == "the deadline is reached"
     assert "training is stopped by the deadline; the same command goes on from its newest checkpoint" in said
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_larger_dataset_is_trained_on_anew(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a trainer that claims its folder as TRL's does, and leaves a checkpoint whether it ends or not."""
+    resumed = list[bool]()
+
+    def train(run: Run, config: Config, *, say: Any) -> TrainResult:
+        digest = hashlib.sha256((run.dataset / "train.parquet").read_bytes()).hexdigest()
+        identity = {"dataset": digest, "model": "m", "epochs": config.train.epochs}
+        folder = run.model / "checkpoints"
+        checkpoints.claim(folder, identity, ("epochs",), restart=config.train.restart)
+        resumed.append((folder / "checkpoint-1").exists())
+        (folder / "checkpoint-1").mkdir(parents=True, exist_ok=True)
+        if interrupts:
+            raise nights.DeadlineReached
+        result = TrainResult(run.model, None, None, pairs=1, steps=1, seconds=1.0, loss=None)
+        checkpoints.write(run.model / "training.json", {"identity": identity, "result": as_json(result)})
+        return result
+
+    monkeypatch.setattr("rlaif.train.loop.train", train)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
+    path = settle(tmp_path / "run", serve(model).url, extra="train = true\n")
+    nightly = [  # prompts, whether the training is interrupted, whether it goes on, what is said
+        (20, True, False, None),
+        (20, False, True, None),
+        (30, True, False, "was finished, and since then the dataset has other rows: it begins anew"),
+        (30, True, True, None),
+        (40, True, False, "was stopped before its end, and since then the dataset has other rows: it begins anew"),
+        (40, False, True, None),
+        (40, False, True, None),
+    ]
+    for prompts, interrupts, goes_on, line in nightly:
+        told, said = spend(path, prompts__limit=prompts)
+        assert bool(told.stopped) == interrupts
+        assert resumed[-1] == goes_on
+        assert any(re.search(line or "other rows", text) for text in said) == bool(line), line
+    # With the same rows and other settings, whoever changed them is asked.
+    with pytest.raises(IdentityError, match="epochs may only grow"):
+        spend(path, prompts__limit=40, train__epochs=0.5)
 
 
 def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve, tmp_path: Path) -> None:
@@ -507,7 +721,7 @@ def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve,
 def with_training(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> None:
     """A training that leaves an adapter at once, and every model at ``server``."""
 
-    def train(run: Run, *_: Any) -> Any:
+    def train(run: Run, *_: Any, **__: Any) -> Any:
         adapter = run.model / "adapter"
         adapter.mkdir(parents=True, exist_ok=True)
         (adapter / "adapter_config.json").write_text('{"r": 16}')
@@ -521,7 +735,7 @@ def with_training(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> No
 
     monkeypatch.setattr(Engines, "client", client)
     monkeypatch.setattr(commands, "train", train)
-    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
 
 
 HELD_OUT = "heldout_share = 0.2"
@@ -564,19 +778,12 @@ def test_in_the_morning_it_is_known_whether_the_model_is_better(
 
 def test_an_interrupted_evaluation_goes_on(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the deadline, which a clock that goes on by a second with each request brings about in its midst."""
-    real, gone = time.monotonic, [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: real() + gone[0])
     server = serve(model)
     path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
     with_training(monkeypatch, server)
     spend(path, run__evaluate=False)
     asked = len(server.requests)
-
-    def answer(body: dict[str, Any]) -> Any:
-        gone[0] += 1.0
-        return model(body)
-
-    server.answer = answer
+    server.answer = ticking(monkeypatch)
     told, _ = spend(path, run__duration="20s", client__concurrency=1)
     assert told.stopped == "the deadline is reached"
     assert told.evaluated
@@ -619,7 +826,7 @@ def test_an_evaluation_waits_for_its_training(serve: Serve, tmp_path: Path, monk
     path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
     with_training(monkeypatch, server)
 
-    def late(*_: Any) -> None:
+    def late(*_: Any, **__: Any) -> None:
         raise nights.DeadlineReached
 
     monkeypatch.setattr(commands, "train", late)
@@ -645,7 +852,7 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_night(
 ) -> None:
     server = serve(model)
     path = held_out(settle(tmp_path / "run", server.url, extra=ENDS))
-    monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: True)
     with pytest.raises(UsageError, match=told):
         spend(path, **flags)
     assert server.requests == []

@@ -199,6 +199,13 @@ def test_a_rate_that_nobody_knows_is_asked_for(missing: int, flag: str) -> None:
     assert flag in str(raised.value)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 20])
+def test_pairs_that_are_kept_were_compared(kept: float) -> None:
+    """Of one that is dropped another is tried, and more are kept only where more are compared."""
+    _, judging, _ = loads(config(judges=["helpful", "quality"]), kept=kept)
+    assert judging.requests == pytest.approx(16 + 2 * max(kept, 2 - kept))
+
+
 # With one
 
 
@@ -260,6 +267,29 @@ def test_what_is_given_goes_over_what_was_measured(pilot: Path) -> None:
     assert longer.sampling.completion_tokens == 1500
     assert longer.policy == plain.policy
     assert figures.sources["judging's tokens"] == "computed"
+
+
+def test_other_models_are_planned_at_their_own_rates_and_prices(pilot: Path, rlaif: Cli) -> None:
+    """Of them the pilot tells how much they are asked and how long the answers are, not how fast, nor for how much."""
+    paid = ("--base-url", "https://api.openai.com/v1", "--model", "gpt-4.1-mini")
+    judge = ("--judge-model", "gpt-4.1", "--judge-base-url", "https://api.openai.com/v1")
+    local = json.loads(rlaif("plan", "--prompts", "1200", "--from", pilot, "--json").stdout)
+    seen = json.loads(rlaif("plan", "--prompts", "1200", "--from", pilot, *paid, *judge, "--json").stdout)
+    for name in ("sampling", "judging"):
+        before, part = (next(part for part in told["parts"] if part["name"] == name) for told in (local, seen))
+        assert (before["gpu_hours"] > 0, before["cost"]["usd"]) == (True, 0)
+        assert part["gpu_hours"] == part["hours"] == 0
+        assert part["cost"]["usd"] > 0
+        if name == "sampling":
+            assert part["cost"]["completion_tokens"] == pytest.approx(before["cost"]["completion_tokens"])
+    assert seen["gpu_hours"] == 0
+    for flag, value in (("--judge-model", "another"), ("--judge", "helpful@another")):
+        told = rlaif("plan", "--prompts", "1200", "--from", pilot, flag, value, code=2).stderr
+        assert "how fast judging goes is not known" in told
+    slow = ("--judge-tokens-per-second", "1000", "--json")
+    seen = json.loads(rlaif("plan", "--prompts", "1200", "--from", pilot, "--judge-model", "another", *slow).stdout)
+    assert seen["sources"]["tokens_per_second"] == "measured"
+    assert seen["sources"]["judge_tokens_per_second"] == "given"
 
 
 def test_a_run_that_has_asked_nothing_tells_nothing(tmp_path: Path, rlaif: Cli) -> None:

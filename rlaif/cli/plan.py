@@ -84,7 +84,9 @@ def plan(
         },
     )
     given = {
-        "n": n, "panel": judge or strategy, "kept": kept, "gpus": gpus,
+        "n": n, "panel": judge or strategy, "policy": model or base_url,
+        "judge": judge_model or judge_base_url or ([name for name in judge or [] if "@" in name] or None),
+        "kept": kept, "gpus": gpus,
         "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens,
         "judge_gpus": judge_gpus, "train_gpus": train_gpus, "pilot_gpus": pilot_gpus,
         "tokens_per_second": tokens_per_second, "judge_tokens_per_second": judge_tokens_per_second,

@@ -64,7 +64,9 @@ def run(
     from rlaif import pipeline
 
     if dry_run:
-        show_plan(pipeline.plan_generate(target, settings))
+        show_plan(pipeline.plan_night(target, settings))
+        if settings.run.evaluate:
+            console.say("What the evaluation asks is not in it.")
         return
     told = pipeline.whole_night(target, settings, console.Console())
     for warning in told.warnings:

@@ -55,7 +55,7 @@ def ask_all(
             with contextlib.suppress(NotSent):  # a stop, while the server was being asked what it can do
                 engine = await client.check()
                 if meter.budget_usd is not None:
-                    _require_prices(client)
+                    require_prices(client)
                 if client.config.batch and may_batch:
                     from rlaif.llm import batch
 
@@ -88,7 +88,8 @@ def _in_a_loop() -> bool:
     return True
 
 
-def _require_prices(client: Client) -> None:
+def require_prices(client: Client) -> None:
+    """Raises where a budget could not be kept."""
     for url in client.urls:
         if not is_priced(client.model, url):
             raise UsageError(

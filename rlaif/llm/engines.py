@@ -83,11 +83,7 @@ class Engines:
         """A client for ``model``. Without ``base_url`` its server is started first. To be used in one event loop."""
         urls = list(base_url)
         if urls:
-            if options:
-                raise UsageError(
-                    "vllm settings are given for a server that rlaif does not start",
-                    mend="Take away either base_url or the [*.vllm] table.",
-                )
+            refuse_settings(options)
             return Client(model, urls, self._config, meter)
         make_room(self._config.concurrency)  # before minutes go into the start of a server
         served, options, path = self._served(model, options)
@@ -112,3 +108,12 @@ class Engines:
                 given_up.set()  # if cancelled: the end of the loop waits for the thread
 
         return Client(model, [server.url], self._config, meter, key=server.key, revive=revive)
+
+
+def refuse_settings(options: Mapping[str, Any]) -> None:
+    """Raises where there are any for a server that somebody else keeps."""
+    if options:
+        raise UsageError(
+            "vllm settings are given for a server that rlaif does not start",
+            mend="Take away either base_url or the [*.vllm] table.",
+        )

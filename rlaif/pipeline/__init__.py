@@ -1,7 +1,8 @@
 """The stages joined into commands: the only place that knows several of them, and what notebooks call.
 
     night.py      all of it as one job: checks, pilot, estimate, stages, notification
-    outlook.py    what a night finds out before it begins
+    checks.py     what can stand in a night's way, before anything is asked
+    outlook.py    what it will take, and how its time and money are shared out
     forecast.py   what a number of prompts takes, with its figures from workload.py
     sources.py    what a run would take of prompt files
     publish.py    the dataset to the hub or object storage
@@ -33,6 +34,7 @@ from rlaif.pipeline.evaluate import evaluate
 from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.people import review
 from rlaif.pipeline.plan import plan_generate, plan_judge
+from rlaif.pipeline.workload import plan_night
 
 __all__ = [
     "Watch",
@@ -43,6 +45,7 @@ __all__ = [
     "judge",
     "plan_generate",
     "plan_judge",
+    "plan_night",
     "plan_train",
     "rebuild",
     "review",

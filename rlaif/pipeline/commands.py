@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlaif.config import Config
-from rlaif.errors import TooManyFailures, UsageError, cannot_be_written
+from rlaif.errors import OtherRows, TooManyFailures, UsageError, cannot_be_written
 from rlaif.generate import bring as bringing
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
@@ -75,15 +75,17 @@ def generate(
     *,
     limits: Limits | None = None,
     only: int | None = None,
+    taken: taking.Taken | None = None,
 ) -> Generated:
-    """Take the prompts in and sample the answers they owe; with ``only``, those of the first so many prompts.
+    """Take the prompts in, unless they are ``taken``, and sample the answers they owe; with ``only``, those of so many
+    prompts, the first ones.
 
     Raises :class:`TooManyFailures` at the end.
     """
     config.pool()
     with run.writing():
         run.begin("generate", config)
-        taken = taking.take(run, config, watch.say)
+        taken = taken or taking.take(run, config, watch.say)
         meter = meter_for("generate", config, limits)
         meter.total = min(taken.prompts - taken.heldout, only or taken.prompts) * config.sampler.n
         try:
@@ -103,6 +105,14 @@ def generate(
         meter=meter,
         stopped=meter.reason_to_stop(),
     )
+
+
+def take_in(run: Run, config: Config, watch: Watch) -> taking.Taken:
+    """The first half of :func:`generate`: the prompts alone."""
+    config.pool()
+    with run.writing():
+        run.begin("generate", config)
+        return taking.take(run, config, watch.say)
 
 
 def import_completions(run: Run, config: Config, source: str, watch: Watch) -> bringing.Brought:
@@ -187,8 +197,9 @@ def plan_train(run: Run, config: Config) -> tuple[Prepared, str]:
     return loop.plan(run, config)
 
 
-def train(run: Run, config: Config, watch: Watch) -> TrainResult:
-    """Merge what people have labelled since, then train."""
+def train(run: Run, config: Config, watch: Watch, *, anew: bool = False) -> TrainResult:
+    """Merge what people have labelled since, then train: with ``anew``, from the beginning where what was trained
+    before had other rows, as with ``train.restart``. The model of that stays until the new one is written."""
     from rlaif.train import launch, loop
 
     if launch.place(config.train).rank:  # not the first of several machines: the first one holds the run
@@ -199,7 +210,14 @@ def train(run: Run, config: Config, watch: Watch) -> TrainResult:
     with run.writing():
         run.begin("train", config)
         begin = launch.train if config.train.launcher == "accelerate" else loop.train
-        result = begin(run, config, say=watch.say)
+        try:
+            result = begin(run, config, say=watch.say)
+        except OtherRows as error:
+            if not anew:
+                raise
+            watch.say(f"{error.what}: it begins anew, in the same place")
+            restarted = config.train.model_copy(update={"restart": True})
+            result = begin(run, config.model_copy(update={"train": restarted}), say=watch.say)
         run.end("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
     return result
 

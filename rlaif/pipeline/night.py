@@ -28,14 +28,15 @@ from typing import Any, TypeVar
 
 from rlaif.config import Config
 from rlaif.errors import EndpointError, RlaifError, ServerError, TooManyFailures, UsageError
+from rlaif.generate.prompts import Taken
+from rlaif.judge import without_model
 from rlaif.llm.budget import duration
 from rlaif.llm.engines import Engines
-from rlaif.pipeline import commands, outlook
+from rlaif.pipeline import checks, commands, outlook
 from rlaif.pipeline.build import Built
 from rlaif.pipeline.diary import Diary, notify
 from rlaif.pipeline.evaluate import evaluate
-from rlaif.pipeline.trained import FOLDER, measured
-from rlaif.report import facts as reporting
+from rlaif.pipeline.trained import measured
 from rlaif.report import page
 from rlaif.run.directory import Run
 
@@ -107,7 +108,7 @@ def whole_night(run: Run, config: Config, watch: commands.Watch) -> Night:
         finally:
             told.seconds = time.monotonic() - began
             with contextlib.suppress(RlaifError, OSError):  # what ended the night is what is to be shown
-                told.usd = _spent(run)
+                told.usd = outlook.spent(run)
                 run.end("run", how=how, usd=told.usd, seconds=round(told.seconds, 3))
             line = told.line(run.path, how)
             diary.say(line)
@@ -133,17 +134,27 @@ class _Night:
         """What an evaluation at the end is going to take."""
         self.missing: dict[str, TooManyFailures] = {}
         self.generates = _names_a_policy(config)
+        self.taken = Taken()
+        self.halves = False
+        """Whether nothing tells how long judging takes beside generating."""
 
     def go(self) -> None:
         self._open()
-        for line in outlook.check(self.run, self.config, generates=self.generates):
+        lines, absent = checks.check(self.run, self.config, generates=self.generates)
+        if self.generates:
+            self.taken = commands.take_in(self.run, self.config, self.diary)
+            without_model.require_checks(self.run.journal_path("prompts"))
+        for line in lines + checks.require_only_owed(self.run, self.config, absent):
             self.diary.say(f"checked: {line}")
         with Engines(self.run.log, self.config.client, self.diary.say, self.config.cluster) as engines:
-            self._pilot(engines)
             if self.generates:
-                self._generate(engines)
-            # Also where nothing more may be asked: pairs are built of what is there.
-            judged = self._stage("judge", self._judging(engines, self.config, self._judging_ends()))
+                self._pilot(engines)
+            more = True
+            while more:
+                more = self.generates and self._generate(engines)
+                # Also where nothing more may be asked: pairs are built of what is there.
+                judged = self._stage("judge", self._judging(engines, self.config, self._judging_ends()))
+                more = more and judged is not None and not judged.stopped
         if judged:
             self.told.built = judged.built
             self.told.stopped = self.told.stopped or judged.stopped
@@ -173,79 +184,91 @@ class _Night:
         self.diary.say(f"the night begins: {', '.join(filter(None, bounds)) or 'no deadline, no budget'}")
 
     def _pilot(self, engines: Engines) -> None:
-        """Say what is ahead. Sets ``self.split`` where not all of it fits."""
-        pilot = self.run.manifest()["stages"]["run"].get("pilot") or self._take_pilot(engines)
+        """Say what is ahead. Sets ``self.split`` where not all of it fits, ``self.halves`` where nothing tells."""
+        owing, n = self.taken.prompts - self.taken.heldout, self.config.sampler.n
+        pilot = self.run.manifest()["stages"]["run"].get("pilot")
+        if pilot is None or pilot.get("n", n) != n:
+            pilot = self._take_pilot(engines, owing)
         if pilot is None:
+            self.halves = True
             return
-        known = reporting.of(self.run)
-        answered = {"generate": known["completions"]["answers"], "judge": known["verdicts"]["answers"]}
-        compared = self._compared(pilot) if self.config.run.evaluate else 0
-        seen = outlook.outlook(pilot, pilot["owing"], answered, self.config.client.concurrency, compared=compared)
+        compared = self._compared() if self.config.run.evaluate else 0
+        known, concurrency = outlook.answered(self.run), self.config.client.concurrency
+        seen = outlook.outlook(pilot, owing, known, concurrency, compared=compared)
         self.kept = seen.evaluate
         available = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
         bounds = (available, self._left_usd(), self.config.run.train_share if self.config.run.train else 0.0)
-        for line in seen.told(*bounds):
-            self.diary.say(line)
+        if pilot["prompts"] < owing:
+            for line in seen.told(*bounds):
+                self.diary.say(line)
         if warning := outlook.short_of_space(self.run, seen.bytes):
             self.diary.say(f"warning: {warning}")
             self.told.warnings.append(warning)
         if seen.share(*bounds) < 1.0:
             self.split = seen
 
-    def _take_pilot(self, engines: Engines) -> dict[str, Any] | None:
+    def _take_pilot(self, engines: Engines, owing: int) -> dict[str, Any] | None:
         """The facts of the pilot, kept in the manifest for the next start. None where nothing can be told by it."""
-        first = max(self.config.run.pilot, min(self.config.client.concurrency, 10 * self.config.run.pilot))
-        if not self.generates or not first or self.config.client.batch:
+        wanted = self.config.run.pilot
+        first = min(owing, max(wanted, min(self.config.client.concurrency, 10 * wanted)))
+        if not first or self.config.client.batch:
             return None  # by batch a few prompts may take as long as all of them
-        if "judge" in self.run.manifest()["stages"]:
+        rows = outlook.rows_of(self.run, first)
+        before = self.run.manifest()["stages"].get("judge")
+        if before and not 0 < (before["config"]["judge"]["limit"] or 0) <= rows:
             return None  # what was judged before was more than a pilot: there is no going back to fewer
         self.diary.say(f"pilot: {first:,} prompts go through generate and judge first")
-        made = self._stage("generate", self._generating(engines, self.deadline, self._left_usd(), only=first))
+        made = self._stage("generate", self._generating(engines, *self._half(), only=first))
         if made is None or made.stopped:
             return None
-        owing = made.prompts - made.heldout
         if owing <= first:
             self.diary.say("that was all of them: no estimate is needed")
-            return None
-        few = self.config.judge.model_copy(update={"limit": min(first, self.config.judge.limit or first)})
+        few = self.config.judge.model_copy(update={"limit": min(rows, self.config.judge.limit or rows)})
         small = self.config.model_copy(update={"judge": few})
         judged = self._stage("judge", self._judging(engines, small, self.deadline))
-        if judged is None or judged.stopped or not made.meter.requests:
-            return None  # of an earlier start's answers nothing can be told
-        meters = {"generate": made.meter, "judge": judged.meter}
-        pilot = {**outlook.facts_of(meters, first, self.run), "owing": owing, "heldout": made.heldout}
+        if judged is None or judged.stopped:
+            return None
+        n = self.config.sampler.n
+        answers = {"generate": first * n, "judge": outlook.answered(self.run)["judge"]}
+        pilot = {**outlook.facts_of(self.run, first, answers), "n": n}
+        if not pilot["generate"]["requests"]:
+            return None  # all was answered by starts that did not come to say what they took
         self.run.update_manifest("run", pilot=pilot)
         return pilot
 
-    def _compared(self, pilot: dict[str, Any]) -> int:
+    def _compared(self) -> int:
         """On how many prompts an evaluation will compare two models; of a source of its own only the limit is known."""
         wanted = self.config.evaluate
         if wanted.source and wanted.limit is None:
             self.diary.say("the evaluation's own prompts are not counted yet: it is not in the estimate")
             return 0
-        there = wanted.limit if wanted.source else pilot.get("heldout", 0)
+        there = wanted.limit if wanted.source else self.taken.heldout
         return min(there or 0, wanted.limit or there or 0)
 
     # The stages
 
-    def _generate(self, engines: Engines) -> None:
-        """Until all is answered, or until what is left of time and money is needed for judging what was."""
-        until, dollars = self._judging_ends(), self._left_usd(self.kept.usd)
+    def _generate(self, engines: Engines) -> bool:
+        """Until all is answered, or until what is left of time and money is needed for judging what was. Gives whether
+        there may be more of both once that is judged, which nothing had told before."""
+        until, dollars, only = self._judging_ends(), self._left_usd(self.kept.usd), None
         if self.split:
-            whole, part, now = self.split.asked, self.split.generate, time.monotonic()
-            if until is not None and whole.seconds:
-                until = now + (until - now) * part.seconds / whole.seconds
-            if dollars is not None and whole.usd:
-                dollars *= part.usd / whole.usd
-        made = self._stage("generate", self._generating(engines, until, dollars))
-        if made and made.stopped:
-            self.told.stopped = "not all that is owed fits before the deadline and into the budget"
+            now = time.monotonic()
+            left, dollars, only = self.split.generating(None if until is None else until - now, dollars)
+            until = None if left is None else now + left
+        elif self.halves:
+            until, dollars = self._half()
+        made = self._stage("generate", self._generating(engines, until, dollars, only))
+        stopped = made and (made.stopped or (only is not None and only < made.prompts - made.heldout))
+        self.told.stopped = "not all that is owed fits before the deadline and into the budget" if stopped else None
+        return bool(self.halves and made and made.stopped and made.meter.answers)
 
     def _generating(
         self, engines: Engines, until: float | None, dollars: float | None, only: int | None = None
     ) -> Callable[[], commands.Generated]:
         limits = commands.Limits(dollars, until)
-        return lambda: commands.generate(self.run, self.config, self.diary, engines, limits=limits, only=only)
+        return lambda: commands.generate(
+            self.run, self.config, self.diary, engines, limits=limits, only=only, taken=self.taken
+        )
 
     def _judging(self, engines: Engines, config: Config, until: float | None) -> Callable[[], commands.Judged]:
         return lambda: commands.judge(
@@ -286,7 +309,7 @@ class _Night:
             return
         try:
             with _until(self.deadline):
-                self.told.trained = commands.train(self.run, self.config, self.diary)
+                self.told.trained = commands.train(self.run, self.config, self.diary, anew=True)
         except DeadlineReached:
             self.told.stopped = "the deadline is reached"
             self.diary.say("training is stopped by the deadline; the same command goes on from its newest checkpoint")
@@ -332,22 +355,20 @@ class _Night:
         share = self.config.run.train_share if self.config.run.train else 0.0
         return now + max(0.0, self.deadline - self.kept.seconds - now) * (1.0 - share)
 
+    def _half(self) -> tuple[float | None, float | None]:
+        """Until when, and for how many dollars, to generate where nothing tells what judging takes: half of each."""
+        until, dollars = self._judging_ends(), self._left_usd(self.kept.usd)
+        if until is not None and not self.config.client.batch:  # all of a batch is sent at once, and waited for
+            until = (until + time.monotonic()) / 2
+        return until, None if dollars is None else dollars / 2
+
     def _whole(self, stopped: str) -> str:
         """Why a stage stopped, with the night's budget in the place of what was left of it for the stage."""
         return f"the budget of ${self.config.client.budget_usd:g} is spent" if "budget" in stopped else stopped
 
     def _left_usd(self, kept: float = 0.0) -> float | None:
         budget = self.config.client.budget_usd
-        return None if budget is None else max(0.0, budget - _spent(self.run) - kept)
-
-
-def _spent(run: Run) -> float:
-    """Dollars of the run, of all its starts: by its journals, or by what the stages counted where that is more
-    (replies that gave no record were paid too)."""
-    journaled = reporting.dollars(run) + reporting.dollars(Run(run.path / FOLDER))
-    counted = sum(start.get("usd", 0.0) for name in ("generate", "judge", "evaluate")
-                  for start in run.manifest()["stages"].get(name, {}).get("history", []))  # fmt: skip
-    return float(max(journaled, counted))
+        return None if budget is None else max(0.0, budget - outlook.spent(self.run) - kept)
 
 
 def _leave_the_gpu() -> None:

@@ -1,4 +1,4 @@
-"""What is found out before a night begins: whether it can go through, and what it will take.
+"""What a night will take, told before it begins, and how its time and money are shared out.
 
 The estimate comes from a pilot: the first prompts go through generate and judge, and what they took is multiplied.
 Time is requests x the mean wait for one / how many are in flight (Little 1961), so that a pilot that is too small to
@@ -7,9 +7,8 @@ fill the server for long still tells the rate of a full one; servers' starts are
 
 from __future__ import annotations
 
-import asyncio
 import datetime
-import importlib.util
+import itertools
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,17 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Config, RunConfig, duration_s
-from rlaif.errors import MissingPart, RlaifError, RunError, UsageError
-from rlaif.llm import cluster, server
-from rlaif.llm.budget import Meter, duration, short
-from rlaif.llm.client import Client
+from rlaif.config import RunConfig, duration_s
+from rlaif.errors import RlaifError
+from rlaif.llm.budget import duration, short
 from rlaif.pipeline import trained
-from rlaif.pipeline.diary import check_notification
-from rlaif.pipeline.evaluate import judges
-from rlaif.pipeline.rounds import panel, strategy
-from rlaif.run.directory import Run
-from rlaif.train import methods
+from rlaif.report import facts as reporting
+from rlaif.run.directory import JournalName, Run
+from rlaif.run.journal import read
 
 GB = 1e9
 FOR_TABLES = 2.5
@@ -49,66 +44,6 @@ def deadline_of(config: RunConfig, now: datetime.datetime | None = None) -> floa
     return min(left, default=None)
 
 
-def check(run: Run, config: Config, *, generates: bool) -> list[str]:
-    """Everything that can be known before the first request. Returns lines to say.
-
-    Raises what stands in the way: :class:`UsageError`, :class:`EndpointError`, :class:`MissingPart`, :class:`RunError`.
-    """
-    check_notification(config.run)
-    asked = [(policy.model, policy.base_url) for policy in config.pool()] if generates else []
-    seats = panel(config)
-    asked += [(seat.entry.model, seat.entry.base_url) for seat in seats]
-    strategy(config, seats)
-    if config.run.evaluate:
-        reference = trained.require(run, config, trains=config.run.train)
-        asked += [(seat.entry.model, seat.entry.base_url) for seat in judges(config)]
-        asked.append((reference, []))  # it and what was trained of it lie here, and are served here
-    if config.run.train:
-        if config.train.method == "ppo":
-            raise UsageError("ppo is not trained here but handed over to verl", where="train.method",
-                             mend=f"Leave --train away, and give in the morning: rlaif train {run.path}")  # fmt: skip
-        methods.of(config.train.method).keywords(config.train)
-        absent = [name for name in ("torch", "trl", "peft", "accelerate") if importlib.util.find_spec(name) is None]
-        if absent:
-            raise MissingPart(f"training is asked for, and {', '.join(absent)} is not installed",
-                              mend="Install it: pip install 'rlaif[train]', or leave --train away.")  # fmt: skip
-    free = _free(run.path)
-    if free < config.run.min_free_gb * GB:
-        raise RunError(f"only {free / GB:.1f} GB are free, and min_free_gb is {config.run.min_free_gb:g}",
-                       where=str(run.path), mend="Make room, or lower it under [run] in rlaif.toml.")  # fmt: skip
-    lines = [f"{free / GB:,.0f} GB free"]
-    for model, urls in dict.fromkeys((model, tuple(urls)) for model, urls in asked):
-        if urls:
-            client = Client(model, list(urls), config.client, Meter())
-            engine, down = asyncio.run(_ask(client)), client.meter.down
-            there = ", ".join(url for url in client.urls if url not in down)
-            lines.append(f"{there}: there, serves {model}" + (" by vLLM" if engine == "vllm" else ""))
-            lines += [f"{url}: no server answers there now; it is looked for again" for url in down]
-        elif config.cluster.on == "ray":
-            cluster.require_ray()
-            lines.append(f"{model}: by vLLM on a Ray cluster")
-        elif config.client.server_python:
-            lines.append(f"{model}: by a vLLM of {config.client.server_python}")
-        else:
-            lines.append(f"{model}: by a vLLM that is started here ({server.build()} build)")
-    return lines
-
-
-async def _ask(client: Client) -> str:
-    async with client:
-        return await client.check()
-
-
-def _free(path: Path) -> int:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    try:
-        return shutil.disk_usage(path).free
-    except OSError as error:
-        raise RlaifError(f"the free space cannot be told: {error.strerror}", where=str(path)) from None
-
-
 @dataclass(frozen=True)
 class Cost:
     """Of one stage, or of several."""
@@ -126,13 +61,14 @@ class Cost:
 @dataclass(frozen=True)
 class Outlook:
     """What is still owed, by stage, at the pilot's rates. ``prompts``: to be answered and judged, the pilot's
-    included. ``bytes``: that the run will take on disk beyond what it has."""
+    included. ``bytes``: that the run will take on disk beyond what it has. ``judged``: of the prompts."""
 
     prompts: int
     generate: Cost
     judge: Cost
     bytes: float
     evaluate: Cost = Cost()
+    judged: float = 0.0
 
     @property
     def asked(self) -> Cost:
@@ -151,6 +87,19 @@ class Outlook:
         if budget_usd is not None and self.asked.usd > 0:
             parts.append(max(0.0, budget_usd - self.evaluate.usd) / self.asked.usd)
         return min(parts, default=float("inf"))
+
+    def generating(self, seconds: float | None, usd: float | None) -> tuple[float | None, float | None, int | None]:
+        """What generating may take of so many seconds and dollars for what it answers to be judged too: of each its
+        part of what is owed. Where answers cost nothing their number is bounded instead: the third is how many of the
+        first prompts are answered, None for all."""
+        most = None
+        if seconds is not None and self.generate.seconds:
+            seconds *= self.generate.seconds / self.asked.seconds
+        if usd is not None and self.generate.usd:
+            usd *= self.generate.usd / self.asked.usd
+        elif usd is not None and usd < self.judge.usd:
+            most = int(self.judged + (self.prompts - self.judged) * usd / self.judge.usd)
+        return seconds, usd, most
 
     def told(self, available: float | None, budget_usd: float | None, train_share: float) -> list[str]:
         """The estimate as lines to say, and whether it fits."""
@@ -183,9 +132,42 @@ class Outlook:
         return [estimate, part]
 
 
-def facts_of(meters: Mapping[str, Meter], prompts: int, run: Run) -> dict[str, Any]:
-    """What a pilot of ``prompts`` took, as it is kept in the manifest."""
-    return {"prompts": prompts, "bytes": size(run), **{name: meter.facts() for name, meter in meters.items()}}
+COUNTED = (
+    "requests", "answers", "prompt_tokens", "cached_tokens", "completion_tokens", "usd", "waited_s", "asking_s",
+)  # fmt: skip
+
+
+def facts_of(run: Run, prompts: int, answers: Mapping[str, int]) -> dict[str, Any]:
+    """What the first ``prompts`` took, as it is kept in the manifest. ``answers``: how many records they have of each
+    stage. A start that was killed left its records and did not say what they took: that is as much as those of others.
+    """
+    facts: dict[str, Any] = {"prompts": prompts, "bytes": size(run)}
+    for stage, known in answers.items():
+        starts = [start for start in run.manifest()["stages"][stage].get("history", []) if start.get("answers")]
+        told = {name: sum(start.get(name, 0) for start in starts) for name in COUNTED}
+        each = known / told["answers"] if starts else 0.0
+        facts[stage] = {name: value * each for name, value in told.items()}
+        begun = starts[-1]["seconds"] - starts[-1]["asking_s"] if starts else 0.0  # the server's start, once
+        facts[stage]["seconds"] = facts[stage]["asking_s"] + begun
+    return facts
+
+
+def answered(run: Run) -> dict[str, int]:
+    """How many records models gave to each stage. What was imported, and what no model said, takes nothing."""
+    return {"generate": _by_models(run, "completions"), "judge": _by_models(run, "verdicts")}
+
+
+def _by_models(run: Run, name: JournalName) -> int:
+    records = (record for _, record in read(run.journal_path(name)) if "error" not in record)
+    return len({record["key"] for record in records if record.get("model") and record.get("source") != "imported"})
+
+
+def rows_of(run: Run, prompts: int) -> int:
+    """How many prompts the journal holds up to the first so many that are to be answered: those held out stand among
+    them."""
+    places = (place for place, (_, record) in enumerate(read(run.journal_path("prompts")), 1)
+              if record["split"] == "train")  # fmt: skip
+    return next(itertools.islice(places, prompts - 1, None), prompts)
 
 
 def size(run: Run) -> int:
@@ -202,12 +184,12 @@ def asking_s(facts: Mapping[str, Any], concurrency: float, part: float = 1.0) ->
 def outlook(
     pilot: Mapping[str, Any], prompts: int, answered: Mapping[str, int], concurrency: int, *, compared: int = 0
 ) -> Outlook:
-    """``pilot``: :func:`facts_of`. ``answered``: what the journals of each stage hold already, in records.
+    """``pilot``: :func:`facts_of`. ``answered``: :func:`answered`.
     ``compared``: on how many prompts two models are to be compared in the end; each answers them once, and judges are
     taken to have as much to do with a prompt as when they label."""
     times = prompts / max(1, pilot["prompts"])
     costs = {}
-    left = 0.0
+    left = judged = 0.0
     evaluate = Cost()
     for stage in ("generate", "judge"):
         facts = pilot[stage]
@@ -216,9 +198,10 @@ def outlook(
         costs[stage] = _part(facts, owed, concurrency)
         each = 2 if stage == "generate" else facts["answers"] / max(1, pilot["prompts"])
         evaluate += _part(facts, compared * each, concurrency)
+        judged = prompts * (1.0 - owed / expected if expected else 1.0)  # of the last stage
         left = max(left, owed / expected if expected else 0.0)
     size = pilot["bytes"] * times * left * FOR_TABLES
-    return Outlook(prompts, costs["generate"], costs["judge"], size, evaluate)
+    return Outlook(prompts, costs["generate"], costs["judge"], size, evaluate, judged)
 
 
 def _part(facts: Mapping[str, Any], answers: float, concurrency: int) -> Cost:
@@ -233,12 +216,31 @@ def _part(facts: Mapping[str, Any], answers: float, concurrency: int) -> Cost:
     )
 
 
+def spent(run: Run) -> float:
+    """Dollars of the run, of all its starts: by its journals, or by what the stages counted where that is more
+    (replies that gave no record were paid too)."""
+    journaled = reporting.dollars(run) + reporting.dollars(Run(run.path / trained.FOLDER))
+    counted = sum(start.get("usd", 0.0) for name in ("generate", "judge", "evaluate")
+                  for start in run.manifest()["stages"].get(name, {}).get("history", []))  # fmt: skip
+    return float(max(journaled, counted))
+
+
 def monotonic_deadline(config: RunConfig) -> float | None:
     left = deadline_of(config)
     return None if left is None else time.monotonic() + left
 
 
+def free(path: Path) -> int:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError as error:
+        raise RlaifError(f"the free space cannot be told: {error.strerror}", where=str(path)) from None
+
+
 def short_of_space(run: Run, needed: float) -> str | None:
     """What to say where the disk will not hold what is coming, else None."""
-    free = _free(run.path)
-    return f"about {needed / GB:,.1f} GB are needed and {free / GB:,.1f} GB are free" if needed > free else None
+    there = free(run.path)
+    return f"about {needed / GB:,.1f} GB are needed and {there / GB:,.1f} GB are free" if needed > there else None

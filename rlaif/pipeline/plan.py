@@ -6,7 +6,7 @@ Tokens are estimated at four characters each and replies at their allowed length
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ CHARS_PER_TOKEN = 4
 
 @dataclass
 class Plan:
-    """``request``: the first that would be sent, or None. ``usd`` is None where a price is not known."""
+    """``request``: the first that would be sent, or None. ``usd`` is None where a price is not known. ``prompts``: how
+    many would be answered."""
 
     request: dict[str, Any] | None
     calls: int
@@ -36,6 +37,15 @@ class Plan:
     completion_tokens: int
     usd: float | None
     at_most: bool = False
+    prompts: int = 0
+
+    def plus(self, other: Plan, times: int) -> Plan:
+        """This and so many times the other."""
+        usd = None if self.usd is None or other.usd is None else self.usd + times * other.usd
+        return Plan(self.request or other.request, self.calls + times * other.calls,
+                    self.prompt_tokens + times * other.prompt_tokens,
+                    self.completion_tokens + times * other.completion_tokens,
+                    usd, self.at_most or other.at_most, self.prompts)  # fmt: skip
 
     def summary(self) -> str:
         if not self.calls:
@@ -52,11 +62,18 @@ def plan_generate(run: Run, config: Config) -> Plan:
         trial = Run(Path(folder))
         taking.take(trial, config, say=lambda _: None)
         done = _done(run.journal_path("completions"))
-        plan = Plan(None, 0, 0, 0, 0.0)
+        plan, prompts = Plan(None, 0, 0, 0, 0.0), set[str]()
         for position, policy in enumerate(config.pool()):
-            requests = sampling.requests(trial, config, position, done)
+            requests = _noting(prompts, sampling.requests(trial, config, position, done))
             add(plan, requests, policy.model, policy.base_url, config.sampler.max_tokens)
+        plan.prompts = len(prompts)
         return plan
+
+
+def _noting(prompts: set[str], requests: Iterable[Request]) -> Iterator[Request]:
+    for request in requests:
+        prompts.add(request.prompt_id)
+        yield request
 
 
 def plan_judge(run: Run, config: Config) -> Plan:
@@ -66,6 +83,7 @@ def plan_judge(run: Run, config: Config) -> Plan:
     how = strategy(config, seats)
     rounds = Rounds(run, config, None, seats, how, None, Meter())
     done = _done(run.journal_path("verdicts"))
+    modes = run.manifest()["stages"].get("judge", {}).get("modes", {})  # as it was found out when they were asked
     plan = Plan(None, 0, 0, 0, 0.0, at_most=True)
     prompts, answers = (journal.Reader(run.journal_path(name)) for name in ("prompts", "completions"))
     try:
@@ -73,7 +91,7 @@ def plan_judge(run: Run, config: Config) -> Plan:
             kind = seat.judge.file.kind
             if (kind, how) in (("rate", "round-robin"), ("compare", "rate-only")):
                 continue
-            mode = likely_mode(seat, config)
+            mode = (modes.get(seat.name) if config.judge.verdict == "auto" else None) or likely_mode(seat, config)
             work = [asking.Material(*row) for row in rounds.possible(kind).rows()]
             requests = (
                 request

@@ -19,9 +19,10 @@ from rlaif.config import Config
 from rlaif.errors import UsageError
 from rlaif.judge import ask as asking
 from rlaif.llm.budget import is_local, price
+from rlaif.llm.request import Request
 from rlaif.pipeline.forecast import AROUND_A_TEXT, VERDICT_BYTES, Engine, Load, Workload
 from rlaif.pipeline.outlook import asking_s, size
-from rlaif.pipeline.plan import CHARS_PER_TOKEN, likely_mode
+from rlaif.pipeline.plan import CHARS_PER_TOKEN, Plan, add, likely_mode, plan_generate, plan_judge
 from rlaif.pipeline.rounds import panel, strategy
 from rlaif.run.directory import Run
 from rlaif.run.journal import read
@@ -68,19 +69,23 @@ class Figures:
 def workload(config: Config, prompts: int, given: Mapping[str, Any], pilot: Run | None) -> tuple[Workload, Figures]:
     """``given``: figures by the names of :class:`Workload`, of ``ASSUMED``, and ``tokens_per_second``,
     ``judge_tokens_per_second``, ``judge_gpus``, ``train_gpus``; those of ``config`` that are given too (``n``,
-    ``panel``). None is not given.
+    ``panel``, and ``policy`` and ``judge`` for the models or where they are). None is not given.
 
     Raises :class:`UsageError` where a rate is missing, saying how to give it.
     """
     figures = Figures(given, measured(pilot, given.get("pilot_gpus") or 1) if pilot else {})
+    # Another model or endpoint has not been measured: neither its rate nor its price.
+    policy_given, judge_given = figures.any_given("policy"), figures.any_given("judge")
+    unknown = ["tokens_per_second"] * policy_given + ["judge_tokens_per_second"] * judge_given
+    figures.measured = {name: value for name, value in figures.measured.items() if name not in unknown}
     lengths = figures.any_given(*LENGTHS, "n")
     sampling, judging = figures.measured.get("sampling"), figures.measured.get("judging")
     kept = figures.of("kept")
-    if sampling is None or lengths:
+    if sampling is None or lengths or policy_given:
         sampling = _sampling(config, figures)
     else:
         figures.sources["sampling's tokens"] = "measured"
-    if judging is None or lengths or figures.any_given("panel"):
+    if judging is None or lengths or judge_given or figures.any_given("panel"):
         judging = _judging(config, figures, kept)
         figures.sources["judging's tokens"] = "computed"
     else:
@@ -152,24 +157,15 @@ def _sampling(config: Config, figures: Figures) -> Load:
 
 def _judging(config: Config, figures: Figures, kept: float) -> Load:
     """Every seat's requests for one prompt, rendered over made-up texts of the right lengths."""
-    n = config.sampler.n
-    seats = panel(config)
-    how = strategy(config, seats)
-    prompt_chars, answer_chars = (int(figures.of(name)) * CHARS_PER_TOKEN for name in LENGTHS)
-    compared = {"rate-only": 0.0, "round-robin": n * (n - 1) / 2}.get(how, 1.0 + (config.pairs.tries > 1) * (1 - kept))
+    how, n, tries = strategy(config, panel(config)), config.sampler.n, config.pairs.tries
+    lengths = [int(figures.of(name)) * CHARS_PER_TOKEN for name in LENGTHS]
+    compared = n * (n - 1) / 2 if how == "round-robin" else max(kept, 1.0 + (tries > 1) * max(0.0, 1.0 - kept))
     total = Load(0.0, 0.0, 0.0, 0.0, 0.0)
-    for seat in seats:
-        kind = seat.judge.file.kind
-        if (kind, how) in (("rate", "round-robin"), ("compare", "rate-only")):
-            continue
-        times = compared if kind == "compare" else n
-        mode = likely_mode(seat, config)
+    for seat, mode, times in _asked(config, compared):
         written = WRITTEN[mode] + (REASONING_TOKENS if seat.judge.file.reasoning == "first" else 0)
         texts = list[str]()
         for number in range(2):  # the second prompt finds the rubric in the cache
-            prompt, answers = _made_up(number, prompt_chars, answer_chars)
-            work = [asking.Material(0, 0, 1)] if kind == "compare" else [asking.Material(0, 0)]
-            rendered = list(asking.requests(seat, mode, config, work, _always(prompt), answers.__getitem__))
+            rendered = _rendered(seat, mode, config, number, *lengths)
             bodies = ["\n".join(str(turn["content"]) for turn in request.body["messages"]) for request in rendered]
             cached = [_cached(texts + bodies[:place], body) for place, body in enumerate(bodies)]
             texts += bodies
@@ -178,6 +174,46 @@ def _judging(config: Config, figures: Figures, kept: float) -> Load:
         one = Load(len(bodies), read_, sum(cached), written * len(bodies), len(bodies), usd)
         total = _plus(total, one, times)
     return total
+
+
+def _asked(config: Config, compared: float) -> Iterator[tuple[asking.Seat, Any, float]]:
+    """Each seat that is asked, how, and about how many answers or pairs of a prompt of which so many are compared."""
+    seats = panel(config)
+    how = strategy(config, seats)
+    for seat in seats:
+        kind = seat.judge.file.kind
+        if (kind, how) not in (("rate", "round-robin"), ("compare", "rate-only")):
+            yield seat, likely_mode(seat, config), compared if kind == "compare" else config.sampler.n
+
+
+def _rendered(seat: asking.Seat, mode: Any, config: Config, number: int, prompt: int, answer: int) -> list[Request]:
+    """The requests about one answer, or one pair, of so many characters."""
+    record, answers = _made_up(number, prompt, answer)
+    work = [asking.Material(0, 0, 1)] if seat.judge.file.kind == "compare" else [asking.Material(0, 0)]
+    return list(asking.requests(seat, mode, config, work, _always(record), answers.__getitem__))
+
+
+def plan_night(run: Run, config: Config) -> Plan:
+    """What ``rlaif run`` would ask to generate and to judge. Answers that are not there yet are taken to be as long as
+    is allowed, and every pair that may be compared is."""
+    if not (config.policies or config.sampler.model) and run.journal_path("completions").exists():
+        return plan_judge(run, config)
+    plan = plan_generate(run, config)
+    n, prompts, asked = config.sampler.n, plan.prompts, max(1, plan.calls)
+    lengths = plan.prompt_tokens // asked * CHARS_PER_TOKEN, config.sampler.max_tokens * CHARS_PER_TOKEN
+    if run.journal_path("completions").exists():
+        plan = plan.plus(plan_judge(run, config), 1)
+    if not prompts:
+        return plan
+    pairs = n * (n - 1) // 2
+    if strategy(config, panel(config)) != "round-robin":
+        pairs = min(config.pairs.tries, pairs)
+    for seat, mode, times in _asked(config, pairs):
+        one = Plan(None, 0, 0, 0, 0.0, at_most=True)
+        add(one, _rendered(seat, mode, config, 0, *lengths), seat.entry.model, seat.entry.base_url,
+            config.judge.max_tokens)  # fmt: skip
+        plan = plan.plus(one, round(times) * min(prompts, config.judge.limit or prompts))
+    return plan
 
 
 def _plus(total: Load, one: Load, times: float) -> Load:

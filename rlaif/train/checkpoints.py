@@ -29,7 +29,7 @@ MEND = (
 
 def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *, restart: bool = False) -> None:
     """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one, as
-    :class:`OtherRows` where that is the same training of other rows, and finished.
+    :class:`OtherRows` where that is the same training of other rows.
 
     Fields in ``growing`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
     With ``restart`` another training's checkpoints are removed instead.
@@ -41,8 +41,9 @@ def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *
         told = "; ".join(sorted(differing.values()))
         if differing and restart:
             shutil.rmtree(folder)
-        elif differing and differing.keys() <= ROWS.keys() and _finished(folder, before):
-            raise OtherRows(f"this training was finished, and since then {told}", where=str(folder), mend=MEND)
+        elif differing and differing.keys() <= ROWS.keys():
+            state = "finished" if _finished(folder, before) else "stopped before its end"
+            raise OtherRows(f"this training was {state}, and since then {told}", where=str(folder), mend=MEND)
         elif differing:
             raise IdentityError(f"its checkpoints were made with other settings: {told}", where=str(folder), mend=MEND)
     write(path, identity)

@@ -26,7 +26,7 @@ import orjson
 from rlaif.config import Config, TrainConfig
 from rlaif.errors import MissingPart, OtherRows, RlaifError, RunError, UsageError
 from rlaif.run.directory import Run
-from rlaif.train import writing
+from rlaif.train import checkpoints, writing
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 LAST_WORDS = 5
@@ -137,7 +137,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> writing.Tr
     if code:
         told = next((text for text in reversed(said) if text.startswith((FAILED, OTHER_ROWS))), None)
         if told and told.startswith(OTHER_ROWS):
-            raise OtherRows(told.removeprefix(OTHER_ROWS))
+            raise OtherRows(told.removeprefix(OTHER_ROWS), where=str(output), mend=checkpoints.MEND)
         last = told.removeprefix(FAILED) if told else " / ".join(said[-LAST_WORDS:]) or "it said nothing"
         raise RunError(f"the training processes ended with {code}: {last}", where=str(output),
                        mend="What was saved is kept: the same command goes on from the newest checkpoint.")  # fmt: skip
@@ -209,8 +209,8 @@ def _child(job: Path) -> int:
         told = _job(job)
         loop.train(Run(told["run"]), Config.model_validate(told["config"]), say=say)
     except RlaifError as error:
-        how = OTHER_ROWS if isinstance(error, OtherRows) else FAILED
-        print(how + " ".join(str(error).split()), flush=True)  # noqa: T201
+        words = OTHER_ROWS + error.what if isinstance(error, OtherRows) else FAILED + str(error)
+        print(" ".join(words.split()), flush=True)  # noqa: T201
         return error.exit_code
     return 0
 
