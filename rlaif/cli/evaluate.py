@@ -79,7 +79,8 @@ def evaluate(
         )
     console.put(
         f"{told['wins']:,} wins, {told['ties']:,} ties, {told['losses']:,} losses of {told['trained']} against "
-        f"{told['reference']}; {told['without a readable verdict']:,} without a readable verdict. "
+        f"{told['reference']} on {told['prompts']:,} of {told['source']}; "
+        f"{told['without a readable verdict']:,} without a readable verdict. "
         f"Next: rlaif report {run}"
     )
 

@@ -7,7 +7,7 @@
     diary.py      its log, and who is told of its end
     commands.py   generate, import_completions, judge, rebuild, train and what it would do
     rounds.py     whom the judges are asked about, round by round
-    evaluate.py   the trained model against its reference; trained.py: what a training left
+    evaluate.py   the trained model against its reference; measures.py: what was found; trained.py: what a training left
     serving.py    a run's models kept up on a cluster
     plan.py       what a command would ask, for --dry-run
     gather.py     what is known of the candidates before anything is decided over all of them

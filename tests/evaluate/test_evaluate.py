@@ -149,6 +149,74 @@ def test_given_prompts_that_were_trained_on_are_left_out(trained: tuple[Run, Con
     assert f"{seen} of the prompts were trained on" in " ".join(told["warnings"])
 
 
+def given(config: Config, source: Path | None = None, **wanted: Any) -> Config:
+    """``config`` evaluating on ``source``, none of whose rows is left out for being like another."""
+    evaluate = config.evaluate.model_copy(update={"source": [str(source)] if source else [], **wanted})
+    prompts = config.prompts.model_copy(update={"near_duplicates": 0})
+    return config.model_copy(update={"evaluate": evaluate, "prompts": prompts})
+
+
+def test_each_evaluation_is_of_what_it_asked_for(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """Others' prompts, fewer of them, or answers under other settings: what stands in the journals is used again, and
+    counts only where it was asked for."""
+    run, config = trained
+    whole = run_it(run, config)
+    assert whole["source"] == "the prompts that were held out"
+    inner = Run(run.path / "evaluation")
+
+    def answered() -> int:
+        return len(read_jsonl(inner.journal_path("completions")))
+
+    once = answered()
+    few = run_it(run, given(config, limit=7))
+    assert (few["prompts"], few["win_rate"]["n"], few["limit"]) == (7, 7, 7)
+    assert sum(row["trained"]["n"] for row in few["refusals"]) == 7
+    assert answered() == once
+
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"New number {n}", "id": f"id-{n}"} for n in range(20)])
+    told = run_it(run, given(config, fresh))
+    assert (told["prompts"], told["win_rate"]["n"], told["checks"]) == (20, 20, None)
+    assert told["source"] == str(fresh)
+    assert {row["prompt"].partition(" ")[0] for row in told["samples"]} == {"New"}
+    assert answered() == once + 40
+
+    short = config.model_copy(update={"sampler": config.sampler.model_copy(update={"max_tokens": 99})})
+    told = run_it(run, given(short, fresh))
+    assert (told["prompts"], told["win_rate"]["n"], told["max_tokens"]) == (20, 20, 99)
+    assert answered() == once + 80
+
+    again = run_it(run, config)
+    assert again == whole
+    assert answered() == once + 80
+
+
+def test_ids_and_checks_are_those_of_the_prompts_asked_for(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """One id names other prompts in another file, and one prompt has other checks there."""
+    run, config = trained
+    first = write_jsonl(tmp_path / "first.jsonl", [
+        {"prompt": f"New number {n}", "id": str(n), "tags": ["benign"],
+         "checks": [{"kind": "regex", "pattern": "longer"}]} for n in range(8)])  # fmt: skip
+    second = write_jsonl(tmp_path / "second.jsonl", [
+        {"prompt": f"New number {n}", "id": str(n - 4), "tags": ["harmful"],
+         "checks": [{"kind": "regex", "pattern": "plain"}]} for n in range(4, 12)])  # fmt: skip
+    told = run_it(run, given(config, first))
+    assert (told["prompts"], told["wins"], told["losses"]) == (8, 8, 0)
+    told = run_it(run, given(config, second))
+    assert (told["prompts"], told["wins"]) == (8, 0)
+    assert [(row["prompts"], row["trained"]["n"]) for row in told["refusals"]] == [("harmful", 8)]
+    again = run_it(run, given(config, first))
+    assert (again["wins"], again["losses"], again["refusals"][0]["prompts"]) == (8, 0, "benign")
+    completions = read_jsonl(Run(run.path / "evaluation").journal_path("completions"))
+    assert len(completions) == 2 * 12
+    # A check that cannot be run is told before anything is asked, and mended in the same run.
+    rows = [{"prompt": "New number 50", "checks": [{"kind": "regex", "pattern": "("}]}]
+    with pytest.raises(UsageError, match="cannot be evaluated"):
+        run_it(run, given(config, write_jsonl(first, rows)))
+    assert read_jsonl(Run(run.path / "evaluation").journal_path("completions")) == completions
+    rows[0]["checks"] = [{"kind": "regex", "pattern": "longer"}]
+    assert run_it(run, given(config, write_jsonl(first, rows)))["wins"] == 1
+
+
 def test_what_is_missing_is_said(tmp_path: Path, rlaif: Cli, trained: tuple[Run, Config]) -> None:
     run, config = trained
     (run.model / "training.json").unlink()
