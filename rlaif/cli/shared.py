@@ -12,7 +12,7 @@ from rlaif.cli import console
 from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
-    from rlaif.config import Config
+    from rlaif.config import Config, JudgeConfig, JudgeEntry
     from rlaif.pipeline.build import Built
     from rlaif.run.directory import Run
 
@@ -56,7 +56,7 @@ def open_with(path: Path, flags: Mapping[str, Any], *, begins: bool = False) -> 
 
 def as_judged(run: Run, settings: Config) -> Config:
     """``settings`` with the policies that answered and the panel and rules that the run was judged with, which flags
-    may have given then."""
+    may have given then. Where the judges are served is what ``settings`` say, if they say it of the same models."""
     from rlaif.config import Config
 
     stages = run.manifest()["stages"]
@@ -68,8 +68,23 @@ def as_judged(run: Run, settings: Config) -> Config:
         sampler = settings.sampler.model_copy(update={"model": asked.sampler.model, "base_url": asked.sampler.base_url})
         settings = settings.model_copy(update={"policies": asked.policies, "sampler": sampler})
     before = Config.model_validate(stage["config"])
-    return settings.model_copy(update={"judge": before.judge, "judges": before.judges, "pairs": before.pairs,
-                                       "seed": before.seed})  # fmt: skip
+    judge, seats = _served_as_now(run, before, settings)
+    return settings.model_copy(update={"judge": judge, "judges": seats, "pairs": before.pairs, "seed": before.seed})
+
+
+def _served_as_now(run: Run, before: Config, now: Config) -> tuple[JudgeConfig, list[JudgeEntry]]:
+    """[judge] and [[judges]] of ``before``, with the base_url and vllm of ``now``: a server may have moved since."""
+    from rlaif.settings import FILE_NAME
+
+    moved: dict[str, Any] = {}
+    if "base_url" in now.judge.model_fields_set and now.judge.model in (None, before.judge.model):
+        moved["base_url"] = now.judge.base_url
+    if (run.path / FILE_NAME).exists():  # the one place where vLLM's settings can stand: none there is none
+        moved["vllm"] = now.judge.vllm
+    known = {(seat.name, seat.model): seat for seat in now.judges}
+    seats = [known.get((seat.name, seat.model), seat).model_copy(update={"weight": seat.weight})
+             for seat in before.judges]  # fmt: skip
+    return before.judge.model_copy(update=moved), seats
 
 
 def client_flags(

@@ -8,6 +8,7 @@ settings ask for, and no more. What was measured stands in RUN/evaluation/evalua
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,12 +17,13 @@ from typing import Any
 import orjson
 import polars as pl
 
-from rlaif.config import Config, PolicyConfig
+from rlaif.config import Config, JudgeEntry, PolicyConfig
 from rlaif.errors import UsageError
 from rlaif.generate import prompts as taking
 from rlaif.generate import sample as sampling
 from rlaif.judge import ask as asking
 from rlaif.judge import check, without_model
+from rlaif.llm.ask import require_prices
 from rlaif.llm.budget import Meter
 from rlaif.llm.engines import Engines
 from rlaif.pair import select
@@ -34,10 +36,12 @@ from rlaif.run.journal import Reader, read
 
 
 def judges(config: Config) -> list[asking.Seat]:
-    """Those that will compare. Raises :class:`UsageError` where none does."""
+    """Those that will compare. Raises :class:`UsageError` where none does, or one cannot be asked as is wanted."""
     seats = [seat for seat in rounds.panel(_judged_by(config)) if seat.judge.file.kind == "compare"]
     if not seats:
         raise UsageError("none of the judges compares two answers", mend="Give --judge NAME of a judge that does.")
+    for seat in seats:
+        asking.require_verdict(seat, config)
     return seats
 
 
@@ -54,6 +58,9 @@ def evaluate(
     engines.know(both.local)
     inner = Run(run.path / FOLDER)
     meter = commands.meter_for("evaluate", config, limits)
+    if meter.budget_usd is not None:
+        for seat in seats:
+            require_prices(seat.entry.model, seat.entry.base_url)
     with run.writing(), inner.writing():
         run.begin("evaluate", config)
         try:
@@ -94,18 +101,28 @@ def settings(config: Config, both: Models) -> Config:
 
 
 def _judged_by(config: Config) -> Config:
-    """``config`` with the judges of [evaluate] in the place of those that label, where it names any."""
-    wanted = config.evaluate
-    if not wanted.judges and not wanted.model:
-        return config
-    judge = config.judge.model_copy(
-        update={
-            "judges": wanted.judges or [seat.name for seat in config.panel()],
-            "model": wanted.model or config.judge.model,
-            "base_url": wanted.base_url,
-        }
-    )
-    return config.model_copy(update={"judge": judge, "judges": []})
+    """``config`` with the seats of the evaluation: those that label, or those that [evaluate] names.
+
+    A model that labels is asked where it labels, and with the same settings of vLLM's. ``evaluate.base_url`` goes over
+    that for every seat.
+    """
+    wanted, seats = config.evaluate, list[JudgeEntry]()
+    with contextlib.suppress(UsageError):  # who compares may be named without anybody who labels
+        seats = config.panel()
+    known = {seat.model: seat for seat in reversed(seats)}
+    if wanted.judges or wanted.model or not seats:
+        model = wanted.model or config.judge.model or (next(iter(known)) if len(known) == 1 else None)
+        names = wanted.judges or list(dict.fromkeys(seat.name for seat in seats)) or config.judge.judges
+        judge = config.judge.model_copy(update={"judges": names, "model": model, "base_url": []})
+        seats = [
+            seat.model_copy(update={"base_url": known[seat.model].base_url, "vllm": known[seat.model].vllm})
+            if seat.model in known
+            else seat
+            for seat in config.model_copy(update={"judge": judge, "judges": []}).panel()
+        ]
+    if wanted.base_url:
+        seats = [seat.model_copy(update={"base_url": wanted.base_url}) for seat in seats]
+    return config.model_copy(update={"judges": seats})
 
 
 def prompts_of(run: Run, config: Config, say: Callable[[str], None]) -> list[Prompt]:
@@ -225,6 +242,8 @@ def _compare(
         for row in work.iter_rows():
             yield asking.Material(*row)
 
+    # Of vLLM's settings there are none for a server that somebody else keeps, though the run had one of its own.
+    options = {} if seat.entry.base_url else seat.vllm(config)
     modes: dict[str, Any] = inner.manifest()["stages"]["judge"].get("modes", {})
 
     def settled(mode: str) -> None:
@@ -241,7 +260,7 @@ def _compare(
                     material,
                     prompts.at,
                     texts.at,
-                    lambda: engines.client(seat.entry.model, seat.entry.base_url, config.judge.vllm, meter),
+                    lambda: engines.client(seat.entry.model, seat.entry.base_url, options, meter),
                     journal,
                     meter,
                     settled,

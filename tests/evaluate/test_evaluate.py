@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 import pytest
 
 from rlaif import pipeline
-from rlaif.config import Config
+from rlaif.cli.shared import as_judged, open_with
+from rlaif.config import Config, JudgeEntry
 from rlaif.errors import UsageError
+from rlaif.judge import definition
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
 from rlaif.llm.engines import Engines, Local
 from rlaif.llm.server import arguments
+from rlaif.pipeline.evaluate import judges
 from rlaif.pipeline.trained import models
 from rlaif.run.directory import Run
 from tests.conftest import needs, read_jsonl, write_jsonl
@@ -215,6 +219,104 @@ def test_ids_and_checks_are_those_of_the_prompts_asked_for(trained: tuple[Run, C
     assert read_jsonl(Run(run.path / "evaluation").journal_path("completions")) == completions
     rows[0]["checks"] = [{"kind": "regex", "pattern": "longer"}]
     assert run_it(run, given(config, write_jsonl(first, rows)))["wins"] == 1
+
+
+PANEL = {
+    "judge": {"model": "m", "base_url": ["http://own"], "judges": ["helpful", "quality"], "vllm": {"seed": 1}},
+    "judges": [{"name": "helpful", "model": "m", "base_url": ["http://one"], "weight": 2},
+               {"name": "helpful", "model": "n", "vllm": {"max_model_len": 9}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tables", "wanted", "seats"),
+    [
+        (False, {}, ["helpful@m http://own"]),
+        (False, {"base_url": "http://new"}, ["helpful@m http://new"]),
+        (False, {"judges": "helpful"}, ["helpful@m http://own"]),
+        (False, {"judges": "helpful@other"}, ["helpful@other"]),
+        (False, {"model": "other"}, ["helpful@other"]),
+        (False, {"model": "other", "base_url": "http://new"}, ["helpful@other http://new"]),
+        (True, {}, ["helpful@m http://one", "helpful@n {'max_model_len': 9}"]),
+        (True, {"base_url": "http://new"}, ["helpful@m http://new", "helpful@n http://new {'max_model_len': 9}"]),
+        (True, {"judges": ["helpful@n"]}, ["helpful@n {'max_model_len': 9}"]),
+        (True, {"judges": ["helpful"]}, ["helpful@m http://one"]),
+        (True, {"model": "other"}, ["helpful@other"]),
+    ],
+)
+def test_where_the_judges_are_served(tables: bool, wanted: dict[str, Any], seats: list[str]) -> None:
+    """A model that labelled is where it was, unless it is said where else; another one is not."""
+    panel = PANEL if tables else {"judge": PANEL["judge"]}
+    found = judges(Config.model_validate({**panel, "evaluate": wanted}))
+    told = [" ".join([seat.name, *seat.entry.base_url, *([str(seat.entry.vllm)] * bool(seat.entry.vllm))])
+            for seat in found]  # fmt: skip
+    assert told == seats
+    if tables and not wanted:
+        assert [seat.entry.weight for seat in found] == [2, 1]
+
+
+def test_settings_of_vllm_reach_only_servers_of_ours(
+    trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = trained
+    asked = []
+    inner: Any = Engines.client
+
+    def client(self: Engines, model: str, urls: Any, options: Any, meter: Any) -> Client:
+        asked.append((model, list(urls), dict(options)))
+        return inner(self, model, urls, options, meter)
+
+    monkeypatch.setattr(Engines, "client", client)
+    here = config.judge.model_copy(update={"vllm": {"max_model_len": 99}})
+    seat = JudgeEntry(name="helpful", model="m", vllm={"seed": 3})
+    run_it(run, given(config.model_copy(update={"judge": here, "judges": [seat]}), limit=3))
+    assert asked[-1] == ("m", [], {"max_model_len": 99, "seed": 3})
+    run_it(run, given(config.model_copy(update={"judge": here}), limit=3, model="other", base_url=["http://there"]))
+    assert asked[-1] == ("other", ["http://there"], {})
+
+
+def test_what_a_judge_cannot_do_is_told_before_anything_is_answered(
+    trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, config = trained
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(definition.find("helpful").folder, tmp_path / "judges" / "slow")
+    told = tmp_path / "judges" / "slow" / "judge.toml"
+    text = told.read_text().replace('"helpful"', '"slow"')
+    told.write_text(text.replace('reasoning = "none"', 'reasoning = "first"'))
+    strict = config.model_copy(update={"judge": config.judge.model_copy(update={"verdict": "choice"})})
+    with pytest.raises(UsageError, match="reasons first"):
+        run_it(run, given(strict, judges=["slow"]))
+    bounded = config.model_copy(update={"client": config.client.model_copy(update={"budget_usd": 1.0})})
+    with pytest.raises(UsageError, match="no price is known"):
+        run_it(run, given(bounded, model="other", base_url=["https://example.com/v1"]))
+    assert not (run.path / "evaluation").exists()
+
+
+def test_a_judges_server_that_has_moved_is_found_where_it_is_now(trained: tuple[Run, Config]) -> None:
+    """rlaif.toml says where; what labelled stays what labelled."""
+    run, _ = trained
+    file = run.path / "rlaif.toml"
+    own = file.read_text()
+
+    def now(more: str) -> Config:
+        file.write_text(own + more)
+        return as_judged(*open_with(run.path, {}))
+
+    before = now("").judge
+    assert (before.model, len(before.base_url)) == ("m", 1)
+    moved = now('[judge]\nbase_url = "http://new"\n[judge.vllm]\nmax_model_len = 9\n').judge
+    assert (moved.base_url, moved.vllm) == (["http://new"], {"max_model_len": 9})
+    assert now('[judge]\nmodel = "other"\nbase_url = "http://new"\n').judge == before
+    assert now("").judge == before
+
+    seats = [JudgeEntry(name="helpful", model="m", base_url=["http://old"], weight=2)]
+    stage = Config.model_validate(run.manifest()["stages"]["judge"]["config"]).model_copy(update={"judges": seats})
+    run.update_manifest("judge", config=stage.model_dump(mode="json"))
+    assert now("").judges == seats
+    (seat,) = now('[[judges]]\nname = "helpful"\nmodel = "m"\nbase_url = "http://new"\n').judges
+    assert (seat.base_url, seat.weight) == (["http://new"], 2)
+    assert now('[[judges]]\nname = "helpful"\nmodel = "other"\n').judges == seats
 
 
 def test_what_is_missing_is_said(tmp_path: Path, rlaif: Cli, trained: tuple[Run, Config]) -> None:
