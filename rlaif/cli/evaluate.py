@@ -60,7 +60,7 @@ def evaluate(
     from rlaif import pipeline
 
     with engines_for(target, settings) as engines:
-        told = pipeline.evaluate(target, as_judged(target, settings), console.Console(), engines)
+        told = pipeline.evaluate(target, as_judged(target, settings, own_seed=True), console.Console(), engines)
     say_stopped(told["stopped"])
     for warning in told["warnings"]:
         console.say(f"warning: {warning}")

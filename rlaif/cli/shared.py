@@ -54,9 +54,10 @@ def open_with(path: Path, flags: Mapping[str, Any], *, begins: bool = False) -> 
     return Run(path) if begins else open_run(path), settings.load(path, flags)
 
 
-def as_judged(run: Run, settings: Config) -> Config:
-    """``settings`` with the policies that answered and the panel and rules that the run was judged with, which flags
-    may have given then. Where the judges are served is what ``settings`` say, if they say it of the same models."""
+def as_judged(run: Run, settings: Config, *, own_seed: bool = False) -> Config:
+    """``settings`` with the policies that answered and the panel, rules and seed that the run was judged with, which
+    flags may have given then. Where the judges are served is what ``settings`` say, if they say it of the same models.
+    ``own_seed``: the seed is that of ``settings`` where one was given, by flag, environment or file."""
     from rlaif.config import Config
 
     stages = run.manifest()["stages"]
@@ -69,7 +70,8 @@ def as_judged(run: Run, settings: Config) -> Config:
         settings = settings.model_copy(update={"policies": asked.policies, "sampler": sampler})
     before = Config.model_validate(stage["config"])
     judge, seats = _served_as_now(run, before, settings)
-    return settings.model_copy(update={"judge": judge, "judges": seats, "pairs": before.pairs, "seed": before.seed})
+    seed = settings.seed if own_seed and "seed" in settings.model_fields_set else before.seed
+    return settings.model_copy(update={"judge": judge, "judges": seats, "pairs": before.pairs, "seed": seed})
 
 
 def _served_as_now(run: Run, before: Config, now: Config) -> tuple[JudgeConfig, list[JudgeEntry]]:
