@@ -144,19 +144,23 @@ def _drift(
     prompts, texts = Reader(inner.journal_path("prompts")), Reader(inner.journal_path("completions"))
     try:
         sampled = [
-            (prompts.at(row["prompt_offset"])["messages"], texts.at(row[f"{row['trained_is']}_offset"])["text"])
-            for row in chosen
+            (prompts.at(row["prompt_offset"]), texts.at(row[f"{row['trained_is']}_offset"])["text"]) for row in chosen
         ]
         with drift.quiet():
-            return drift.kl(
+            found = drift.kl(
                 sampled, reference=demo.resolve(both.reference), trained=both.local.path, adapter=bool(both.local.base)
             )
-    except (ImportError, OSError, RuntimeError, RlaifError) as error:  # a figure less is no reason to lose the others
-        warnings.append(f"the drift is not measured: {str(error).splitlines()[0]}")
+    # A figure less is no reason to lose the others, and a model's chat template may raise whatever it likes.
+    except Exception as error:
+        why = str(error) if isinstance(error, RlaifError) else f"{type(error).__name__}: {error}"
+        warnings.append(f"the drift is not measured: {why.splitlines()[0]}")
         return None
     finally:
         prompts.close()
         texts.close()
+    if found and (doubt := drift.doubt(config.sampler.temperature, config.sampler.top_p)):
+        warnings.append(doubt)
+    return found
 
 
 def _samples(

@@ -16,6 +16,7 @@ from rlaif import pipeline
 from rlaif.cli.shared import as_judged, open_with
 from rlaif.config import Config, JudgeEntry
 from rlaif.errors import UsageError
+from rlaif.evaluate import drift
 from rlaif.judge import definition
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
@@ -24,6 +25,7 @@ from rlaif.llm.server import arguments
 from rlaif.pipeline.evaluate import judges
 from rlaif.pipeline.trained import models
 from rlaif.run.directory import Run
+from rlaif.stats import Estimate
 from tests.conftest import needs, read_jsonl, write_jsonl
 from tests.judging import judge_by, material, words
 from tests.scripted import ScriptedServer, with_probabilities
@@ -125,6 +127,26 @@ def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cl
     page = json.loads(rlaif("report", run.path, "--json").stdout)
     assert page["evaluation"] == told
     assert page["verdict"]["word"] in ("better", "not shown to be better")
+
+
+def test_a_drift_that_cannot_be_measured_costs_nothing_else(
+    trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat template is somebody else's program, and raises what it likes."""
+    run, config = trained
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise TypeError("Can only get item pairs from a mapping.")
+
+    monkeypatch.setattr(drift, "kl", broken)
+    told = run_it(run, given(config, limit=5, drift_samples=2))
+    assert told["warnings"][-1] == "the drift is not measured: TypeError: Can only get item pairs from a mapping."
+    assert (told["kl_per_token"], told["win_rate"]["n"]) == (None, 5)
+    monkeypatch.setattr(drift, "kl", lambda *_, **__: {"answer": Estimate(1, 0, 2, 2), "token": Estimate(1, 0, 2, 2)})
+    cooler = config.model_copy(update={"sampler": config.sampler.model_copy(update={"temperature": 0.5})})
+    told = run_it(run, given(cooler, limit=5, drift_samples=2))
+    assert "it is biased" in told["warnings"][-1]
+    assert told["kl_per_token"]["n"] == 2
 
 
 def test_another_training_asks_the_reference_nothing_again(trained: tuple[Run, Config]) -> None:
