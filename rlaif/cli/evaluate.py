@@ -10,6 +10,7 @@ from rlaif.cli import console
 from rlaif.cli.shared import (
     Budget,
     Concurrency,
+    DryRun,
     Limit,
     MaxFailures,
     RunPath,
@@ -19,6 +20,7 @@ from rlaif.cli.shared import (
     engines_for,
     open_with,
     say_stopped,
+    show_plan,
 )
 
 
@@ -44,6 +46,7 @@ def evaluate(
     limit: Limit = None,
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
+    dry_run: DryRun = False,
 ) -> None:
     """The trained model against its reference. Win rate, length, refusals, drift."""
     target, settings = open_with(
@@ -59,8 +62,12 @@ def evaluate(
     )
     from rlaif import pipeline
 
+    settings = as_judged(target, settings, own_seed=True)
+    if dry_run:
+        show_plan(pipeline.plan_evaluate(target, settings))
+        return
     with engines_for(target, settings) as engines:
-        told = pipeline.evaluate(target, as_judged(target, settings, own_seed=True), console.Console(), engines)
+        told = pipeline.evaluate(target, settings, console.Console(), engines)
     say_stopped(told["stopped"])
     for warning in told["warnings"]:
         console.say(f"warning: {warning}")

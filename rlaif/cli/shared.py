@@ -81,7 +81,7 @@ def _served_as_now(run: Run, before: Config, now: Config) -> tuple[JudgeConfig, 
     moved: dict[str, Any] = {}
     if "base_url" in now.judge.model_fields_set and now.judge.model in (None, before.judge.model):
         moved["base_url"] = now.judge.base_url
-    if (run.path / FILE_NAME).exists():  # the one place where vLLM's settings can stand: none there is none
+    if (run.path / FILE_NAME).exists():  # vLLM's settings stand nowhere else: what is gone there is gone
         moved["vllm"] = now.judge.vllm
     known = {(seat.name, seat.model): seat for seat in now.judges}
     seats = [known.get((seat.name, seat.model), seat).model_copy(update={"weight": seat.weight})

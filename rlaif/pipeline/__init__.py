@@ -28,7 +28,7 @@ from rlaif.pipeline.commands import (
     rebuild,
     train,
 )
-from rlaif.pipeline.evaluate import evaluate
+from rlaif.pipeline.evaluate import evaluate, plan_evaluate
 from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.people import review
 from rlaif.pipeline.plan import plan_generate, plan_judge
@@ -40,6 +40,7 @@ __all__ = [
     "hand_over",
     "import_completions",
     "judge",
+    "plan_evaluate",
     "plan_generate",
     "plan_judge",
     "plan_train",

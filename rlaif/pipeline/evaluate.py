@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ from rlaif.llm.budget import Meter
 from rlaif.llm.engines import Engines
 from rlaif.pair import select
 from rlaif.pipeline import commands, measures, rounds
+from rlaif.pipeline import plan as planning
 from rlaif.pipeline.trained import FOLDER, Models, models, nothing_held_out
 from rlaif.records import Failure, Prompt
 from rlaif.run import tables, whole
@@ -53,8 +55,8 @@ def evaluate(
     ``config`` is the run's as judged: without judges under [evaluate], those that labelled compare here too.
     """
     both = models(run, config)
-    own, seats = settings(config, both), judges(config)
-    wanted = prompts_of(run, own, watch.say)
+    own, seats = _settings(config, both), judges(config)
+    wanted = _prompts(run, own, watch.say)
     engines.know(both.local)
     inner = Run(run.path / FOLDER)
     meter = commands.meter_for("evaluate", config, limits)
@@ -93,7 +95,7 @@ def evaluate(
     return told
 
 
-def settings(config: Config, both: Models) -> Config:
+def _settings(config: Config, both: Models) -> Config:
     """The settings of the inner run: both models answer each prompt once; its judges are those of [evaluate]."""
     sampler = config.sampler.model_copy(update={"model": [], "base_url": [], "n": 2})
     policies = [PolicyConfig(model=both.reference), PolicyConfig(model=both.trained)]
@@ -125,7 +127,7 @@ def _judged_by(config: Config) -> Config:
     return config.model_copy(update={"judges": seats})
 
 
-def prompts_of(run: Run, config: Config, say: Callable[[str], None]) -> list[Prompt]:
+def _prompts(run: Run, config: Config, say: Callable[[str], None]) -> list[Prompt]:
     """What is to be answered: the prompts of ``evaluate.source``, else those that this run held out. Writes nothing.
 
     Raises what stands in the way of them, checks that cannot be run among it, before anything is asked."""
@@ -170,7 +172,7 @@ def _take(inner: Run, prompts: list[Prompt]) -> pl.DataFrame:
     return known.select("key", "prompt_id", "tags", prompt_offset="offset")
 
 
-def answers_of(inner: Run, config: Config, among: set[int] | None = None) -> pl.DataFrame:
+def _answers_of(inner: Run, config: Config, among: set[int] | None = None) -> pl.DataFrame:
     """The answers that ``config`` asks for, one of each model to each prompt (at the byte offsets ``among``), whether
     they are there or not. Columns: prompt_id, key, of ("reference" or "trained")."""
     rows = [
@@ -185,7 +187,7 @@ def _paired(inner: Run, config: Config, prompts: pl.DataFrame) -> pl.DataFrame:
     """One row for each of ``prompts`` that both have answered. Columns: prompt_id, prompt_offset, a, b, a_offset,
     b_offset, trained_is ("a" or "b"), trained_chars, reference_chars, same."""
     known = tables.scan(inner.journal_path("completions"), tables.COMPLETIONS, select.shorten)
-    known = answers_of(inner, config, set(prompts["prompt_offset"])).join(
+    known = _answers_of(inner, config, set(prompts["prompt_offset"])).join(
         known.select("key", "offset", "chars", "same"), on="key"
     )
     reference, trained = (known.filter(pl.col("of") == of).drop("of") for of in ("reference", "trained"))
@@ -271,3 +273,66 @@ def _compare(
     finally:
         prompts.close()
         texts.close()
+
+
+def plan_evaluate(run: Run, config: Config) -> planning.Plan:
+    """The plan of ``evaluate``: both models' answers, and each judge's verdicts on all of them that may differ. Answers
+    that are still owed count at their allowed length."""
+    both = models(run, config)
+    own, seats = _settings(config, both), judges(config)
+    prompts = _prompts(run, own, say=lambda _: None)
+    inner = Run(run.path / FOLDER)
+    plan = planning.Plan(None, 0, 0, 0, 0.0, at_most=True)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Run(Path(folder))
+        with trial.journal("prompts") as taken:
+            taken.append(prompts)
+        done = planning.answered(inner.journal_path("completions"))
+        for position, policy in enumerate(own.pool()):
+            requests = sampling.requests(trial, own, position, done)
+            planning.add(plan, requests, policy.model, policy.base_url, own.sampler.max_tokens)
+        wanted = _answers_of(trial, own)
+    answers, pairs = plan.calls, _compared(inner, wanted)
+    asked = {prompt.prompt_id: prompt for prompt in prompts}
+    modes, done = (
+        inner.manifest()["stages"].get("judge", {}).get("modes", {}),
+        planning.answered(inner.journal_path("verdicts")),
+    )
+    work = [asking.Material(place, 2 * place, 2 * place + 1) for place in range(len(pairs))]
+    with contextlib.ExitStack() as stack:
+        path = inner.journal_path("completions")
+        texts = stack.enter_context(contextlib.closing(Reader(path))) if path.exists() else None
+
+        def answer(place: int) -> dict[str, Any]:
+            _, *both = pairs[place // 2]
+            key, offset = both[place % 2]
+            if texts is None or offset is None:
+                return {"key": key, "text": "x" * (own.sampler.max_tokens * planning.CHARS_PER_TOKEN)}
+            return texts.at(offset)
+
+        def prompt(place: int) -> dict[str, Any]:
+            return asked[pairs[place][0]].model_dump(mode="json", exclude_none=True)
+
+        for seat in seats:
+            mode = modes.get(seat.name) or planning.likely_mode(seat, own)
+            requests = asking.requests(seat, mode, own, work, prompt, answer)
+            owed = (request for request in requests if request.keys[0] not in done)
+            planning.add(plan, owed, seat.entry.model, seat.entry.base_url, own.judge.max_tokens)
+    plan.what = f"{answers:,} answers and at most {plan.calls - answers:,} verdicts"
+    return plan
+
+
+Answer = tuple[str, int | None]
+"""Its key, and the byte offset at which it stands, if it does."""
+
+
+def _compared(inner: Run, wanted: pl.DataFrame) -> list[tuple[str, Answer, Answer]]:
+    """The prompts (by id) and their two answers of those that ``wanted`` (:func:`_answers_of`) has, the smaller
+    key first, without those that are known to be the same."""
+    known = tables.scan(inner.journal_path("completions"), tables.COMPLETIONS, select.shorten)
+    found = wanted.join(known.select("key", "offset", "same"), on="key", how="left").sort("prompt_id", "key")
+    return [
+        (prompt_id, *pair.select("key", "offset").rows())
+        for (prompt_id,), pair in found.group_by("prompt_id", maintain_order=True)
+        if pair["same"].null_count() or pair["same"].n_unique() > 1
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -127,6 +128,32 @@ def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cl
     page = json.loads(rlaif("report", run.path, "--json").stdout)
     assert page["evaluation"] == told
     assert page["verdict"]["word"] in ("better", "not shown to be better")
+
+
+def test_dry_run_asks_and_writes_nothing(trained: tuple[Run, Config], rlaif: Cli, tmp_path: Path) -> None:
+    run, config = trained
+
+    def dry(*flags: str | Path) -> tuple[str, str]:
+        before = {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()}
+        done = rlaif("evaluate", run.path, *flags, "--dry-run")
+        assert {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()} == before
+        return done.stdout, done.stderr
+
+    request, told = dry("--limit", "9")
+    assert json.loads(request)["model"] == "policy"
+    assert "18 answers and at most 18 verdicts: at most 36 calls, about " in told
+    assert "No call was made." in told
+    assert not (run.path / "evaluation").exists()
+    run_it(run, given(config, limit=9))
+    assert "nothing is owed" in dry("--limit", "9")[1]
+    _, told = dry("--limit", "12")
+    assert "6 answers and at most 6 verdicts: at most 12 calls" in told
+    request, told = dry("--limit", "9", "--model", "gpt-4.1-mini", "--base-url", "https://api.openai.com/v1")
+    assert json.loads(request)["model"] == "gpt-4.1-mini"
+    assert re.search(r"0 answers and at most \d+ verdicts: at most \d+ calls.* about \$0\.\d\d at most", told)
+    assert "18 answers" in dry("--limit", "9", "--seed", "3")[1]
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Something like {n * n * 'so '}"} for n in range(4)])
+    assert "8 answers and at most 8 verdicts" in dry("--prompts", fresh)[1]
 
 
 def test_a_drift_that_cannot_be_measured_costs_nothing_else(
