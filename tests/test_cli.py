@@ -98,7 +98,7 @@ def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, mo
     "command",
     [("status",), ("report",), ("review",), ("review", "--merge"), ("judge", "--model", "m"), ("train",), ("run",),
      ("train", "--method", "ppo"), ("evaluate",), ("export", "--format", "trl", "-o", "x"), ("run", "--dry-run"),
-     ("judge", "--model", "m", "--dry-run"), ("doctor",), ("serve",)],
+     ("judge", "--model", "m", "--dry-run"), ("evaluate", "--dry-run"), ("doctor",), ("serve",)],
 )  # fmt: skip
 def test_a_run_that_is_not_there_is_told_with_the_one_that_was_meant(
     tmp_path: Path, rlaif: Cli, command: tuple[str, ...]

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -20,10 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif import pipeline
+from rlaif.cli import evaluate, train
+from rlaif.cli.shared import as_judged, open_with
+from rlaif.config import Config
 from rlaif.llm.budget import Meter
 from rlaif.llm.engines import Engines
+from rlaif.pipeline import commands
 from rlaif.run.directory import Run
 from rlaif.settings import load
+from rlaif.train import loop
 from tests.conftest import command, read_jsonl, write_jsonl
 from tests.judging import judge_by, material, words
 from tests.scripted import Fault, ScriptedServer, with_probabilities
@@ -502,3 +508,41 @@ def test_turns_tools_tags_and_models_reach_the_dataset(serve: Serve, tmp_path: P
     (plain,) = found.values()
     assert plain["tools"] is None
     assert [(turn["role"], turn["content"]) for turn in plain["prompt"]] == [("user", "plain")]
+
+
+def test_a_seed_is_the_trainings_own_and_the_datasets_stays(
+    tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given by flag, environment or file it is training's and evaluation's; else they take that of the judging, which
+    the queue and the test split hang on whatever is given later."""
+    run = Run(tmp_path / "run")
+    rlaif("init", run.path)
+    run.update_manifest("judge", config=Config(seed=5).model_dump(mode="json"))
+    run.pairs_path.parent.mkdir()
+    run.pairs_path.touch()
+
+    def seeds(**flags: Any) -> tuple[int, int]:
+        return (as_judged(*open_with(run.path, flags)).seed, as_judged(*open_with(run.path, flags), own_seed=True).seed)
+
+    assert seeds() == (5, 5)
+    assert seeds(seed=0) == (5, 0)
+    monkeypatch.setenv("RLAIF_SEED", "7")
+    assert seeds() == (5, 7)
+    monkeypatch.delenv("RLAIF_SEED")
+    file = run.path / "rlaif.toml"
+    file.write_text(file.read_text().replace("# seed = 0", "seed = 8"))
+    assert seeds() == (5, 8)
+
+    used: dict[str, int] = {}
+    result = SimpleNamespace(pairs=1, steps=1, seconds=1.0, paths=dict)
+
+    def asked(stage: str, config: Config) -> Any:
+        used[stage] = config.seed
+        return result if stage == "train" else {"stopped": None, "warnings": []}
+
+    monkeypatch.setattr(commands, "rebuild", lambda run, config: asked("rebuild", config))
+    monkeypatch.setattr(loop, "train", lambda run, config, say: asked("train", config))
+    monkeypatch.setattr(pipeline, "evaluate", lambda run, config, watch, engines: asked("evaluate", config))
+    train.train(run.path, seed=9)
+    evaluate.evaluate(run.path, seed=10, json=True)
+    assert used == {"rebuild": 5, "train": 9, "evaluate": 10}

@@ -10,6 +10,7 @@ from rlaif.cli import console
 from rlaif.cli.shared import (
     Budget,
     Concurrency,
+    DryRun,
     Limit,
     MaxFailures,
     RunPath,
@@ -19,6 +20,7 @@ from rlaif.cli.shared import (
     engines_for,
     open_with,
     say_stopped,
+    show_plan,
 )
 
 
@@ -44,6 +46,7 @@ def evaluate(
     limit: Limit = None,
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
+    dry_run: DryRun = False,
 ) -> None:
     """The trained model against its reference. Win rate, length, refusals, drift."""
     target, settings = open_with(
@@ -59,8 +62,12 @@ def evaluate(
     )
     from rlaif import pipeline
 
+    settings = as_judged(target, settings, own_seed=True)
+    if dry_run:
+        show_plan(pipeline.plan_evaluate(target, settings))
+        return
     with engines_for(target, settings) as engines:
-        told = pipeline.evaluate(target, as_judged(target, settings), console.Console(), engines)
+        told = pipeline.evaluate(target, settings, console.Console(), engines)
     say_stopped(told["stopped"])
     for warning in told["warnings"]:
         console.say(f"warning: {warning}")
@@ -79,7 +86,8 @@ def evaluate(
         )
     console.put(
         f"{told['wins']:,} wins, {told['ties']:,} ties, {told['losses']:,} losses of {told['trained']} against "
-        f"{told['reference']}; {told['without a readable verdict']:,} without a readable verdict. "
+        f"{told['reference']} on {told['prompts']:,} of {told['source']}; "
+        f"{told['without a readable verdict']:,} without a readable verdict. "
         f"Next: rlaif report {run}"
     )
 

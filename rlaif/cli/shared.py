@@ -12,7 +12,7 @@ from rlaif.cli import console
 from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
-    from rlaif.config import Config
+    from rlaif.config import Config, JudgeConfig, JudgeEntry
     from rlaif.pipeline.build import Built
     from rlaif.run.directory import Run
 
@@ -54,9 +54,10 @@ def open_with(path: Path, flags: Mapping[str, Any], *, begins: bool = False) -> 
     return Run(path) if begins else open_run(path), settings.load(path, flags)
 
 
-def as_judged(run: Run, settings: Config) -> Config:
-    """``settings`` with the policies that answered and the panel and rules that the run was judged with, which flags
-    may have given then."""
+def as_judged(run: Run, settings: Config, *, own_seed: bool = False) -> Config:
+    """``settings`` with the policies that answered and the panel, rules and seed that the run was judged with, which
+    flags may have given then. Where the judges are served is what ``settings`` say, if they say it of the same models.
+    ``own_seed``: the seed is that of ``settings`` where one was given, by flag, environment or file."""
     from rlaif.config import Config
 
     stages = run.manifest()["stages"]
@@ -68,8 +69,24 @@ def as_judged(run: Run, settings: Config) -> Config:
         sampler = settings.sampler.model_copy(update={"model": asked.sampler.model, "base_url": asked.sampler.base_url})
         settings = settings.model_copy(update={"policies": asked.policies, "sampler": sampler})
     before = Config.model_validate(stage["config"])
-    return settings.model_copy(update={"judge": before.judge, "judges": before.judges, "pairs": before.pairs,
-                                       "seed": before.seed})  # fmt: skip
+    judge, seats = _served_as_now(run, before, settings)
+    seed = settings.seed if own_seed and "seed" in settings.model_fields_set else before.seed
+    return settings.model_copy(update={"judge": judge, "judges": seats, "pairs": before.pairs, "seed": seed})
+
+
+def _served_as_now(run: Run, before: Config, now: Config) -> tuple[JudgeConfig, list[JudgeEntry]]:
+    """[judge] and [[judges]] of ``before``, with the base_url and vllm of ``now``: a server may have moved since."""
+    from rlaif.settings import FILE_NAME
+
+    moved: dict[str, Any] = {}
+    if "base_url" in now.judge.model_fields_set and now.judge.model in (None, before.judge.model):
+        moved["base_url"] = now.judge.base_url
+    if (run.path / FILE_NAME).exists():  # vLLM's settings stand nowhere else: what is gone there is gone
+        moved["vllm"] = now.judge.vllm
+    known = {(seat.name, seat.model): seat for seat in now.judges}
+    seats = [known.get((seat.name, seat.model), seat).model_copy(update={"weight": seat.weight})
+             for seat in before.judges]  # fmt: skip
+    return before.judge.model_copy(update=moved), seats
 
 
 def client_flags(

@@ -88,18 +88,19 @@ def train(
     from rlaif import pipeline
     from rlaif.train import methods
 
+    settings = as_judged(target, settings, own_seed=True)
     if dry_run:
-        prepared, how = pipeline.plan_train(target, as_judged(target, settings))
+        prepared, how = pipeline.plan_train(target, settings)
         for finding in prepared.findings:
             console.put(f"{finding.level}  {finding}")
         console.put(f"the first pair as the model reads it:\n{prepared.example}")
         console.put(f"{how}. Nothing was trained.")
         return
     if settings.train.method == "ppo":
-        folder = pipeline.hand_over(target, as_judged(target, settings))
+        folder = pipeline.hand_over(target, settings)
         console.put(f"handed over to verl, which trains where its GPUs are: {folder / 'launch.sh'}")
         return
-    result = pipeline.train(target, as_judged(target, settings), console.Console())
+    result = pipeline.train(target, settings, console.Console())
     unit = methods.of(settings.train.method).UNIT
     console.put(f"trained on {result.pairs:,} {unit} in {result.steps:,} steps ({result.seconds:,.0f} s)")
     for name, path in result.paths().items():

@@ -1,12 +1,15 @@
 """How far the trained model has gone from its reference: KL(trained || reference), from its own answers.
 
-A Monte Carlo estimate: of answers sampled at temperature 1, the mean of log p_trained - log p_reference. Both are
-computed by transformers in one pass each over the sampled answers, with the adapter on and off where there is one.
+A Monte Carlo estimate: the mean of log p_trained - log p_reference over answers sampled from the trained model. Both
+are computed by transformers in one pass each over the sampled answers, with the adapter on and off where there is one,
+and both at temperature 1: for answers sampled at another one, or with top_p below 1, the mean is no estimate of the KL
+(``doubt``). It is told all the same, as evaluations that sample alike can be compared by it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,9 +20,10 @@ MAX_TOKENS = 1_024
 
 
 def kl(
-    answers: Sequence[tuple[Sequence[Mapping[str, Any]], str]], *, reference: str, trained: str, adapter: bool
+    answers: Sequence[tuple[Mapping[str, Any], str]], *, reference: str, trained: str, adapter: bool
 ) -> dict[str, Estimate] | None:
-    """``answers``: (messages, text) of the trained model. ``reference`` and ``trained`` are folders or hub names; with
+    """``answers``: (prompt, text) of the trained model, a prompt being its messages and tools, if it has some, as the
+    chat completions protocol has them. ``reference`` and ``trained`` are folders or hub names; with
     ``adapter``, ``trained`` is an adapter over ``reference``. Gives nats by ``answer`` and by ``token``; None where no
     answer has a token within the first ``MAX_TOKENS``."""
     import torch
@@ -28,7 +32,7 @@ def kl(
     options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = [ids for ids in (_tokens(tokenizer, messages, text) for messages, text in answers) if ids is not None]
+    batches = [ids for ids in (_tokens(tokenizer, prompt, text) for prompt, text in answers) if ids is not None]
     if not batches:
         return None
     base = AutoModelForCausalLM.from_pretrained(reference, **options).to(device).eval()
@@ -52,6 +56,16 @@ def kl(
     }
 
 
+def doubt(temperature: float, top_p: float) -> str | None:
+    """What to say beside the figure of answers that were sampled so, or None."""
+    if temperature == 1 and top_p == 1:
+        return None
+    return (
+        f"the answers were sampled at temperature {temperature:g} and top_p {top_p:g}, the KL is measured at 1 and 1: "
+        "it is biased, and comparable only with evaluations that sampled alike"
+    )
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the bars that transformers draws while it loads."""
@@ -66,12 +80,33 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokens(tokenizer: Any, messages: Sequence[Mapping[str, Any]], text: str) -> tuple[list[int], int] | None:
+def _tokens(tokenizer: Any, prompt: Mapping[str, Any], text: str) -> tuple[list[int], int] | None:
     """The token ids of prompt and answer, and where the answer begins."""
-    prompt = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    asked = tokenizer.apply_chat_template(
+        [_turn(turn) for turn in prompt["messages"]],
+        tools=prompt.get("tools") or None,
+        add_generation_prompt=True,
+        return_dict=True,
+    )
+    before = list(asked["input_ids"])
     answer = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = [*prompt, *answer][:MAX_TOKENS]
-    return (ids, len(prompt)) if len(ids) > len(prompt) else None
+    ids = [*before, *answer][:MAX_TOKENS]
+    return (ids, len(before)) if len(ids) > len(before) else None
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """``turn`` as chat templates take it, and as servers hand it to them: the arguments of a call as a value, not as
+    the JSON text in which they travel."""
+    calls = [{**call, "function": _function(call.get("function") or {})} for call in turn.get("tool_calls") or []]
+    return {**turn, "tool_calls": calls} if calls else dict(turn)
+
+
+def _function(called: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = called.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):  # a model wrote it: what is no JSON is shown as it is
+            return {**called, "arguments": json.loads(arguments)}
+    return dict(called)
 
 
 def _log_probability(model: Any, ids: list[int], start: int, device: str) -> float:

@@ -28,9 +28,17 @@ from rlaif.run.journal import Journal
 from rlaif.run.journal import read as read_journal
 
 
-def sample(run: Run, config: Config, engines: Engines, meter: Meter, *, only: int | None = None) -> None:
-    """Ask for every completion that the run's prompts (the first ``only`` of them) owe, one model of the pool after the
-    other."""
+def sample(
+    run: Run,
+    config: Config,
+    engines: Engines,
+    meter: Meter,
+    *,
+    only: int | None = None,
+    among: Container[int] | None = None,
+) -> None:
+    """Ask for every completion that the run's prompts (the first ``only`` of them, or those at the byte offsets
+    ``among``) owe, one model of the pool after the other."""
     pool = config.pool()
     with run.journal("completions") as journal:
         for position, policy in enumerate(pool):
@@ -42,11 +50,11 @@ def sample(run: Run, config: Config, engines: Engines, meter: Meter, *, only: in
                 return engines.client(model, urls, config.sampler.vllm, meter)
 
             async def prepare(_client: Client, _engine: str, place: int = position) -> Iterable[Request]:
-                return requests(run, config, place, _Settled(journal), only)
+                return requests(run, config, place, _Settled(journal), only, among)
 
             settled = _Settled(journal)
             # More than one round only where a server gives fewer choices than were asked for.
-            while any(True for _ in requests(run, config, position, settled, only)) and not meter.reason_to_stop():
+            while any(requests(run, config, position, settled, only, among)) and not meter.reason_to_stop():
                 before = len(journal.done)
                 ask_all(open_client, prepare, read, journal, meter)
                 if len(journal.done) == before:
@@ -66,11 +74,21 @@ class _Settled:
 
 
 def requests(
-    run: Run, config: Config, position: int, done: Container[str], only: int | None = None
+    run: Run,
+    config: Config,
+    position: int,
+    done: Container[str],
+    only: int | None = None,
+    among: Container[int] | None = None,
 ) -> Iterator[Request]:
-    """What is owed by the policy at ``position`` of the pool, prompt by prompt. ``done``: the keys that are not."""
+    """What is owed by the policy at ``position`` of the pool, prompt by prompt. ``done``: the keys that are not.
+    ``only`` and ``among`` as for :func:`sample`."""
     pool = config.pool()
-    prompts = (prompt for _, prompt in read_journal(run.journal_path("prompts")) if prompt["split"] == "train")
+    prompts = (
+        prompt
+        for offset, prompt in read_journal(run.journal_path("prompts"))
+        if prompt["split"] == "train" and (among is None or offset in among)
+    )
     every, model = list(range(config.sampler.n)), pool[position].model
     settings = config.sampler.model_dump(include={"temperature", "top_p", "max_tokens"})
     for prompt in itertools.islice(prompts, only):

@@ -63,16 +63,22 @@ async def settle_mode(seat: Seat, config: Config, client: Client, engine: str) -
     wanted = config.judge.verdict
     if seat.judge.file.kind == "reward":
         return "score"
+    require_verdict(seat, config)
     if seat.judge.file.reasoning == "first":
-        if wanted not in ("auto", "json"):
-            raise UsageError(f"judge {seat.judge.name!r} reasons first, so verdict = {wanted!r} cannot be had",
-                             mend="Set verdict to auto or json.")  # fmt: skip
         return "json"
     if wanted != "auto":
         return wanted
     if engine == "vllm":
         return "choice"
     return "logprobs" if await client.gives_logprobs(read.TOP_LOGPROBS) else "json"
+
+
+def require_verdict(seat: Seat, config: Config) -> None:
+    """Raises :class:`UsageError` where the seat's judge cannot be asked in the way that the settings want."""
+    wanted = config.judge.verdict
+    if seat.judge.file.reasoning == "first" and wanted not in ("auto", "json"):
+        raise UsageError(f"judge {seat.judge.name!r} reasons first, so verdict = {wanted!r} cannot be had",
+                         mend="Set verdict to auto or json.")  # fmt: skip
 
 
 class _AskForJson(Exception):

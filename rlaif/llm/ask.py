@@ -55,7 +55,7 @@ def ask_all(
             with contextlib.suppress(NotSent):  # a stop, while the server was being asked what it can do
                 engine = await client.check()
                 if meter.budget_usd is not None:
-                    require_prices(client)
+                    require_prices(client.model, client.urls)
                 if client.config.batch and may_batch:
                     from rlaif.llm import batch
 
@@ -88,12 +88,12 @@ def _in_a_loop() -> bool:
     return True
 
 
-def require_prices(client: Client) -> None:
-    """Raises where a budget could not be kept."""
-    for url in client.urls:
-        if not is_priced(client.model, url):
+def require_prices(model: str, urls: Iterable[str]) -> None:
+    """Raises :class:`UsageError` where a budget could not be kept, as nobody knows what an answer costs."""
+    for url in urls:
+        if not is_priced(model, url):
             raise UsageError(
-                f"no price is known for {client.model!r} at {url}, so a budget cannot be kept",
+                f"no price is known for {model!r} at {url}, so a budget cannot be kept",
                 mend="Take away --budget-usd, or bound the run with --limit.",
             )
 

@@ -9,7 +9,7 @@
     diary.py      its log, and who is told of its end
     commands.py   generate, import_completions, judge, rebuild, train and what it would do
     rounds.py     whom the judges are asked about, round by round
-    evaluate.py   the trained model against its reference; trained.py: what a training left
+    evaluate.py   the trained model against its reference; measures.py: what was found; trained.py: what a training left
     serving.py    a run's models kept up on a cluster
     plan.py       what a command would ask, for --dry-run
     gather.py     what is known of the candidates before anything is decided over all of them
@@ -30,7 +30,7 @@ from rlaif.pipeline.commands import (
     rebuild,
     train,
 )
-from rlaif.pipeline.evaluate import evaluate
+from rlaif.pipeline.evaluate import evaluate, plan_evaluate
 from rlaif.pipeline.night import whole_night
 from rlaif.pipeline.people import review
 from rlaif.pipeline.plan import plan_generate, plan_judge
@@ -43,6 +43,7 @@ __all__ = [
     "hand_over",
     "import_completions",
     "judge",
+    "plan_evaluate",
     "plan_generate",
     "plan_judge",
     "plan_night",

@@ -58,7 +58,7 @@ def check(run: Run, config: Config, *, generates: bool) -> tuple[list[str], list
         if each.urls:
             client = Client(each.model, list(each.urls), config.client, Meter())
             if config.client.budget_usd is not None:
-                require_prices(client)
+                require_prices(client.model, client.urls)
             try:
                 engine = asyncio.run(_ask(client))
             except EndpointError as error:

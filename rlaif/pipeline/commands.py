@@ -205,7 +205,7 @@ def train(run: Run, config: Config, watch: Watch, *, anew: bool = False) -> Trai
     if launch.place(config.train).rank:  # not the first of several machines: the first one holds the run
         return launch.train(run, config, say=watch.say)
     if run.pairs_path.exists():
-        rebuild(run, config)
+        rebuild(run, _seeded_as_judged(run, config))
     _require_trained_here(run, config)
     with run.writing():
         run.begin("train", config)
@@ -222,6 +222,13 @@ def train(run: Run, config: Config, watch: Watch, *, anew: bool = False) -> Trai
     return result
 
 
+def _seeded_as_judged(run: Run, config: Config) -> Config:
+    """``config`` with the seed that the run was judged with: who is asked about what, and what is held out to test on,
+    hang on it, and no training changes them."""
+    judged = run.manifest()["stages"].get("judge", {}).get("config", {})
+    return config.model_copy(update={"seed": judged.get("seed", config.seed)})
+
+
 def _require_trained_here(run: Run, config: Config) -> None:
     if config.train.method == "ppo":
         raise UsageError("ppo is not trained here but handed over to verl", where="train.method",
@@ -233,6 +240,6 @@ def hand_over(run: Run, config: Config) -> Path:
     from rlaif.train import handover
 
     if run.pairs_path.exists():
-        rebuild(run, config)
+        rebuild(run, _seeded_as_judged(run, config))
     with run.writing():
         return handover.write(run, config)

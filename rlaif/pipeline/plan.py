@@ -28,8 +28,8 @@ CHARS_PER_TOKEN = 4
 
 @dataclass
 class Plan:
-    """``request``: the first that would be sent, or None. ``usd`` is None where a price is not known. ``prompts``: how
-    many would be answered."""
+    """``request``: the first that would be sent, or None. ``usd`` is None where a price is not known. ``what`` is asked
+    for by the calls, in words, where they are of several kinds. ``prompts``: how many would be answered."""
 
     request: dict[str, Any] | None
     calls: int
@@ -37,6 +37,7 @@ class Plan:
     completion_tokens: int
     usd: float | None
     at_most: bool = False
+    what: str = ""
     prompts: int = 0
 
     def plus(self, other: Plan, times: int) -> Plan:
@@ -45,7 +46,7 @@ class Plan:
         return Plan(self.request or other.request, self.calls + times * other.calls,
                     self.prompt_tokens + times * other.prompt_tokens,
                     self.completion_tokens + times * other.completion_tokens,
-                    usd, self.at_most or other.at_most, self.prompts)  # fmt: skip
+                    usd, self.at_most or other.at_most, prompts=self.prompts)  # fmt: skip
 
     def summary(self) -> str:
         if not self.calls:
@@ -53,7 +54,8 @@ class Plan:
         cost = "cost unknown (no public price)" if self.usd is None else f"about ${self.usd:,.2f} at most"
         calls = f"at most {self.calls:,} calls" if self.at_most else f"{self.calls:,} calls"
         tokens = f"about {self.prompt_tokens:,} tokens in and up to {self.completion_tokens:,} out"
-        return f"{calls}, {tokens}; {cost}. No call was made."
+        what = f"{self.what}: " if self.what else ""
+        return f"{what}{calls}, {tokens}; {cost}. No call was made."
 
 
 def plan_generate(run: Run, config: Config) -> Plan:
@@ -61,7 +63,7 @@ def plan_generate(run: Run, config: Config) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         trial = Run(Path(folder))
         taking.take(trial, config, say=lambda _: None)
-        done = _done(run.journal_path("completions"))
+        done = answered(run.journal_path("completions"))
         plan, prompts = Plan(None, 0, 0, 0, 0.0), set[str]()
         for position, policy in enumerate(config.pool()):
             requests = _noting(prompts, sampling.requests(trial, config, position, done))
@@ -82,7 +84,7 @@ def plan_judge(run: Run, config: Config) -> Plan:
     seats = panel(config)
     how = strategy(config, seats)
     rounds = Rounds(run, config, None, seats, how, None, Meter())
-    done = _done(run.journal_path("verdicts"))
+    done = answered(run.journal_path("verdicts"))
     modes = run.manifest()["stages"].get("judge", {}).get("modes", {})  # as it was found out when they were asked
     plan = Plan(None, 0, 0, 0, 0.0, at_most=True)
     prompts, answers = (journal.Reader(run.journal_path(name)) for name in ("prompts", "completions"))
@@ -126,5 +128,5 @@ def add(plan: Plan, requests: Iterable[Request], model: str, urls: list[str], ma
         plan.usd = None if usd is None or plan.usd is None else plan.usd + usd
 
 
-def _done(path: Path) -> set[str]:
+def answered(path: Path) -> set[str]:
     return {record["key"] for _, record in journal.read(path) if "error" not in record}

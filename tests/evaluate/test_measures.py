@@ -107,7 +107,10 @@ def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_p
         if "lora_B" in name:
             weights.data.normal_(std=0.05)
     model.save_pretrained(tmp_path / "moved")
-    said = [([{"role": "user", "content": f"Say {word}."}], f"{word} {word}") for word in ("red", "blue", "green")]
+    said = [
+        ({"messages": [{"role": "user", "content": f"Say {word}."}]}, f"{word} {word}")
+        for word in ("red", "blue", "green")
+    ]
     nothing = drift.kl(said, reference=str(small), trained=str(tmp_path / "same"), adapter=True)
     moved = drift.kl(said, reference=str(small), trained=str(tmp_path / "moved"), adapter=True)
     assert nothing is not None
@@ -122,5 +125,42 @@ def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_p
     assert merged is not None
     assert math.isclose(merged["token"].value, moved["token"].value, abs_tol=0.02)  # bfloat16 rounds the merged sums
     assert (
-        drift.kl([([{"role": "user", "content": "Say."}], "")], reference=str(small), trained="x", adapter=True) is None
+        drift.kl(
+            [({"messages": [{"role": "user", "content": "Say."}]}, "")], reference=str(small), trained="x", adapter=True
+        )
+        is None
     )
+
+
+CALLING = """{% for tool in tools or [] %}tool {{ tool.function.name }};{% endfor %}{% for m in messages %}
+{%- for call in m.tool_calls or [] %}{% for name, value in call.function.arguments.items() %}{{ name }}={{ value }};
+{%- endfor %}{% endfor %}{{ m.content or '' }};{% endfor %}{% if add_generation_prompt %}says:{% endif %}"""
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+CALLED = [
+    {"role": "user", "content": "Is it cold?"},
+    {"role": "assistant", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}]},
+    {"role": "tool", "content": "-5", "tool_call_id": "1"},
+]  # fmt: skip
+
+
+def test_a_prompt_with_tools_is_read_as_its_server_showed_it() -> None:
+    from transformers import AutoTokenizer
+
+    from rlaif.llm.demo import demo_checkpoint
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
+    tokenizer.chat_template = CALLING
+    found = drift._tokens(tokenizer, {"messages": CALLED, "tools": TOOLS}, "Yes.")
+    assert found is not None
+    ids, start = found
+    assert tokenizer.decode(ids[:start]) == "tool weather;Is it cold?;city=Oslo;;-5;says:"
+    assert tokenizer.decode(ids[start:]) == "Yes."
+    # What a model wrote as arguments and is no JSON is left as it is; the template may have its own opinion of that.
+    assert drift._function({"name": "weather", "arguments": "{"}) == {"name": "weather", "arguments": "{"}
+
+
+def test_the_kl_of_answers_sampled_otherwise_is_told_as_biased() -> None:
+    assert drift.doubt(1.0, 1.0) is None
+    assert "temperature 0.7 and top_p 1," in str(drift.doubt(0.7, 1.0))
+    assert "temperature 1 and top_p 0.9," in str(drift.doubt(1.0, 0.9))
