@@ -502,3 +502,26 @@ def test_turns_tools_tags_and_models_reach_the_dataset(serve: Serve, tmp_path: P
     (plain,) = found.values()
     assert plain["tools"] is None
     assert [(turn["role"], turn["content"]) for turn in plain["prompt"]] == [("user", "plain")]
+
+
+def test_tool_calls_of_every_form_reach_the_dataset(serve: Serve, tmp_path: Path) -> None:
+    """Arguments that are no text, and a call that is the function itself."""
+    called = [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}},
+        {"id": {"n": 2}, "function": {"name": "weather", "arguments": ["Oslo"]}},
+        {"name": "weather", "arguments": {"city": "Bern"}},
+    ]
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": called},
+        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+    ]
+    server = serve(judge_by(goodness))
+    rows = [{"prompt": turns, "responses": ["Sunny [0.9]", "No [0.1]"]}]
+    run, _ = judge(tmp_path, rows, server.url, **{"pairs.human_share": 0.0, "pairs.test_share": 0.0})
+    found = pl.read_parquet(run.dataset / "train.parquet")["prompt"].to_list()[0][1]["tool_calls"]
+    assert found == [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}},
+        {"id": '{"n":2}', "type": None, "function": {"name": "weather", "arguments": '["Oslo"]'}},
+        {"id": None, "type": None, "function": {"name": "weather", "arguments": '{"city":"Bern"}'}},
+    ]
