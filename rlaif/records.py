@@ -92,6 +92,10 @@ class Message(BaseModel):
     def _says_something(self) -> Message:
         if self.content is None and not self.tool_calls:
             raise ValueError("a message needs content")
+        for call in self.tool_calls or []:
+            function = call.get("function", call)
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise ValueError("a tool call needs a function with a name")
         return self
 
     def wire(self) -> dict[str, Any]:

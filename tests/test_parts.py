@@ -152,7 +152,7 @@ def test_the_same_is_written_for_any_number_of_parts(tmp_path: Path, strategy: s
 
 @pytest.mark.parametrize("near_ties", [1.0, 0.02])
 def test_the_same_is_asked_in_any_number_of_parts(serve: Serve, tmp_path: Path, near_ties: float) -> None:
-    """Each question once, though what is asked next depends on all parts; a second start asks nothing."""
+    """Each question once; a second start asks nothing."""
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         if words(body) == ["Refuse", "Partial", "Comply"]:

@@ -273,6 +273,32 @@ def test_a_near_tie_tries_the_next_pair(serve: Serve, tmp_path: Path) -> None:
     assert len(found) == 2
 
 
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_a_near_tie_is_kept_only_where_the_next_pair_is_no_win(serve: Serve, tmp_path: Path, share: float) -> None:
+    """Best and worst compare as near-ties, and of eight prompts in ten the next pair is clear. The share that near-ties
+    may cost is met by that alone."""
+
+    def taste(body: dict[str, Any]) -> Any:
+        if len(words(body)) == 5:
+            return judge_by(goodness)(body)
+        first, second = material(body)[-2:]
+        clear = int(first.split()[0]) < 8 and not any("best" in text for text in (first, second))
+        sure = 0.9 if clear else 0.55
+        return with_probabilities({"A": sure, "B": 1 - sure} if goodness(first) > goodness(second) else
+                                  {"A": 1 - sure, "B": sure})  # fmt: skip
+
+    server = serve(taste)
+    rows = [{"prompt": f"q{i}", "responses": [f"{i} worst [0.0]", f"{i} good [0.75]", f"{i} best [1.0]"]}
+            for i in range(10)]  # fmt: skip
+    run, _ = judge(tmp_path, rows, server.url, **{"judge.judges": ["helpful", "quality"], "pairs.human_share": 0.0,
+                                                  "pairs.max_near_ties": share})  # fmt: skip
+    pairs = run.pairs()
+    assert pairs.height == 20
+    kept = pairs.filter(pl.col("route") == "judge")
+    assert kept["prompt_id"].n_unique() == kept.height == 8
+    assert all(max(p, 1 - p) == pytest.approx(0.9) for p in kept["p_a"])
+
+
 def test_a_panel_averages_probabilities_and_skips_a_broken_seat(serve: Serve, tmp_path: Path) -> None:
     """Weights 3 and 1 against each other give the heavier one's side; a seat that answers rubbish has no say."""
 
@@ -546,3 +572,26 @@ def test_a_seed_is_the_trainings_own_and_the_datasets_stays(
     train.train(run.path, seed=9)
     evaluate.evaluate(run.path, seed=10, json=True)
     assert used == {"rebuild": 5, "train": 9, "evaluate": 10}
+
+
+def test_tool_calls_of_every_form_reach_the_dataset(serve: Serve, tmp_path: Path) -> None:
+    """Arguments that are no text, and a call that is the function itself."""
+    called = [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}},
+        {"id": {"n": 2}, "function": {"name": "weather", "arguments": ["Oslo"]}},
+        {"name": "weather", "arguments": {"city": "Bern"}},
+    ]
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": called},
+        {"role": "tool", "content": "sunny", "tool_call_id": "c1"},
+    ]
+    server = serve(judge_by(goodness))
+    rows = [{"prompt": turns, "responses": ["Sunny [0.9]", "No [0.1]"]}]
+    run, _ = judge(tmp_path, rows, server.url, **{"pairs.human_share": 0.0, "pairs.test_share": 0.0})
+    found = pl.read_parquet(run.dataset / "train.parquet")["prompt"].to_list()[0][1]["tool_calls"]
+    assert found == [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}},
+        {"id": '{"n":2}', "type": None, "function": {"name": "weather", "arguments": '["Oslo"]'}},
+        {"id": None, "type": None, "function": {"name": "weather", "arguments": '{"city":"Bern"}'}},
+    ]

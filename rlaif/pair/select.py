@@ -149,7 +149,8 @@ def candidates(
     """The pairs worth judging, with ``rank``: the 1st of each prompt is judged first, the 2nd where that is no win.
 
     rate-then-compare and rate-only: best against worst (of 8 or more: against the one nearest mean - 2 sd), then by
-    falling margin; pairs below ``min_margin`` are no candidates. round-robin: every pair, all of rank 1.
+    falling margin; pairs below ``min_margin`` are no candidates, and those of an answer without a rating are where they
+    are compared and the prompt has no other. round-robin: every pair, all of rank 1.
 
     ``checked`` (key, check): the share of the prompt's checks that an answer meets. Pairs that differ in it come before
     all others, by the largest difference, then by how far the ratings are on the check's side, and need no margin.
@@ -157,11 +158,13 @@ def candidates(
     if strategy == "round-robin":
         return all_pairs(answers, rated).with_columns(rank=pl.lit(1, pl.UInt32)).sort("prompt_id", "a", "b")
     assert rated is not None
-    # Two answers need no rating to be chosen from, so a failed rating does not lose their prompt.
     pairs = with_checks(all_pairs(answers, rated), checked)
     gap = pl.col("check_a") - pl.col("check_b")
     differ = (gap != 0).fill_null(False)
-    pairs = pairs.filter((pl.col("margin").fill_null(-1.0) >= min_margin) | differ)
+    enough = (pl.col("margin") >= min_margin).fill_null(False) | differ
+    # A comparison needs no rating, so a failed one does not lose its prompt.
+    unknown = pl.col("margin").is_null() & ~enough.any().over("prompt_id") & (strategy != "rate-only")
+    pairs = pairs.filter(enough | unknown)
     scores = (
         answers.select("prompt_id", "key")
         .join(rated, on="key")

@@ -116,7 +116,8 @@ def settle(
             flags=pl.col("flags").fill_null([]),
             by=pl.col("by").fill_null("panel"),
         )
-    sure = pl.max_horizontal("p_a", 1.0 - pl.col("p_a"))
+    # Rounded, so that a pair at the threshold is a win whichever of its answers is called a.
+    sure = pl.max_horizontal("p_a", 1.0 - pl.col("p_a")).round(9)
     settled = settled.with_columns(p_a=(pl.col("p_ab") + pl.col("p_ba")) / 2.0).with_columns(
         outcome=pl.when(pl.col("p_a").is_null())
         .then(pl.lit("unparsed"))

@@ -146,13 +146,10 @@ def _error_left(pairs: pl.DataFrame, queue: pl.DataFrame) -> Estimate | None:
         expected=wrong,
         stands_for=1.0 / pl.col("inclusion_probability") - 1.0,
     )
-    estimate = ppi_mean(some["error"].to_numpy(), some["expected"].to_numpy(), rest, some["stands_for"].to_numpy())
-    if estimate is None:
-        return None
-    if estimate.low == estimate.high:  # all labels say the same, of which a normal interval makes certainty
-        return hajek(some["error"].to_numpy(), some["stands_for"].to_numpy())
-    low, value, high = (min(1.0, max(0.0, x)) for x in (estimate.low, estimate.value, estimate.high))
-    return Estimate(value, low, high, estimate.n)
+    error, stands_for = some["error"].to_numpy(), some["stands_for"].to_numpy()
+    estimate = ppi_mean(error, some["expected"].to_numpy(), rest, stands_for)
+    # PPI's own interval is normal, from the spread of labels of which a few may stand for nearly all that is left.
+    return estimate and hajek(error, stands_for, mean=estimate.value)
 
 
 def _certificate(pairs: pl.DataFrame, seen: pl.DataFrame, seed: int) -> Certificate:

@@ -188,7 +188,7 @@ def _with_texts(run: Run, pieces: Iterator[pl.DataFrame], about: Pieces) -> Iter
             about.add(
                 number, told.select("pair_id", "model_a", "model_b", "tags", "tools", pl.col("calls").fill_null(False))
             )
-            asked = [orjson.dumps(prompts.at(offset)["messages"]).decode() for offset in piece["prompt_offset"]]
+            asked = [_conversation(prompts.at(offset)["messages"]) for offset in piece["prompt_offset"]]
             yield piece.with_columns(
                 pl.Series("prompt", asked, dtype=pl.String),
                 *read("a", piece["offset_a"]),
@@ -197,6 +197,27 @@ def _with_texts(run: Run, pieces: Iterator[pl.DataFrame], about: Pieces) -> Iter
     finally:
         prompts.close()
         answers.close()
+
+
+def _conversation(messages: list[dict[str, Any]]) -> str:
+    """``messages`` as JSON text, their tool calls in the one form that the dataset's schema has."""
+    turns = [
+        turn | {"tool_calls": [_call(call) for call in turn["tool_calls"]]} if turn.get("tool_calls") else turn
+        for turn in messages
+    ]
+    return orjson.dumps(turns).decode()
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """Files have arguments as objects too, where the protocol has JSON text, and calls that are the function itself."""
+    if "function" not in call:
+        call = {"function": call}
+    function = {name: _text(value) for name, value in call["function"].items()}
+    return {name: function if name == "function" else _text(value) for name, value in call.items()}
+
+
+def _text(value: Any) -> Any:
+    return orjson.dumps(value).decode() if isinstance(value, dict | list) else value
 
 
 def _warnings(found: Gathered, pairs: pl.DataFrame, seats: list[Seat]) -> list[str]:

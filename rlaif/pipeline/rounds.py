@@ -188,7 +188,7 @@ class Rounds:
         settled = self._round(ranked, 1, None)
         for rank in range(2, self._tries() + 1):
             settled = self._round(ranked, rank, settled)
-        return settled
+        return self._rescued(settled)  # not before: a near-tie that is kept would end its prompt's tries
 
     def _tries(self) -> int:
         return 1 if self.how == "rate-only" else self.config.pairs.tries
@@ -222,8 +222,8 @@ class Rounds:
         return self._settle(wanted, before)
 
     def _settle(self, wanted: Pieces, before: Pieces | None) -> Pieces:
-        """``wanted`` and those of ``before``, settled. How many near-ties are spared depends on all parts."""
-        settled, lost, judged, pairs = self._pieces(), [], 0, self.config.pairs
+        """``wanted`` and those of ``before``, settled."""
+        settled, pairs = self._pieces(), self.config.pairs
         for number in range(self.number):
             candidates = wanted.read(number)
             if before is not None:
@@ -237,12 +237,18 @@ class Rounds:
                 min_score=pairs.min_score,
             )
             settled.add(number, own)
-            if pairs.max_near_ties < 1:
-                lost.append(settle.lost(own))
-                judged += settle.judged(own)
-        if not lost:
+        return settled
+
+    def _rescued(self, settled: Pieces) -> Pieces:
+        """``settled`` with as many near-ties kept as there are too many; which of them depends on all parts."""
+        share, judged, lost = self.config.pairs.max_near_ties, 0, []
+        if share >= 1:
             return settled
-        spared, rescued = settle.surest(pl.concat(lost), judged, pairs.max_near_ties), self._pieces()
+        for number in range(self.number):
+            own = settled.read(number)
+            lost.append(settle.lost(own))
+            judged += settle.judged(own)
+        spared, rescued = settle.surest(pl.concat(lost), judged, share), self._pieces()
         for number in range(self.number):
             rescued.add(number, settle.rescue(settled.read(number), spared))
         return rescued

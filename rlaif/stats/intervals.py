@@ -35,11 +35,11 @@ def two_sided(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def students(level: float, freedom: int) -> float:
+def students(level: float, freedom: float) -> float:
     """Student's t quantile of a two-sided interval, by its expansion around the normal one (Cornish and Fisher 1938;
     within 1 % from three degrees of freedom on, too small below); infinite without any."""
     z = two_sided(level)
-    if not freedom:
+    if freedom <= 0:
         return math.inf
     return (
         z
@@ -95,14 +95,26 @@ def binomial_tail(successes: int, n: int, p: float) -> float:
     return min(1.0, math.exp(most) * math.fsum(math.exp(value - most) for value in logs))
 
 
-def hajek(values: ArrayLike, weights: ArrayLike, *, known: ArrayLike = (), level: float = 0.95) -> Estimate | None:
+def hajek(
+    values: ArrayLike,
+    weights: ArrayLike,
+    *,
+    known: ArrayLike = (),
+    mean: float | None = None,
+    level: float = 0.95,
+) -> Estimate | None:
     """The mean of 0/1 ``values`` over a population of which they were drawn with unequal known probabilities.
 
     ``weights``: how many of the population each stands for, 1 / its inclusion probability; their weighted mean is
-    Hajek's (1971). ``known``: values of those that were certain to be drawn, which stand for themselves. The interval
-    is Wilson's at the effective sample size with Student's quantile (Korn and Graubard 1998), from the variance of the
-    linearised mean with one label of either kind added; it is squeezed by the share of the population that it is about.
+    Hajek's (1971), unless a better estimate of it is given (``mean``). ``known``: values of those that were certain to
+    be drawn, which stand for themselves; the interval is squeezed by the share of the population that it is about.
     None without observations.
+
+    The interval is Wilson's at the effective sample size with Student's quantile (Korn and Graubard 1998), from the
+    variance of the linearised mean with one label of either kind added. Where a few labels stand for nearly all of the
+    population, that variance is known no better than from as few, and they may agree by chance: its degrees of freedom
+    are those of Kish's (1965) effective number, and the interval reaches as far on either side as that many labels
+    leave room for where all of them agree.
     """
     y, w, sure = (np.asarray(given, dtype=float) for given in (values, weights, known))
     if not len(y):
@@ -110,13 +122,15 @@ def hajek(values: ArrayLike, weights: ArrayLike, *, known: ArrayLike = (), level
             None if not len(sure) else Estimate(float(sure.mean()), float(sure.mean()), float(sure.mean()), len(sure))
         )
     total = float(w.sum())
-    mean = float(w @ y) / total
+    mean = min(1.0, max(0.0, float(w @ y) / total if mean is None else mean))
     kish = total**2 / float(w @ w)
     middle = (mean * kish + 1) / (kish + 2)  # keeps the variance above nothing where all labels agree
     variance = float(((w * (y - middle)) ** 2).sum()) / total**2
-    effective = min(float(len(y)), max(1.0, middle * (1 - middle) / variance)) if variance > 0 else kish
-    effective *= (two_sided(level) / students(level, len(y) - 1)) ** 2
-    low, high = _wilson(min(1.0, max(0.0, mean)), effective, level) if effective else (0.0, 1.0)
+    effective = min(float(len(y)), max(1.0, middle * (1 - middle) / variance))
+    effective *= (two_sided(level) / students(level, kish - 1)) ** 2
+    low, high = _wilson(mean, effective, level) if effective else (0.0, 1.0)
+    least = lowest_of_all(kish, level)
+    low, high = min(low, least * mean), max(high, 1 - least * (1 - mean))
     share = total / (total + len(sure))
     fixed = (1 - share) * float(sure.mean()) if len(sure) else 0.0
     return Estimate(fixed + share * mean, fixed + share * low, fixed + share * high, len(y) + len(sure))

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rlaif.pair import balance, calibrate, trust
+from rlaif.pair import balance, calibrate, route, trust
 
 N = 600
 
@@ -206,6 +206,51 @@ def test_half_a_queue_says_the_same_of_the_whole() -> None:
     right_ = ((pairs["preferred"] == "a").to_numpy() == truth).astype(float)
     assert whole.value == pytest.approx((right_[:100].mean() * 100 + right_[100:200].mean() * 500) / 600)
     assert part.high - part.low > whole.high - whole.low
+
+
+def five_samples(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.maximum(0.7, 1 - rng.binomial(10, 0.12, n) / 10)
+
+
+def at_the_threshold(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.maximum(0.65, rng.beta(6, 1.6, n))
+
+
+def coins_and_sure(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.where(rng.random(n) < 0.12, 0.5, rng.uniform(0.9, 1, n))
+
+
+def all_apart(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.uniform(0.65, 1, n)
+
+
+@pytest.mark.parametrize(
+    ("said", "n"),
+    [(five_samples, 400), (five_samples, 1000), (at_the_threshold, 400), (coins_and_sure, 1000), (all_apart, 400)],
+)
+def test_intervals_cover_the_truth_though_a_few_labels_stand_for_most(said: Any, n: int) -> None:
+    """Where many pairs are equally unsure, most of a queue are pairs of theirs, nearly certain to be drawn, and each of
+    the few others stands for a hundred. 95 % intervals of a calibrated judge, seeded."""
+    rng = np.random.default_rng(n)
+    covered = []
+    for _ in range(120):
+        p = said(rng, n)
+        wrong, ones, none = rng.random(n) < 1 - p, np.ones(n), np.zeros(n, bool)
+        by_risk, pi = route.inclusion(1 - p, ones, none, none, [None] * n, n // 10)
+        asked = route.pareto(pi, rng.random(n))
+        pairs = pl.DataFrame({
+            "pair_id": [f"{i:04}" for i in range(n)], "p_a": p, "p_said": p, "preferred": "a", "preferred_said": "a",
+            "route": np.where(asked, np.where(rng.random(n) * pi < by_risk, "targeted", "audit"), "judge"),
+            "inclusion_probability": pi,
+        })  # fmt: skip
+        labels = pairs.select("pair_id", label=pl.when(pl.Series(wrong)).then(pl.lit("b")).otherwise(pl.lit("a")))
+        found = trust.measure(pairs, labels.filter(pl.Series(asked)), reviews(), seed=0)
+        assert found.agreement is not None
+        assert found.error_left is not None
+        left = wrong[~asked].mean()
+        covered.append((found.agreement.low <= 1 - wrong.mean() <= found.agreement.high,
+                        found.error_left.low <= left <= found.error_left.high))  # fmt: skip
+    assert np.mean(covered, axis=0).min() >= 0.93
 
 
 def test_people_among_themselves() -> None:

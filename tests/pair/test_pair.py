@@ -93,6 +93,20 @@ def test_candidates_go_from_best_against_worst_to_smaller_margins() -> None:
     assert select.candidates(answers, rated, "rate-then-compare", min_margin=0.0, tries=1).height == 1
 
 
+def test_a_failed_rating_does_not_lose_its_prompt() -> None:
+    """Two answers of which one has no rating are compared all the same; so are three, where the rated are too near."""
+    found = [("1", "two"), ("2", "two"), ("3", "near"), ("4", "near"), ("5", "near"), ("6", "far"), ("7", "far"),
+             ("8", "far")]  # fmt: skip
+    answers, _ = select.usable(completions(*[(key, prompt, f"text {key}", None) for key, prompt in found]))
+    scores = {"1": 4.0, "3": 4.0, "4": 3.9, "6": 4.0, "7": 1.0}
+    rated = pl.DataFrame({"key": list(scores), "score": list(scores.values()), "spread": [0.1] * len(scores)})
+    ranked = select.candidates(answers, rated, "rate-then-compare", min_margin=1.0, tries=8)
+    assert ranked.select("prompt_id", "a", "b", "rank").rows() == [
+        ("far", "6", "7", 1), ("near", "3", "5", 1), ("near", "4", "5", 2), ("two", "1", "2", 1)]  # fmt: skip
+    by_ratings = select.candidates(answers, rated, "rate-only", min_margin=1.0, tries=8)
+    assert by_ratings["prompt_id"].to_list() == ["far"]  # nothing else would say which is better
+
+
 def test_of_eight_answers_the_rejected_one_is_not_the_worst_outlier() -> None:
     answers, _ = select.usable(completions(*[(str(i), "p", f"text {i}", None) for i in range(8)]))
     scores = [1.0, 2.9, 3.6, 3.8, 4.0, 4.2, 4.4, 4.6]  # mean 3.56, sd 1.07: the target is 1.42
@@ -171,6 +185,8 @@ def candidate(*pairs: tuple[str, str, str]) -> pl.DataFrame:
         (0.9, 0.8, "win", "a"),
         (0.1, 0.3, "win", "b"),
         (1.0, 0.5, "win", "a"),  # a verdict and a tie
+        (0.7, 0.6, "win", "a"),  # at the threshold, whichever answer is called a: the mean is an ulp below 0.65
+        (0.4, 0.3, "win", "b"),
         (0.99, 0.4, "win", "a"),  # sure enough in the mean
         (0.9, 0.1, "inconsistent", None),
         (0.6, 0.6, "tie", None),

@@ -153,6 +153,14 @@ def test_the_weighted_mean_is_hajeks_and_the_certain_rows_stand_for_themselves()
     every = stats.hajek([1] * 12, [5.0] * 12)
     assert every is not None
     assert every.low < 0.85
+    # Four labels stand for nearly all: that they agree says no more than four do, whatever the forty others are.
+    few = stats.hajek([0] * 4 + [1, 0] * 20, [90.0] * 4 + [0.05] * 40)
+    assert few is not None
+    assert few.low < few.value < 0.01
+    assert few.high > 0.4
+    better = stats.hajek([1] * 30 + [0] * 10, [3.0] * 40, mean=0.8)
+    assert better is not None
+    assert (better.value, better.low < 0.7, better.high > 0.87) == (0.8, True, True)
     assert stats.hajek([], []) is None
     assert stats.hajek([], [], known=[1, 0]) == stats.Estimate(0.5, 0.5, 0.5, 2)
 
