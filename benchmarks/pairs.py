@@ -67,9 +67,10 @@ def _asked(row: dict[str, Any]) -> str:
 
 def _responses(row: dict[str, Any]) -> tuple[str, str]:
     given = row["responses"]
-    if not isinstance(given, list) or len(given) != 2 or not all(isinstance(text, str) for text in given):
+    # Spreadsheets make values of texts: an answer "True" stands in PandaLM's file as true.
+    if not isinstance(given, list) or len(given) != 2 or not all(isinstance(text, str | int | float) for text in given):
         raise ValueError("responses must be two texts")
-    return shown(given[0]), shown(given[1])
+    return shown(str(given[0])), shown(str(given[1]))
 
 
 def shown(text: str) -> str:

@@ -95,6 +95,12 @@ def test_a_line_that_is_no_pair_is_named(change: dict[str, Any], said: str, tmp_
     assert said in caught.value.what
 
 
+def test_an_answer_that_became_a_value_is_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "Is it so?", "responses": [True, "No."], "label": 1, "verdicts": {}}))
+    assert [pair.responses for pair in pairs_of(path)] == [("True", "No.")]
+
+
 def test_a_judge_asked_in_one_order_is_taken_to_say_the_same_in_the_other_and_silence_is_kept(tmp_path: Path) -> None:
     lines = [{"prompt": str(i), "responses": ["2", "3"], "label": 1, "verdicts": {"once": {"ab": "1"}, "twice": twice}}
              for i, twice in enumerate([{"ab": 1, "ba": 2}, {"ab": 1, "ba": None}])]  # fmt: skip

@@ -487,7 +487,7 @@ def test_dry_run_asks_and_writes_nothing(serve: Serve, tmp_path: Path, rlaif: Cl
 
 
 def test_two_writers_at_once(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
-    server = serve(delay_s=0.5)
+    server = serve(delay_s=2.0)
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(20)])
     run = tmp_path / "run"
     arguments = ("generate", run, "--prompts", source, "--model", "m", "--base-url", server.url, "--concurrency", "1")
