@@ -9,7 +9,7 @@ model answers each 8 times, once for all seeds; the product's own check judge la
 topics and which packaged kinds and prompts are held out, which answers are paired, and how training shuffles. An
 answer that meets its checks against one of the same prompt that does not is a pair, as many of one kind as of
 another, and of equal lengths as far as there are. Settings were chosen on seed 0, which is in no other table; those
-chosen last are counted on seeds 4 to 9 besides, by which nothing was chosen. For each share of noise that share of
+chosen last are counted on seeds 4 to 6 besides, by which nothing was chosen. For each share of noise that share of
 the pairs is turned round. "reviewed" gives a tenth of the pairs to a person who is always right, drawn at random (a
 check has no doubt by which to route), and hands the share of wrong labels found to the robust loss (Chowdhury et al.
 2024, arXiv:2403.00409).
@@ -17,9 +17,8 @@ check has no doubt by which to route), and hands the share of wrong labels found
 Each trained adapter then answers its seed's held-out prompts 8 times, several adapters in one vLLM. Held out are a
 fifth of the topics (with the kinds that were trained, and with four that were not), and of the packaged constraints
 two fifths of their kinds and a fifth of the others' prompts; and those of IFBench's prompts that the checks express
-(instructions.py says what to install for them), whose kinds are none of these: all of them, or where a cell is trained
-on IFBench too, two fifths of its kinds and a fifth of the others' prompts. Intervals are 95 %, bootstrap over seeds
-and, in them, topics or prompts. Nothing is timed.
+(instructions.py says what to install for them), whose kinds are none of these. Intervals are 95 %, bootstrap over
+seeds and, in them, topics or prompts. Nothing is timed.
 
 FOLDER keeps answers, checkpoints and adapters: a second start goes on from there. Results, counts only, go into
 benchmarks/align/.
@@ -101,8 +100,7 @@ UNSEEN = ("at least three sentences", "two sentences", "no exclamation", "title"
 SAMPLES, TOKENS = 8, 64
 HELD_TOPICS = 8
 IFBENCH_SAMPLES, IFBENCH_TOKENS, LONGEST = 2, 160, 2_500
-"""Longer answers, fewer where IFBench is only asked, and no prompt of more characters than that, which the model's
-window would not hold."""
+"""Fewer and longer answers, and no prompt of more characters than that, which the model's window would not hold."""
 MOST, MOST_PACKAGED = 28, 8
 """Pairs of one kind of constraint, and of a packaged one, since those are many and have few prompts."""
 NOISE = (0.1, 0.2, 0.3)
@@ -111,9 +109,9 @@ DRAWS = 4_000
 MIXED: dict[str, Any] = {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}}
 SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED}
 """Those of the best of the first five TRIALS on topics from seed 0's training side."""
-SEEDS, FRESH, WIDER = (1, 2, 3), (4, 5, 6), (7, 8, 9)
-"""Those that the first setting was counted on; those that nobody had looked at when LONGER and FEWER were tried for
-what SEEDS had shown, asked about their held-out topics only; and others for LONGER with IFBench in the training too."""
+SEEDS, FRESH = (1, 2, 3), (4, 5, 6)
+"""Those that the first setting was counted on, and those that nobody had looked at when LONGER and FEWER were tried for
+what SEEDS had shown: asked about their held-out topics only."""
 LONGER: dict[str, Any] = {"learning_rate": 2e-4, "epochs": 2.0}
 """Tried last, after SEEDS had shown that models swing between short and long; then on them and on FRESH too."""
 TRIALS: dict[str, dict[str, Any]] = {
@@ -138,8 +136,6 @@ FIXED: dict[str, Any] = {
     "model": "demo", "batch_size": 8, "per_device_batch_size": 8, "max_length": 256, "save_steps": 10, "merge": False,
     "dtype": "bfloat16", "extra": {"precompute_ref_log_probs": True},
 }  # fmt: skip
-WIDEST = 448
-"""Tokens of a pair that hold IFBench's prompts with their longer answers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +146,6 @@ class Cell:
     trial: str | None = None
     longer: bool = False
     fewer: bool = False
-    wider: bool = False
 
     @property
     def n(self) -> int:
@@ -161,7 +156,7 @@ class Cell:
         if self.trial is not None:
             return "tune-" + "".join(letter if letter.isalnum() else "-" for letter in self.trial)
         if self.longer:
-            return f"seed-{self.seed}-longer{f'-n-{FEWER}' if self.fewer else '-ifbench' if self.wider else ''}"
+            return f"seed-{self.seed}-longer{f'-n-{FEWER}' if self.fewer else ''}"
         return f"seed-{self.seed}-noise-{self.noise:g}{'-reviewed' if self.reviewed else ''}"
 
     @property
@@ -213,44 +208,25 @@ class Split:
     packaged_kinds: frozenset[str]
 
 
-def apart(chance: random.Random, kinds: dict[str, list[str]]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Of prompts with ``kinds``: those to train on, those held out by prompt (a fifth of these), and by kind: all that
-    have one of two fifths of the kinds."""
-    every = sorted({kind for found in kinds.values() for kind in found})
-    unseen = set(chance.sample(every, len(every) * 2 // 5))
-    within = {prompt_id for prompt_id, found in kinds.items() if not unseen & set(found)}
-    beside = frozenset(chance.sample(sorted(within), len(within) // 5))
-    return frozenset(within - beside), beside, frozenset(set(kinds) - within)
-
-
 def split(cell: Cell) -> Split:
     chance = random.Random(f"{cell.seed}/split")
     topics = chance.sample(TOPICS, len(TOPICS))
     held, seen = topics[:HELD_TOPICS], topics[HELD_TOPICS:]
     if cell.trial is not None:  # what is tried never sees the held-out topics
         held, seen = seen[:HELD_TOPICS], seen[HELD_TOPICS:]
-    within, beside, unseen = apart(chance, {row["id"]: row["tags"][:1] for row in packaged("constraints")})
+    rows = packaged("constraints")
+    kinds = sorted({row["tags"][0] for row in rows})
+    apart = set(chance.sample(kinds, len(kinds) * 2 // 5))
+    within = {row["id"] for row in rows if row["tags"][0] not in apart}
+    beside = set(chance.sample(sorted(within), len(within) // 5))
     trained = [kind for kind in KINDS if kind not in UNSEEN]
     return Split(
-        train=frozenset(f"{topic}/{kind}" for topic in seen for kind in trained) | within,
+        train=frozenset(f"{topic}/{kind}" for topic in seen for kind in trained) | (within - beside),
         topics=frozenset(f"{topic}/{kind}" for topic in held for kind in trained),
         kinds=frozenset(f"{topic}/{kind}" for topic in held for kind in UNSEEN),
-        packaged_prompts=beside,
-        packaged_kinds=unseen,
+        packaged_prompts=frozenset(beside),
+        packaged_kinds=frozenset({row["id"] for row in rows} - within),
     )
-
-
-def ifbench_asked() -> list[dict[str, Any]]:
-    rows, _ = instructions.prompts(instructions.data())
-    return [row for row in rows if len(row["prompt"]) <= LONGEST]
-
-
-def ifbench_split(cell: Cell) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """As :func:`apart`, of IFBench's prompts; only a cell that is ``wider`` trains on any."""
-    kinds = {row["id"]: row["tags"] for row in ifbench_asked()}
-    if cell.wider:
-        return apart(random.Random(f"{cell.seed}/ifbench"), kinds)
-    return frozenset(), frozenset(), frozenset(kinds)
 
 
 # -- Answers and what the checks say of them
@@ -311,11 +287,7 @@ def base(folder: Path) -> dict[str, Read]:
         if not done.exists():
             told = {"answers": counts(rows), "words": words(rows)}
             write(done, {**told, "refused": refused(folder / "base-benign", "demo", found)})
-        asked = judged(answered(folder / "base-ifbench", ifbench_asked(), "demo", found, SAMPLES, IFBENCH_TOKENS))
-        told = json.loads(done.read_text())
-        if "ifbench" not in told:
-            write(done, {**told, "ifbench": counts(asked)})
-    return rows | asked
+    return rows
 
 
 def counts(rows: dict[str, Read]) -> dict[str, list[int]]:
@@ -350,7 +322,7 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
     """Passing against failing answers of the same prompt, as many of one kind as of another, with the cell's noise."""
     chance = random.Random(f"{cell.seed}/pairs")
     by_kind: dict[str, list[list[tuple[str, str, str]]]] = defaultdict(list)
-    for prompt_id in sorted(split(cell).train | ifbench_split(cell)[0]):
+    for prompt_id in sorted(split(cell).train):
         row = rows[prompt_id]
         texts = list(zip(row.texts, row.met, strict=True))[: cell.n]
         good = sorted({text for text, met in texts if met})
@@ -358,8 +330,7 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
         chance.shuffle(good)
         chance.shuffle(poor)
         if good and poor:
-            of = "" if "/" in prompt_id else " (IFBench)" if prompt_id.startswith("ifbench-") else " (packaged)"
-            by_kind[row.prompt["tags"][0] + of].append(
+            by_kind[row.prompt["tags"][0] + ("" if "/" in prompt_id else " (packaged)")].append(
                 [(prompt_id, chosen, rejected) for chosen, rejected in matched(good, poor, row.prompt["checks"])]
             )
     made = []
@@ -367,7 +338,7 @@ def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
         chance.shuffle(by_kind[kind])
         # The first pair of every prompt, then the second of each: a kind seldom met takes several of a prompt.
         turns = [found[place] for place in range(3) for found in by_kind[kind] if place < len(found)]
-        for prompt_id, chosen, rejected in turns[: MOST_PACKAGED if kind.endswith(")") else MOST]:
+        for prompt_id, chosen, rejected in turns[: MOST_PACKAGED if kind.endswith("(packaged)") else MOST]:
             place = f"{prompt_id}/{len(made)}"
             turned = random.Random(f"{cell.seed}/noise/{place}").random() < cell.noise
             seen = cell.reviewed and random.Random(f"{cell.seed}/review/{place}").random() < REVIEWED
@@ -420,8 +391,6 @@ def train(folder: Path, cell: Cell, rows: dict[str, Read]) -> tuple[str, dict[st
     dataset(run, made)
     wanted = {**SETTINGS, **(LONGER if cell.longer else TRIALS[cell.trial] if cell.trial is not None else {})}
     wanted = {**FIXED, **wanted, "extra": {**FIXED["extra"], **wanted["extra"]}}
-    if cell.wider:
-        wanted["max_length"] = WIDEST
     reviewed = [row for row in made if row["reviewed"]]
     wrong = sum(row["was_turned"] for row in reviewed) / max(len(reviewed), 1)
     if cell.reviewed and wrong:
@@ -458,21 +427,21 @@ def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
 
 
 def ifbench(folder: Path) -> None:
-    """IFBench's prompts, as far as the checks express them and the cell did not train on them, answered by each model
-    of a cell without noise. Last, since their answers are the longest."""
+    """IFBench's prompts, as far as the checks express them and none of which is trained on, answered by the reference
+    and by each seed's model without noise. Last, since their answers are the longest."""
+    rows, _ = instructions.prompts(instructions.data())
+    asked = [row for row in rows if len(row["prompt"]) <= LONGEST]
+    cells = [(RESULTS / "base.json", folder / "base", "demo")]
     plain = [Cell(seed, longer=longer) for longer in (False, True) for seed in SEEDS]
-    plain += [Cell(seed, longer=True, wider=True) for seed in WIDER]
-    owed = [cell for cell in plain if "ifbench" not in json.loads(cell.result.read_text())]
+    cells += [(cell.result, folder / cell.name, cell.name) for cell in plain]
+    owed = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
     with engines(folder) as found:
-        for cell in owed:
-            found.know(Local(cell.name, str(folder / cell.name / "model" / "adapter"), base="demo"))
-        for cell in owed:
-            _, beside, unseen = ifbench_split(cell)
-            asked = (row for row in ifbench_asked() if row["id"] in beside | unseen)
-            n = SAMPLES if cell.wider else IFBENCH_SAMPLES
-            run = answered(folder / f"{cell.name}-ifbench", asked, cell.name, found, n, IFBENCH_TOKENS)
-            told = {"ifbench": counts(judged(run)), "ifbench_unseen": sorted(unseen)}
-            write(cell.result, {**json.loads(cell.result.read_text()), **told})
+        for _, path, name in owed:
+            if name != "demo":
+                found.know(Local(name, str(path / "model" / "adapter"), base="demo"))
+        for result, path, name in owed:
+            run = answered(path.with_name(f"{path.name}-ifbench"), asked, name, found, IFBENCH_SAMPLES, IFBENCH_TOKENS)
+            write(result, {**json.loads(result.read_text()), "ifbench": counts(judged(run))})
 
 
 def owes(cell: Cell) -> bool:
@@ -498,7 +467,6 @@ def waves() -> list[list[Cell]]:
         [Cell(seed, longer=True) for seed in SEEDS],
         [Cell(seed, longer=True, fewer=True) for seed in FRESH],
         [Cell(seed, longer=True) for seed in FRESH],
-        [Cell(seed, longer=True, wider=True) for seed in WIDER],
     ]
 
 
@@ -575,9 +543,8 @@ def tables() -> None:
     }
     plain = [cell for cell in found if not cell.noise and not cell.longer and cell.trial is None]
     longer = [cell for cell in found if cell.longer and cell.seed in SEEDS]
-    fresh = [cell for cell in found if cell.longer and cell.seed in FRESH and not cell.fewer]
+    fresh = [cell for cell in found if cell.seed in FRESH and not cell.fewer]
     fewer = [cell for cell in found if cell.fewer]
-    wider = [cell for cell in found if cell.wider]
 
     def over(cells: Iterable[Cell], part: str, wanted: str) -> list[Share]:
         return [row for cell in cells for row in shares(found[cell], reference, part, getattr(split(cell), wanted))]
@@ -590,20 +557,14 @@ def tables() -> None:
         ("second setting", longer, True),
         ("second setting, fresh seeds", fresh, False),
         ("third setting, fresh seeds", fewer, False),
-        ("second setting, IFBench trained too", wider, True),
     ):
         print(f"\n| {named}, held out by | answers that meet every check | {head}")
         for title, wanted in parts if whole else parts[:2]:
             print(f"| {title} {cells_of(over(cells, 'answers', wanted))}")
-        for title, trained in (("IFBench, prompt", True), ("IFBench, kind", False)) if whole else ():
-            rows = [
-                row
-                for cell in cells
-                for row in shares(found[cell], reference, "ifbench", found[cell].get("ifbench", ()))
-                if trained != (row.cluster in unseen_of(found[cell]))
-            ]
-            if rows or cells is wider:
-                print(f"| {title} {cells_of(rows)}")
+        if whole:
+            asked = reference.get("ifbench", ())
+            rows = [row for cell in cells for row in shares(found[cell], reference, "ifbench", asked)]
+            print(f"| IFBench {cells_of(rows)}")
         print(f"\n| {named}, by kind | answers that meet it | {head}")
         for kind in KINDS:
             ids = [f"{topic}/{kind}" for topic in TOPICS]
@@ -649,11 +610,6 @@ def tables() -> None:
             print(f"| {kind} | {' | '.join(gains)} |")
 
 
-def unseen_of(told: dict[str, Any]) -> set[str]:
-    """The prompts of IFBench no kind of which a cell has trained: all of them, unless it says which."""
-    return set(told.get("ifbench_unseen", told.get("ifbench", ())))
-
-
 def _by_review(found: dict[Cell, dict[str, Any]], plain: Cell) -> list[Share]:
     """What the reviewed neighbour of ``plain`` does beside it, which stands in the reference's place."""
     reviewed = dataclasses.replace(plain, reviewed=True)
@@ -671,7 +627,8 @@ def main() -> None:
     if not options.table:
         if options.folder is None:
             parser.error("give a FOLDER for answers, checkpoints and adapters, or --table")
-        instructions.data()  # which is needed later
+        if not options.tune:
+            instructions.data()  # which is needed hours later
         rows = base(options.folder)
         for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves():
             wave(options.folder, cells, rows)
