@@ -3,9 +3,9 @@
     requests  ->  parts (50,000 lines, 200 MB)  ->  uploaded, created, polled  ->  output and error file, by custom_id
 
 journal/batches.jsonl holds what was done about each part, so that a part is submitted once and collected by whichever
-command asks for the same next, on another day too. The intent is written before anything is sent, and travels as metadata; the
-batch's id is written as soon as there is one. A crash in between leaves an intent without an id: the next start looks
-for a batch that carries it, and only where there is none is the part owed again.
+command asks for the same next, on another day too. The intent is written before anything is sent, and travels as
+metadata; the batch's id is written as soon as there is one. A crash in between leaves an intent without an id: the next
+start looks for a batch that carries it, and only where there is none is the part owed again.
 
 A request's custom_id is its first key. Lines that failed in passing or expired are owed, and sent in a further part.
 """
