@@ -71,9 +71,10 @@ def take(run: Run, config: Config, say: Callable[[str], None]) -> Taken:
                 if foreign and foreign.with_text(read.asked(prompt.messages)):
                     taken.left_out["overlaps an evaluation file"] += 1
                     continue
+                known = prompt.key in journal  # and may have been imported, which holds nothing out
                 taken.prompts += 1
-                taken.heldout += prompt.split == "heldout"
-                if prompt.key not in journal:
+                taken.heldout += (prompt.key in owners.heldout) if known else (prompt.split == "heldout")
+                if not known:
                     taken.new += 1
                     journal.append([prompt])
     return taken
@@ -103,11 +104,16 @@ def to_prompt(row: PromptRow, where: str, config: Config, *, may_hold_out: bool 
 
 class Owners:
     """Which prompt each id names: in the run, and in the rows noted. Ids that rows are given by their content never
-    meet."""
+    meet. ``heldout``: the keys of the run's prompts that are held out."""
 
     def __init__(self, run: Run, config: Config) -> None:
         self._config = config
-        self.ids = {record["key"]: record["prompt_id"] for _, record in read_journal(run.journal_path("prompts"))}
+        self.ids: dict[str, str] = {}
+        self.heldout: set[str] = set()
+        for _, record in read_journal(run.journal_path("prompts")):
+            self.ids[record["key"]] = record["prompt_id"]
+            if record["split"] == "heldout":
+                self.heldout.add(record["key"])
         self._keys = {prompt_id: key for key, prompt_id in self.ids.items()}
 
     def note(self, where: str, row: PromptRow) -> None:
