@@ -36,6 +36,8 @@ class BatchServer(ScriptedServer):
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.courses: dict[str, list[str]] = {}
+        self.missing: dict[str, Fault] = {}
+        """What is said of batches that are not shown."""
         self.asked: Counter[str] = Counter()
         self.lines: list[dict[str, Any]] = []
         """Every line of every batch that was made."""
@@ -101,6 +103,8 @@ class BatchServer(ScriptedServer):
     async def _look(self, request: web.Request) -> web.StreamResponse:
         if refused := await self._first("look", request):
             return refused
+        if request.match_info["id"] in self.missing:
+            return await _faulty(request, self.missing[request.match_info["id"]])
         batch = self.batches[request.match_info["id"]]
         course = self.courses[batch["id"]]
         status = course.pop(0) if len(course) > 1 else course[0]

@@ -24,6 +24,7 @@ from rlaif import pipeline
 from rlaif.cli import evaluate, train
 from rlaif.cli.shared import as_judged, open_with
 from rlaif.config import Config
+from rlaif.generate.prompts import take
 from rlaif.llm.budget import Meter
 from rlaif.llm.engines import Engines
 from rlaif.pipeline import commands
@@ -83,6 +84,32 @@ def labels(run: Run) -> dict[tuple[str, str, str], Any]:
 
 
 # Counts
+
+
+def test_prompts_that_are_held_out_get_no_pairs_though_answers_were_imported_for_them(
+    tmp_path: Path, serve: Serve
+) -> None:
+    """What measures a model would otherwise train it."""
+    run, server = Run(tmp_path / "run"), serve(judge_by(goodness), owned_by="vllm")
+    rows = [{"prompt": f"prompt number {i * 7919}"} for i in range(40)]
+    chosen = {"judge.judges": ["helpful"], "judge.model": "m", "judge.base_url": [server.url],
+              "prompts.source": [str(write_jsonl(tmp_path / "p.jsonl", rows))], "prompts.heldout_share": 0.4,
+              "prompts.near_duplicates": 0, "pairs.human_share": 0}  # fmt: skip
+    config = load(run.path, chosen)
+    with run.writing():
+        take(run, config, Quiet().say)
+    answers = [{**row, "responses": ["one [0.1]", "two [0.9]", ""]} for row in rows]
+    run, judged = judge(tmp_path, answers, server.url, **chosen)
+    heldout = {
+        record["prompt_id"] for record in read_jsonl(run.journal_path("prompts")) if record["split"] == "heldout"
+    }
+    assert 5 < len(heldout) < 35
+    asked = {record["prompt_id"] for record in read_jsonl(run.journal_path("verdicts"))}
+    assert asked.isdisjoint(heldout)
+    assert judged.built.left_out == {"empty": 40 - len(heldout)}
+    pairs = run.pairs()
+    assert heldout.isdisjoint(pairs["prompt_id"])
+    assert pairs.height == 40 - len(heldout)
 
 
 def test_two_thousand_imported_prompts_add_up(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:

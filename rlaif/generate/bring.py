@@ -28,18 +28,20 @@ class Brought:
 
 
 def bring(run: Run, config: Config, source: str, say: Callable[[str], None]) -> Brought:
-    """Journal the prompts and completions of ``source``. Those already there are not repeated.
+    """Journal the prompts and completions of ``source``. Those already there are not repeated. Answers to prompts that
+    the run holds out are kept, and never judged.
 
     Raises :class:`InputError` naming file and line before anything is written.
     """
     owners = Owners(run, config)
     read.check(source, ImportRow, config.prompts.on_bad_row, say, owners.note)
-    brought, seen, prompts = Brought(), Counter[str](), set[str]()
+    brought, seen, prompts, heldout = Brought(), Counter[str](), set[str](), 0
     with run.journal("prompts") as prompt_journal, run.journal("completions") as journal:
         for where, row in read.rows(source, ImportRow):
             prompt = to_prompt(row, where, config, may_hold_out=False)
             prompt_id = owners.ids.setdefault(prompt.key, prompt.prompt_id)
             prompts.add(prompt_id)
+            heldout += prompt.key in owners.heldout
             if prompt.key not in prompt_journal:
                 prompt_journal.append([prompt])
             fresh = []
@@ -59,4 +61,6 @@ def bring(run: Run, config: Config, source: str, say: Callable[[str], None]) -> 
             journal.append(fresh)
             brought.new += len(fresh)
     brought.prompts = len(prompts)
+    if heldout:
+        say(f"{heldout:,} rows are of prompts that this run holds out for evaluation: their answers are not judged")
     return brought

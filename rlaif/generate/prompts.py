@@ -10,19 +10,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from rlaif.config import Config, PromptsConfig
 from rlaif.errors import InputError, UsageError
 from rlaif.generate import read
+from rlaif.generate.similar import Similar
 from rlaif.records import Message, Prompt, PromptRow, key_of, unit_interval
 from rlaif.run.directory import Run
 from rlaif.run.journal import read as read_journal
 
 NGRAM = 13
-PERMUTATIONS = 256
-BANDS = 32
-SHINGLE = 5
+SAY_EVERY = 100_000
 
 
 @dataclass
@@ -51,19 +49,25 @@ def take(run: Run, config: Config, say: Callable[[str], None]) -> Taken:
         read.check(source, PromptRow, settings.on_bad_row, say, owners.note)
     for source in settings.decontaminate:
         read.check(source, PromptRow, settings.on_bad_row, say)
+    heldout = owners.heldout
+    del owners  # what follows needs its memory
     sieve, taken = Sieve(settings), Taken()
     with run.journal("prompts") as journal:
         for source in settings.source:
             for where, row in read.rows(source, PromptRow):
                 if settings.limit is not None and taken.prompts >= settings.limit:
                     return taken
+                looked_at = taken.prompts + taken.left_out.total()
+                if looked_at and looked_at % SAY_EVERY == 0:
+                    say(f"{taken.prompts:,} prompts taken in, {taken.left_out.total():,} left out so far")
                 prompt = to_prompt(row, where, config)
                 if reason := sieve.reason(prompt):
                     taken.left_out[reason] += 1
                     continue
+                known = prompt.key in journal  # and may have been imported, which holds nothing out
                 taken.prompts += 1
-                taken.heldout += prompt.split == "heldout"
-                if prompt.key not in journal:
+                taken.heldout += (prompt.key in heldout) if known else (prompt.split == "heldout")
+                if not known:
                     taken.new += 1
                     journal.append([prompt])
     return taken
@@ -95,15 +99,16 @@ class Sieve:
     """Why a prompt is left out, going by those before it and by the evaluation files."""
 
     def __init__(self, settings: PromptsConfig) -> None:
-        self._contents = set[str]()
+        self._contents = set[bytes]()
         self._similar = Similar(settings.near_duplicates) if settings.near_duplicates > 0 else None
         self._foreign = Overlap(read.texts(settings.decontaminate)) if settings.decontaminate else None
 
     def reason(self, prompt: Prompt) -> str | None:
         """None for a prompt that is taken."""
-        if prompt.key in self._contents:
+        content = bytes.fromhex(prompt.key)  # half the memory of its text
+        if content in self._contents:
             return "exact duplicates"
-        self._contents.add(prompt.key)
+        self._contents.add(content)
         if self._similar and self._similar.seen(prompt):
             return "near duplicates"
         if self._foreign and self._foreign.with_text(read.asked(prompt.messages)):
@@ -113,12 +118,16 @@ class Sieve:
 
 class Owners:
     """Which prompt each id names: in the run, and in the rows noted. Ids that rows are given by their content never
-    meet."""
+    meet. ``heldout``: the keys of the run's prompts that are held out."""
 
     def __init__(self, run: Run | None, config: Config) -> None:
         self._config = config
-        there = read_journal(run.journal_path("prompts")) if run else ()
-        self.ids = {record["key"]: record["prompt_id"] for _, record in there}
+        self.ids: dict[str, str] = {}
+        self.heldout: set[str] = set()
+        for _, record in read_journal(run.journal_path("prompts")) if run else ():
+            self.ids[record["key"]] = record["prompt_id"]
+            if record["split"] == "heldout":
+                self.heldout.add(record["key"])
         self._keys = {prompt_id: key for key, prompt_id in self.ids.items()}
 
     def note(self, where: str, row: PromptRow) -> None:
@@ -136,42 +145,6 @@ class Owners:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
-
-
-class Similar:
-    """Near duplicates by MinHash (Broder 1997) over runs of five words, Jaccard similarity at or over a threshold.
-
-    At 0.9 about one word in a hundred differs. Case, spaces and punctuation count for nothing, but signs that carry
-    meaning (C and C++, x + 5 and x - 5) do. Prompts under different system prompts or tools are never alike.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        import rensa
-
-        self._threshold = threshold
-        self._rensa = rensa
-        self._index = rensa.RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=BANDS)
-        self._seen: list[tuple[str, Any]] = []
-
-    def seen(self, prompt: Prompt) -> bool:
-        """Whether something like ``prompt`` came before; if not, remember it."""
-        system = [message.content for message in prompt.messages if message.role == "system"]
-        around = key_of(system=system, tools=prompt.tools)
-        said = "\n".join(message.content or "" for message in prompt.messages if message.role != "system")
-        minhash = self._rensa.RMinHash(num_perm=PERMUTATIONS, seed=1)
-        minhash.update(sorted(self._shingles(said)))
-        for other, known in map(self._seen.__getitem__, self._index.query(minhash)):
-            if other == around and minhash.jaccard(known) >= self._threshold:
-                return True
-        self._index.insert(len(self._seen), minhash)
-        self._seen.append((around, minhash))
-        return False
-
-    @staticmethod
-    def _shingles(text: str) -> set[str]:
-        words = re.findall(r"\w+|[^\w\s.,;:!?'\"‘’“”…–—]", text.casefold()) or [text]
-        words = [""] * (SHINGLE - 1) + words + [""] * (SHINGLE - 1)  # so that the first word weighs as much as others
-        return {" ".join(words[i : i + SHINGLE]) for i in range(len(words) - SHINGLE + 1)}
 
 
 class Overlap:

@@ -3,9 +3,9 @@
     requests  ->  parts (50,000 lines, 200 MB)  ->  uploaded, created, polled  ->  output and error file, by custom_id
 
 journal/batches.jsonl holds what was done about each part, so that a part is submitted once and collected by whichever
-command comes next, on another day too. The intent is written before anything is sent, and travels as metadata; the
-batch's id is written as soon as there is one. A crash in between leaves an intent without an id: the next start looks
-for a batch that carries it, and only where there is none is the part owed again.
+command asks for the same next, on another day too. The intent is written before anything is sent, and travels as
+metadata; the batch's id is written as soon as there is one. A crash in between leaves an intent without an id: the next
+start looks for a batch that carries it, and only where there is none is the part owed again.
 
 A request's custom_id is its first key. Lines that failed in passing or expired are owed, and sent in a further part.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ ROUNDS = 3
 FIRST_POLL_S, MOST_POLL_S = 5.0, 300.0
 LOOK_EVERY_S = 1.0
 ENDPOINT = "/v1/chat/completions"
+NOT_FOUND = "not found"
 ENDED = ("completed", "failed", "expired", "cancelled")
 UNDERWAY = ("validating", "in_progress", "finalizing", "cancelling")
 
@@ -64,7 +66,9 @@ class _Batches:
         self.stop = asyncio.Event()
         self.max_lines = MAX_LINES
         self.first_pass = True
-        self.open = {part.key: part for part in parts(log.path) if part.event != "ended" and self._is_ours(part)}
+        self.open: dict[str, Part] = {}
+        self.dollars: defaultdict[str, float] = defaultdict(float)
+        """What each part may cost at most, where there is a budget."""
 
     def _is_ours(self, part: Part) -> bool:
         return (part.journal, part.model, part.url) == (self.journal.path.stem, self.client.model, self.endpoint.url)
@@ -93,13 +97,29 @@ class _Batches:
     # Out
 
     async def _adopt(self) -> None:
-        """Find the batches of intents that have no id. An intent that never became a batch is owed again."""
+        """Take over the parts under way that hold something of what is owed now, with the batches of those that have no
+        id; an intent that never became a batch is owed again. Other parts are another judge's or another round's: only
+        whoever asked can read their answers, and they stay with the provider until then."""
+        known = [part for part in parts(self.log.path) if part.event != "ended" and self._is_ours(part)]
+        holders = {bytes.fromhex(key): part for part in known for key in part.keys}
+        for request in await self.prepare(self.client, self.engine) if known else ():
+            part = holders.get(bytes.fromhex(request.keys[0]))
+            if part and not all(self._is_done(key) for key in request.keys):
+                self.open[part.key] = part
+                self.dollars[part.key] += self._at_most(self._line(request), request)
+        for part in known:
+            if all(self._is_done(key) for key in part.keys):  # in another way, or just before a crash
+                self._note(part, "ended", status="answered")
         orphans = {part.key: part for part in self.open.values() if not part.batch}
         if orphans:
-            async for batch in self._listed():
-                found = orphans.pop(intent(batch), None)
-                if found:
-                    self._note(found, "submitted", batch=str(batch["id"]))
+            try:
+                async for batch in self._listed():
+                    found = orphans.pop(intent(batch), None)
+                    if found:
+                        self._note(found, "submitted", batch=str(batch["id"]))
+            except RequestFailed as error:
+                raise EndpointError(f"does not list its batches: {error}", where=self.endpoint.url,
+                                    mend="Nothing was lost. Give the command again.") from None  # fmt: skip
         for part in orphans.values():
             self._note(part, "ended", status="never sent")
 
@@ -109,29 +129,31 @@ class _Batches:
         lines: list[bytes] = []
         keys: list[str] = []
         size, dollars = 0, 0.0
+        before = self.meter.usd + sum(self.dollars[key] for key in self.open)
         for request in await self.prepare(self.client, self.engine):
             done = [self._is_done(key) for key in request.keys]
             if self.first_pass:
                 self.meter.skipped += sum(done) if all(done) else 0
             if all(done) or bytes.fromhex(request.keys[0]) in flying:
                 continue
-            body = {**request.body, "model": self.client.model}
-            line = orjson.dumps({"custom_id": request.keys[0], "method": "POST", "url": ENDPOINT, "body": body}) + b"\n"
-            dollars += self._at_most(line, request)
-            if self.meter.budget_usd is not None and self.meter.usd + dollars > self.meter.budget_usd:
+            line = self._line(request)
+            cost = self._at_most(line, request)
+            if self.meter.budget_usd is not None and before + dollars + cost > self.meter.budget_usd:
                 self.meter.halted = f"the budget of ${self.meter.budget_usd:g} could not bear the next requests"
                 break
             if self._stopped():
                 break
             if len(lines) >= self.max_lines or size + len(line) > MAX_BYTES:
-                await self._send(lines, keys)
+                await self._send(lines, keys, dollars)
+                before, dollars = before + dollars, 0.0
                 lines, keys, size = [], [], 0
             flying.add(bytes.fromhex(request.keys[0]))
             lines.append(line)
             keys.append(request.keys[0])
             size += len(line)
+            dollars += cost
         if lines and (not self._stopped() or self.meter.halted):
-            await self._send(lines, keys)
+            await self._send(lines, keys, dollars)
         self.first_pass = False
         if self.open and self.meter.halted:  # what it costs is known when it is back: then perhaps more can be sent
             self.meter.halted = None
@@ -140,20 +162,25 @@ class _Batches:
         """Answered, or failed for good in this command."""
         return key in self.journal or bytes.fromhex(key) in self.journal.failed
 
+    def _line(self, request: Request) -> bytes:
+        body = {**request.body, "model": self.client.model}
+        return orjson.dumps({"custom_id": request.keys[0], "method": "POST", "url": ENDPOINT, "body": body}) + b"\n"
+
     def _at_most(self, line: bytes, request: Request) -> float:
         if self.meter.budget_usd is None:
             return 0.0
         tokens = request.body.get("max_tokens", 0) * request.body.get("n", 1)
         return (price(self.client.model, self.endpoint.url, len(line) // 4, 0, tokens) or 0.0) * DISCOUNT
 
-    async def _send(self, lines: list[bytes], keys: list[str]) -> None:
-        """Submit one part: intent, file, batch, id."""
+    async def _send(self, lines: list[bytes], keys: list[str], dollars: float) -> None:
+        """Submit one part, of at most so many ``dollars``: intent, file, batch, id."""
         part = Part(key=key_of(part=secrets.token_hex(16)), event="intended", journal=self.journal.path.stem,
                     model=self.client.model, url=self.endpoint.url, keys=keys, lines=len(keys))  # fmt: skip
         data = b"".join(lines)
         self.log.append([part])
         self.log.sync()
         self.open[part.key] = part
+        self.dollars[part.key] = dollars
 
         async def upload() -> Any:
             form = aiohttp.FormData()
@@ -191,7 +218,8 @@ class _Batches:
                 mend="Nothing was lost. Give the command again, or leave --batch away.",
             ) from None
         if not isinstance(value, dict) or not isinstance(value.get("id"), str):
-            raise EndpointError(f"did not say the id of {what}: {str(value)[:200]}", where=self.endpoint.url)
+            raise EndpointError(f"did not say the id of {what}: {self.client.hide(str(value))[:200]}",
+                                where=self.endpoint.url)  # fmt: skip
         return value
 
     async def _json(self, method: str, path: str, data: bytes | None = None) -> Any:
@@ -215,15 +243,18 @@ class _Batches:
         """Poll, ever less often, until some batch has ended. Gives those that have; none where the command stops."""
         pause = FIRST_POLL_S
         while not self._stopped():
-            ended = []
+            ended, missing = [], None
             for part in list(self.open.values()):
                 try:
                     batch = await self.client.steadily(lambda part=part: self._json("GET", f"/batches/{part.batch}"))  # type: ignore[misc]
                 except RequestFailed as error:
                     if self._stopped():
                         return []
-                    raise EndpointError(f"does not tell of batch {part.batch}: {error}", where=self.endpoint.url,
-                                        mend="It is kept: the same command looks for it again.") from None  # fmt: skip
+                    gone = str(error).startswith("HTTP 404")
+                    missing = self._untold(part, str(error), gone)
+                    if not gone:
+                        raise missing from None
+                    batch = {"status": NOT_FOUND}
                 status = str(batch.get("status")) if isinstance(batch, dict) else "unknown"
                 if status != part.status:
                     self._note(part, "submitted", status=status)
@@ -234,9 +265,23 @@ class _Batches:
             )
             if ended:
                 return ended
+            if missing and all(part.status == NOT_FOUND for part in self.open.values()):  # the others come in first
+                raise missing
             await self._pause(pause)
             pause = min(MOST_POLL_S, pause * 1.5)
         return []
+
+    def _untold(self, part: Part, told: str, gone: bool) -> EndpointError:
+        """Of a batch that it has no more a provider says what it says of another account's. Only a person can tell the
+        two apart, and what is paid is not given up on a guess."""
+        mend = "It is kept: the same command looks for it again."
+        if gone:
+            mend = (
+                "It is kept, as the key may be of another account than the one it was sent with: set that one. If it "
+                f"is gone for good, take the lines that name it out of {self.log.path}, and the same command sends its "
+                f"{part.lines:,} requests again."
+            )
+        return EndpointError(f"does not tell of batch {part.batch}: {told}", where=self.endpoint.url, mend=mend)
 
     async def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -341,5 +386,6 @@ class _Batches:
         self.log.sync()
         if event == "ended":
             self.open.pop(part.key, None)
+            self.dollars.pop(part.key, None)
         else:
             self.open[part.key] = now

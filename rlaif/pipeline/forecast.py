@@ -26,7 +26,8 @@ PROMPTS_PER_SECOND = 7_500.0
 PAIRING_SECONDS = 62.4e-6
 """From journals to tables/ and dataset/, for each prompt of a million: python -m benchmarks.speed pairs."""
 MEMORY_BYTES = 1.05 * 1024**3 / 1e6
-"""Of one run while it is paired, for each prompt of a million: python -m benchmarks.speed pairs."""
+"""Of one run while it is paired, for each prompt of a million: python -m benchmarks.speed pairs. Taking a million in,
+which remembers each for its near duplicates, takes a little less."""
 AROUND_A_TEXT = 420
 """Bytes of a record besides its text: keys, model, usage."""
 VERDICT_BYTES = 560

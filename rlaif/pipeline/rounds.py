@@ -31,7 +31,7 @@ BLOCK = 1000
 """Records that are written at once, where they come without waiting for anybody."""
 
 # What the frames hold of each journal. There are millions of rows, so keys are numbers and words are held once.
-PROMPTS = {name: tables.PROMPTS[name] for name in ("key", "prompt_id", "tags")}
+PROMPTS = {name: tables.PROMPTS[name] for name in ("key", "prompt_id", "tags", "split")}
 COMPLETIONS = tables.small(
     {name: tables.COMPLETIONS[name] for name in ("key", "prompt_id", "model", "finish_reason", "text")},
     "model", "finish_reason",
@@ -47,6 +47,8 @@ VERDICTS = tables.small(
 
 
 def _prompts(block: pl.DataFrame) -> pl.DataFrame:
+    """Without those that are held out: they measure a model, and one that was trained on them cannot be measured."""
+    block = block.filter(pl.col("split").ne_missing("heldout")).drop("split")
     return block.with_columns(tables.numbers("key")).rename({"offset": "prompt_offset"})
 
 
@@ -151,11 +153,12 @@ class Rounds:
         first = self._first(config.judge.limit) if config.judge.limit else None
         completions = self._journaled("completions", COMPLETIONS, _completions)
         for number in range(self.number):
-            answers, left_out = select.usable(completions.read(number))
-            self.left_out.update(left_out)
+            prompts = self._prompts.read(number)
             if first is not None:
-                prompts = self._prompts.read(number).filter(pl.col("prompt_offset") <= first)
-                answers = answers.join(prompts, on="prompt_id", how="semi", maintain_order="left")
+                prompts = prompts.filter(pl.col("prompt_offset") <= first)
+            mine = completions.read(number).join(prompts, on="prompt_id", how="semi", maintain_order="left")
+            answers, left_out = select.usable(mine)
+            self.left_out.update(left_out)
             self._answers.add(number, answers)
         without_model.require_checks(run.journal_path("prompts"))
 

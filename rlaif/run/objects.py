@@ -88,7 +88,7 @@ def upload(folder: Path, url: str) -> list[str]:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """pyarrow's file system for ``url``, and the path of ``url`` in it."""
+    """pyarrow's file system for ``url``, and the path of ``url`` in it. Raises :class:`UsageError`."""
     from pyarrow import fs
 
     parts = urlsplit(url)
@@ -96,6 +96,10 @@ def _system(url: str) -> tuple[Any, str]:
         raise UsageError("no bucket is named" if not parts.netloc else "a URL may hold no name or password", where=url,
                          mend=f"Write it as {parts.scheme}://BUCKET/PATH; keys come from the environment.")  # fmt: skip
     path = url.partition("://")[2]
+    if "//" in path.rstrip("/"):  # providers allow it, and pyarrow does not
+        raise UsageError("there is an empty name between two slashes", where=url,
+                         mend=f"Write it as {parts.scheme}://BUCKET/PATH; a file whose key has an empty part cannot be "
+                         "reached: copy it to another key.")  # fmt: skip
     match parts.scheme:
         case "s3":
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

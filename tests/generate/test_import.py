@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import InputError, RunError
 from rlaif.generate.bring import Brought, bring
+from rlaif.generate.prompts import take
 from rlaif.run.directory import Run
 from rlaif.settings import load
 from tests.conftest import read_jsonl, write_jsonl
@@ -68,6 +69,32 @@ def test_imported_prompts_are_never_held_out(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     brought(run, [{"prompt": f"q{i}", "responses": ["a", "b"]} for i in range(50)], **{"prompts.heldout_share": 0.9})
     assert Counter(record["split"] for record in prompts(run)) == {"train": 50}
+
+
+def test_rows_of_prompts_that_the_run_holds_out_are_counted(tmp_path: Path) -> None:
+    run, said = Run(tmp_path / "run"), list[str]()
+    rows = [{"prompt": f"q{i}"} for i in range(50)]
+    config = load(run.path, {"prompts.source": [str(write_jsonl(tmp_path / "p.jsonl", rows))],
+                             "prompts.heldout_share": 0.4}, {})  # fmt: skip
+    taken = take(run, config, lambda line: None)
+    answered = write_jsonl(tmp_path / "a.jsonl", [{**row, "responses": ["a", "b"]} for row in rows])
+    bring(run, config, str(answered), said.append)
+    assert 5 < taken.heldout < 45
+    assert said == [
+        f"{taken.heldout} rows are of prompts that this run holds out for evaluation: their answers are not judged"
+    ]
+    assert take(run, config, lambda line: None).heldout == taken.heldout
+
+
+def test_a_prompt_that_was_imported_first_is_not_counted_as_held_out(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    rows = [{"prompt": f"q{i}"} for i in range(50)]
+    brought(run, [{**row, "responses": ["a", "b"]} for row in rows[:25]])
+    source = str(write_jsonl(tmp_path / "p.jsonl", rows))
+    taken = take(run, load(run.path, {"prompts.source": [source], "prompts.heldout_share": 0.9}, {}), lambda line: None)
+    heldout = [record for record in prompts(run) if record["split"] == "heldout"]
+    assert taken.heldout == len(heldout)
+    assert 10 < len(heldout) <= 25
 
 
 def test_one_prompt_in_several_rows_is_one_prompt_with_all_answers(tmp_path: Path) -> None:

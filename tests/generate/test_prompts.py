@@ -17,8 +17,10 @@ from rlaif import packaged
 from rlaif.config import Config
 from rlaif.errors import InputError, UsageError
 from rlaif.generate.bring import bring
-from rlaif.generate.prompts import Similar, Taken, take, to_prompt
+from rlaif.generate.prompts import Taken, take, to_prompt
 from rlaif.generate.read import rows
+from rlaif.generate.similar import PERMUTATIONS, RECALL, Similar, _shingles, bands
+from rlaif.pipeline import forecast
 from rlaif.records import PromptRow
 from rlaif.run.directory import Run
 from rlaif.settings import load
@@ -225,6 +227,88 @@ def test_prompts_under_one_long_system_prompt_are_compared_by_themselves(tmp_pat
         for end, system, with_tools in (("", "a", None), (".", "b", None), ("!", "a", tools), ("?", "a", None))
     ]
     assert found == [False, False, False, True]
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0])
+def test_bands_are_as_long_as_the_threshold_lets_them_be(threshold: float) -> None:
+    """Prompts at the threshold are compared; the longer the bands, the fewer others are."""
+
+    def compared(rows: int) -> float:
+        return 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows)
+
+    number, rows = bands(threshold)
+    assert number * rows <= PERMUTATIONS
+    assert compared(rows) >= RECALL or rows == 1
+    assert all(compared(longer) < RECALL for longer in range(rows + 1, PERMUTATIONS + 1))
+
+
+def shared_runs(one: str, other: str) -> float:
+    return len(_shingles(one) & _shingles(other)) / len(_shingles(one) | _shingles(other))
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.9])
+def test_what_is_clearly_over_the_threshold_is_found_and_what_is_clearly_under_is_not(threshold: float) -> None:
+    """By the Jaccard similarity itself, of which the estimate is off by 0.03 at most in one case of a hundred."""
+    decided = Counter[bool]()
+    for number in range(150):
+        words = prose(number, 200).split()
+        changed = [*words]
+        for place in random.Random(number).sample(range(200), number % 15):
+            changed[place] = "changed"
+        one, other = " ".join(words), " ".join(changed)
+        if abs(shared_runs(one, other) - threshold) > 0.08:
+            over = shared_runs(one, other) > threshold
+            assert similar(one, other, threshold=threshold) == [False, over], number
+            decided[over] += 1
+    assert min(decided[True], decided[False]) >= 10
+
+
+def test_prompts_that_share_a_long_instruction_are_not_all_compared_with_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is looked at does not grow with their number, and those that are alike are found all the same."""
+    monkeypatch.setattr("rlaif.generate.similar.LOOKED_AT", 4)
+    instruction, settings, looked_at = prose(1, 120), load(Path("/nowhere"), {}, {}), list[int]()
+    seen = Similar(0.9)
+    sharing = seen._sharing
+
+    def counted(slots: Any) -> Any:
+        others = sharing(slots)
+        looked_at.append(len(others))
+        return others
+
+    monkeypatch.setattr(seen, "_sharing", counted)
+    texts = [f"{instruction} {prose(number, 30)}" for number in range(2, 602)]
+    for text in texts:
+        assert not seen.seen(to_prompt(PromptRow(prompt=text), "x", settings))
+    assert max(looked_at) <= 4 * bands(0.9)[0] < 100
+    for text in texts[:100]:
+        assert seen.seen(to_prompt(PromptRow(prompt=text.upper() + "!"), "x", settings))
+    twins = [" ".join([*text.split()[:-15], "changed", *text.split()[-14:]]) for text in texts[100:200]]
+    assert sum(seen.seen(to_prompt(PromptRow(prompt=text), "x", settings)) for text in twins) >= 95
+
+
+def test_room_is_made_for_more_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlaif.generate.similar.ROOM", 2)
+    texts = [prose(number, 30) for number in range(300)]
+    assert similar(*texts, *(text.title() + "." for text in texts)) == [False] * 300 + [True] * 300
+
+
+def test_what_is_kept_of_a_prompt_takes_no_more_memory_than_the_plan_counts_with() -> None:
+    seen = Similar(0.9)
+    held = sum(value.nbytes for value in vars(seen).values() if hasattr(value, "nbytes"))
+    assert held / seen._room < forecast.MEMORY_BYTES
+
+
+def test_taking_in_a_great_many_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlaif.generate.prompts.SAY_EVERY", 10)
+    source, said = (
+        write_jsonl(tmp_path / "p.jsonl", [{"prompt": prose(number // 2)} for number in range(35)]),
+        list[str](),
+    )
+    run = Run(tmp_path / "run")
+    take(run, config(run, source), said.append)
+    assert said == [f"{count} prompts taken in, {count} left out so far" for count in (5, 10, 15)]
 
 
 # Decontamination

@@ -64,6 +64,13 @@ def door(path: Path, url: str, requests: Iterable[Request], meter: Meter | None 
     return meter
 
 
+def prepared(count: int) -> Callable[[Client, str], Any]:
+    async def prepare(_client: Client, _engine: str) -> Iterable[Request]:
+        return map(request, range(count))
+
+    return prepare
+
+
 def known(path: Path) -> list[tuple[str, str | None, str | None, int]]:
     """(event, batch, status, answered) of each part."""
     return [(part.event, part.batch, part.status, part.answered) for part in parts(path.with_name("batches.jsonl"))]
@@ -275,6 +282,85 @@ def test_an_answer_that_is_lost_does_not_make_a_second_batch(server: BatchServer
     assert len(texts(path)) == 10
 
 
+def test_batches_of_other_requests_are_left_to_whoever_asked(server: BatchServer, path: Path) -> None:
+    """Judges of one model, and a judge's rounds, share a journal and a URL, and only they can read their answers."""
+    server.script = lambda number: ["in_progress"]
+    for start in (0, 10):
+        meter = Meter()
+        server.before = lambda what, meter=meter: setattr(meter, "deadline", 0.0) if what == "look" else None  # type: ignore[misc]
+        door(path, server.url, map(request, range(start, start + 10)), meter)
+    server.before = lambda what: None
+    server.courses["batch_1"] = ["completed"]
+    door(path, server.url, map(request, range(10, 20)), Meter(deadline=time.monotonic() + 60))
+    assert known(path) == [("submitted", "batch_0", "in_progress", 0), ("ended", "batch_1", "completed", 10)]
+    server.courses["batch_0"] = ["completed"]
+    door(path, server.url, map(request, range(10)))
+    assert len(texts(path)) == 20
+    assert Counter(number_of(line["body"]) for line in server.lines) == dict.fromkeys(range(20), 1)
+
+
+def test_an_intent_of_other_requests_is_left_to_whoever_asked(server: BatchServer, path: Path) -> None:
+    server.before = lambda what: Fault(400) if what in ("created", "list") else None
+    with pytest.raises(EndpointError, match="did not take a batch"):
+        door(path, server.url, map(request, range(5)))
+    door(path, server.url, [])
+    with pytest.raises(EndpointError, match="does not list its batches: HTTP 400"):
+        door(path, server.url, map(request, range(5)))
+    server.before = lambda what: None
+    door(path, server.url, map(request, range(5)))
+    assert (len(texts(path)), len(server.batches)) == (5, 1)
+
+
+def test_what_was_answered_in_another_way_is_not_collected(server: BatchServer, path: Path) -> None:
+    server.script, meter = lambda number: ["in_progress"], Meter()
+    server.before = lambda what: setattr(meter, "deadline", 0.0) if what == "look" else None  # type: ignore[func-returns-value]
+    door(path, server.url, map(request, range(5)), meter)
+    with Journal(path) as journal:
+        ask_all(lambda: Client("m", [server.url], ClientConfig(), Meter()), prepared(5), read, journal, Meter())
+    server.before = lambda what: None
+    looks = server.asked["look"]
+    door(path, server.url, map(request, range(5)))
+    assert known(path) == [("ended", "batch_0", "answered", 0)]
+    assert (server.asked["look"], len(texts(path))) == (looks, 5)
+
+
+def test_a_batch_that_the_provider_does_not_know_is_given_up_by_nobody_but_the_user(
+    server: BatchServer, path: Path
+) -> None:
+    """Another account's key gets the same answer. What else is under way is collected before it is said."""
+    server.script, meter = lambda number: ["in_progress"], Meter()
+    server.before = lambda what: setattr(meter, "deadline", 0.0) if what == "look" else None  # type: ignore[func-returns-value]
+    door(path, server.url, map(request, range(5)), meter)
+    server.script = lambda number: CALM
+    unknown = Fault(404, body=b'{"error": {"message": "No batch found with id batch_0"}}')
+    server.missing = {"batch_0": unknown}
+    server.before = lambda what: None
+    for _ in range(2):
+        with pytest.raises(EndpointError, match="does not tell of batch batch_0: HTTP 404: No batch found") as caught:
+            door(path, server.url, map(request, range(9)))
+    log = path.with_name("batches.jsonl")
+    assert f"take the lines that name it out of {log}" in str(caught.value)
+    assert known(path) == [("submitted", "batch_0", "not found", 0), ("ended", "batch_1", "completed", 4)]
+    assert (len(texts(path)), len(server.batches)) == (4, 2)
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if '"batch_0"' not in line))
+    server.batches.pop("batch_0")
+    door(path, server.url, map(request, range(9)))
+    assert len(texts(path)) == 9
+    assert Counter(number_of(line["body"]) for line in server.lines) == {i: 2 if i < 5 else 1 for i in range(9)}
+
+
+def test_a_key_that_a_provider_quotes_is_not_shown(
+    server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-" + "secret" * 20)
+    quoted = json.dumps({"told": "x" * 80 + " sk-" + "secret" * 20}).encode()
+    server.before = lambda what: Fault(200, body=quoted) if what == "upload" else None
+    with pytest.raises(EndpointError, match="did not say the id of a file") as caught:
+        door(path, server.url, map(request, range(5)))
+    assert "secret" not in str(caught.value)
+
+
 FAULTS = [Fault(503), Fault(429, {"Retry-After": "1"}), Fault(0), Fault(200, body=b"<html>")]
 STEPS = ["upload", "create", "look", "list", "download"]
 
@@ -332,6 +418,23 @@ def test_a_budget_is_kept_before_anything_is_submitted(
     assert 10 < len(texts(path)) < 26
     assert meter.usd <= 0.05
     assert "could not bear" in str(meter.reason_to_stop())
+
+
+def test_a_budget_holds_for_what_is_under_way_too(
+    server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command ends while its batch is under way; the next has all of its own budget, and that batch to collect."""
+    monkeypatch.setattr(batches, "price", lambda *_: 0.01)
+    monkeypatch.setattr("rlaif.llm.client.price", lambda *_: 0.01)
+    server.script, meter = lambda number: ["in_progress"], Meter(budget_usd=0.05)
+    server.before = lambda what: setattr(meter, "deadline", 0.0) if what == "look" else None  # type: ignore[func-returns-value]
+    door(path, server.url, map(request, range(100)), meter)
+    assert len(server.lines) == 10
+    server.before, server.script = lambda what: None, lambda number: CALM
+    server.courses["batch_0"] = ["completed"]
+    meter = door(path, server.url, map(request, range(100)), Meter(budget_usd=0.08))
+    assert meter.usd == pytest.approx(0.08)
+    assert len(server.lines) == len(texts(path)) == 16
 
 
 def test_an_interrupt_ends_the_waiting_and_the_next_start_collects(server: BatchServer, path: Path) -> None:

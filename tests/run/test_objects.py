@@ -128,6 +128,16 @@ def test_a_wrong_key_is_said_and_not_shown(az: str, monkeypatch: pytest.MonkeyPa
     assert "AAAA" not in str(raised.value)
 
 
+@pytest.mark.parametrize("url", ["s3://data//b.jsonl", "s3://data/a//b.jsonl", "gs://data/a//b", "az://data/a//b/"])
+def test_an_empty_name_in_a_url_is_told(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    for use in (lambda: objects.files(url, (".jsonl",)), objects.opened(url).__enter__,
+                lambda: objects.upload(tmp_path, url)):  # fmt: skip
+        with pytest.raises(UsageError, match="an empty name between two slashes") as raised:
+            use()
+        assert raised.value.where in (url, url.rstrip("/"))
+
+
 def test_a_connection_string_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "garbage")
