@@ -186,9 +186,8 @@ class _Batches:
             form = aiohttp.FormData()
             form.add_field("purpose", "batch")
             form.add_field("file", data, filename=f"rlaif-{part.key[:16]}.jsonl", content_type="application/jsonl")
-            return wire.loads(
-                await self.endpoint.send("POST", "/files", self.client.config.timeout_s, form, json=False)
-            )
+            told = await self.endpoint.send("POST", "/files", self.client.config.timeout_s, form, json=False)
+            return wire.loads(told, self.client.hide)
 
         tried = False
 
@@ -223,7 +222,8 @@ class _Batches:
         return value
 
     async def _json(self, method: str, path: str, data: bytes | None = None) -> Any:
-        return wire.loads(await self.endpoint.send(method, path, self.client.config.timeout_s, data))
+        told = await self.endpoint.send(method, path, self.client.config.timeout_s, data)
+        return wire.loads(told, self.client.hide)
 
     async def _listed(self) -> AsyncIterator[dict[str, Any]]:
         """The provider's batches, the newest first."""
@@ -356,12 +356,12 @@ class _Batches:
         """1 where ``line`` answers ``request``; else it is owed again, or failed where that would not help."""
         kind: Literal["endpoint", "unreadable"] = "endpoint"
         try:
-            body = completion_in(line)
+            body = completion_in(line, self.client.hide)
             reply = self.client.read(body, self.endpoint.url, discount=DISCOUNT)
             self.meter.count(reply.usage)
             records = self.answer(request, reply)
         except NoAnswer as error:
-            told, last = self.client.hide(str(error)), last or not error.passing
+            told, last = str(error), last or not error.passing
         except Malformed as error:
             told = str(error)
         except Unreadable as error:

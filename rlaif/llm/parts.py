@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,10 +79,10 @@ def custom_id(line: bytes) -> str:
     return str(value.get("custom_id")) if isinstance(value, dict) else ""
 
 
-def completion_in(line: bytes) -> Any:
-    """The chat completion in a line. Raises :class:`NoAnswer` where there is none."""
+def completion_in(line: bytes, hide: Callable[[str], str] = str) -> Any:
+    """The chat completion in a line. Raises :class:`NoAnswer` where there is none, without what ``hide`` takes out."""
     try:
-        value = wire.loads(line)
+        value = wire.loads(line, hide)
     except Malformed as error:
         raise NoAnswer(str(error), passing=True) from None
     if not isinstance(value, dict):
@@ -92,7 +92,7 @@ def completion_in(line: bytes) -> Any:
         if response["status_code"] == 200:
             return response.get("body")
         status = response["status_code"]
-        told = f"HTTP {status}: {wire.complaint(orjson.dumps(response.get('body')))[:500]}"
+        told = f"HTTP {status}: {hide(wire.complaint(orjson.dumps(response.get('body'))))[:500]}"
         raise NoAnswer(told, passing=status in (408, 409, 425, 429) or status >= 500)
     said = wrong if isinstance(wrong, dict) else {}
-    raise NoAnswer(f"{said.get('code') or 'no response'}: {str(said.get('message') or '')[:200]}", passing=True)
+    raise NoAnswer(f"{said.get('code') or 'no response'}: {hide(str(said.get('message') or ''))[:200]}", passing=True)
