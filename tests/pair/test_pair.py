@@ -346,7 +346,7 @@ def test_an_edit_that_changed_nothing_is_none(tmp_path: Path) -> None:
          "completion_a": ["x"] * n, "completion_b": ["y"] * n, "p_a": [0.2] * n, "preferred": ["b"] * n,
          "route": ["audit"] * n, "margin": [-1.0] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
-    labels = merge.human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String}))
+    labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String}))
     merged = merge.merge(tmp_path / "pairs.parquet", labels, [about(n)], tmp_path / "set", seed=0, test_share=0.0)
     found = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"])
