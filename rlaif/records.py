@@ -7,10 +7,11 @@ the answer, so resuming a run is set difference on keys. A line that has an ``er
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import orjson
@@ -119,6 +120,28 @@ class Prompt(Record):
 
     def wire(self) -> list[dict[str, Any]]:
         return [message.wire() for message in self.messages]
+
+
+def template_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """``turn`` as a chat template takes it, and as servers hand it to one.
+
+    Fields that it does not have are nulls in Parquet and are left out: some templates ask whether a field is there, not
+    whether it says something. The arguments of a tool call travel as JSON text and templates want the value.
+    """
+    kept = {name: value for name, value in turn.items() if value is not None}
+    if kept.get("tool_calls"):
+        kept["tool_calls"] = [_template_call(call) for call in kept["tool_calls"]]
+    return kept
+
+
+def _template_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    if "function" not in call:  # files have calls that are the function itself
+        call = {"type": "function", "function": call}
+    function = dict(call["function"] or {})
+    if isinstance(function.get("arguments"), str):
+        with contextlib.suppress(orjson.JSONDecodeError):  # a model wrote it: what is no JSON is shown as it is
+            function["arguments"] = orjson.loads(function["arguments"])
+    return {**{name: value for name, value in call.items() if value is not None}, "function": function}
 
 
 def _text_or_messages(value: Any) -> str:

@@ -25,6 +25,7 @@ from rlaif.records import (
     clean_json,
     explain,
     key_of,
+    template_turn,
     unit_interval,
 )
 
@@ -207,3 +208,15 @@ def test_nulls_inside_tools_survive_being_written(tools: list[dict[str, Any]]) -
     prompt = Prompt(key="00", prompt_id="p", messages=[Message(role="user", content="q")], tools=tools)
     line = orjson.dumps(prompt.model_dump(mode="json", exclude_none=True))
     assert orjson.loads(line).get("tools") == tools
+
+
+def test_a_turn_for_a_chat_template_has_the_values_of_its_calls_and_no_nulls() -> None:
+    function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    value = {"name": "weather", "arguments": {"city": "Oslo"}}
+    for call in ({"id": None, "type": "function", "function": function}, function):
+        turn = template_turn({"role": "assistant", "content": None, "tool_calls": [call]})
+        assert turn == {"role": "assistant", "tool_calls": [{"type": "function", "function": value}]}
+    # What a model wrote and is no JSON is left as it is; a template may have its own opinion of that.
+    odd = {"function": {"name": "weather", "arguments": "{"}}
+    assert template_turn({"role": "assistant", "tool_calls": [odd]})["tool_calls"] == [odd]
+    assert template_turn({"role": "user", "content": "Hm", "tool_calls": None}) == {"role": "user", "content": "Hm"}

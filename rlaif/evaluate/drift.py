@@ -9,11 +9,11 @@ and both at temperature 1: for answers sampled at another one, or with top_p bel
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rlaif.records import template_turn
 from rlaif.stats import Estimate
 
 MAX_TOKENS = 1_024
@@ -83,7 +83,7 @@ def quiet() -> Iterator[None]:
 def _tokens(tokenizer: Any, prompt: Mapping[str, Any], text: str) -> tuple[list[int], int] | None:
     """The token ids of prompt and answer, and where the answer begins."""
     asked = tokenizer.apply_chat_template(
-        [_turn(turn) for turn in prompt["messages"]],
+        [template_turn(turn) for turn in prompt["messages"]],
         tools=prompt.get("tools") or None,
         add_generation_prompt=True,
         return_dict=True,
@@ -92,21 +92,6 @@ def _tokens(tokenizer: Any, prompt: Mapping[str, Any], text: str) -> tuple[list[
     answer = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = [*before, *answer][:MAX_TOKENS]
     return (ids, len(before)) if len(ids) > len(before) else None
-
-
-def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """``turn`` as chat templates take it, and as servers hand it to them: the arguments of a call as a value, not as
-    the JSON text in which they travel."""
-    calls = [{**call, "function": _function(call.get("function") or {})} for call in turn.get("tool_calls") or []]
-    return {**turn, "tool_calls": calls} if calls else dict(turn)
-
-
-def _function(called: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = called.get("arguments")
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):  # a model wrote it: what is no JSON is shown as it is
-            return {**called, "arguments": json.loads(arguments)}
-    return dict(called)
 
 
 def _log_probability(model: Any, ids: list[int], start: int, device: str) -> float:

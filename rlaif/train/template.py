@@ -6,11 +6,12 @@ measuring use it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from rlaif.records import template_turn
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,30 +21,11 @@ SHOWN_CHARACTERS = 1_200
 
 
 def conversation(row: dict[str, Any]) -> dict[str, Any]:
-    """``prompt``, ``chosen``, ``rejected`` and ``tools`` of a row, as a chat template takes them.
-
-    Fields that a turn does not have are nulls in Parquet and are left out here: some templates ask whether a field is
-    there, not whether it says something. The arguments of a tool call travel as JSON text and templates want the value.
-    """
+    """``prompt``, ``chosen``, ``rejected`` and ``tools`` of a row, as a chat template takes them."""
     tools = row.get("tools")
-    taken: dict[str, Any] = {side: [_turn(turn) for turn in row[side]] for side in SIDES}
+    taken: dict[str, Any] = {side: [template_turn(turn) for turn in row[side]] for side in SIDES}
     taken["tools"] = orjson.loads(tools) if isinstance(tools, str) else tools
     return taken
-
-
-def _turn(turn: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in turn.items() if value is not None}
-    if "tool_calls" in kept:
-        kept["tool_calls"] = [_call(call) for call in kept["tool_calls"]]
-    return kept
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    function = dict(call.get("function") or {})
-    if isinstance(function.get("arguments"), str):
-        with contextlib.suppress(orjson.JSONDecodeError):  # a model wrote it: what is no JSON is shown as it is
-            function["arguments"] = orjson.loads(function["arguments"])
-    return {**{name: value for name, value in call.items() if value is not None}, "function": function}
 
 
 def ids(tokenizer: Any, turns: list[dict[str, Any]], tools: Any, **options: Any) -> list[int]:

@@ -156,8 +156,6 @@ def test_a_prompt_with_tools_is_read_as_its_server_showed_it() -> None:
     ids, start = found
     assert tokenizer.decode(ids[:start]) == "tool weather;Is it cold?;city=Oslo;;-5;says:"
     assert tokenizer.decode(ids[start:]) == "Yes."
-    # What a model wrote as arguments and is no JSON is left as it is; the template may have its own opinion of that.
-    assert drift._function({"name": "weather", "arguments": "{"}) == {"name": "weather", "arguments": "{"}
 
 
 def test_the_kl_of_answers_sampled_otherwise_is_told_as_biased() -> None:
