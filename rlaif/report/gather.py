@@ -95,7 +95,10 @@ def _asked(stages: Mapping[str, Any]) -> dict[str, Any]:
             asked["strategy"] = stages[stage].get("strategy")
             asked["share for people"] = config["pairs"]["human_share"]
         else:
-            asked["training"] = f"{config['train']['method']}, {'LoRA' if config['train']['lora'] else 'all weights'}"
+            how = f"{config['train']['method']}, {'LoRA' if config['train']['lora'] else 'all weights'}"
+            own = asked.get("seed", config["seed"]) != config["seed"]  # a training may have a seed of its own
+            asked["training"] = how + (f", seed {config['seed']}" if own else "")
+            continue
         asked["seed"] = config["seed"]
     return {name: value for name, value in asked.items() if value not in (None, [])}
 

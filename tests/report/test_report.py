@@ -14,7 +14,7 @@ import pytest
 from rlaif.identity import trained_name
 from rlaif.records import Verdict, key_of
 from rlaif.report import draw, page, quality, verdict
-from rlaif.report.gather import gather
+from rlaif.report.gather import _asked, gather
 from rlaif.run.directory import Run
 from tests.conftest import read_jsonl
 from tests.judging import judge_by
@@ -281,3 +281,13 @@ def test_a_page_that_cannot_be_written(judged: Run) -> None:
     (judged.path / "report.html").mkdir()
     with pytest.raises(RunError, match="cannot be written"):
         page.write(judged)
+
+
+def test_a_trainings_own_seed_is_told_beside_the_runs() -> None:
+    sampled = {"policies": [], "sampler": {"model": ["m"], "n": 4, "temperature": 1.0}, "prompts": {"source": ["p"]}}
+    trained = {"seed": 7, "train": {"method": "dpo", "lora": True}}
+    stages = {"generate": {"config": sampled | {"seed": 0}}, "train": {"config": trained}}
+    told = _asked(stages)
+    assert (told["seed"], told["training"]) == (0, "dpo, LoRA, seed 7")
+    trained["seed"] = 0
+    assert _asked(stages)["training"] == "dpo, LoRA"
