@@ -123,4 +123,4 @@ def test_help_loads_nothing_heavy() -> None:
 def test_modules_stay_short() -> None:
     """A module that fits on a few screens holds one thing."""
     long = {str(path): len(path.read_text().splitlines()) for path in MODULES}
-    assert not {path: lines for path, lines in long.items() if lines > 400}
+    assert not {path: lines for path, lines in long.items() if lines > 600}

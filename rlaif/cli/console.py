@@ -59,7 +59,7 @@ class Console:
 
         def show() -> None:
             while not over.wait(0.5 if terminal else PLAIN_EVERY_S):
-                if meter.requests or meter.failed or meter.waiting:
+                if meter.requests or meter.failed or meter.waiting or meter.server:
                     text = progress(meter)
                     sys.stderr.write(f"\r\x1b[K{text[: _width() - 1]}" if terminal else "")
                     sys.stderr.flush()
@@ -75,7 +75,7 @@ class Console:
             thread.join()
             if terminal:
                 sys.stderr.write("\r\x1b[K")
-            if meter.requests or meter.failed or meter.waiting:
+            if meter.requests or meter.failed or meter.waiting or meter.server:
                 say(progress(meter))
 
 

@@ -46,6 +46,7 @@ class Meter:
     interrupted: bool = False
     last_error: str = ""
     waiting: str = ""  # what for, where requests are not under way one by one
+    server: str = ""  # what the servers of the requests in flight are doing
     down: list[str] = field(default_factory=list)  # endpoints that failed and have not answered since
     halted: str | None = None  # another reason to stop
     _asked_s: float = 0.0
@@ -133,6 +134,8 @@ def progress(meter: Meter) -> str:
         parts.append(f"${meter.usd:,.4f}")
     if meter.waiting:
         parts.append(meter.waiting)
+    if meter.server:
+        parts.append(meter.server)
     if meter.down:
         parts.append(f"down: {', '.join(urlsplit(url).netloc for url in meter.down)}")
     if meter.retries:

@@ -1,9 +1,11 @@
 """One wire protocol for every engine: OpenAI chat completions, without streaming.
 
-Retries live here and nowhere else: timeouts, cut connections, 408, 409, 425, 429, 5xx and malformed bodies are tried
-again, honouring Retry-After, with jittered back-off; 400, 401, 403, 404 and 422 never. What ends a command (no server,
-no key, no such model) is an :class:`EndpointError`; what ends only one request is a :class:`RequestFailed`. The key
-goes into the request's header and nowhere else.
+Retries live here and nowhere else: time-outs, cut connections, 408, 409, 425, 429, 5xx and malformed bodies are tried
+again, honoring Retry-After, with jittered back-off; 400, 401, 403, 404 and 422 never. A time-out comes only if an
+endpoint makes no progress (:mod:`rlaif.llm.patience`), and counts as overload: fewer requests go out at once.
+
+What ends a command (no server, no key, no such model) is an :class:`EndpointError`; what ends only one request is a
+:class:`RequestFailed`. The key goes into the request's header and nowhere else.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from rlaif.llm import wire
 from rlaif.llm.budget import Meter, price
 from rlaif.llm.endpoint import Endpoint, Lost, Refused, Silent, make_room
 from rlaif.llm.fleet import Fleet
+from rlaif.llm.watch import Watch
 from rlaif.llm.wire import Malformed, Reply
 from rlaif.records import clean
 
@@ -67,10 +70,11 @@ Revive = Callable[[float | None], Awaitable[None]]
 class Client:
     """Sends chat requests for one model to one or several endpoints, whichever :mod:`rlaif.llm.fleet` chooses.
 
-    ``limit`` is how many requests may be in flight now: each endpoint's halves on its 429 and grows back with every
-    success.
+    ``limit`` is how many requests may be in flight now: each endpoint's halves on a 429 or a time-out and grows back
+    with every success.
     ``revive`` is called before a retry after a lost connection, for a server that can be started again; with the
-    moment since which that has answered nothing at all, where it was asked and kept silent.
+    moment since which that has done nothing at all, if it hangs. ``conditions`` says in a few words what such a server
+    runs on, for the progress line.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Client:
         *,
         key: str | None = None,
         revive: Revive | None = None,
+        conditions: Callable[[], str] | None = None,
     ) -> None:
         make_room(config.concurrency)
         self.model = model
@@ -92,7 +97,8 @@ class Client:
         self._trying = asyncio.Lock()
         self._gives_logprobs: bool | None = None
         self._revive = revive
-        self._fleet = Fleet(urls, self.key, config)
+        self._fleet = Fleet(urls, self.key, config, own=revive is not None)
+        self._watch = Watch(self._fleet, meter, config.timeout_s, conditions)
         self._retrying = tenacity.AsyncRetrying(
             stop=self._given_up,
             wait=_wait,
@@ -122,6 +128,7 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._watch.close()
         await self._fleet.close()
 
     async def check(self) -> str:
@@ -183,7 +190,7 @@ class Client:
         Raises :class:`RequestFailed`, :class:`NotSent` or :class:`EndpointError`.
         """
         data = orjson.dumps({**body, "model": self.model})
-        tokens = len(data) // 4 + body.get("max_tokens", 0) * body.get("n", 1)
+        tokens = body.get("max_tokens", 0) * body.get("n", 1)
         try:
             return await self._retrying(self._once, data, tokens, path)
         except Refused as error:
@@ -243,30 +250,35 @@ class Client:
 
         return wire.read(value, dollars, self.hide, path)
 
-    async def _once(self, data: bytes, tokens: int, path: str) -> Reply:
-        endpoint = await self._fleet.choose()
-        wait = endpoint.pace.wait_s()
+    async def _once(self, data: bytes, answer_tokens: int, path: str) -> Reply:
+        self._watch.start()
+        endpoint, waited = await self._fleet.acquire()
+        wait, tokens = endpoint.pace.wait_s(), len(data) // 4 + answer_tokens
         endpoint.pace.take(tokens)
-        endpoint.in_flight += 1
         try:
             if wait:
                 await self._pause(wait)
-                if self._no_more():
-                    raise NotSent
+            if (wait or waited) and self._no_more():
+                raise NotSent
             sent = time.monotonic()
-            raw = await endpoint.send("POST", path, self.config.timeout_s, data)
+            raw = await endpoint.ask(path, data, answer_tokens)
         except Refused as error:
             if error.status == 403 and not self._answered_at and await self._refuses_key(endpoint, path):
                 raise self._key_refused(endpoint.url, error) from None
             self._note(endpoint, error, sent)
             raise
+        except Silent as error:
+            if error.since is not None:  # else it is slow: its limit is halved, and it goes on answering
+                self._failed(endpoint)
+            raise
         except Lost:
             self._failed(endpoint)
             raise
         finally:
-            endpoint.in_flight -= 1
+            self._fleet.release(endpoint)
         reply = self.read(wire.loads(raw, self.hide), endpoint.url, path=path)
         self._answered_at = time.monotonic()
+        endpoint.patience.answered(sent, reply.usage.completion_tokens)
         was_down = endpoint.strikes
         endpoint.answered()
         if was_down:
@@ -322,18 +334,13 @@ class Client:
         self.meter.retries += 1
         error = state.outcome.exception() if state.outcome else None
         if self._revive and isinstance(error, Lost):
-            await self._revive(self._silent_since(error))
-
-    def _silent_since(self, error: Lost) -> float | None:
-        """Since when nothing at all was answered, where a request has waited in vain from then on."""
-        if not isinstance(error, Silent):
-            return None
-        sent = time.monotonic() - self.config.timeout_s
-        return sent if self._answered_at is None or self._answered_at < sent else None
+            await self._revive(error.since if isinstance(error, Silent) else None)
 
     def _given_up(self, state: tenacity.RetryCallState) -> bool:
-        tried = state.attempt_number >= self.config.attempts
-        return tried or (state.seconds_since_start or 0.0) >= self.config.deadline_s or self._no_more()
+        if state.attempt_number >= self.config.attempts or self._no_more():
+            return True
+        # The first attempt may have waited for hours in a slow server's queue, and is worth a second one.
+        return state.attempt_number > 1 and (state.seconds_since_start or 0.0) >= self.config.deadline_s
 
     def _no_more(self) -> bool:
         return self.meter.reason_to_stop() is not None

@@ -19,6 +19,7 @@ import aiohttp
 
 from rlaif.errors import UsageError
 from rlaif.llm.budget import is_local
+from rlaif.llm.patience import Patience, parse_metrics
 from rlaif.llm.wire import CLASSIFY, complaint, retry_after
 
 REST_S = 10.0
@@ -28,6 +29,8 @@ CONNECT_S = 30.0
 MOST_FILES = 65_536
 OTHER_FILES = 128
 """What else a run has open: journals, logs, a server's pipes, libraries."""
+METRICS = "/metrics"
+METRICS_TRIES = 3
 DOWNLOAD_SILENT_S = 900.0
 """How long a download may bring nothing. An exchange has its own time as a whole."""
 
@@ -37,7 +40,12 @@ class Lost(Exception):
 
 
 class Silent(Lost):
-    """It was made, and gave no answer in time."""
+    """The connection was made, and no answer came in time. ``since``: when the server last did anything (monotonic), if
+    that is so long ago that it seems to hang."""
+
+    def __init__(self, message: str, since: float | None = None) -> None:
+        super().__init__(message)
+        self.since = since
 
 
 class Refused(Exception):
@@ -75,8 +83,8 @@ class Pace:
 class Endpoint:
     """One base URL. Used in one event loop, and closed in it.
 
-    ``limit`` is how many requests may be in flight to it now: it halves on 429 (once for all that were in flight
-    together) and grows with every answer, up to ``most``.
+    ``limit`` is how many requests may be in flight to it now: it halves on a 429 and on a time-out (once for all that
+    were in flight together) and grows with every answer, up to ``most``. ``patience`` decides how long requests wait.
     """
 
     def __init__(
@@ -88,6 +96,7 @@ class Endpoint:
         *,
         limit: float = 1.0,
         most: float = 1.0,
+        patience: Patience | None = None,
     ) -> None:
         check_url(url)
         self.url = url.rstrip("/")
@@ -95,6 +104,9 @@ class Endpoint:
         self.limit, self._most = limit, most
         self._slowed_at = 0.0
         self.pace = Pace(requests_per_minute, tokens_per_minute)
+        self.patience = patience or Patience(600.0, None)
+        self._without_metrics = 0
+        """Readings of /metrics that failed, up to the first that succeeded."""
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._session: aiohttp.ClientSession | None = None
         self._rests_until = 0.0
@@ -133,17 +145,55 @@ class Endpoint:
             self._slowed_at = time.monotonic()
             self.limit = max(1.0, self.limit / 2)
 
+    def has_room(self) -> bool:
+        return self.in_flight < max(1, int(self.limit))
+
     async def send(self, method: str, path: str, timeout_s: float, data: Any = None, *, json: bool = True) -> bytes:
         """One HTTP exchange, tried once. Raises :class:`Refused` or :class:`Lost`."""
-        headers = {"Content-Type": "application/json"} if json and data is not None else {}
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._opened().request(method, self._at(path), data=data, headers=headers) as response:
-                    raw = await response.read()
+                return await self._exchange(method, path, data, json=json)
+        except TimeoutError:
+            raise Silent(f"no answer within {timeout_s:g} s") from None
+
+    async def ask(self, path: str, data: bytes, tokens: int) -> bytes:
+        """Send one request for an answer of up to ``tokens`` tokens, and wait for as long as ``patience`` allows.
+
+        Raises :class:`Refused`, :class:`Lost` or :class:`Silent`.
+        """
+        sent = time.monotonic()
+        try:
+            async with asyncio.timeout(self.patience.limit_s(tokens)) as timeout:
+                with self.patience.waiting(tokens, timeout):
+                    return await self._exchange("POST", path, data)
+        except TimeoutError:
+            waited = time.monotonic() - sent
+            since = self.patience.timed_out(sent)
+            self.too_much(sent)
+            raise Silent(f"no answer within {round(waited, 1):g} s", since) from None
+
+    async def read_metrics(self, timeout_s: float) -> None:
+        """Let ``patience`` know how a vLLM gets on. An endpoint without such metrics is soon asked no more."""
+        if self._without_metrics >= METRICS_TRIES:
+            return
+        try:
+            load = parse_metrics((await self.send("GET", METRICS, timeout_s)).decode("utf-8", "replace"))
+        except (Lost, Refused):
+            load = None
+        if load:
+            self.patience.observe(load)
+        elif not self.patience.load:
+            self._without_metrics += 1
+
+    async def _exchange(self, method: str, path: str, data: Any = None, *, json: bool = True) -> bytes:
+        headers = {"Content-Type": "application/json"} if json and data is not None else {}
+        try:
+            async with self._opened().request(method, self._at(path), data=data, headers=headers) as response:
+                raw = await response.read()
         except aiohttp.ServerTimeoutError:  # a TimeoutError too, but the server was not even asked
             raise Lost(f"connection lost (not made within {CONNECT_S:g} s)") from None
         except TimeoutError:
-            raise Silent(f"no answer within {timeout_s:g} s") from None
+            raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Lost(f"connection lost ({_cause(error)})") from None
         if response.status >= 300:
@@ -151,7 +201,7 @@ class Endpoint:
         return raw
 
     def _at(self, path: str) -> str:
-        return (self.url.removesuffix("/v1") if path == CLASSIFY else self.url) + path
+        return (self.url.removesuffix("/v1") if path in (CLASSIFY, METRICS) else self.url) + path
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:  # it wants a running loop

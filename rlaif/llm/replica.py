@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import ClientConfig, ClusterConfig
+from rlaif.llm.endpoint import METRICS
+from rlaif.llm.patience import Patience, parse_metrics
 from rlaif.llm.server import Server
 from rlaif.records import key_of
 
@@ -37,8 +39,8 @@ NAMESPACE = "rlaif"
 HEALTH_EVERY_S = 5.0
 MOST_IN_FLIGHT = 256
 """Requests that one replica is given at a time: as many as a vLLM runs together unless told otherwise."""
-PATIENCE = 0.9
-"""Of a client's time-out, which began before the request came here: who waited so long has waited in vain."""
+WATCH_EVERY_S = 5.0
+"""How often vLLM's metrics are read while it has requests."""
 DRAIN_S = 120.0
 """How long a replica that is to go may finish what it has."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -84,8 +86,8 @@ class Replica:
         self._application, self._key, self._leash = here.app_name, key, leash
         self._session: aiohttp.ClientSession | None = None
         self._ending = False
-        self._answered = 0.0
-        self._timeout_s = ClientConfig(**client).timeout_s
+        self._patience = Patience(ClientConfig(**client).timeout_s, None)
+        self._watching: asyncio.Task[None] | None = None
         folder = (Path(log) if log else _logs()) / f"ray-{here.app_name}-{here.replica_id.unique_id}"
         self._server = Server(model["name"], model["options"], ClientConfig(**client), folder, _note, model["path"])
         self._server.start()
@@ -109,18 +111,49 @@ class Replica:
                 timeout=aiohttp.ClientTimeout(total=None),
                 headers={"Authorization": f"Bearer {self._server.key}"},
             )
-        url = self._server.url.removesuffix("/v1") + request.url.path.removeprefix(request.scope.get("root_path", ""))
+            self._watching = asyncio.create_task(self._watch())
+        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+        if path == METRICS:  # another replica may answer the next reading, so they show no progress
+            return JSONResponse({"error": {"message": "each replica has metrics of its own"}}, 404)
+        url = self._server.url.removesuffix("/v1") + path
         headers = {"Content-Type": request.headers.get("content-type", "application/json")}
-        began, asked = time.monotonic(), request.method == "POST"  # /v1/models is answered by one that hangs too
-        try:
-            async with self._session.request(request.method, url, data=await request.body(), headers=headers) as reply:
-                read = await reply.read()
-                if asked:
-                    self._answered = time.monotonic()
-                return Response(read, reply.status, media_type=reply.content_type)
-        finally:  # whoever waited has gone, and Ray has cancelled the call
-            if asked and self._answered < began and time.monotonic() - began >= PATIENCE * self._timeout_s:
-                os._exit(1)  # it hangs: nothing was answered all that time
+        sent = time.monotonic()
+        # A vLLM that hangs still lists its models: only requests for answers count.
+        with self._patience.waiting() if request.method == "POST" else contextlib.nullcontext():
+            try:
+                async with self._session.request(
+                    request.method, url, data=await request.body(), headers=headers
+                ) as reply:
+                    read = await reply.read()
+            except asyncio.CancelledError:  # the client has given up: its limit began a little before ours
+                self._end_if_hung(0.9)
+                raise
+        if request.method == "POST":
+            self._patience.answered(sent, 0)
+        return Response(read, reply.status, media_type=reply.content_type)
+
+    async def _watch(self) -> None:
+        """Read vLLM's metrics while it has requests."""
+        from aiohttp import ClientError
+
+        assert self._session is not None
+        interval = min(WATCH_EVERY_S, self._patience.timeout_s / 4)
+        while True:
+            await asyncio.sleep(interval)
+            if not self._patience.in_flight:
+                continue
+            with contextlib.suppress(OSError, TimeoutError, ClientError):
+                async with asyncio.timeout(interval):
+                    async with self._session.get(self._server.url.removesuffix("/v1") + METRICS) as reply:
+                        load = parse_metrics(await reply.text())
+                if load:
+                    self._patience.observe(load)
+            self._end_if_hung()
+
+    def _end_if_hung(self, part: float = 1.0) -> None:
+        """End this replica if requests have waited for ``part`` of ``timeout_s`` without a token or an answer."""
+        if self._patience.stalled_s() >= part * self._patience.timeout_s:
+            os._exit(1)  # Ray starts another one
 
     async def check_health(self) -> None:
         """Called by Ray. Raises where the engine is dead; ends the application where its owner is gone."""

@@ -183,10 +183,18 @@ def test_attempts_are_bounded(serve: Serve, waits: list[float]) -> None:
     assert meter.retries == 3
 
 
-def test_a_server_that_says_nothing_is_left_in_time(serve: Serve, waits: list[float]) -> None:
+def test_a_request_without_an_answer_times_out_and_the_next_attempt_may_take_twice_as_long(
+    serve: Serve, waits: list[float]
+) -> None:
+    """Nothing is known of a server that has never answered; the same limit again would fail in the same way."""
     server = serve(delay_s=5)
-    with pytest.raises(RequestFailed, match=r"no answer within 0\.2 s"):
-        chat(server.url, timeout_s=0.2, attempts=2)
+
+    async def work(client: Client) -> None:
+        with pytest.raises(RequestFailed, match=r"no answer within 0\.4"):
+            await client.chat(BODY)
+        assert client.limit == 16
+
+    talk(server.url, work, timeout_s=0.2, attempts=2)
     assert len(server.requests) == 2
 
 
