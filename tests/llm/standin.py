@@ -3,12 +3,14 @@
 ``python standin.py PLAN --port P ...``. PLAN is a file whose first line is taken at each start and says what happens:
 
     serve [S]      after S seconds answers /health and /v1; the grandchild outlives its parent
+    generate R     as serve, and generates R tokens/s for all requests together, which /metrics counts as vLLM does
     crash LOG      prints the file LOG as vLLM would and exits with 1
     killed         dies by SIGKILL without a word
     silent         never listens
     sick           listens, and /health says 503; "serve" becomes so by SIGUSR1
 
-By SIGUSR2 a "serve" is well by /health and answers no request any more, as where an engine hangs.
+By SIGUSR2 a "serve" or "generate" is well by /health and answers no request any more, as if its engine hung; a second
+one ends that. Each request is printed, so that the log tells how many came.
 """
 
 from __future__ import annotations
@@ -30,26 +32,65 @@ def take(plan: Path) -> list[str]:
     return first.split(maxsplit=1)
 
 
+class Engine:
+    """Generates ``rate`` tokens a second, shared by the requests that are running."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.running, self.generated = rate, 0, 0
+        self._lock = threading.Lock()
+
+    def generate(self, tokens: int) -> None:
+        with self._lock:
+            self.running += 1
+        for _ in range(tokens):
+            time.sleep(self.running / self.rate)
+            while Handler.hangs.is_set():
+                time.sleep(0.02)
+            with self._lock:
+                self.generated += 1
+        with self._lock:
+            self.running -= 1
+
+    def metrics(self) -> str:
+        labels = '{engine="0",model_name="some/model"}'
+        return (
+            f"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{labels} {self.running}.0\n"
+            f"vllm:num_requests_waiting{labels} 0.0\nvllm:prompt_tokens_total{labels} 7.0\n"
+            f"vllm:generation_tokens_total{labels} {self.generated}.0\n"
+            f"vllm:generation_tokens_created{labels} 1.7955e+09\n"
+        )
+
+
 class Handler(BaseHTTPRequestHandler):
     health = 200
     hangs = threading.Event()
+    engine: Engine | None = None
 
     def do_GET(self) -> None:
+        if self.path == "/metrics" and self.engine:
+            self.send(200, "text/plain", self.engine.metrics().encode())
+            return
         model = sys.argv[sys.argv.index("--served-model-name") + 1]
         body = {"data": [{"id": model, "owned_by": "vllm"}]} if self.path == "/v1/models" else {}
         allowed = self.headers.get("Authorization") == f"Bearer {os.environ['VLLM_API_KEY']}"
         self.reply(self.health if self.path == "/health" else 200 if allowed else 401, body)
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        if self.hangs.is_set():
-            time.sleep(600)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        sys.stdout.write(f"standin: asked {body['messages'][-1]['content']}\n")
+        sys.stdout.flush()
+        if self.engine:
+            self.engine.generate(body["max_tokens"])
+        while self.hangs.is_set():
+            time.sleep(0.02)
         self.reply(200, {"choices": [{"message": {"content": f"from {os.getpid()}"}, "finish_reason": "stop"}]})
 
     def reply(self, status: int, value: object) -> None:
-        body = json.dumps(value).encode()
+        self.send(status, "application/json", json.dumps(value).encode())
+
+    def send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -75,9 +116,12 @@ def main() -> None:
             time.sleep(60)
     if what == "silent":
         time.sleep(600)
-    time.sleep(float(rest[0]) if rest else 0)
+    if what == "generate":
+        Handler.engine = Engine(float(rest[0]))
+    else:
+        time.sleep(float(rest[0]) if rest else 0)
     signal.signal(signal.SIGUSR1, lambda *_: setattr(Handler, "health", 503))
-    signal.signal(signal.SIGUSR2, lambda *_: Handler.hangs.set())
+    signal.signal(signal.SIGUSR2, lambda *_: Handler.hangs.clear() if Handler.hangs.is_set() else Handler.hangs.set())
     Handler.health = 503 if what == "sick" else 200
     port = int(sys.argv[sys.argv.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
