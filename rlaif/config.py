@@ -231,8 +231,8 @@ class RoundConfig(Section):
 
 
 class ClientConfig(Section):
-    """How models are asked. The limits a minute hold for each endpoint; ``timeout_s`` for one attempt, ``deadline_s``
-    for a request with all its attempts."""
+    """How requests are sent to models. The limits per minute hold for each endpoint. ``timeout_s``: how long a server may
+    make no progress (:mod:`rlaif.llm.patience`). ``deadline_s``: how long a request may take with all its attempts."""
 
     concurrency: int = Field(default=64, ge=1, le=4096)
     batch: bool = False
