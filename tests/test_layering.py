@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "rlaif"
-GROUND = {"records", "config", "identity", "settings", "errors", "stats", "packaged"}
+GROUND = {"records", "config", "identity", "settings", "errors", "stats", "packaged", "cpu", "spawn"}
 STAGES = {"generate", "judge", "pair", "review", "train", "evaluate", "report"}
 # Who may import whom, besides itself and the ground floor.
 MAY = {

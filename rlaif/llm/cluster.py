@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from rlaif import spawn
 from rlaif.config import ClientConfig, ClusterConfig
 from rlaif.errors import MissingPart, ServerError, UsageError, system_says
 from rlaif.llm.port import LOOPBACK, free_port
@@ -103,7 +104,8 @@ class Cluster:
                 raise ServerError(f"no Ray cluster answers: {told}", where=address, mend=MEND_ADDRESS) from None
             self._say("starting a local Ray cluster (some 10 s)")
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(address="local", include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
+            with spawn.without_them():
+                ray.init(address="local", include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
             self.ours = True
 
     @property

@@ -1,6 +1,7 @@
 """Where a client's model is served: at a URL that somebody else keeps, by a vLLM of ours here, or on a Ray cluster.
 
-One model is served at a time, as one GPU has room for one; asking for another stops the first.
+One model is served at a time, as one GPU has room for one; asking for another, or for the same with other settings,
+stops the first.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Engines:
 
     def close(self) -> None:
         if self._server:
-            self._server.stop()
+            self._server.close()
             self._server = None
         if self._cluster:
             self._cluster.close()
@@ -92,7 +93,10 @@ class Engines:
             urls, key = self._cluster.alone(Model(served, options, path))
             return Client(model, urls, self._config, meter, key=key)
         server = self._server
-        if server is None or server.model != served:
+        changes = server.differences(options, path) if server and server.model == served else []
+        if changes:
+            self._say(f"restarting vLLM with {served}: {', '.join(changes)}")
+        if server is None or server.model != served or changes:
             self.close()
             server = Server(served, options, self._config, self._log, self._say, path)
             self._server = server  # before it starts: an interrupt in the middle must find it

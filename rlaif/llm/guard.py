@@ -2,8 +2,9 @@
 
 Run as ``python guard.py COMMAND...`` in a session of its own, with a pipe as standard input that the starting process
 holds open. When the pipe closes or the starting process is gone, however it died (kill -9 included), the whole
-process group is ended: vLLM keeps its engine in grandchildren that outlive their parent. Standard library only: it
-also runs under another environment's Python.
+process group is ended: vLLM keeps its engine in grandchildren that outlive their parent. What it inherits besides, the
+locks of the server's cores (:mod:`rlaif.llm.cores`), it only keeps open: the server has them as long as it lives.
+Standard library only: it also runs under another environment's Python.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.config import ClientConfig, ClusterConfig
 from rlaif.llm.endpoint import METRICS
 from rlaif.llm.patience import Patience, parse_metrics
+from rlaif.llm.precision import PARALLEL
 from rlaif.llm.server import Server
 from rlaif.records import key_of
 
@@ -43,7 +44,6 @@ WATCH_EVERY_S = 5.0
 """How often vLLM's metrics are read while it has requests."""
 DRAIN_S = 120.0
 """How long a replica that is to go may finish what it has."""
-PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Replica:
         self._patience = Patience(ClientConfig(**client).timeout_s, None)
         self._watching: asyncio.Task[None] | None = None
         folder = (Path(log) if log else _logs()) / f"ray-{here.app_name}-{here.replica_id.unique_id}"
-        self._server = Server(model["name"], model["options"], ClientConfig(**client), folder, _note, model["path"])
+        self._server = Server(
+            model["name"], model["options"], ClientConfig(**client), folder, _note, model["path"], model["cores"]
+        )
         self._server.start()
         threading.Thread(target=self._die_with_server, daemon=True).start()
 
@@ -234,7 +236,7 @@ def build(
         max_constructor_retry_count=2,  # what may pass is tried again inside
         **scale,
     )
-    what = {"name": model.name, "options": dict(model.options), "path": model.path}
+    what = {"name": model.name, "options": dict(model.options), "path": model.path, "cores": max(1, int(config.cpus))}
     settings = client.model_dump(include={"server_python", "server_start_s", "timeout_s"}, exclude_none=True)
     built: Application = deployment.bind(what, settings, **how)
     return built

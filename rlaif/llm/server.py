@@ -25,9 +25,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlaif import cpu, spawn
 from rlaif.config import ClientConfig
 from rlaif.errors import MissingPart, ServerError, UsageError
-from rlaif.llm import demo, guard
+from rlaif.llm import cores, demo, guard, precision
 from rlaif.llm.port import LOOPBACK, free_port, is_free
 from rlaif.llm.reasons import advice, reason_in, worth_another_try
 
@@ -96,8 +97,30 @@ def arguments(model: str, kind: str, options: Mapping[str, Any], path: str | Non
     return ["--model", demo.resolve(path or model), *flags]
 
 
+def differences(running: list[str], wanted: list[str]) -> list[str]:
+    """Return what has to change about a server started with the command line ``running`` to have it be ``wanted``."""
+    before, after = _by_name(running), _by_name(wanted)
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [f"{name} {after.get(name, 'unset')} instead of {before.get(name, 'unset')}" for name in names]
+
+
+def _by_name(flags: list[str]) -> dict[str, str]:
+    """Return vLLM's settings by name, as they stand in rlaif.toml: what :func:`arguments` made of them."""
+    values: dict[str, list[str]] = {}
+    for word in flags:
+        if word.startswith("--"):
+            values[word.removeprefix("--").replace("-", "_")] = words = []
+        else:
+            words.append(word)
+    return {name: " ".join(words) or "on" for name, words in values.items()}
+
+
 class Server:
-    """One managed vLLM. :meth:`start` waits until it is healthy; :meth:`stop` leaves nothing behind."""
+    """One managed vLLM. :meth:`start` waits until it is healthy; :meth:`stop` leaves nothing behind.
+
+    On a CPU it takes ``most_cores`` (default: all) of the cores that no other server of this machine has, and keeps
+    them over restarts until :meth:`close`.
+    """
 
     def __init__(
         self,
@@ -107,9 +130,13 @@ class Server:
         log: Path,
         say: Say,
         path: str | None = None,
+        most_cores: int | None = None,
     ) -> None:
         self.model = model
         self._path = path
+        self._most_cores = most_cores
+        self._claim = cores.Claim()
+        self._flags: list[str] = []
         self.key = secrets.token_hex(16)
         self.port = 0
         self.log = log / f"vllm-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')[-60:]}.log"
@@ -132,26 +159,62 @@ class Server:
     def start(self, given_up: threading.Event | None = None) -> None:
         """Raises :class:`ServerError` with the reason found in the log, after a few tries. ``given_up`` ends them."""
         given_up = given_up or threading.Event()
-        kind = "cuda" if self._config.server_python else build()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.model == demo.NAME and not demo.is_prepared():
             self._say("preparing the embedded model (25 s, this once)")
-        flags = arguments(self.model, kind, self._options, self._path)
+        kind, self._flags, dtype = self._resolved(self._options, self._path)
         usual = "about a minute on a CPU" if kind == "cpu" else "one to several minutes, by the model's size"
         reason: str | None = None
         for attempt in range(1, STARTS + 1):
             # The same port again after a restart, so that clients find the server where it was.
             self.port = self.port if self.port and is_free(self.port) else free_port()
-            self._say(f"starting vLLM with {self.model} (usually {usual}); log: {self.log}")
-            self._spawn(self._command(flags), kind)
+            variables, bound = self._binding() if kind == "cpu" else ({}, "")
+            how = f": {dtype}, {bound}" if kind == "cpu" else ""
+            self._say(f"starting vLLM with {self.model}{how} (usually {usual}); log: {self.log}")
+            self._spawn(self._command(self._flags), variables)
             reason = self._wait_until_healthy(given_up)
             if reason is None:
                 return
             self.stop()
-            if attempt == STARTS or given_up.is_set() or not worth_another_try(reason):
+            # The first start downloads a model, whose files then say that it is quantized, or how large it is.
+            _, flags, dtype = self._resolved(self._options, self._path)
+            passing = flags != self._flags or worth_another_try(reason)
+            self._flags = flags
+            if attempt == STARTS or given_up.is_set() or not passing:
                 break
             self._say(f"vLLM did not start ({reason}); trying again")
         raise ServerError(f"vLLM did not start: {reason}", where=str(self.log), mend=advice(reason or ""))
+
+    def differences(self, options: Mapping[str, Any], path: str | None = None) -> list[str]:
+        """Return what has to change about it to serve the same model with ``options``; [] if nothing has to."""
+        return differences(self._flags, self._resolved(options, path)[1]) if self._flags else []
+
+    def _resolved(self, options: Mapping[str, Any], path: str | None) -> tuple[str, list[str], str]:
+        """Return which vLLM it is, its whole command line, and the dtype with the reason (of the CPU build only)."""
+        kind = "cuda" if self._config.server_python else build()
+        if kind != "cpu":
+            return kind, arguments(self.model, kind, options, path), ""
+        chosen = precision.choose(demo.resolve(path or self.model), options, cpu.read(), cpu.memory_bytes())
+        ours = {"dtype": chosen.dtype} if chosen.dtype else {}
+        return kind, arguments(self.model, kind, {**ours, **options}, path), str(chosen)
+
+    def _binding(self) -> tuple[dict[str, str], str]:
+        """Claim cores. Returns the variables of a vLLM on a CPU, and how its threads are bound in words."""
+        room = {precision.KV_CACHE: str(precision.KV_CACHE_GIB)}
+        if set_by := cores.set_by(os.environ):
+            return room, f"{set_by}, as set"
+        usable = cpu.usable_cores()
+        ranks = precision.ranks({name.replace("-", "_"): value for name, value in self._options.items()})
+        if not self._claim.cores:
+            self._claim = cores.claim(usable, self._most_cores, nodes=ranks)
+        variables = {**room, **cores.binding(self._claim, usable, ranks)}
+        return variables, cores.described(self._claim, usable, ranks)
+
+    def close(self) -> None:
+        """Stop it for good: others may have its cores."""
+        self.stop()
+        self._claim.release()
+        self._claim = cores.Claim()
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -212,14 +275,10 @@ class Server:
             raise MissingPart(f"there is no {python} to run vLLM with", mend="Mend server_python under [client].")
         return [python, "-m", "vllm.entrypoints.openai.api_server", "--port", str(self.port), *flags]
 
-    def _spawn(self, command: list[str], kind: str) -> None:
-        environment = {
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            **({"VLLM_CPU_KVCACHE_SPACE": "2"} if kind == "cpu" else {}),
-            **os.environ,
-            "VLLM_API_KEY": self.key,
-        }
+    def _spawn(self, command: list[str], variables: Mapping[str, str]) -> None:
+        """Start the guard, which runs ``command``. ``variables``: defaults for what the environment does not set."""
+        own = {name: value for name, value in spawn.environment().items() if value or name not in variables}
+        ours = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **variables}
         with self.log.open("ab") as log:
             self._log_from = log.tell()
             self._process = subprocess.Popen(
@@ -227,8 +286,9 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env={**ours, **own, "VLLM_API_KEY": self.key},
                 start_new_session=True,
+                pass_fds=self._claim.files,  # the guard holds the cores as long as it lives
             )
 
     def _wait_until_healthy(self, given_up: threading.Event) -> str | None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import orjson
 
+from rlaif import spawn
 from rlaif.config import Config, TrainConfig
 from rlaif.errors import MissingPart, OtherRows, RlaifError, RunError, UsageError
 from rlaif.run.directory import Run
@@ -116,7 +117,7 @@ def train(run: Run, config: Config, *, say: Callable[[str], None]) -> writing.Tr
     if here.machines > 1:
         say(f"machine {here.rank} of {here.machines}, counted from 0; they meet at {here.address}:{here.port}")
     said: list[str] = []
-    process = subprocess.Popen(line, env={**os.environ, **environment}, stdout=subprocess.PIPE,
+    process = subprocess.Popen(line, env=spawn.environment(**environment), stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, errors="replace")  # fmt: skip
     try:
         with process:

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from rlaif import cpu
 from rlaif.config import ClientConfig
+from rlaif.cpu import Core, Cores
 from rlaif.errors import MissingPart, RlaifError, ServerError, UsageError
-from rlaif.llm import demo, guard
+from rlaif.llm import cores, demo, guard
 from rlaif.llm import server as servers
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
@@ -30,6 +32,8 @@ from tests.llm.processes import carrying, until
 HERE = Path(__file__).parent
 LOGS = HERE / "logs"
 GRACE_S = 0.2
+TWO_CORES = Cores((Core(0, 0), Core(1, 1)))
+PROCESSOR = cpu.parse((ROOT / "tests" / "cpuinfo" / "zen3.txt").read_text())
 
 
 class StandIn(Server):
@@ -68,10 +72,20 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> It
     monkeypatch.setattr(servers, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(servers, "LAST_WORDS_S", 1.0)
     monkeypatch.setattr(servers, "build", lambda: "cpu")
+    monkeypatch.setattr(cores, "folder", lambda: tmp_path / "cores")  # a real vLLM may run beside these tests
+    monkeypatch.setattr(cpu, "usable_cores", lambda: TWO_CORES)
+    monkeypatch.setattr(cpu, "read", lambda: PROCESSOR)
+    for name in (cores.BIND, cores.SIMULATED, *cpu.ISA_LIMITS):
+        monkeypatch.delenv(name, raising=False)
     made: list[StandIn] = []
 
-    def start(*plan: str, model: str = "some/model", **config: Any) -> StandIn:
-        server = StandIn(model, {}, ClientConfig(**config), tmp_path / "log", said.append)
+    def start(
+        *plan: str, model: str = "some/model", options: dict[str, Any] | None = None, most_cores: int | None = None,
+        **config: Any,
+    ) -> StandIn:  # fmt: skip
+        server = StandIn(
+            model, options or {}, ClientConfig(**config), tmp_path / "log", said.append, most_cores=most_cores
+        )
         server.plan = tmp_path / f"plan{len(made)}"
         server.plan.write_text("\n".join(plan))
         made.append(server)
@@ -81,7 +95,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> It
     for server in made:
         for number in carrying(server.key):
             os.kill(number, signal.SIGKILL)
-        server.stop()
+        server.close()
 
 
 def serving(server: Server) -> dict[int, str]:
@@ -113,7 +127,10 @@ def test_stop_ends_the_whole_group_deaf_or_not(make: Make, said: list[str]) -> N
     assert not carrying(server.key)
     assert not server.alive()
     server.stop()  # again is no harm
-    assert said[0].startswith("starting vLLM with some/model (usually about a minute on a CPU); log: ")
+    assert said[0].startswith(
+        "starting vLLM with some/model: float32 (no avx512_bf16 or amx_bf16), cores 0-1 "
+        "(usually about a minute on a CPU); log: "
+    )
     assert said[-1].startswith("vLLM is ready after ")
 
 
@@ -122,14 +139,18 @@ import signal, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup, which has children ignore it
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
+from rlaif import cpu
 from rlaif.config import ClientConfig
-from rlaif.llm import guard, server as servers
-from tests.llm.test_server import StandIn
+from rlaif.llm import cores, guard, server as servers
+from tests.llm.test_server import TWO_CORES, StandIn
 guard.__file__, servers.LOOK_EVERY_S, servers.build = sys.argv[2], 0.02, lambda: "cpu"
-server = StandIn("some/model", {{}}, ClientConfig(), Path(sys.argv[1]).parent, lambda line: None)
+cores.folder, cpu.usable_cores = lambda: Path(sys.argv[1]).parent / "cores", lambda: TWO_CORES
+most = int(sys.argv[3]) if len(sys.argv) > 3 else None
+said = []
+server = StandIn("some/model", {{}}, ClientConfig(), Path(sys.argv[1]).parent, said.append, None, most)
 server.plan = Path(sys.argv[1])
 server.start()
-print(server.key, flush=True)
+print(server.key, *said[:1], flush=True)
 time.sleep(600)
 """
 
@@ -141,7 +162,7 @@ def test_however_the_parent_dies_nothing_is_left(tmp_path: Path, number: signal.
         [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
     assert parent.stdout is not None
-    key = parent.stdout.readline().strip()
+    key = parent.stdout.readline().split()[0]
     parent.stdout.close()
     assert len(key) == 32
     assert len(carrying(key)) == 3
@@ -158,7 +179,7 @@ def test_a_sibling_that_inherited_the_pipe_does_not_keep_the_server_alive(tmp_pa
         [sys.executable, "-c", code, str(tmp_path / "plan"), short_grace(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)  # fmt: skip
     assert parent.stdout is not None
-    key = parent.stdout.readline().strip()
+    key = parent.stdout.readline().split()[0]
     parent.stdout.close()
     assert len(carrying(key)) == 3
     parent.kill()
@@ -470,6 +491,134 @@ def test_a_server_that_keeps_dying_is_given_up(make: Make, said: list[str]) -> N
         server.ensure()
     assert sum(line.startswith("vLLM has died (") for line in said) == 3
     assert not carrying(server.key)
+
+
+# What a server on a CPU is started with
+
+
+def environment_of(server: Server) -> dict[str, str]:
+    """The environment of the stand-in that listens, as the kernel shows it."""
+    text = Path(f"/proc/{listening(server)}/environ").read_bytes().decode()
+    return dict(line.split("=", 1) for line in text.split("\0") if "=" in line)
+
+
+def option(server: Server, name: str) -> str | None:
+    words = Path(f"/proc/{listening(server)}/cmdline").read_bytes().decode().split("\0")
+    return words[words.index(name) + 1] if name in words else None
+
+
+def test_no_child_inherits_the_wish_not_to_write_bytecode(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("SOMETHING_ELSE", "kept")
+    server = make("serve")
+    server.start()
+    assert "PYTHONDONTWRITEBYTECODE" not in environment_of(server)
+    assert environment_of(server)["SOMETHING_ELSE"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "said_of_it"),
+    [
+        ({}, "float32", "float32 (no avx512_bf16 or amx_bf16)"),
+        ({"dtype": "bfloat16"}, "bfloat16", "dtype bfloat16, as set"),
+        ({"quantization": "awq"}, None, "quantized, in vLLM's own dtype"),
+    ],
+)
+def test_the_dtype_follows_from_the_processor_unless_the_options_decide(
+    make: Make, said: list[str], options: dict[str, Any], dtype: str | None, said_of_it: str
+) -> None:
+    server = make("serve", options=options)
+    server.start()
+    assert option(server, "--dtype") == dtype
+    assert said[0].startswith(f"starting vLLM with some/model: {said_of_it}, cores 0-1 (")
+
+
+def test_a_model_that_its_first_start_brought_is_looked_at_again(make: Make, tmp_path: Path, said: list[str]) -> None:
+    """Only when it has been downloaded is it known that it is quantized, and that vLLM takes no float32 for it."""
+    model = tmp_path / "model"
+    server = make(f"crash {LOGS / 'quantized.log'}", "serve", model=str(model))
+    real, starts = server._spawn, list[list[str]]()
+
+    def spawn(command: list[str], variables: Any) -> None:
+        starts.append(command)
+        real(command, variables)
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+
+    server._spawn = spawn  # type: ignore[method-assign]
+    server.start()
+    assert ["--dtype" in command for command in starts] == [True, False]
+    assert "float32 is not supported for quantization method awq" in said[1]
+    assert said[2].startswith(f"starting vLLM with {model}: quantized, in vLLM's own dtype, cores 0-1 (")
+
+
+def test_threads_are_bound_to_free_cores(make: Make, said: list[str]) -> None:
+    first, second, third = make("serve", most_cores=1), make("serve", most_cores=1), make("serve")
+    for server in (first, second, third):
+        server.start()
+    assert [environment_of(server)[cores.BIND] for server in (first, second, third)] == ["0", "1", "nobind"]
+    assert environment_of(third)[cores.THREADS] == "2"
+    starting = [line for line in said if line.startswith("starting")]
+    assert "core 0 (usually" in starting[0]
+    assert "not bound to cores, 2 threads (no core is free: other model servers hold 0-1) (usually" in starting[2]
+
+
+def test_a_server_that_is_started_again_keeps_its_cores(make: Make) -> None:
+    first, second = make("serve", most_cores=1), make("serve")
+    first.start()
+    first.stop()  # as before a restart
+    second.start()
+    assert environment_of(second)[cores.BIND] == "1"
+    first.ensure()
+    assert environment_of(first)[cores.BIND] == "0"
+    first.close()
+    third = make("serve")
+    third.start()
+    assert environment_of(third)[cores.BIND] == "0"
+
+
+def test_what_the_user_binds_is_left_alone(make: Make, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    monkeypatch.setenv(cores.BIND, "0")
+    server, other = make("serve"), make("serve")
+    server.start()
+    assert environment_of(server)[cores.BIND] == "0"
+    assert ", VLLM_CPU_OMP_THREADS_BIND=0, as set (usually" in said[0]
+    monkeypatch.setenv(cores.BIND, "")
+    other.start()
+    assert environment_of(other)[cores.BIND] == "0-1"  # nothing was claimed, and "" is not set
+
+
+def test_servers_of_two_processes_have_different_cores_until_they_end(tmp_path: Path) -> None:
+    """Two rlaif processes, one killed as hard as can be: its core is free as soon as its server is gone."""
+    (tmp_path / "plan").write_text("serve")
+
+    def start(most: int) -> tuple[subprocess.Popen[str], str, str]:
+        line = [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path), str(most)]
+        parent = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert parent.stdout is not None
+        key = parent.stdout.readline().split()[0]
+        parent.stdout.close()
+        (bound,) = {
+            variable.removeprefix(f"{cores.BIND}=") for number in carrying(key)
+            for variable in Path(f"/proc/{number}/environ").read_bytes().decode().split("\0")
+            if variable.startswith(f"{cores.BIND}=")
+        } - {os.environ.get(cores.BIND)}  # fmt: skip
+        return parent, key, bound
+
+    parents = []
+    try:
+        (first, first_key, bound), (second, _, other), (third, _, none) = [start(1) for _ in range(3)]
+        parents += [first, second, third]
+        assert (bound, other, none) == ("0", "1", "nobind")
+        first.kill()
+        assert until(lambda: not carrying(first_key))
+        parents.append((again := start(2))[0])
+        assert again[2] == "0"
+    finally:
+        for parent in parents:
+            parent.kill()
+            parent.wait(timeout=20)
+    assert until(lambda: not carrying(str(tmp_path / "plan")))
 
 
 # Engines and the client

@@ -1,0 +1,220 @@
+"""The processor as this process may use it: its flags, the dtype that they make fast, its cores and its memory.
+
+Standard library only. Everything is read from files below ``root`` ("/"), so a test can describe any machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+
+X86_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+"""The flags of an x86 processor that multiplies matrices in bfloat16."""
+NOTABLE = {
+    "x86": ("avx2", "avx512f", "avx512_vnni", *X86_BFLOAT16),
+    "arm": ("asimd", "sve", "i8mm", "bf16"),
+    "other": (),
+}
+"""The flags that decide how fast a model runs, by family."""
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+ISAS_WITHOUT_BFLOAT16 = frozenset(
+    {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_mic", "avx512_mic_4ops", "avx512_core",
+     "avx512_core_vnni"}
+)  # fmt: skip
+"""oneDNN's names for less than AVX512_CORE_BF16."""
+ARM_PARTS = {
+    ("0x41", "0xd0c"): "ARM Neoverse N1",
+    ("0x41", "0xd40"): "ARM Neoverse V1",
+    ("0x41", "0xd49"): "ARM Neoverse N2",
+    ("0x41", "0xd4f"): "ARM Neoverse V2",
+    ("0x41", "0xd84"): "ARM Neoverse V3",
+    ("0xc0", "0xac3"): "Ampere-1",
+}
+"""ARM kernels give numbers instead of a model name: (CPU implementer, CPU part)."""
+SPARE_FROM = 4
+"""From this many cores up a server leaves one to the rest of the machine."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor, from the text of /proc/cpuinfo."""
+
+    model: str
+    family: Literal["x86", "arm", "other"]
+    flags: frozenset[str]
+    """The flags that all of its cores have."""
+
+    @property
+    def notable(self) -> list[str]:
+        """The flags of :data:`NOTABLE` that it has."""
+        return [flag for flag in NOTABLE[self.family] if flag in self.flags]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A dtype, and the reason for it in one clause."""
+
+    dtype: Dtype
+    reason: str
+
+
+@dataclass(frozen=True)
+class Core:
+    """One physical core. ``id``: its lowest logical CPU, allowed or not. ``cpu``: the logical CPU to run on."""
+
+    id: int
+    cpu: int
+    node: int = 0
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The physical cores that this process may run on, and how many CPUs' worth of time its cgroups allow."""
+
+    allowed: tuple[Core, ...]
+    quota: float | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of cores that are worth a thread each."""
+        allowed = len(self.allowed)
+        return allowed if self.quota is None else max(1, min(allowed, int(self.quota + 0.01)))
+
+    @property
+    def rationed(self) -> bool:
+        """Whether the quota, not the affinity, limits this process: it may run anywhere, but not everywhere at once."""
+        return self.count < len(self.allowed)
+
+    @property
+    def for_servers(self) -> tuple[Core, ...]:
+        """The cores that model servers may share among them."""
+        return self.allowed[: self.count - (self.count >= SPARE_FROM)]
+
+
+def read(root: Path = Path("/")) -> Cpu:
+    """Return this machine's processor; one without flags if the kernel does not describe it."""
+    return parse(_text(root / "proc/cpuinfo") or "")
+
+
+def parse(text: str) -> Cpu:
+    """Return the processor that the text of a /proc/cpuinfo describes (x86 or ARM)."""
+    values: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            values.setdefault(name.strip(), []).append(value.strip())
+    family: Literal["x86", "arm", "other"] = "x86" if "flags" in values else "arm" if "Features" in values else "other"
+    lines = [frozenset(line.split()) for line in values.get("flags", values.get("Features", []))]
+    return Cpu(_model_name(values), family, frozenset.intersection(*lines) if lines else frozenset())
+
+
+def _model_name(values: Mapping[str, list[str]]) -> str:
+    for name in ("model name", "Model", "Hardware"):
+        if name in values:
+            return " ".join(values[name][0].split())
+    if "CPU part" in values and "CPU implementer" in values:
+        implementer, part = values["CPU implementer"][0], values["CPU part"][0]
+        return ARM_PARTS.get((implementer, part), f"ARM processor {implementer}/{part}")
+    return "unknown processor"
+
+
+def serving_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> Choice:
+    """Return the dtype that serves a model fastest on ``cpu``.
+
+    bfloat16 needs instructions that multiply it. Without them oneDNN, vLLM's library for matrix products, has no
+    kernel, and the fallback is several times slower than float32. ``environ`` may hold oneDNN's own limit.
+    """
+    if cpu.family == "arm":
+        return Choice("bfloat16", "bf16") if "bf16" in cpu.flags else Choice("float32", "no bf16")
+    present = [flag for flag in X86_BFLOAT16 if flag in cpu.flags]
+    if not present:
+        return Choice("float32", f"no {' or '.join(X86_BFLOAT16)}")
+    for name in ISA_LIMITS:
+        limit = environ.get(name)
+        if limit and limit.lower() in ISAS_WITHOUT_BFLOAT16:
+            return Choice("float32", f"{name}={limit} turns off {' and '.join(present)}")
+    return Choice("bfloat16", present[-1])
+
+
+def usable_cores(root: Path = Path("/"), affinity: set[int] | None = None) -> Cores:
+    """Return the physical cores that this process may use. ``affinity``: logical CPUs, default the process's own."""
+    allowed: dict[int, Core] = {}
+    for cpu in sorted(os.sched_getaffinity(0) if affinity is None else affinity):
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}"
+        siblings = _id_list(_text(folder / "topology/thread_siblings_list")) or [cpu]
+        nodes = [int(entry.name[4:]) for entry in folder.glob("node[0-9]*") if entry.name[4:].isdigit()]
+        # One thread per physical core: hyper-threads of one core share what multiplies matrices.
+        allowed.setdefault(min(siblings), Core(min(siblings), cpu, min(nodes, default=0)))
+    return Cores(tuple(sorted(allowed.values(), key=lambda core: (core.node, core.cpu))), cpu_quota(root))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return how many CPUs' worth of time the cgroups of this process allow, or None if they do not limit it."""
+    quotas: list[float] = []
+    for folder in _cgroups(root, "cpu"):
+        words = (_text(folder / "cpu.max") or "").split()  # v2: "200000 100000" or "max 100000"
+        if not words:
+            words = [(_text(folder / f"cpu.cfs_{name}_us") or "").strip() for name in ("quota", "period")]
+        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+            quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas, default=None)
+
+
+def memory_bytes(root: Path = Path("/")) -> int | None:
+    """Return the memory that this process may use in all, cgroup limits included, or None if it is not known."""
+    sizes: list[int] = []
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemTotal":
+            sizes.append(int(value.split()[0]) * 1024)
+    for folder in _cgroups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = (_text(folder / name) or "").strip()
+            if limit.isdigit():
+                sizes.append(int(limit))
+    return min(sizes, default=None)
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's cgroups that may limit ``controller`` (v1 and v2), from its own upwards."""
+    paths: dict[str, str] = {}  # of v2 under ""
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        paths |= dict.fromkeys(controllers.split(","), path)
+    for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        key = "" if kind[0] == "cgroup2" else controller
+        if kind[0] not in ("cgroup", "cgroup2") or (key and key not in kind[2].split(",")) or key not in paths:
+            continue
+        mount_root, mount = fields[3].rstrip("/"), root / fields[4].lstrip("/")
+        path = paths[key]
+        # In a container the path may be the host's, while the mount begins at the container's own group.
+        inside = path[len(mount_root) :].strip("/") if path.startswith(f"{mount_root}/") else ""
+        parts = [] if ".." in inside.split("/") else [part for part in inside.split("/") if part]
+        for end in range(len(parts), -1, -1):
+            yield mount.joinpath(*parts[:end])
+
+
+def _id_list(text: str | None) -> list[int]:
+    """Return the numbers of a list of the kernel's, like "0-2,8"."""
+    numbers: list[int] = []
+    for part in (text or "").strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (not last or last.isdigit()):
+            numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

@@ -1,0 +1,166 @@
+"""Claims on cores: no two servers share one, and nobody is harmed by what another user put into the shared folder."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlaif.cpu import Core, Cores
+from rlaif.llm import cores
+from rlaif.llm.cores import BIND, SIMULATED, THREADS, Claim, binding, claim, described, set_by, shown
+
+
+def machine(count: int, *, nodes: int = 1, quota: float | None = None) -> Cores:
+    return Cores(tuple(Core(n, n, n * nodes // count) for n in range(count)), quota)
+
+
+def cpus(claimed: Claim) -> list[int]:
+    return [core.cpu for core in claimed.cores]
+
+
+def test_a_claim_takes_what_is_free_and_gives_it_back(tmp_path: Path) -> None:
+    where = tmp_path / "cores"
+    first = claim(machine(3), 2, where=where)
+    second = claim(machine(3), where=where)
+    none = claim(machine(3), where=where)
+    assert (cpus(first), cpus(second), cpus(none)) == ([0, 1], [2], [])
+    assert none.why == "no core is free: other model servers hold 0-2"
+    first.release()
+    assert cpus(claim(machine(3), where=where)) == [0, 1]
+    second.release()
+    second.release()  # again is no harm
+
+
+def test_a_child_that_inherits_the_files_holds_the_cores_until_it_dies(tmp_path: Path) -> None:
+    held = claim(machine(2), where=tmp_path / "cores")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=held.files)
+    held.release()
+    assert not claim(machine(2), where=tmp_path / "cores").cores
+    child.kill()
+    child.wait()
+    assert cpus(claim(machine(2), where=tmp_path / "cores")) == [0, 1]
+
+
+def test_processes_that_claim_at_once_share_without_overlap(tmp_path: Path) -> None:
+    """Eight processes, two cores each, on sixteen: every one gets its two."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom rlaif.cpu import Core, Cores\nfrom rlaif.llm.cores import claim\n"
+        "sys.stdin.readline()\n"
+        "held = claim(Cores(tuple(Core(n, n) for n in range(17))), 2, where=Path(sys.argv[1]))\n"
+        "print(*[core.cpu for core in held.cores], flush=True)\nsys.stdin.readline()\n"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "cores")]
+    running = [subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    for process in running:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    got = [process.stdout.readline().split() for process in running if process.stdout]
+    for process in running:
+        process.communicate("end\n", timeout=60)
+    assert [len(each) for each in got] == [2] * 8
+    assert len({number for each in got for number in each}) == 16
+
+
+def test_one_worker_stays_on_one_numa_node(tmp_path: Path) -> None:
+    usable = machine(8, nodes=2)  # the last core is left free
+    assert cpus(claim(usable, where=tmp_path / "a")) == [0, 1, 2, 3]
+    held = claim(usable, 3, where=tmp_path / "b")
+    assert cpus(claim(usable, where=tmp_path / "b")) == [4, 5, 6]  # more are free there
+    held.release()
+    assert cpus(claim(usable, nodes=2, where=tmp_path / "c")) == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "ranks", "bound"),
+    [(1, 1, 1, "0"), (2, 1, 1, "0-1"), (2, 1, 2, "0|1"), (3, 1, 2, "0|1"), (8, 1, 2, "0-2|3-5"),
+     (9, 1, 4, "0-1|2-3|4-5|6-7"), (8, 2, 2, "0-2|4-6"), (16, 2, 4, "0-2|3-5|8-10|11-13"), (9, 2, 3, "0-1|2-3|4-5")],
+)  # fmt: skip
+def test_cores_are_split_evenly_over_workers(tmp_path: Path, count: int, nodes: int, ranks: int, bound: str) -> None:
+    usable = machine(count, nodes=nodes)
+    held = claim(usable, nodes=ranks, where=tmp_path / "cores")
+    assert binding(held, usable, ranks) == {BIND: bound}
+    assert described(held, usable, ranks) == f"core{'' if bound == '0' else 's'} {bound}"
+
+
+def test_vllm_reads_the_binding_as_it_is_meant() -> None:
+    pytest.importorskip("vllm")
+    from vllm.utils.cpu_resource_utils import parse_id_list
+
+    for numbers in ([0], [0, 1], [0, 1, 2, 8], [3, 5, 6]):
+        assert parse_id_list(shown(numbers)) == numbers
+
+
+def test_too_few_cores_for_the_workers_are_not_bound() -> None:
+    held, usable = Claim((Core(0, 0),)), machine(1)
+    assert binding(held, usable, 2) == {BIND: "nobind", THREADS: "1"}
+    assert described(held, usable, 2) == "not bound to cores, 1 thread each (1 free for 2 workers)"
+
+
+def test_a_quota_counts_threads_and_binds_none(tmp_path: Path) -> None:
+    """All containers of a machine see the same core numbers: bound to the first ones, they would share those."""
+    usable = machine(64, quota=4.0)
+    held = claim(usable, where=tmp_path / "cores")
+    assert binding(held, usable) == {BIND: "nobind", THREADS: "3"}
+    assert described(held, usable) == "3 threads (CPU quota 4)"
+    assert binding(claim(usable, where=tmp_path / "cores"), usable) == {BIND: "nobind", THREADS: "4"}
+
+
+def test_what_the_user_set_is_seen() -> None:
+    assert set_by({}) is None
+    assert set_by({BIND: "", SIMULATED: "0"}) is None
+    assert set_by({BIND: "0"}) == f"{BIND}=0"
+    assert set_by({SIMULATED: "1"}) == f"{SIMULATED}=1"
+
+
+# The folder belongs to everybody
+
+
+def test_the_folder_is_shared_and_its_files_are_nobodys_to_write(tmp_path: Path) -> None:
+    where = tmp_path / "cores"
+    before = os.umask(0o077)
+    try:
+        held = claim(machine(1), where=where)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(where.stat().st_mode) == 0o1777
+    assert {stat.S_IMODE(file.stat().st_mode) for file in where.iterdir()} == {0o444}
+    held.release()
+
+
+def test_links_and_other_traps_are_not_followed_and_not_changed(tmp_path: Path) -> None:
+    where, victim = tmp_path / "cores", tmp_path / "victim"
+    where.mkdir()
+    victim.write_text("kept")
+    victim.chmod(0o600)
+    (where / "core-0").symlink_to(victim)
+    (where / "core-1").hardlink_to(victim)
+    os.mkfifo(where / "core-2")
+    (where / "turn").symlink_to(tmp_path / "nowhere")
+    held = claim(machine(3), where=where)
+    assert cpus(held) == [1]  # a lock on another name of the file: nothing of it is read, written or changed
+    assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("kept", 0o600)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_that_cannot_be_used_leaves_the_server_unbound(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").touch()
+    for name, reason in (("link", "Not a directory"), ("file", "Not a directory"), ("no/where", "No such file")):
+        held = claim(machine(2), where=tmp_path / name)
+        assert not held.cores
+        assert held.why.startswith(f"cores cannot be reserved in {tmp_path / name}: {reason}")
+        assert binding(held, machine(2)) == {BIND: "nobind", THREADS: "2"}
+    assert not list((tmp_path / "real").iterdir())
+
+
+def test_the_folder_does_not_depend_on_the_users_own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cores.folder()
+    monkeypatch.setenv("TMPDIR", "/somewhere/of/mine")
+    assert cores.folder() == before

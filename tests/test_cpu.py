@@ -1,0 +1,195 @@
+"""What rlaif reads of a processor: stored /proc/cpuinfo texts of six, cgroups and topologies written as files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlaif import cpu
+from rlaif.cpu import Choice, Core, Cores
+
+STORED = Path(__file__).parent / "cpuinfo"
+NONE = "no avx512_bf16 or amx_bf16"
+PROCESSORS = {
+    "zen3": ("AMD EPYC 7763 64-Core Processor", ["avx2"], Choice("float32", NONE)),
+    "zen4": ("AMD EPYC 9R14", ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"], Choice("bfloat16", "avx512_bf16")),
+    "cascade_lake": (
+        "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", ["avx2", "avx512f", "avx512_vnni"], Choice("float32", NONE),
+    ),
+    "sapphire_rapids": (
+        "Intel(R) Xeon(R) Platinum 8488C", ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"],
+        Choice("bfloat16", "amx_bf16"),
+    ),
+    "neoverse_n1": ("ARM Neoverse N1", ["asimd"], Choice("float32", "no bf16")),
+    "neoverse_v1": ("ARM Neoverse V1", ["asimd", "sve", "i8mm", "bf16"], Choice("bfloat16", "bf16")),
+}  # fmt: skip
+
+
+def stored(name: str) -> cpu.Cpu:
+    return cpu.parse((STORED / f"{name}.txt").read_text())
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_stored_processor_gives_its_name_its_flags_and_its_dtype(name: str) -> None:
+    model, notable, choice = PROCESSORS[name]
+    seen = stored(name)
+    assert seen.model == model
+    assert seen.notable == notable
+    assert cpu.serving_dtype(seen, {}) == choice
+
+
+def test_every_stored_processor_is_tested() -> None:
+    assert {path.stem for path in STORED.glob("*.txt")} == set(PROCESSORS)
+
+
+@pytest.mark.parametrize("limit", ["AVX2", "avx2", "AVX512_CORE_VNNI", "AVX2_VNNI_2"])
+def test_onednn_limited_below_bfloat16_takes_it_away(limit: str) -> None:
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        choice = cpu.serving_dtype(stored("sapphire_rapids"), {variable: limit})
+        assert choice == Choice("float32", f"{variable}={limit} turns off avx512_bf16 and amx_bf16")
+
+
+@pytest.mark.parametrize("limit", ["", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_AMX"])
+def test_a_limit_that_leaves_bfloat16_changes_nothing(limit: str) -> None:
+    environment = {"ONEDNN_MAX_CPU_ISA": limit}
+    assert cpu.serving_dtype(stored("zen4"), environment) == Choice("bfloat16", "avx512_bf16")
+    assert cpu.serving_dtype(stored("zen3"), environment) == Choice("float32", NONE)
+
+
+def test_the_limit_of_x86_means_nothing_on_arm() -> None:
+    assert cpu.serving_dtype(stored("neoverse_v1"), {"ONEDNN_MAX_CPU_ISA": "AVX2"}).dtype == "bfloat16"
+
+
+def test_only_flags_that_every_core_has_count() -> None:
+    text = "processor : 0\nflags : avx2 avx512_bf16\n\nprocessor : 1\nflags : avx2\n"
+    assert cpu.parse(text).flags == {"avx2"}
+
+
+def test_other_processors_and_none_at_all_get_float32(tmp_path: Path) -> None:
+    power = cpu.parse("processor\t: 0\ncpu\t\t: POWER10 (architected), altivec supported\n")
+    assert (power.family, cpu.serving_dtype(power, {}).dtype) == ("other", "float32")
+    nothing = cpu.read(tmp_path)
+    assert (nothing.model, nothing.notable) == ("unknown processor", [])
+    assert cpu.serving_dtype(nothing, {}).dtype == "float32"
+    assert cpu.parse("CPU implementer : 0x99\nCPU part : 0x1\nFeatures : fp\n").model == "ARM processor 0x99/0x1"
+
+
+# Cores
+
+
+def topology(root: Path, siblings: dict[int, str], nodes: dict[int, int] | None = None) -> Path:
+    for number, text in siblings.items():
+        folder = root / f"sys/devices/system/cpu/cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{text}\n")
+        if nodes:
+            (folder.parent / f"node{nodes[number]}").mkdir()
+    return root
+
+
+def test_hyper_threads_count_as_one_core(tmp_path: Path) -> None:
+    root = topology(tmp_path, {0: "0,4", 1: "1,5", 2: "2-3", 3: "2-3", 4: "0,4", 5: "1,5"})
+    cores = cpu.usable_cores(root, {0, 1, 2, 3, 4, 5})
+    assert cores.allowed == (Core(0, 0), Core(1, 1), Core(2, 2))
+    # Two processes that may each use one hyper-thread of a core compete for the same one.
+    assert cpu.usable_cores(root, {4}).allowed == (Core(0, 4),)
+
+
+def test_without_a_topology_each_logical_cpu_is_a_core(tmp_path: Path) -> None:
+    assert cpu.usable_cores(tmp_path, {3, 7}).allowed == (Core(3, 3), Core(7, 7))
+
+
+def test_cores_of_one_numa_node_stand_together(tmp_path: Path) -> None:
+    root = topology(tmp_path, {n: str(n) for n in range(4)}, {0: 0, 1: 1, 2: 0, 3: 1})
+    assert [(core.node, core.cpu) for core in cpu.usable_cores(root, {0, 1, 2, 3}).allowed] == [
+        (0, 0), (0, 2), (1, 1), (1, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("allowed", "quota", "count", "for_servers"),
+    [(1, None, 1, 1), (2, None, 2, 2), (3, None, 3, 3), (4, None, 4, 3), (64, None, 64, 63),
+     (8, 2.0, 2, 2), (8, 2.9, 2, 2), (8, 0.5, 1, 1), (2, 16.0, 2, 2), (64, 4.0, 4, 3)],
+)  # fmt: skip
+def test_one_core_is_left_free_from_four_up_and_a_quota_counts(
+    allowed: int, quota: float | None, count: int, for_servers: int
+) -> None:
+    cores = Cores(tuple(Core(n, n) for n in range(allowed)), quota)
+    assert cores.count == count
+    assert len(cores.for_servers) == for_servers
+    assert cores.rationed is (count < allowed)
+
+
+def test_the_affinity_of_this_process_counts() -> None:
+    code = "import os\nos.sched_setaffinity(0, {max(os.sched_getaffinity(0))})\n"
+    code += "from rlaif import cpu\nprint([core.cpu for core in cpu.usable_cores().allowed])"
+    last = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert last.strip() == f"[{max(core.cpu for core in cpu.usable_cores().allowed)}]"
+
+
+# Cgroups
+
+V1_MOUNTS = """\
+25 30 0:23 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
+26 25 0:24 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct
+27 25 0:25 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory
+28 25 0:26 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw
+"""
+V2_MOUNTS = "26 25 0:24 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_a_quota_of_cgroup_v2_counts_wherever_it_is_set_above_the_process(tmp_path: Path) -> None:
+    groups = "sys/fs/cgroup/user.slice"
+    root = machine(tmp_path, {
+        "proc/self/cgroup": "0::/user.slice/job.scope\n", "proc/self/mountinfo": V2_MOUNTS,
+        f"{groups}/cpu.max": "250000 100000\n", f"{groups}/job.scope/cpu.max": "max 100000\n",
+        f"{groups}/memory.max": "max\n", f"{groups}/job.scope/memory.max": "8589934592\n",
+        "proc/meminfo": "MemTotal:       24689764 kB\nMemFree: 1 kB\n",
+    })  # fmt: skip
+    assert cpu.cpu_quota(root) == 2.5
+    assert cpu.memory_bytes(root) == 8 * 2**30
+
+
+def test_a_quota_of_cgroup_v1_counts(tmp_path: Path) -> None:
+    root = machine(tmp_path, {
+        "proc/self/cgroup": "4:memory:/a\n3:cpu,cpuacct:/a/b\n0::/\n", "proc/self/mountinfo": V1_MOUNTS,
+        "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us": "300000\n",
+        "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "4294967296\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "proc/meminfo": "MemTotal:       24689764 kB\n",
+    })  # fmt: skip
+    assert cpu.cpu_quota(root) == 3.0
+    assert cpu.memory_bytes(root) == 4 * 2**30
+
+
+@pytest.mark.parametrize("path", ["/docker/0123", "/", "/../other"])
+def test_in_a_container_the_path_may_be_that_of_the_host(tmp_path: Path, path: str) -> None:
+    mounts = V1_MOUNTS.replace("0:24 / /sys", "0:24 /docker/0123 /sys")
+    root = machine(tmp_path, {
+        "proc/self/cgroup": f"3:cpu,cpuacct:{path}\n", "proc/self/mountinfo": mounts,
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "150000\n",
+        "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+    })  # fmt: skip
+    assert cpu.cpu_quota(root) == 1.5
+
+
+def test_no_limit_and_no_files_mean_none(tmp_path: Path) -> None:
+    assert cpu.cpu_quota(tmp_path) is None
+    assert cpu.memory_bytes(tmp_path) is None
+    root = machine(tmp_path, {"proc/self/cgroup": "0::/\nbroken\n", "proc/self/mountinfo": f"x - \n{V2_MOUNTS}",
+                              "sys/fs/cgroup/cpu.max": "max 100000\n"})  # fmt: skip
+    assert cpu.cpu_quota(root) is None
+    assert cpu.usable_cores(root, {0, 1}) == Cores((Core(0, 0), Core(1, 1)), None)
