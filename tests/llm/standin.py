@@ -24,6 +24,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 def take(plan: Path) -> list[str]:
@@ -61,6 +62,16 @@ class Engine:
         )
 
 
+def plain(text: str) -> dict[str, Any]:
+    return {"message": {"content": text}, "finish_reason": "stop"}
+
+
+def verdict(words: list[str]) -> dict[str, Any]:
+    """The first of the words, as that of a judge who is nearly sure of it."""
+    top = [{"token": word, "logprob": -0.1 if word == words[0] else -3.0} for word in words]
+    return {**plain(words[0]), "logprobs": {"content": [{**top[0], "top_logprobs": top}]}}
+
+
 class Handler(BaseHTTPRequestHandler):
     health = 200
     hangs = threading.Event()
@@ -83,7 +94,9 @@ class Handler(BaseHTTPRequestHandler):
             self.engine.generate(body["max_tokens"])
         while self.hangs.is_set():
             time.sleep(0.02)
-        self.reply(200, {"choices": [{"message": {"content": f"from {os.getpid()}"}, "finish_reason": "stop"}]})
+        words = body.get("structured_outputs", {}).get("choice", [])
+        texts = [f"from {os.getpid()}", *(f"from {os.getpid()}, again {i}" for i in range(1, body.get("n", 1)))]
+        self.reply(200, {"choices": [verdict(words)] if words else [plain(text) for text in texts]})
 
     def reply(self, status: int, value: object) -> None:
         self.send(status, "application/json", json.dumps(value).encode())
