@@ -231,8 +231,9 @@ class RoundConfig(Section):
 
 
 class ClientConfig(Section):
-    """How requests are sent to models. The limits per minute hold for each endpoint. ``timeout_s``: how long a server may
-    make no progress (:mod:`rlaif.llm.patience`). ``deadline_s``: how long a request may take with all its attempts."""
+    """How requests are sent to models. The limits per minute hold for each endpoint. ``timeout_s``: how long a server
+    may make no progress (:mod:`rlaif.llm.patience`). ``deadline_s``: how long a request may take with all its attempts.
+    """
 
     concurrency: int = Field(default=64, ge=1, le=4096)
     batch: bool = False

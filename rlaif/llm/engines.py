@@ -91,7 +91,9 @@ class Engines:
         if self._placed.on == "ray":
             self._cluster = self._cluster or Cluster(self._placed, self._config, self._say, self._log)
             urls, key = self._cluster.alone(Model(served, options, path))
-            return Client(model, urls, self._config, meter, key=key)
+            # A replica that hangs ends itself, so that requests to it fail: here they are only lost after the deadline.
+            patient = max(self._config.timeout_s, self._config.deadline_s)
+            return Client(model, urls, self._config.model_copy(update={"timeout_s": patient}), meter, key=key)
         server = self._server
         changes = server.differences(options, path) if server and server.model == served else []
         if changes:
@@ -111,7 +113,9 @@ class Engines:
             finally:
                 given_up.set()  # if cancelled: the end of the loop waits for the thread
 
-        return Client(model, [server.url], self._config, meter, key=server.key, revive=revive)
+        return Client(
+            model, [server.url], self._config, meter, key=server.key, revive=revive, conditions=server.conditions
+        )
 
 
 def refuse_settings(options: Mapping[str, Any]) -> None:

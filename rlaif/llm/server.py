@@ -29,11 +29,14 @@ from rlaif import cpu, spawn
 from rlaif.config import ClientConfig
 from rlaif.errors import MissingPart, ServerError, UsageError
 from rlaif.llm import cores, demo, guard, precision
+from rlaif.llm.cpu_load import CpuLoad
 from rlaif.llm.port import LOOPBACK, free_port, is_free
 from rlaif.llm.reasons import advice, reason_in, worth_another_try
 
 STARTS = 3
 SAY_EVERY_S = 20.0
+WORTH_MENTIONING = 0.25
+"""How many cores other programs use before the progress line says so."""
 LOOK_EVERY_S = 0.5
 LAST_WORDS_S = 3.0
 """How long the guard has to see that a server has died, and to write down of what."""
@@ -137,6 +140,8 @@ class Server:
         self._most_cores = most_cores
         self._claim = cores.Claim()
         self._flags: list[str] = []
+        self._runs_on = ""
+        self._load: CpuLoad | None = None
         self.key = secrets.token_hex(16)
         self.port = 0
         self.log = log / f"vllm-{re.sub(r'[^A-Za-z0-9._-]+', '-', model).strip('-')[-60:]}.log"
@@ -170,6 +175,7 @@ class Server:
             self.port = self.port if self.port and is_free(self.port) else free_port()
             variables, bound = self._binding() if kind == "cpu" else ({}, "")
             how = f": {dtype}, {bound}" if kind == "cpu" else ""
+            self._runs_on = f"{dtype}, {bound}" if kind == "cpu" else ""
             self._say(f"starting vLLM with {self.model}{how} (usually {usual}); log: {self.log}")
             self._spawn(self._command(self._flags), variables)
             reason = self._wait_until_healthy(given_up)
@@ -184,6 +190,19 @@ class Server:
                 break
             self._say(f"vLLM did not start ({reason}); trying again")
         raise ServerError(f"vLLM did not start: {reason}", where=str(self.log), mend=advice(reason or ""))
+
+    def conditions(self) -> str:
+        """Return what decides its speed on a CPU: dtype, cores, and what other programs take of them since the last
+        call. Empty on a GPU. Reads /proc, so it takes some milliseconds."""
+        process = self._process
+        if not self._runs_on or process is None:
+            return ""
+        usable = [core.cpu for core in self._claim.cores or cpu.usable_cores().allowed]
+        self._load = self._load or CpuLoad(usable)
+        others = self._load.others(process.pid)
+        if others is None or others < WORTH_MENTIONING:
+            return self._runs_on
+        return f"{self._runs_on}; other programs use {others:.1f} of {len(usable)} cores"
 
     def differences(self, options: Mapping[str, Any], path: str | None = None) -> list[str]:
         """Return what has to change about it to serve the same model with ``options``; [] if nothing has to."""

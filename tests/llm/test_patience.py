@@ -81,7 +81,8 @@ def test_a_server_fifty_times_too_slow_answers_everything_once(ask: Ask, said: l
     assert sorted(asked) == [f"q{i}" for i in range(8)]
     assert meter.retries == 0
     assert not any("hangs" in line or "died" in line for line in said)
-    assert re.search(r"server: 8 running, 0 waiting, \d+ tokens/s", lines[0]), lines
+    # What slows it: the dtype, the cores (another test's server may hold them), and what other programs take.
+    assert re.search(r"server: 8 running, 0 waiting, \d+ tokens/s \((float32|bfloat16) \(.+\), .*core", lines[0]), lines
 
 
 def test_a_server_that_stalls_and_resumes_answers_everything_once(ask: Ask, said: list[str]) -> None:  # noqa: F811
