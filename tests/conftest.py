@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -107,6 +109,17 @@ def absent(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what} is not installed, and CI runs every test")
     pytest.skip(f"{what} is not installed: make setup brings it")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List each missing part with the number of tests that were skipped for it."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    missing = re.compile(r"Skipped: (.+) is not installed: make setup")
+    parts = Counter(part for text in skipped for part in missing.findall(text))
+    if parts:
+        terminalreporter.section("missing parts")
+    for part, n in sorted(parts.items()):
+        terminalreporter.line(f"{part}: {n} test{'s' if n > 1 else ''} skipped; make setup brings it")
 
 
 def command(*arguments: str | Path) -> list[str]:
