@@ -77,10 +77,13 @@ def run(log: Path, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] |
 
 
 def first_error(output: str) -> str:
-    """The first line that looks like an error, otherwise the last line."""
+    """The first line that looks like an error, with its cause if uv names one; otherwise the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"(?i)\berror\b|\bfailed\b|\bno module\b", line)]
-    return (errors or lines[-1:] or [""])[0][:200]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if re.search(r"(?i)\berror\b|\bfailed\b|\bno module\b", line):
+            cause = f"; {following}" if re.match(r"(?i)caused? ?(by)?:", following) else ""
+            return f"{line[:200]}{cause[:200]}"
+    return (lines or [""])[-1][:200]
 
 
 def succeeds(*command: str | Path) -> bool:
@@ -121,14 +124,11 @@ def make_venv(log: Path) -> None:
     """Make sure that `.venv` is a virtual environment with pip. Replaces a broken one only if make created it."""
     version, owned = python_version(PYTHON), OWNED.exists()
     pip = (PYTHON, "-m", "pip", "--version")
-    if (
-        not owned
-        and version == VERSION
-        and (succeeds(*pip) or (succeeds(PYTHON, "-m", "ensurepip") and succeeds(*pip)))
-    ):
-        return
-    if owned and version == VERSION and is_done("venv", str(ROOT)) and succeeds(*pip):
-        return
+    if version == VERSION and (not owned or is_done("venv", str(ROOT))):
+        if succeeds(*pip):
+            return
+        if not owned and succeeds(PYTHON, "-m", "ensurepip") and succeeds(*pip):  # uv makes environments without pip
+            return
     if VENV.exists() and not owned and any(VENV.iterdir()):
         state = f"has Python {version} instead of {VERSION}" if version not in (None, VERSION) else "does not work"
         raise Failed(f".venv {state}, and make did not create it. hint: move it away")
@@ -153,18 +153,19 @@ def drop_half_installed(site: Path) -> None:
     """Forget each package with a missing or truncated file, so that the next installation brings it again."""
 
     def is_whole(row: list[str]) -> bool:
-        path = site / row[0]
-        return path.suffix == ".pyc" or (path.exists() and row[2] in ("", str(path.stat().st_size)))
+        name, _, size = row if len(row) == 3 else ("", "", "the line is cut off")
+        path = site / name
+        return path.suffix == ".pyc" or (path.exists() and size in ("", str(path.stat().st_size)))
 
     for folder in site.glob("*.dist-info"):
         record = folder / "RECORD"
-        rows = list(csv.reader(record.read_text().splitlines())) if record.exists() else []
+        rows = list(csv.reader(record.read_text(errors="replace").splitlines())) if record.exists() else []
         if not rows or not all(map(is_whole, rows)):
             shutil.rmtree(folder)
 
 
 def pip_settings(listing: str) -> dict[str, str]:
-    """What applies to ``pip install`` of the output of ``pip config list``: variables override configuration files."""
+    """Parse the output of ``pip config list`` as ``pip install`` does: variables override configuration files."""
     found: dict[str, str] = {}
     for section in ("global", "install", ":env:"):
         for key, value in re.findall(rf"^{section}\.([\w-]+)=(['\"].*['\"])$", listing, re.MULTILINE):
@@ -191,7 +192,7 @@ def uv_settings(pip: dict[str, str]) -> dict[str, str]:
 
 
 def has_torch(find_links: str) -> bool:
-    """Does one of the folders hold a CPU wheel of torch for this Python and machine?"""
+    """Return whether one of the folders has a CPU wheel of torch for this Python and machine."""
     wheel = re.compile(rf"torch-[\d.]+\+cpu-cp{VERSION.replace('.', '')}-.*_{platform.machine()}\.whl")
     for link in re.split(r"[\s,]+", find_links) + find_links.split(","):
         folder = Path(unquote(urlsplit(link).path)) if link.startswith("file:") else Path(link).expanduser()
@@ -200,8 +201,12 @@ def has_torch(find_links: str) -> bool:
     return False
 
 
-def uv_sources(log: Path) -> dict[str, str]:
-    return uv_settings(pip_settings(run(log, PYTHON, "-m", "pip", "config", "list")))
+def uv_sources() -> dict[str, str]:
+    # Not in a log, because an index's URL may hold a password.
+    listing = subprocess.run(
+        [PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
+    return uv_settings(pip_settings(listing))
 
 
 def install_environment(log: Path, engine: str) -> None:
@@ -213,8 +218,8 @@ def install_environment(log: Path, engine: str) -> None:
         drop_half_installed(site_packages())
     BEGUN.touch()
     (MARKERS / "bytecode").unlink(missing_ok=True)
-    run(log, PYTHON, "-m", "pip", "install", "-q", "uv", env={"PIP_USER": "0"})
-    sources = uv_sources(log)
+    run(log, PYTHON, "-m", "pip", "install", "-q", "uv>=0.8", env={"PIP_USER": "0"})
+    sources = uv_sources()
     command: list[str | Path] = [PYTHON, *INSTALL, PYTHON, "-e", f".[{engine},{EXTRAS}]", "--group", "dev"]
     links = os.environ.get("UV_FIND_LINKS") or sources.get("UV_FIND_LINKS", "")
     # pyproject.toml takes torch for the extra `cpu` from PyTorch's index. --no-sources passes over that index: if a
@@ -229,8 +234,8 @@ def install_environment(log: Path, engine: str) -> None:
                 raise
             if options == tries[-1]:
                 raise Failed(
-                    f"no CPU wheel of torch for Python {VERSION} within reach, neither in PyTorch's index nor in those of "
-                    "pip's and uv's settings. hint: name a folder that has one in UV_FIND_LINKS"
+                    f"no CPU wheel of torch for Python {VERSION} within reach: neither PyTorch's index nor the settings "
+                    "of pip and uv lead to one. hint: name a folder that has it in UV_FIND_LINKS"
                 ) from None
     BEGUN.unlink()
 
@@ -296,13 +301,13 @@ def install_azurite(log: Path) -> None:
 def install_tools(log: Path) -> None:
     (MARKERS / "trainers").unlink(missing_ok=True)
     run(log, PYTHON, "-m", "uv", "venv", "--quiet", "--clear", "--python", PYTHON, VENV / "tools")
-    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, *TOOLS, env=uv_sources(log))
+    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, *TOOLS, env=uv_sources())
 
 
 def install_trainers(log: Path) -> None:
     if not TOOLS_PYTHON.exists():
         raise Failed("needs the tools")
-    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, "--no-deps", *TRAINERS, env=uv_sources(log))
+    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, "--no-deps", *TRAINERS, env=uv_sources())
 
 
 # All parts

@@ -144,11 +144,15 @@ def test_a_whole_package_stays_after_a_killed_installation(ready: Checkout) -> N
         folder.mkdir()
         (site / f"{folder.name[:5]}.py").write_text("1234\n")
         (folder / "RECORD").write_text(f'"{folder.name[:5]}.py",sha256=x,{5 if folder is whole else 6}\n')
+    cut = site / "cut-1.dist-info"
+    cut.mkdir()
+    (cut / "RECORD").write_text("whole.py,sha")
     (ready.path / ".venv" / ".parts" / "environment.begun").touch()
     ready.forget("environment")
     ready.make("setup")
     assert whole.exists()
     assert not short.exists()
+    assert not cut.exists()
 
 
 def test_a_terminated_make_leaves_no_child(ready: Checkout) -> None:

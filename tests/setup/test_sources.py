@@ -136,7 +136,7 @@ def test_without_a_cpu_wheel_of_torch_one_line_reports_it(ready: Checkout) -> No
     output = ready.make("setup", code=2)
     (line,) = (line for line in output.splitlines() if "not installed" in line)
     assert line.startswith(f"   environment: not installed: no CPU wheel of torch for Python {VERSION} within reach")
-    assert line.endswith("hint: name a folder that has one in UV_FIND_LINKS (log: .venv/log/environment.log)")
+    assert line.endswith("hint: name a folder that has it in UV_FIND_LINKS (log: .venv/log/environment.log)")
     assert "Error 4" in output
     assert "No solution" not in output
     assert wall in (ready.path / ".venv" / "log" / "environment.log").read_text()
@@ -148,9 +148,12 @@ def test_without_a_cpu_wheel_of_torch_one_line_reports_it(ready: Checkout) -> No
 
 def test_any_other_failure_of_uv_is_one_line_and_not_repeated(ready: Checkout) -> None:
     ready.forget("environment")
-    (ready.state / "uv-fails").write_text(f"Resolving\nerror: Failed to fetch: `{A}/numpy/`\nhint: x\n")
-    output = ready.make("setup", code=2)
-    assert f"environment: not installed: error: Failed to fetch: `{A}/numpy/` (log: " in output
+    secret = "http://me:secret@127.0.0.1:9/"
+    (ready.state / "uv-fails").write_text("Resolving\nerror: Request failed\n  cause: Failed to fetch: `numpy`\n  x\n")
+    output = ready.make("setup", code=2, PIP_EXTRA_INDEX_URL=secret)
+    assert "environment: not installed: error: Request failed; cause: Failed to fetch: `numpy` (log: " in output
+    assert ready.installs()[0]["environment"]["UV_INDEX"] == secret
+    assert "secret" not in (ready.path / ".venv" / "log" / "environment.log").read_text()
     assert len(ready.installs()) == 1
 
 
