@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlaif import cpu
+from rlaif.config import TrainConfig
 from rlaif.cpu import Choice, Core, Cores
+from rlaif.train import settings
 
 STORED = Path(__file__).parent / "cpuinfo"
 NONE = "no avx512_bf16 or amx_bf16"
@@ -39,6 +41,36 @@ def test_a_stored_processor_gives_its_name_its_flags_and_its_dtype(name: str) ->
     assert seen.model == model
     assert seen.notable == notable
     assert cpu.serving_dtype(seen, {}) == choice
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "choice"),
+    [
+        ("zen3", "", Choice("float32", NONE)),
+        ("zen4", "", Choice("float32", "no amx_bf16")),
+        ("cascade_lake", "", Choice("float32", NONE)),
+        ("sapphire_rapids", "", Choice("bfloat16", "amx_bf16")),
+        ("sapphire_rapids", "AVX512_CORE_BF16", Choice("float32", "no amx_bf16")),
+        ("sapphire_rapids", "AVX2", Choice("float32", "ONEDNN_MAX_CPU_ISA=AVX2 turns off avx512_bf16 and amx_bf16")),
+        ("neoverse_n1", "", Choice("float32", "no bf16")),
+        ("neoverse_v1", "", Choice("float32", "no amx_bf16")),
+    ],
+)
+def test_training_takes_bfloat16_only_where_it_was_measured_to_be_faster(name: str, limit: str, choice: Choice) -> None:
+    assert cpu.training_dtype(stored(name), {"ONEDNN_MAX_CPU_ISA": limit}) == choice
+
+
+def test_the_settings_of_a_training_follow_the_processor_unless_they_name_a_dtype(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for name, expected in (("sapphire_rapids", "bfloat16"), ("zen3", "float32")):
+        monkeypatch.setattr(cpu, "read", lambda name=name: stored(name))
+        assert settings.dtype(TrainConfig()) == expected
+        assert settings.dtype(TrainConfig(dtype="float32")) == "float32"
+        assert settings.dtype(TrainConfig(dtype="bfloat16")) == "bfloat16"
 
 
 def test_every_stored_processor_is_tested() -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlaif.llm import demo
+from rlaif import cpu
+from rlaif.llm import checkpoint, cores, demo, precision
 from rlaif.llm.client import KEY_NAMES
 from rlaif.report import fit
 
@@ -36,7 +37,8 @@ def examine(models: Mapping[str, str] | None = None) -> list[Finding]:
     """
     seen = _gpus()
     rest = [_vllm(), _ray(), _demo(), _training(), _memory(), _disk(), _keys()]
-    return [_python(), _gpu(seen), *rest, *_proposals([gib for _, gib in seen], models or {})]
+    processor = [_processor(), _dtype(), _cores()]
+    return [_python(), _gpu(seen), *processor, *rest, *_proposals([gib for _, gib in seen], models or {})]
 
 
 def _version(name: str) -> str | None:
@@ -74,6 +76,36 @@ def _gpu(seen: list[tuple[str, float]]) -> Finding:
     return Finding("good", "GPU", "; ".join(f"{name}, {gib:.0f} GiB" for name, gib in seen))
 
 
+def _processor() -> Finding:
+    """The CPU, with the flags that decide how fast a model runs on it."""
+    processor = cpu.read()
+    return Finding("good", "CPU", f"{processor.model}: {', '.join(processor.notable) or 'no flag that matters'}")
+
+
+def _dtype() -> Finding:
+    processor = cpu.read()
+    serving, training = cpu.serving_dtype(processor), cpu.training_dtype(processor)
+    told = (
+        f"on the CPU models are served in {serving.dtype} ({serving.reason}) and trained in {training.dtype} "
+        f"({training.reason})"
+    )
+    return Finding("good", "dtype", told)
+
+
+def _cores() -> Finding:
+    """The cores that this process may use, and how model servers share them."""
+    usable = cpu.usable_cores()
+    told = f"{usable.count} usable: {cores.shown([core.cpu for core in usable.allowed])}"
+    if usable.rationed:
+        told = f"{usable.count} of {len(usable.allowed)} usable, by a CPU quota of {usable.quota:g}"
+    spare = usable.count - len(usable.for_servers)
+    if spare:
+        told += f"; model servers leave {spare} free"
+    if set_by := cores.set_by(os.environ):
+        told += f"; {set_by}, as set"
+    return Finding("good", "cores", told)
+
+
 def _proposals(gpus: list[float], models: Mapping[str, str]) -> list[Finding]:
     found = [_proposal(gpus, model, table) for model, table in models.items()]
     if found or len(gpus) < 2:
@@ -84,31 +116,16 @@ def _proposals(gpus: list[float], models: Mapping[str, str]) -> list[Finding]:
 
 def _proposal(gpus: list[float], model: str, table: str) -> Finding:
     name = f"[{table}]"
-    weights = fit.weights_of(_folder(model))
     if not gpus:
-        return Finding("good", name, f"{model}: nothing to set without a GPU")
+        chosen = precision.choose(model, {}, cpu.read(), cpu.memory_bytes())
+        return Finding("good", name, f"{model}: nothing to set without a GPU; {chosen}")
+    weights = fit.weights_of(checkpoint.folder_of(model))
     if weights is None:
         return Finding("note", name, f"{model} is not on this machine, so its size is not known")
     told = fit.propose(gpus, weights)
     if not told.fits:
         return Finding("lacks", name, f"{model}: {told.why}")
     return Finding("good", name, f"{model}: {told.as_toml() or 'nothing to set'}  ({told.why})")
-
-
-def _folder(model: str) -> Path:
-    """Where a model lies: its own path, or in the hub's cache, which is only looked into."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    if model == demo.NAME:
-        return demo.cache() / demo.FOLDER
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        cached = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:
-        return Path(model)
-    return Path(cached).parent if isinstance(cached, str) else Path(model)
 
 
 def _ray() -> Finding:
@@ -145,8 +162,8 @@ def _training() -> Finding:
 
 
 def _memory() -> Finding:
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return Finding("good" if size >= 8 else "note", "memory", f"{size:.0f} GiB, {os.cpu_count()} cores")
+    size = (cpu.memory_bytes() or 0) / GIB
+    return Finding("good" if size >= 8 else "note", "memory", f"{size:.0f} GiB" if size else "not known")
 
 
 def _disk() -> Finding:

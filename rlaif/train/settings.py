@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlaif import cpu
 from rlaif.config import Config, TrainConfig
 from rlaif.errors import MissingPart, UsageError, did_you_mean
 from rlaif.train import methods
@@ -68,15 +69,14 @@ def learning_rate(train: TrainConfig) -> float:
 
 
 def dtype(train: TrainConfig) -> str:
-    """The precision of the computation. ``auto``: bfloat16 where CUDA has it, else float32.
-
-    On a CPU bfloat16 is faster only where the processor multiplies matrices in it, and noisier everywhere.
-    """
+    """Return the precision of the computation: ``train.dtype``, or the fastest one that this machine has."""
     import torch
 
     if train.dtype != "auto":
         return train.dtype
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return cpu.training_dtype(cpu.read()).dtype
 
 
 def batches(train: TrainConfig, processes: int = 1) -> tuple[int, int]:

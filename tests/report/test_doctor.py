@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from rlaif import cpu
+from rlaif.cpu import Core, Cores
+from rlaif.llm import cores
 from rlaif.llm.server import arguments
-from rlaif.report import fit
+from rlaif.report import doctor, fit
 from rlaif.report.fit import Weights, propose
-from tests.conftest import needs
+from tests.conftest import ROOT, needs
 
 B = 2e9 / fit.GIB
 """GiB of a billion parameters in 16 bits."""
@@ -92,6 +95,62 @@ def test_the_doctor_says_it_for_a_run_and_for_a_model(
     assert "one holds up to 9B parameters in 16 bits, all 18B" in rlaif("doctor").stdout
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert "do not fit on 1 x 24 GiB" in rlaif("doctor", "--model", two_gpus, code=4).stdout
+
+
+def told(what: str) -> str:
+    """What the doctor says of one thing."""
+    (found,) = [finding for finding in doctor.examine() if finding.what == what]
+    return found.told
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "served"),
+    [
+        ("zen3", "AMD EPYC 7763 64-Core Processor: avx2", "float32 (no avx512_bf16 or amx_bf16)"),
+        ("neoverse_v1", "ARM Neoverse V1: asimd, sve, i8mm, bf16", "bfloat16 (bf16)"),
+    ],
+)
+def test_the_doctor_shows_the_processor_and_what_follows_from_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, flags: str, served: str
+) -> None:
+    processor = cpu.parse((ROOT / "tests" / "cpuinfo" / f"{name}.txt").read_text())
+    monkeypatch.setattr(cpu, "read", lambda: processor)
+    assert told("CPU") == flags
+    trained = cpu.training_dtype(processor)
+    expected = f"on the CPU models are served in {served} and trained in {trained.dtype} ({trained.reason})"
+    assert told("dtype") == expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "quota", "shown"),
+    [
+        (2, None, "2 usable: 0-1"),
+        (8, None, "8 usable: 0-7; model servers leave 1 free"),
+        (64, 4.0, "4 of 64 usable, by a CPU quota of 4; model servers leave 1 free"),
+    ],
+)
+def test_the_doctor_shows_the_usable_cores(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, quota: float | None, shown: str
+) -> None:
+    usable = Cores(tuple(Core(n, n) for n in range(allowed)), quota)
+    monkeypatch.setattr(cpu, "usable_cores", lambda: usable)
+    monkeypatch.delenv(cores.BIND, raising=False)
+    assert told("cores") == shown
+    monkeypatch.setenv(cores.BIND, "0")
+    assert told("cores") == f"{shown}; VLLM_CPU_OMP_THREADS_BIND=0, as set"
+
+
+def test_the_doctor_says_how_a_runs_model_is_served_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rlaif: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+    assert (
+        f"{model}: nothing to set without a GPU; quantized, in vLLM's own dtype"
+        in rlaif("doctor", "--model", model).stdout
+    )
 
 
 def test_vllm_itself_takes_what_is_proposed() -> None:
