@@ -234,8 +234,8 @@ def install_environment(log: Path, engine: str) -> None:
                 raise
             if options == tries[-1]:
                 raise Failed(
-                    f"no CPU wheel of torch for Python {VERSION} within reach: neither PyTorch's index nor the settings "
-                    "of pip and uv lead to one. hint: name a folder that has it in UV_FIND_LINKS"
+                    f"no CPU wheel of torch for Python {VERSION} within reach: neither PyTorch's index nor the "
+                    "settings of pip and uv lead to one. hint: name a folder that has it in UV_FIND_LINKS"
                 ) from None
     BEGUN.unlink()
 
