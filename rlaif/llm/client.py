@@ -170,7 +170,8 @@ class Client:
         if names and self.model not in names:
             shown = did_you_mean(self.model, names[:50])
             raise EndpointError(f"has no model {self.model!r}. {shown}", where=endpoint.url)
-        return any(card.get("owned_by") == "vllm" for card in cards)
+        endpoint.is_vllm = any(card.get("owned_by") == "vllm" for card in cards)
+        return endpoint.is_vllm
 
     async def _models(self, endpoint: Endpoint) -> bytes:
         try:

@@ -105,6 +105,8 @@ class Endpoint:
         self._slowed_at = 0.0
         self.pace = Pace(requests_per_minute, tokens_per_minute)
         self.patience = patience or Patience(600.0, None)
+        self.is_vllm = False
+        """Whether its list of models says so. Only then are its metrics asked for."""
         self._without_metrics = 0
         """Readings of /metrics that failed, up to the first that succeeded."""
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -174,7 +176,7 @@ class Endpoint:
 
     async def read_metrics(self, timeout_s: float) -> None:
         """Let ``patience`` know how a vLLM gets on. An endpoint without such metrics is soon asked no more."""
-        if self._without_metrics >= METRICS_TRIES:
+        if not self.is_vllm or self._without_metrics >= METRICS_TRIES:
             return
         try:
             load = parse_metrics((await self.send("GET", METRICS, timeout_s)).decode("utf-8", "replace"))

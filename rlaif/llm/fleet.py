@@ -108,13 +108,14 @@ class Fleet:
     async def _is_back(self, endpoint: Endpoint) -> bool:
         endpoint.in_flight += 1  # so that nobody else tries meanwhile
         try:
-            await endpoint.send("GET", "/models", min(PROBE_S, self._config.timeout_s))
+            listed = await endpoint.send("GET", "/models", min(PROBE_S, self._config.timeout_s))
         except Refused as error:
             back = error.status < 500 and error.status not in (401, 403)
         except Lost:
             back = False
         else:
             back = True
+            endpoint.is_vllm = endpoint.is_vllm or b'"vllm"' in listed
         finally:
             endpoint.in_flight -= 1
         if not back:

@@ -16,6 +16,7 @@ import pytest
 from rlaif.config import ClientConfig
 from rlaif.llm.budget import Meter, progress
 from rlaif.llm.client import Client, RequestFailed
+from rlaif.llm.endpoint import Endpoint
 from rlaif.llm.engines import Engines
 from rlaif.llm.patience import Patience, ServerLoad, parse_metrics
 from tests.llm.processes import carrying, until
@@ -196,6 +197,29 @@ def test_silence_is_reported_while_it_lasts(serve: Serve, monkeypatch: pytest.Mo
         r"no answer from 127\.0\.0\.1:\d+ for 0 s \(1 requests? in flight\)", talk(server.url, work, meter=meter)
     )
     assert meter.server == ""
+
+
+def test_only_a_vllm_is_asked_for_metrics(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider would get requests for nothing, with the key in them."""
+    monkeypatch.setattr("rlaif.llm.watch.EVERY_S", 0.05)
+    readings: dict[str, int] = {}
+    real = Endpoint.send
+
+    async def send(self: Endpoint, method: str, path: str, *args: Any, **kwargs: Any) -> bytes:
+        if path == "/metrics":
+            readings[self.url] = readings.get(self.url, 0) + 1
+        return await real(self, method, path, *args, **kwargs)
+
+    monkeypatch.setattr(Endpoint, "send", send)
+    vllm, provider = serve(delay_s=0.6), serve(delay_s=0.6, owned_by="somebody")
+
+    async def work(client: Client) -> None:
+        await client.check()
+        await client.chat(BODY)
+
+    for server in (vllm, provider):
+        talk(server.url, work)
+    assert readings == {vllm.url: 3}  # it has none, and after three tries it is asked no more
 
 
 def test_a_request_that_waits_for_room_is_not_sent_after_a_stop(serve: Serve) -> None:
