@@ -112,10 +112,12 @@ class Engines:
                 await asyncio.to_thread(server.ensure, given_up, silent_since)
             finally:
                 given_up.set()  # if cancelled: the end of the loop waits for the thread
+            client.endpoints[0].url = server.url  # another program may have taken its port meanwhile
 
-        return Client(
+        client = Client(
             model, [server.url], self._config, meter, key=server.key, revive=revive, conditions=server.conditions
         )
+        return client
 
 
 def refuse_settings(options: Mapping[str, Any]) -> None:

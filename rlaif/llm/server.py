@@ -282,10 +282,7 @@ class Server:
                 raise ServerError(f"vLLM died more than {STARTS} times: {reason}", where=str(self.log),
                                   mend=advice(reason))  # fmt: skip
             self._say(f"vLLM {'hangs' if hangs else 'has died'} ({reason}); starting it again")
-            port = self.port
             self.start(given_up)
-            if self.port != port:
-                raise ServerError("vLLM came back on another port", where=str(self.log), mend="Start again to resume.")
 
     def _command(self, flags: list[str]) -> list[str]:
         """What the guard runs: everything of the server but its environment."""

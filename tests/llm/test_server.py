@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -645,6 +646,39 @@ def test_a_request_outlives_its_server(
         assert len(set(told[1:])) == 1
         assert told[0] != told[1]
     assert not carrying(server.key)
+
+
+def test_a_server_whose_port_is_taken_while_it_is_down_comes_back_on_another(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    server = make("serve")
+    monkeypatch.setattr("rlaif.llm.engines.Server", lambda *_: server)
+
+    def close_connections(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    with contextlib.ExitStack() as stack:
+        engines = stack.enter_context(Engines(tmp_path, ClientConfig(attempts=6), lambda line: None))
+        client = engines.client("some/model", [], {}, Meter())
+        port, body = server.port, {"messages": [{"role": "user", "content": "?"}]}
+
+        async def main() -> list[str]:
+            async with client:
+                first = await client.chat(body)
+                os.kill(listening(server), signal.SIGKILL)
+                assert until(lambda: server._healthy(1) is False)
+                listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                stack.callback(listener.shutdown, socket.SHUT_RDWR)
+                threading.Thread(target=close_connections, args=(listener,), daemon=True).start()
+                replies = await asyncio.gather(*(client.chat(body) for _ in range(4)))
+                return [reply.choices[0].text for reply in (first, *replies)]
+
+        texts = asyncio.run(main())
+        assert server.port != port
+        assert len(set(texts[1:])) == 1
+        assert texts[0] != texts[1]
 
 
 def test_a_server_that_died_between_two_stages_is_back_for_the_next(
