@@ -124,11 +124,10 @@ def make_venv(log: Path) -> None:
     """Make sure that `.venv` is a virtual environment with pip. Replaces a broken one only if make created it."""
     version, owned = python_version(PYTHON), OWNED.exists()
     pip = (PYTHON, "-m", "pip", "--version")
-    if version == VERSION and (not owned or is_done("venv", str(ROOT))):
-        if succeeds(*pip):
-            return
-        if not owned and succeeds(PYTHON, "-m", "ensurepip") and succeeds(*pip):  # uv makes environments without pip
-            return
+    is_whole = version == VERSION and (not owned or is_done("venv", str(ROOT)))
+    # uv makes environments without pip.
+    if is_whole and (succeeds(*pip) or (succeeds(PYTHON, "-m", "ensurepip") and succeeds(*pip))):
+        return
     if VENV.exists() and not owned and any(VENV.iterdir()):
         state = f"has Python {version} instead of {VERSION}" if version not in (None, VERSION) else "does not work"
         raise Failed(f".venv {state}, and make did not create it. hint: move it away")
@@ -255,7 +254,7 @@ def compile_bytecode(log: Path) -> None:
     except Failed:
         # Exit code 1 is normal: torch has a file in the syntax of a newer Python.
         output = log.read_text(errors="replace")
-        if "SyntaxError" not in output or re.search(r"^Traceback|^\*\*\* \w+Error :", output, re.MULTILINE):
+        if "SyntaxError" not in output or re.search(r"\[Errno \d+\]|^Traceback", output, re.MULTILINE):
             raise
 
 

@@ -258,6 +258,7 @@ def test_bytecode_that_cannot_be_written_is_a_failed_part(ready: Checkout) -> No
     (site / "extra").mkdir()
     (site / "extra" / "module.py").touch()
     (site / "extra" / "__pycache__").touch()
+    (site / "newer.py").write_text("this is the syntax of a newer Python\n")
     ready.forget("bytecode")
     output = ready.make("setup")
     assert "   bytecode: not installed: " in output
