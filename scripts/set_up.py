@@ -383,10 +383,9 @@ def main() -> int:
     parser.add_argument("part", nargs="*", help="Parts to set up [default: all]")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running child is killed too
-    take_lock()
-    engine = given.engine or ("gpu" if succeeds("nvidia-smi", "-L") else "cpu")
     try:
-        return set_up(given.part, engine)
+        take_lock()
+        return set_up(given.part, given.engine or ("gpu" if succeeds("nvidia-smi", "-L") else "cpu"))
     except KeyboardInterrupt:
         return 130
 

@@ -187,7 +187,8 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def uv(project: Path, *arguments: str, code: int = 0) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "VIRTUAL_ENV"))}
+    own = ("UV_FIND_LINKS", "UV_NO_SOURCES", "UV_TORCH_BACKEND", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
     done = subprocess.run(
         [sys.executable, "-m", "uv", *arguments, "--project", project, "--python", sys.executable], cwd=project,
         env=environment, capture_output=True, text=True, timeout=500,
