@@ -69,6 +69,7 @@ def test_the_settings_of_a_training_follow_the_processor_unless_they_name_a_dtyp
     for name, expected in (("sapphire_rapids", "bfloat16"), ("zen3", "float32")):
         monkeypatch.setattr(cpu, "read", lambda name=name: stored(name))
         assert settings.dtype(TrainConfig()) == expected
+        assert settings.dtype(TrainConfig(method="reward")) == "float32"
         assert settings.dtype(TrainConfig(dtype="float32")) == "float32"
         assert settings.dtype(TrainConfig(dtype="bfloat16")) == "bfloat16"
 

@@ -22,7 +22,7 @@ from rlaif.cli.console import INTERRUPTED, Console
 from rlaif.cli.console import run as run_command
 from rlaif.llm.budget import duration
 from rlaif.llm.engines import Engines
-from rlaif.pipeline import outlook
+from rlaif.pipeline import outlook, sources
 from rlaif.pipeline.commands import Judged
 from rlaif.report import gather, page
 from rlaif.run import whole
@@ -50,7 +50,7 @@ def demo(path: Path, clock: Callable[[], float] = time.monotonic) -> None:
 
     # One Engines for all stages: a model that the next stage needs stays up.
     with Engines(run.log, config.client, watch.say, config.cluster) as engines:
-        everything = config.prompts.limit or sys.maxsize
+        everything = config.prompts.limit or sources.look(config.prompts.source, config).prompts
         before, decided = earlier(run)
         count = min(max(FIRST, before), everything)
         judged = ask(run, count, watch, engines)
