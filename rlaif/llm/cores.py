@@ -25,6 +25,8 @@ SIMULATED = "VLLM_CPU_SIM_MULTI_NUMA"
 """With this one vLLM binds by itself, and refuses :data:`BIND`."""
 THREADS = "OMP_NUM_THREADS"
 NAME = "rlaif-cores"
+NONE_FREE = "no core is free"
+LOOK_EVERY_S = 0.1
 TURN_S = 5.0
 """How long to wait while another process claims its cores, which takes milliseconds."""
 
@@ -52,11 +54,23 @@ def folder() -> Path:
     return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / NAME
 
 
-def claim(usable: Cores, most: int | None = None, nodes: int = 1, where: Path | None = None) -> Claim:
-    """Claim free cores of ``nodes`` NUMA nodes: all there are, or ``most``. Never waits for a core.
+def claim(
+    usable: Cores, most: int | None = None, nodes: int = 1, *, where: Path | None = None, patience_s: float = 0.0
+) -> Claim:
+    """Claim free cores of ``nodes`` NUMA nodes: all there are, or ``most``.
 
-    One worker on two nodes would read half of its memory from the other one.
+    One worker on two nodes would read half of its memory from the other one. If no core is free, look again for
+    ``patience_s``: the guard of a run that was just killed needs a moment to end its server.
     """
+    until = time.monotonic() + patience_s
+    while True:
+        claimed = _claim(usable, most, nodes, where)
+        if claimed.cores or not claimed.why.startswith(NONE_FREE) or time.monotonic() >= until:
+            return claimed
+        time.sleep(LOOK_EVERY_S)
+
+
+def _claim(usable: Cores, most: int | None, nodes: int, where: Path | None) -> Claim:
     wanted, where = usable.for_servers, where or folder()
     try:
         directory = _open_folder(where)
@@ -81,7 +95,7 @@ def claim(usable: Cores, most: int | None = None, nodes: int = 1, where: Path | 
     finally:
         os.close(directory)
     if not kept:
-        taken = f"no core is free: other model servers hold {shown([core.cpu for core in wanted])}"
+        taken = f"{NONE_FREE}: other model servers hold {shown([core.cpu for core in wanted])}"
         return Claim(why=problem or taken)
     return Claim(tuple(kept), files=[held[core] for core in kept])
 

@@ -40,6 +40,8 @@ WORTH_MENTIONING = 0.25
 LOOK_EVERY_S = 0.5
 LAST_WORDS_S = 3.0
 """How long the guard has to see that a server has died, and to write down of what."""
+CORES_S = guard.GRACE_S + 2.0
+"""How long to wait for a free core: the server of a run that was killed has them until its guard has ended it."""
 IDLE_S = 30.0
 """How long one of whom nothing is asked may take to say that it is well."""
 OURS = frozenset({"model", "served_model_name", "host", "port", "api_key"})
@@ -225,7 +227,7 @@ class Server:
         usable = cpu.usable_cores()
         ranks = precision.ranks({name.replace("-", "_"): value for name, value in self._options.items()})
         if not self._claim.cores:
-            self._claim = cores.claim(usable, self._most_cores, nodes=ranks)
+            self._claim = cores.claim(usable, self._most_cores, ranks, patience_s=CORES_S)
         variables = {**room, **cores.binding(self._claim, usable, ranks)}
         return variables, cores.described(self._claim, usable, ranks)
 

@@ -6,13 +6,18 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rlaif.config import ClientConfig, ClusterConfig
 from rlaif.cpu import Core, Cores
-from rlaif.llm import cores
+from rlaif.llm import cores, replica
 from rlaif.llm.cores import BIND, SIMULATED, THREADS, Claim, binding, claim, described, set_by, shown
+from rlaif.llm.server import Server
 
 
 def machine(count: int, *, nodes: int = 1, quota: float | None = None) -> Cores:
@@ -44,6 +49,13 @@ def test_a_child_that_inherits_the_files_holds_the_cores_until_it_dies(tmp_path:
     child.kill()
     child.wait()
     assert cpus(claim(machine(2), where=tmp_path / "cores")) == [0, 1]
+
+
+def test_a_core_that_is_about_to_be_free_is_waited_for(tmp_path: Path) -> None:
+    where = tmp_path / "cores"
+    held = claim(machine(2), where=where)
+    threading.Timer(0.3, held.release).start()
+    assert cpus(claim(machine(2), where=where, patience_s=30.0)) == [0, 1]
 
 
 def test_processes_that_claim_at_once_share_without_overlap(tmp_path: Path) -> None:
@@ -164,3 +176,50 @@ def test_the_folder_does_not_depend_on_the_users_own_temporary_folder(monkeypatc
     before = cores.folder()
     monkeypatch.setenv("TMPDIR", "/somewhere/of/mine")
     assert cores.folder() == before
+
+
+# On Ray
+
+
+class FakeServe(types.ModuleType):
+    """Ray Serve as far as a replica is deployed and made: keeps what it is deployed with."""
+
+    def __init__(self) -> None:
+        super().__init__("ray.serve")
+        self.bound: list[Any] = []
+
+    def deployment(self, _replica: type) -> FakeServe:
+        return self
+
+    def options(self, **_: Any) -> FakeServe:
+        return self
+
+    def bind(self, *arguments: Any, **_: Any) -> None:
+        self.bound += arguments
+
+    def get_replica_context(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(app_name="app", replica_id=types.SimpleNamespace(unique_id="r1"))
+
+
+@pytest.mark.parametrize(("cpus", "most"), [(0.5, 1), (1, 1), (3.9, 3), (8, 8)])
+def test_a_replica_takes_as_many_cores_as_ray_counts_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: float, most: int
+) -> None:
+    started: list[Server] = []
+
+    class Waiting(Server):
+        def start(self, given_up: threading.Event | None = None) -> None:
+            started.append(self)
+
+        def wait(self) -> None:
+            threading.Event().wait()  # a replica whose server has ended ends its process
+
+    serve = FakeServe()
+    ray = types.ModuleType("ray")
+    ray.serve = serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    monkeypatch.setattr(replica, "Server", Waiting)
+    replica.build(replica.Model("some/model"), ClusterConfig(cpus=cpus), ClientConfig(), 0)
+    replica.Replica(*serve.bound, log=str(tmp_path))
+    assert [server._most_cores for server in started] == [most]

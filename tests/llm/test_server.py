@@ -72,6 +72,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> It
     monkeypatch.setattr(guard, "__file__", short_grace(tmp_path))
     monkeypatch.setattr(servers, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(servers, "LAST_WORDS_S", 1.0)
+    monkeypatch.setattr(servers, "CORES_S", 0.2)
     monkeypatch.setattr(servers, "build", lambda: "cpu")
     monkeypatch.setattr(cores, "folder", lambda: tmp_path / "cores")  # a real vLLM may run beside these tests
     monkeypatch.setattr(cpu, "usable_cores", lambda: TWO_CORES)
@@ -147,6 +148,7 @@ from tests.llm.test_server import TWO_CORES, StandIn
 guard.__file__, servers.LOOK_EVERY_S, servers.build = sys.argv[2], 0.02, lambda: "cpu"
 cores.folder, cpu.usable_cores = lambda: Path(sys.argv[1]).parent / "cores", lambda: TWO_CORES
 most = int(sys.argv[3]) if len(sys.argv) > 3 else None
+servers.CORES_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.2
 said = []
 server = StandIn("some/model", {{}}, ClientConfig(), Path(sys.argv[1]).parent, said.append, None, most)
 server.plan = Path(sys.argv[1])
@@ -593,8 +595,8 @@ def test_servers_of_two_processes_have_different_cores_until_they_end(tmp_path: 
     """Two rlaif processes, one killed as hard as can be: its core is free as soon as its server is gone."""
     (tmp_path / "plan").write_text("serve")
 
-    def start(most: int) -> tuple[subprocess.Popen[str], str, str]:
-        line = [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path), str(most)]
+    def start(most: int, wait_s: float = 0.2) -> tuple[subprocess.Popen[str], str, str]:
+        line = [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path), str(most), str(wait_s)]
         parent = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert parent.stdout is not None
         key = parent.stdout.readline().split()[0]
@@ -611,9 +613,9 @@ def test_servers_of_two_processes_have_different_cores_until_they_end(tmp_path: 
         (first, first_key, bound), (second, _, other), (third, _, none) = [start(1) for _ in range(3)]
         parents += [first, second, third]
         assert (bound, other, none) == ("0", "1", "nobind")
-        first.kill()
-        assert until(lambda: not carrying(first_key))
-        parents.append((again := start(2))[0])
+        assert carrying(first_key)
+        first.kill()  # and the same command at once, while the guard is still ending the server
+        parents.append((again := start(2, 30.0))[0])
         assert again[2] == "0"
     finally:
         for parent in parents:
