@@ -39,11 +39,9 @@ def model(body: dict[str, Any]) -> Any:
 
 
 def by_position(body: dict[str, Any]) -> Any:
-    """A judge who prefers the answer shown first unless the other one is far better."""
-    if "structured_outputs" in body and words(body) == ["A", "B"]:
-        first, second = (goodness(text) for text in material(body)[-2:])
-        if abs(first - second) < 0.35:
-            return with_probabilities({"A": 0.9, "B": 0.1})
+    """A judge who for every other request prefers the answer shown first."""
+    if "structured_outputs" in body and words(body) == ["A", "B"] and len(material(body)[0]) % 2:
+        return with_probabilities({"A": 0.9, "B": 0.1})
     return model(body)
 
 
