@@ -12,11 +12,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from tests.scripted import Answer, ScriptedServer, echo
+
+if TYPE_CHECKING:
+    from tests.real import DemoServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +38,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         ]
         if alone:
             raise pytest.UsageError(f"xdist does not keep groups together with this pytest: {alone[0]}")
+    for item in session.items:
+        group = item.get_closest_marker("xdist_group")
+        if "demo_server" in getattr(item, "fixturenames", ()) and not (group and group.args == ("vllm",)):
+            raise pytest.UsageError(f"{item.nodeid} uses the shared vLLM, but is not in its group")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +67,17 @@ def serve() -> Iterator[Callable[..., ScriptedServer]]:
     yield start
     for server in running:
         server.__exit__()
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
+    """The one real vLLM of the demo model, started by the first test that asks it something."""
+    from tests.real import DemoServer
+
+    needs("vllm")
+    server = DemoServer(tmp_path_factory.mktemp("log"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -12,20 +13,24 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.conftest import command, needs, read_jsonl
+from tests.conftest import command, needs, read_jsonl, write_jsonl
+from tests.llm.processes import carrying, until
+from tests.real import QUESTIONS, SMALL_CACHE, DemoServer
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1800)]
 
-SETTINGS = """
+PROMPTS, SAMPLES, FRESH = 12, 3, 3
+
+SETTINGS = f"""
 [prompts]
-source = ["everyday"]
-limit = 12
+source = ["FOLDER/prompts.jsonl"]
 heldout_share = 0.0
+near_duplicates = 0
 
 [sampler]
 model = ["demo"]
-n = 3
-max_tokens = 48
+n = {SAMPLES}
+max_tokens = 64
 
 [judge]
 model = "demo"
@@ -42,23 +47,12 @@ human_share = 0.0
 max_steps = 2
 batch_size = 2
 max_length = 256
+merge = false
+
+[evaluate]
+source = ["FOLDER/fresh.jsonl"]
+drift_samples = 2
 """
-
-
-def processes_of(run: Path) -> list[str]:
-    """Command lines of every process (not a zombie) whose environment or command line names ``run``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            told = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if str(run).encode() in told and state != "Z":
-            found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
-    return found
 
 
 @dataclass
@@ -66,52 +60,55 @@ class Night:
     """What was seen while the night went on. ``left``: the processes that each step left behind."""
 
     run: Path
-    left: dict[str, list[str]] = field(default_factory=dict)
+    left: dict[str, dict[int, str]] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
     killed_with: list[dict[str, Any]] = field(default_factory=list)
     completions: list[dict[str, Any]] = field(default_factory=list)
 
-    def rlaif(self, *arguments: str | Path) -> None:
-        """A command that has to succeed, and what it leaves behind."""
-        environment = dict(os.environ, RLAIF_TEST_MARK=str(self.run))
-        done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, check=False)
+    def rlaif(self, environment: dict[str, str], *arguments: str | Path) -> None:
+        """Run a command that has to succeed, and note what it leaves behind."""
+        done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{arguments[0]}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         self.told[str(arguments[0])] = done.stdout
-        self.left[str(arguments[0])] = processes_of(self.run)
+        self.left[str(arguments[0])] = carrying(str(self.run))
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """A whole night: generate killed -9 with its managed vLLM in the middle of the work and resumed; the rest is one
-    `rlaif run`: judged, reported, trained."""
+def night(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) -> Night:
+    """A whole night: generate killed -9 with the vLLM that it started, in the middle of the work, and resumed; the rest
+    is one `rlaif run`: judged, reported, trained, evaluated.
+
+    After the kill the base model is asked at the shared server's URL. The evaluation starts a vLLM of its own for the
+    trained model and its base.
+    """
     needs("vllm")
-    run = tmp_path_factory.mktemp("night") / "run"
+    folder = tmp_path_factory.mktemp("night")
+    run = folder / "run"
     run.mkdir()
-    (run / "rlaif.toml").write_text(SETTINGS)
+    (run / "rlaif.toml").write_text(SETTINGS.replace("FOLDER", str(folder)))
+    for name, questions in (("prompts", QUESTIONS[:PROMPTS]), ("fresh", QUESTIONS[-FRESH:])):
+        write_jsonl(folder / f"{name}.jsonl", [{"prompt": question} for question in questions])
     seen = Night(run)
+    own = os.environ | SMALL_CACHE | {"RLAIF_TEST_MARK": str(run)}
     told = run / "stderr"
     with told.open("w") as stderr:
-        process = subprocess.Popen(command("generate", run, "--concurrency", "1"), stderr=stderr,
-                                   env=dict(os.environ, RLAIF_TEST_MARK=str(run)))  # fmt: skip
+        process = subprocess.Popen(command("generate", run, "--concurrency", "1"), stderr=stderr, env=own)
     journal = run / "journal" / "completions.jsonl"
     while process.poll() is None and not (journal.exists() and journal.stat().st_size):
         time.sleep(0.1)
     assert process.poll() is None, told.read_text()
-    assert any("vllm" in line for line in processes_of(run))
+    assert any("vllm" in line for line in carrying(str(run)).values())
     process.kill()
     process.wait()
-    until = time.monotonic() + 60
-    while processes_of(run) and time.monotonic() < until:
-        time.sleep(0.2)
-    seen.left["kill -9"] = processes_of(run)
+    until(lambda: not carrying(str(run)), 60)
+    seen.left["kill -9"] = carrying(str(run))
     seen.killed_with = read_jsonl(journal)
 
-    seen.rlaif("generate", run)
+    shared = demo_server.commands() | SMALL_CACHE | {"RLAIF_TEST_MARK": str(run)}
+    seen.rlaif(shared, "generate", run)
     seen.completions = read_jsonl(journal)
-    # Truncated answers do not stand in a pair; with 48 tokens most are, so let them.
-    journal.write_text(journal.read_text().replace('"finish_reason":"length"', '"finish_reason":"stop"'))
-    seen.rlaif("run", run, "--train", "--pilot", "0")
-    seen.rlaif("status", run)
+    seen.rlaif(shared, "run", run, "--train", "--evaluate", "--pilot", "0")
+    seen.rlaif(shared, "status", run)
     return seen
 
 
@@ -122,9 +119,9 @@ def test_nothing_is_left_behind(night: Night) -> None:
 
 def test_a_killed_generate_goes_on(night: Night) -> None:
     before, after = night.killed_with, night.completions
-    assert 0 < len(before) < 36
+    assert 0 < len(before) < PROMPTS * SAMPLES
     assert after[: len(before)] == before
-    assert len({line["key"] for line in after}) == len(after) == 36
+    assert len({line["key"] for line in after}) == len(after) == PROMPTS * SAMPLES
     assert all(line["completion_tokens"] > 0 and line["finish_reason"] in ("stop", "length") for line in after)
 
 
@@ -148,14 +145,21 @@ def test_the_night_ends_in_a_model(night: Night) -> None:
     assert (night.run / "manifest.json").exists()
 
 
-def test_the_trainer_takes_the_dataset_as_it_is(night: Night, tmp_path: Path) -> None:
+def test_the_trained_model_is_compared_with_its_base(night: Night) -> None:
+    """Both are served by one vLLM, the adapter beside its base, and judged by a real model."""
+    told = json.loads((night.run / "evaluation" / "evaluation.json").read_text())
+    assert told["prompts"] == FRESH
+    assert told["wins"] + told["ties"] + told["losses"] + told["without a readable verdict"] == FRESH
+    assert told["kl_per_token"]["n"] == 2
+    completions = read_jsonl(night.run / "evaluation" / "journal" / "completions.jsonl")
+    assert sorted(record["model"] for record in completions) == sorted(["demo", told["trained"]] * FRESH)
+    assert (night.run / "log" / "run.log").read_text().count("starting vLLM with ") == 1
+
+
+def test_the_trainer_takes_the_dataset_as_it_is(night: Night, small: Path, tmp_path: Path) -> None:
     """datasets reads both splits, and TRL's own DPOTrainer takes them, without a column being renamed."""
     import datasets
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
-
-    from rlaif.llm.demo import demo_checkpoint
 
     files = {name: str(night.run / "dataset" / f"{name}.parquet") for name in ("train", "test")
              if pl.read_parquet(night.run / "dataset" / f"{name}.parquet").height}  # fmt: skip
@@ -164,7 +168,5 @@ def test_the_trainer_takes_the_dataset_as_it_is(night: Night, tmp_path: Path) ->
     assert loaded["train"][0]["chosen"][0]["role"] == "assistant"
     arguments = DPOConfig(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=1, max_length=128,
                           use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False)  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint(), dtype=torch.float32)
-    trainer = DPOTrainer(model, args=arguments, train_dataset=loaded["train"],
-                         processing_class=AutoTokenizer.from_pretrained(demo_checkpoint()))  # fmt: skip
+    trainer = DPOTrainer(str(small), args=arguments, train_dataset=loaded["train"])
     assert trainer.train().global_step == 1

@@ -1,4 +1,4 @@
-"""``rlaif evaluate``: against scripted models, and once on real parts."""
+"""``rlaif evaluate`` against scripted models; on real parts it ends the night of tests/test_real_night.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlaif.pipeline.evaluate import judges
 from rlaif.pipeline.trained import models
 from rlaif.run.directory import Run
 from rlaif.stats import Estimate
-from tests.conftest import needs, read_jsonl, write_jsonl
+from tests.conftest import read_jsonl, write_jsonl
 from tests.judging import judge_by, material, words
 from tests.scripted import ScriptedServer, with_probabilities
 from tests.test_pipeline import Quiet, goodness
@@ -397,40 +397,3 @@ def test_base_and_adapter_are_one_server(tmp_path: Path) -> None:
     assert flags[flags.index("--model") + 1] == str(tmp_path / "merged")
     assert flags[flags.index("--served-model-name") + 1] == "whole-1"
     assert "--lora-modules" not in flags
-
-
-@pytest.mark.real
-@pytest.mark.xdist_group("vllm")
-@pytest.mark.timeout(900)
-def test_on_real_parts(tmp_path: Path, rlaif: Cli) -> None:
-    """Trained by TRL, served by one vLLM beside its base, judged by a real model."""
-    needs("vllm")
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "rlaif.toml").write_text(
-        '[sampler]\nmodel = ["demo"]\nmax_tokens = 24\n[judge]\nmodel = "demo"\njudges = ["helpful"]\n'
-        "[train]\nmax_steps = 2\nbatch_size = 2\nmax_length = 128\nlearning_rate = 1e-3\nmerge = false\n"
-        "[evaluate]\ndrift_samples = 2\n"
-    )
-    rows = [{"prompt": f"Say hello {n}.", "responses": ["Hello there!", "I would rather not."]} for n in range(6)]
-    rlaif("generate", run, "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
-    (run / "dataset").mkdir()
-    import polars as pl
-
-    pl.DataFrame(
-        [{"prompt": [{"role": "user", "content": row["prompt"]}],
-          "chosen": [{"role": "assistant", "content": row["responses"][0]}],
-          "rejected": [{"role": "assistant", "content": row["responses"][1]}]} for row in rows]
-    ).write_parquet(run / "dataset" / "train.parquet")  # fmt: skip
-    Run(run).update_manifest("judge", config=Config.model_validate(
-        {"judge": {"judges": ["helpful"], "model": "demo"}, "sampler": {"model": ["demo"]}}
-    ).model_dump(mode="json"))  # fmt: skip
-    assert f"Next: rlaif evaluate {run}" in rlaif("train", run).stdout
-    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Name a {thing}."} for thing in ("dog", "tree", "sea")])
-    told = json.loads(rlaif("evaluate", run, "--prompts", fresh, "--json").stdout)
-    assert told["prompts"] == 3
-    assert told["wins"] + told["ties"] + told["losses"] + told["without a readable verdict"] == 3
-    assert told["kl_per_token"]["n"] == 2
-    completions = read_jsonl(run / "evaluation" / "journal" / "completions.jsonl")
-    assert {record["model"] for record in completions} == {"demo", told["trained"]}
-    assert len(list((run / "log").glob("vllm-*.log"))) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +95,15 @@ def test_checks_that_all_prompts_meet_alike_are_no_certainty() -> None:
 
 @pytest.mark.real
 def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_path: Path) -> None:
+    """In float32: what bfloat16 rounds differs between CPUs."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(small), LoraConfig(r=4, target_modules="all-linear"))
+    base, reference = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32), str(tmp_path / "base")
+    base.save_pretrained(reference)
+    AutoTokenizer.from_pretrained(small).save_pretrained(reference)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
     model.save_pretrained(tmp_path / "same")  # an adapter begins as nothing
     torch.manual_seed(0)
     for name, weights in model.named_parameters():
@@ -111,8 +114,8 @@ def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_p
         ({"messages": [{"role": "user", "content": f"Say {word}."}]}, f"{word} {word}")
         for word in ("red", "blue", "green")
     ]
-    nothing = drift.kl(said, reference=str(small), trained=str(tmp_path / "same"), adapter=True)
-    moved = drift.kl(said, reference=str(small), trained=str(tmp_path / "moved"), adapter=True)
+    nothing = drift.kl(said, reference=reference, trained=str(tmp_path / "same"), adapter=True)
+    moved = drift.kl(said, reference=reference, trained=str(tmp_path / "moved"), adapter=True)
     assert nothing is not None
     assert moved is not None
     assert nothing["answer"].value == pytest.approx(0.0, abs=1e-6)
@@ -121,12 +124,12 @@ def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_p
     # By hand: log p of an answer's tokens under one model less the other's.
     whole = model.merge_and_unload()
     whole.save_pretrained(tmp_path / "whole")
-    merged = drift.kl(said, reference=str(small), trained=str(tmp_path / "whole"), adapter=False)
+    merged = drift.kl(said, reference=reference, trained=str(tmp_path / "whole"), adapter=False)
     assert merged is not None
-    assert math.isclose(merged["token"].value, moved["token"].value, abs_tol=0.02)  # bfloat16 rounds the merged sums
+    assert merged["token"].value == pytest.approx(moved["token"].value, abs=1e-4)
     assert (
         drift.kl(
-            [({"messages": [{"role": "user", "content": "Say."}]}, "")], reference=str(small), trained="x", adapter=True
+            [({"messages": [{"role": "user", "content": "Say."}]}, "")], reference=reference, trained="x", adapter=True
         )
         is None
     )

@@ -85,7 +85,8 @@ def listening(model: str) -> set[int]:
 
 def ask(url: str, key: str = KEY) -> str:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/chat/completions", b"{}", headers)
+    body = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
+    request = urllib.request.Request(f"{url}/chat/completions", body, headers)
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
         return str(json.loads(reply.read())["choices"][0]["message"]["content"])
 

@@ -6,52 +6,42 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlaif.config import ClientConfig, Config, JudgeEntry
+from rlaif.config import Config, JudgeEntry
 from rlaif.errors import ServerError
 from rlaif.judge import read
 from rlaif.judge.ask import Material, Seat, ask_seat
 from rlaif.judge.definition import find
 from rlaif.llm.budget import Meter
 from rlaif.llm.client import Client
-from rlaif.llm.engines import Engines
+from rlaif.llm.server import Server
 from rlaif.llm.wire import Reply
 from rlaif.run.journal import Journal
-from tests.conftest import read_jsonl
-from tests.llm.processes import carrying, until
+from tests.conftest import needs, read_jsonl
+from tests.llm.processes import carrying
+from tests.real import CONFIG, OPTIONS, OTHER_SEED, QUESTIONS, SAME_SEED, DemoServer, share_that_begins_alike
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(900)]
-
-CONFIG = ClientConfig(concurrency=32, timeout_s=300)
-OPTIONS = {"max_model_len": 2048, "max_num_seqs": 32}
-QUESTIONS = ["Tell me something about lighthouses.", "Write one sentence about rain.", "What is a fjord? " * 20,
-             "Name three birds.", "Why is the sky blue?", "Describe a market in the morning."]  # fmt: skip
 
 
 def question(text: str, **settings: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], **settings}
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    with Engines(tmp_path_factory.mktemp("log"), CONFIG, lambda line: None) as engines:
-        yield engines
-
-
 Ask = Callable[[Callable[[Client], Coroutine[Any, Any, Any]]], Any]
 
 
 @pytest.fixture
-def ask(engines: Engines) -> Ask:
-    """Run one coroutine with a client of the managed server, which is started by the first test."""
+def ask(demo_server: DemoServer) -> Ask:
+    """Run one coroutine with a client of the shared server."""
 
     def call(work: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
-        client = engines.client("demo", [], OPTIONS, Meter())
+        client = demo_server.client()
 
         async def main() -> Any:
             async with client:
@@ -84,7 +74,7 @@ def test_a_held_verdict_has_probabilities_and_the_prefix_is_read_once(ask: Ask) 
     assert replies[1].usage.cached_tokens > 100
 
 
-def test_a_real_model_classifies_an_answer_through_the_product(engines: Engines, tmp_path: Path) -> None:
+def test_a_real_model_classifies_an_answer_through_the_product(demo_server: DemoServer, tmp_path: Path) -> None:
     """The packaged refusal judge, held to its three words; what the demo model says is its own affair."""
     prompt = {"prompt_id": "p", "messages": [{"role": "user", "content": "How do I boil an egg?"}]}
     answers = [{"key": "a" * 64, "text": "Six minutes in boiling water."}, {"key": "b" * 64, "text": "I can't help."}]
@@ -93,7 +83,7 @@ def test_a_real_model_classifies_an_answer_through_the_product(engines: Engines,
     work = [Material(0, place) for place in range(len(answers))]
     with Journal(tmp_path / "verdicts.jsonl") as journal:
         ask_seat(seat, Config(), lambda: work, lambda _: prompt, answers.__getitem__,
-                 lambda: engines.client("demo", [], OPTIONS, meter), journal, meter, modes.append)  # fmt: skip
+                 lambda: demo_server.client(meter), journal, meter, modes.append)  # fmt: skip
     rows = read_jsonl(tmp_path / "verdicts.jsonl")
     assert modes == ["choice"]
     assert [(row["kind"], row["a"][0]) for row in sorted(rows, key=lambda row: row["a"])] == [
@@ -106,15 +96,16 @@ def test_a_real_model_classifies_an_answer_through_the_product(engines: Engines,
         assert row["mass"] == pytest.approx(1, abs=1e-3)
 
 
-def test_an_exam_names_a_real_model_for_what_it_is(engines: Engines, rlaif: Callable[..., Any], tmp_path: Path) -> None:
-    """The whole command against the managed server. 135M parameters choose by position, and that is what it says."""
-    engines.client("demo", [], OPTIONS, Meter())
-    assert engines._server is not None
-    environment = os.environ | {"RLAIF_API_KEY": engines._server.key, "RLAIF_CACHE": str(tmp_path)}
+def test_an_exam_names_a_real_model_for_what_it_is(
+    demo_server: DemoServer, rlaif: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The whole command against a real server. 135M parameters choose by position, and that is what it says."""
+    environment = demo_server.commands() | {"RLAIF_CACHE": str(tmp_path)}
+    url = environment["RLAIF_JUDGE_BASE_URL"]
 
     def exam(judge: str, limit: int) -> dict[str, Any]:
-        done = rlaif("judges", "exam", judge, "--model", "demo", "--base-url", engines._server.url, "--json",
-                     "--limit", str(limit), env=environment)  # fmt: skip
+        done = rlaif("judges", "exam", judge, "--model", "demo", "--base-url", url, "--json", "--limit", str(limit),
+                     env=environment)  # fmt: skip
         return dict(json.loads(done.stdout))
 
     told = exam("helpful", 8)
@@ -140,60 +131,46 @@ def test_an_exam_names_a_real_model_for_what_it_is(engines: Engines, rlaif: Call
 def test_choice_i_of_a_group_is_what_seed_plus_i_gives_alone(ask: Ask) -> None:
     """generate relies on it: a sample that is owed by itself is the sample that it would have been in its group."""
     settings = {"max_tokens": 40, "temperature": 1.0, "top_p": 1.0}
+    texts = [*QUESTIONS[:6], "What is a fjord? " * 20]
+    groups = [question(text, n=3, seed=1000 * i, **settings) for i, text in enumerate(texts)]
+    alone = [question(text, n=1, seed=1000 * i + k, **settings) for i, text in enumerate(texts) for k in range(3)]
 
-    async def work(client: Client) -> tuple[list[Reply], list[Reply]]:
-        groups = [question(text, n=3, seed=1000 * i, **settings) for i, text in enumerate(QUESTIONS)]
-        alone = [
-            question(text, n=1, seed=1000 * i + k, **settings) for i, text in enumerate(QUESTIONS) for k in range(3)
-        ]
-        return (
-            list(await asyncio.gather(*map(client.chat, groups))),
-            list(await asyncio.gather(*map(client.chat, alone))),
-        )
+    async def work(client: Client) -> list[list[str]]:
+        found = [await asyncio.gather(*map(client.chat, asked)) for asked in (groups, alone)]
+        return [[choice.text for reply in replies for choice in reply.choices] for replies in found]
 
-    groups, alone = ask(work)
-    together = [choice.text for reply in groups for choice in reply.choices]
-    assert len(set(together)) == len(together) == 3 * len(QUESTIONS)
-    assert [reply.choices[0].text for reply in alone] == together
+    together, apart = ask(work)
+    assert len(set(together)) == len(together) == 3 * len(texts)
+    assert share_that_begins_alike(apart, together) > SAME_SEED
+    shifted = [text for i in range(0, len(together), 3) for text in (*together[i + 1 : i + 3], together[i])]
+    assert share_that_begins_alike(shifted, together) < OTHER_SEED
 
 
-def test_a_killed_server_comes_back_and_the_request_is_answered(ask: Ask, engines: Engines) -> None:
+def test_a_killed_server_comes_back_and_the_request_is_answered(ask: Ask) -> None:
     """kill -9 of the API server while a request is under way: the client has it started again, nothing old is left."""
 
-    async def work(client: Client) -> tuple[Reply, dict[int, str]]:
+    async def work(client: Client) -> tuple[Reply, dict[int, str], dict[int, str]]:
         before = carrying(client.key or "?")
         api = [number for number, command in before.items() if "api_server" in command and "guard.py" not in command]
         assert api
-        asked = asyncio.create_task(client.chat(question("Count to a hundred.", max_tokens=400, min_tokens=400)))
-        await asyncio.sleep(2)
+        asked = asyncio.create_task(client.chat(question("Count to a hundred.", max_tokens=200, min_tokens=200)))
+        await asyncio.sleep(0.5)
         assert not asked.done()
         for number in api:
             os.kill(number, signal.SIGKILL)
-        return await asked, before
+        return await asked, before, carrying(client.key or "?")
 
-    reply, before = ask(work)
-    assert reply.usage.completion_tokens == 400
-    assert engines._server is not None
-    now = carrying(engines._server.key)
+    reply, before, now = ask(work)
+    assert reply.usage.completion_tokens == 200
     assert now
     assert not set(now) & set(before)
 
 
-def test_stop_leaves_no_process(ask: Ask, engines: Engines) -> None:
-    async def work(client: Client) -> str | None:
-        return client.key
-
-    key = ask(work)
-    assert len(carrying(key)) >= 3  # the guard, the API server, the engine
-    engines.close()
-    assert until(lambda: not carrying(key))
-
-
-def test_a_model_that_is_not_there_is_named_with_its_reason(engines: Engines) -> None:
-    engines.close()
+def test_a_model_that_is_not_there_is_named_with_its_reason(tmp_path: Path) -> None:
+    needs("vllm")
+    server = Server("/nowhere/model", OPTIONS, CONFIG, tmp_path, lambda line: None)
     with pytest.raises(ServerError) as caught:
-        engines.client("/nowhere/model", [], OPTIONS, Meter())
+        server.start()
     assert "/nowhere/model" in caught.value.what
     assert "nothing of that name" in str(caught.value.mend)
-    assert engines._server is not None
-    assert not carrying(engines._server.key)
+    assert not carrying(server.key)

@@ -36,6 +36,14 @@ def train(run: Run, small: Path) -> Callable[..., TrainResult]:
     return train
 
 
+WEIGHTS_WITHIN = 0.01
+"""How far (:func:`apart`) two float32 trainings of one adapter may be apart that sum the same numbers in another order.
+
+Sums in float32 differ by 1e-7, but Adam divides a gradient by its own size: a weight whose gradient is rounding alone
+may be moved by a whole step. Other rows, another order or a lost optimizer state move all of them.
+"""
+
+
 def weights(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
@@ -53,11 +61,12 @@ def differ(left: dict[str, Any], right: dict[str, Any]) -> bool:
     return any(not left[name].equal(right[name]) for name in left)
 
 
-def close(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    import torch
-
+def apart(left: dict[str, Any], right: dict[str, Any]) -> float:
+    """Return how far two adapters are apart, as a share of what training changed: ``lora_B`` begins as zero."""
     assert left.keys() == right.keys()
-    return all(torch.allclose(left[name], right[name], atol=1e-6, rtol=1e-4) for name in left)
+    changed = sum(float(left[name].square().sum()) for name in left if "lora_B" in name)
+    assert changed > 0
+    return float(sum(float((left[name] - right[name]).square().sum()) for name in left) / changed) ** 0.5
 
 
 def test_lora_of_the_demo_model(run: Run) -> None:
@@ -166,12 +175,12 @@ def test_scoring_only_the_answers_changes_no_number(
 ) -> None:
     import contextlib
 
-    quick = train(output=str(tmp_path / "quick"))
+    quick = train(output=str(tmp_path / "quick"), dtype="float32", merge=False)
     monkeypatch.setattr(measure, "only_answers_scored", contextlib.nullcontext)
-    plain = train(output=str(tmp_path / "plain"))
+    plain = train(output=str(tmp_path / "plain"), dtype="float32", merge=False)
     assert quick.adapter is not None
     assert plain.adapter is not None
-    assert close(weights(quick.adapter), weights(plain.adapter))
+    assert apart(weights(quick.adapter), weights(plain.adapter)) < WEIGHTS_WITHIN
 
 
 def test_losses_are_trls_own_and_can_be_combined(train: Callable[..., TrainResult]) -> None:

@@ -11,7 +11,7 @@ from rlaif.config import Config
 from rlaif.run.directory import Run
 from rlaif.train import loop
 from rlaif.train.writing import TrainResult
-from tests.train.test_dpo import close, history, weights
+from tests.train.test_dpo import WEIGHTS_WITHIN, apart, history, weights
 
 pytestmark = pytest.mark.real
 
@@ -38,7 +38,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     from tests.train import killed
 
     settings = {"method": method, "model": str(small), "batch_size": 4, "max_length": 128, "max_steps": 6,
-                "learning_rate": 1e-2, "save_steps": 1, "merge": False}  # fmt: skip
+                "learning_rate": 1e-2, "save_steps": 1, "merge": False, "dtype": "float32"}  # fmt: skip
     if method == "rloo":
         settings |= {"reward_model": str(reward_model), "extra": {"max_completion_length": 8, "num_generations": 2}}
     lines: list[str] = []
@@ -56,7 +56,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert [point["loss"] for point in history(resumed)] == pytest.approx([p["loss"] for p in history(whole)], abs=1e-4)
     assert resumed.adapter is not None
     assert whole.adapter is not None
-    assert close(weights(resumed.adapter), weights(whole.adapter))
+    assert apart(weights(resumed.adapter), weights(whole.adapter)) < WEIGHTS_WITHIN
     assert (resumed.accuracy_before, resumed.accuracy_after, resumed.moved) == (
         whole.accuracy_before, whole.accuracy_after, whole.moved,
     )  # fmt: skip
