@@ -164,8 +164,8 @@ def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.Monke
 SLOW_SCHEMA = {"properties": {"slug": {"pattern": "^([a-z]+-?)+$"}}}
 
 
-# The alarm may ring inside a callback of the garbage collector, which reports the exception and drops it; the limit holds
-# all the same (test_a_limit_that_a_checker_swallows_still_gives_no_score).
+# The alarm may ring inside a callback of the garbage collector, which reports the exception and drops it. The limit
+# holds all the same: test_a_limit_that_a_checker_swallows_still_gives_no_score.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("one", "text"),
