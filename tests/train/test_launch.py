@@ -19,7 +19,7 @@ from rlaif.run.directory import Run
 from rlaif.train import checkpoints, launch, loop, settings
 from tests.conftest import ROOT
 from tests.train.pairs import rows
-from tests.train.test_dpo import WEIGHTS_WITHIN, apart, weights
+from tests.train.test_dpo import LOSS_WITHIN, WEIGHTS_WITHIN, apart, weights
 
 pytestmark = pytest.mark.real
 
@@ -221,8 +221,8 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(run: Run, small:
     assert settings.batches(config(small, run.path).train, 2) == (2, 1)
     curve = losses(run.path / "one")
     assert len(curve) == 3
-    assert curve[0] - curve[2] > 0.001  # it learns something, or there would be nothing to compare
-    assert losses(run.path / "two") == pytest.approx(curve, abs=2e-5)
+    assert curve[0] - curve[2] > 100 * LOSS_WITHIN  # it learns something, or there would be nothing to compare
+    assert losses(run.path / "two") == pytest.approx(curve, abs=LOSS_WITHIN)
     assert together.adapter is not None
     assert alone.adapter is not None
     assert apart(weights(together.adapter), weights(alone.adapter)) < WEIGHTS_WITHIN
