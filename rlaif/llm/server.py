@@ -221,7 +221,11 @@ class Server:
 
     def _binding(self) -> tuple[dict[str, str], str]:
         """Claim cores. Returns the variables of a vLLM on a CPU, and how its threads are bound in words."""
-        room = {precision.KV_CACHE: str(precision.KV_CACHE_GIB)}
+        room = {
+            precision.KV_CACHE: str(precision.KV_CACHE_GIB),
+            # Eager mode compiles some kernels all the same, with a command line that breaks in a path with a space.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
         if set_by := cores.set_by(os.environ):
             return room, f"{set_by}, as set"
         usable = cpu.usable_cores()

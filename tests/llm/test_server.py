@@ -120,6 +120,15 @@ def listening(server: Server) -> int:
 # Nothing is left behind
 
 
+def test_a_server_on_a_cpu_compiles_no_kernels(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler passes the path of the environment on unquoted: in one with a space every verdict failed."""
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
+    server = make("serve")
+    server.start()
+    environment = Path(f"/proc/{listening(server)}/environ").read_bytes().split(b"\0")
+    assert b"TORCH_COMPILE_DISABLE=1" in environment
+
+
 def test_stop_ends_the_whole_group_deaf_or_not(make: Make, said: list[str]) -> None:
     server = make("serve")
     server.start()
