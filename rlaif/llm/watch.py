@@ -47,9 +47,11 @@ class Watch:
         loads = [endpoint.patience.load for endpoint in busy if endpoint.patience.load]
         if loads:
             running, waiting = sum(load.running for load in loads), sum(load.waiting for load in loads)
-            rate = sum(endpoint.patience.tokens_per_s or 0.0 for endpoint in busy)
+            rates = [rate for endpoint in busy if (rate := endpoint.patience.tokens_per_s) is not None]
             conditions = await asyncio.to_thread(self._conditions) if self._conditions else ""
-            doing = f"server: {running:,} running, {waiting:,} waiting, {short(rate)} tokens/s"
+            doing = f"server: {running:,} running, {waiting:,} waiting"
+            if rates:  # from the second reading on
+                doing += f", {short(sum(rates))} tokens/s"
             return f"{doing} ({conditions})" if conditions else doing
         return ", ".join(
             f"no answer from {urlsplit(endpoint.url).netloc} for {duration(endpoint.patience.stalled_s())} "
