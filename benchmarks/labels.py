@@ -32,25 +32,25 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.pairs import Pair, pairs_of
-from rlaif import pipeline
+from benchmarks.pairs import Pair, load_pairs
+from rlaif import api
+from rlaif.config.loader import load
 from rlaif.errors import InputError, RlaifError, UsageError, did_you_mean
-from rlaif.llm.budget import Meter
-from rlaif.llm.engines import Engines
-from rlaif.pair import calibrate
-from rlaif.pipeline.rounds import Rounds, panel, strategy
-from rlaif.review import exchange
-from rlaif.run import tables
-from rlaif.run.directory import Run
-from rlaif.settings import load
+from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
+from rlaif.llm.backends import ModelBackends
+from rlaif.llm.usage import UsageMeter
+from rlaif.pair import human_calibration
+from rlaif.review import import_export
+from rlaif.run import frames
+from rlaif.run.run import Run
 from rlaif.stats import Estimate, bootstrap_ratio, expected_calibration_error
-from tests.judging import material, words
-from tests.scripted import ScriptedServer, with_probabilities
+from tests.fake_judge import fenced_parts, verdict_words
+from tests.fake_server import ScriptedServer, with_probabilities
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "preferences"
 STYLES = ("vanilla", "metrics", "reference", "metrics_reference")
 # A strong, a middling and a bad judge, one strong judge in four styles, and three models.
-SETS: list[tuple[str, str, tuple[str, ...], dict[str, list[str]]]] = [
+DATASETS: list[tuple[str, str, tuple[str, ...], dict[str, list[str]]]] = [
     (
         "LLMBar",
         "llmbar.jsonl",
@@ -89,78 +89,92 @@ def replay(pairs: list[Pair]) -> Callable[[dict[str, Any]], dict[str, Any] | lis
     by_prompt = {pair.prompt: pair for pair in pairs}
 
     def answer(body: dict[str, Any]) -> dict[str, Any] | list[str]:
-        asked, first, _ = material(body)
-        pair, (a, b) = by_prompt[asked], words(body)
-        turned = first != pair.responses[0]
-        p = pair.verdicts.get(body["model"], {}).get("ba" if turned else "ab")
+        prompt, first, _ = fenced_parts(body)
+        pair, (a, b) = by_prompt[prompt], verdict_words(body)
+        swapped = first != pair.responses[0]
+        p = pair.verdicts.get(body["model"], {}).get("ba" if swapped else "ab")
         if p is None:
             return ["I would rather not say."]
-        p = 1 - p if turned else p
+        p = 1 - p if swapped else p
         return with_probabilities({a: p, b: 1 - p})
 
     return answer
 
 
-class Quiet:
-    def say(self, line: str) -> None:
+class SilentReporter:
+    def log(self, line: str) -> None:
         pass
 
     @contextlib.contextmanager
-    def watch(self, _: Meter) -> Iterator[None]:
+    def progress(self, _: UsageMeter) -> Iterator[None]:
         yield
 
 
-class Trial:
+class PanelTrial:
     """One panel over one set of pairs: judged once, then routed, reviewed and merged under each rule."""
 
-    def __init__(self, folder: Path, pairs: list[Pair], seats: list[str], url: str) -> None:
+    def __init__(self, folder: Path, pairs: list[Pair], judges: list[str], url: str) -> None:
         self.folder, self.pairs = folder, pairs
         self.by_prompt = {pair.prompt: pair for pair in pairs}
         self.flags: dict[str, Any] = {
-            "judge.judges": [f"helpful@{seat}" for seat in seats],
+            "judge.panel": [f"helpful@{judge}" for judge in judges],
             "judge.base_url": [url],
             "client.max_failures": 10**6,
-            "pairs.min_probability": 1.0,  # how many near-ties are left out is then max_near_ties alone
-            "pairs.test_share": 0.0,
+            "pairs.min_confidence": 1.0,  # how many near-ties are left out is then max_tie_drop_fraction alone
+            "pairs.test_fraction": 0.0,
         }
-        self.judged = Run(folder / "judged")
+        self.judged_run = Run(folder / "judged")
         source = folder / "pairs.jsonl"
         rows = [{"prompt": pair.prompt, "responses": pair.responses} for pair in pairs]
         source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         config = self.config(0, 0.0, 0.0)
-        pipeline.import_completions(self.judged, config, str(source), Quiet())
-        with Engines(self.judged.log, config.client, lambda _: None) as engines:
-            pipeline.judge(self.judged, config, Quiet(), engines)
-        rounds = Rounds(self.judged, config, None, panel(config), strategy(config, panel(config)), None, Meter())
-        settled = rounds.all()
-        self.said = pl.concat([rounds.said(number, settled.read(number))[0] for number in range(rounds.number)])
-        self.table = self._table(self.judged)
-        self.table = self.table.filter(pl.col("p_a").is_not_null() & (pl.col("right") != "tie"))
+        api.import_completions(self.judged_run, config, str(source), SilentReporter())
+        with ModelBackends(self.judged_run.log, config.client, lambda _: None) as backends:
+            api.judge(self.judged_run, config, SilentReporter(), backends)
+        rounds = JudgingRounds(
+            self.judged_run,
+            config,
+            None,
+            load_panel(config),
+            resolve_strategy(config, load_panel(config)),
+            None,
+            UsageMeter(),
+        )
+        decided = rounds.judge_all()
+        self.votes = pl.concat(
+            [rounds.judge_votes(partition, decided.read(partition))[0] for partition in range(rounds.partition_count)]
+        )
+        self.table = self._table(self.judged_run)
+        self.table = self.table.filter(pl.col("prob_a").is_not_null() & (pl.col("right") != "tie"))
 
-    def config(self, seed: int, share: float, near_ties: float) -> Any:
-        flags = self.flags | {"pairs.human_share": share, "pairs.max_near_ties": near_ties}
-        return load(self.judged.path, flags, {}).model_copy(update={"seed": seed})
+    def config(self, seed: int, human_fraction: float, tie_fraction: float) -> Any:
+        flags = self.flags | {"pairs.human_fraction": human_fraction, "pairs.max_tie_drop_fraction": tie_fraction}
+        return load(self.judged_run.path, flags, {}).model_copy(update={"seed": seed})
 
     def _table(self, run: Run) -> pl.DataFrame:
         """tables/pairs.parquet with ``right`` (a | b | tie), the people's answer, and ``group``, the prompt."""
         table = run.pairs()
-        asked = [json.loads(prompt)[0]["content"] for prompt in table["prompt"]]
-        right = []
-        for prompt, response in zip(asked, table["response_a"], strict=True):
+        prompts = [json.loads(prompt)[0]["content"] for prompt in table["prompt"]]
+        correct_sides = []
+        for prompt, response in zip(prompts, table["response_a"], strict=True):
             pair = self.by_prompt[prompt]
-            right.append("tie" if pair.best is None else "a" if pair.responses[pair.best - 1] == response else "b")
-        groups = [self.by_prompt[prompt].group for prompt in asked]
-        return table.with_columns(right=pl.Series(right), group=pl.Series(groups)).sort("pair_id")
+            correct_sides.append(
+                "tie" if pair.best is None else "a" if pair.responses[pair.best - 1] == response else "b"
+            )
+        groups = [self.by_prompt[prompt].group for prompt in prompts]
+        return table.with_columns(right=pl.Series(correct_sides), group=pl.Series(groups)).sort("pair_id")
 
-    def by_rule(self, seed: int, share: float, near_ties: float) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    def apply_rule(
+        self, seed: int, human_fraction: float, tie_fraction: float
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """For each row of ``table``: whether its label is right in the dataset (half where the judges cannot tell and
         nobody was asked), and whether it is kept. And the manifest's labels."""
-        path = self.folder / f"rule-{seed}-{near_ties}"
-        shutil.copytree(self.judged.path, path)
-        run, config = Run(path), self.config(seed, share, near_ties)
-        pipeline.rebuild(run, config)
+        path = self.folder / f"rule-{seed}-{tie_fraction}"
+        shutil.copytree(self.judged_run.path, path)
+        run, config = Run(path), self.config(seed, human_fraction, tie_fraction)
+        api.rebuild_dataset(run, config)
         queue = path / "queue.jsonl"
-        exchange.export_queue(run, queue, format="jsonl", annotator="person", seed=seed)
+        import_export.export_queue(run, queue, format="jsonl", annotator="person", seed=seed)
         rows = [json.loads(line) for line in queue.read_text(encoding="utf-8").split("\n") if line]
         for row in rows:
             pair = self.by_prompt[row["prompt"]]
@@ -168,157 +182,171 @@ class Trial:
             row["choice"] = "tie" if best is None else "left" if row["left"] == best else "right"
         queue.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         if rows:
-            exchange.import_reviews(run, queue, annotator="person", seed=seed)
-        built = pipeline.rebuild(run, config)
+            import_export.import_reviews(run, queue, annotator="person", seed=seed)
+        result = api.rebuild_dataset(run, config)
         chosen = pl.read_parquet(run.dataset / "train.parquet").select(
             "pair_id", chosen=pl.col("chosen").list.first().struct.field("content")
         )
         routed = self._table(run).select("pair_id", "response_a", "route", "route_reason").join(
             chosen, on="pair_id", how="left"
         )  # fmt: skip
-        both = self.table.select("pair_id", "right").join(routed, on="pair_id", how="left", maintain_order="left")
+        joined = self.table.select("pair_id", "right").join(routed, on="pair_id", how="left", maintain_order="left")
         side = pl.when(pl.col("chosen") == pl.col("response_a")).then(pl.lit("a")).otherwise(pl.lit("b"))
-        open_ = pl.col("route_reason").str.starts_with("the judges cannot tell")
-        right = pl.when(pl.col("chosen").is_not_null()).then((side == pl.col("right")).cast(pl.Float64)).otherwise(0.5)
-        kept = both.select((pl.col("chosen").is_not_null() | open_).cast(pl.Float64)).to_series().to_numpy()
+        undecided = pl.col("route_reason").str.starts_with("the judges cannot tell")
+        is_correct = (
+            pl.when(pl.col("chosen").is_not_null()).then((side == pl.col("right")).cast(pl.Float64)).otherwise(0.5)
+        )
+        kept = joined.select((pl.col("chosen").is_not_null() | undecided).cast(pl.Float64)).to_series().to_numpy()
         shutil.rmtree(path)
-        return both.select(right).to_series().to_numpy(), kept, built.labels
+        return joined.select(is_correct).to_series().to_numpy(), kept, result.label_quality
 
 
-def least_sure(p: np.ndarray, share: float) -> np.ndarray:
+def least_confident_chances(p: np.ndarray, fraction: float) -> np.ndarray:
     """Each row's chance to be among the ``share`` of least sure ones, those of one level alike."""
-    sure = np.round(np.abs(p - 0.5), 9)
-    left, chance = share * len(p), np.zeros(len(p))
-    for level in np.unique(sure):
-        rows = sure == level
-        chance[rows] = min(1.0, left / rows.sum())
-        left = max(0.0, left - rows.sum())
+    confidence = np.round(np.abs(p - 0.5), 9)
+    remaining, chance = fraction * len(p), np.zeros(len(p))
+    for level in np.unique(confidence):
+        rows = confidence == level
+        chance[rows] = min(1.0, remaining / rows.sum())
+        remaining = max(0.0, remaining - rows.sum())
     return chance
 
 
-def report(trial: Trial, seeds: int) -> dict[str, Any]:
+def measure_rules(trial: PanelTrial, seeds: int) -> dict[str, Any]:
     table = trial.table
-    p = table["p_a"].to_numpy()
+    p = table["prob_a"].to_numpy()
     truth = (table["right"] == "a").to_numpy().astype(float)
     # Pairs of one prompt are one draw; where all are of one, there is nothing but pairs to draw.
     groups = table["group" if table["group"].n_unique() > 1 else "pair_id"].to_numpy()
     n = len(p)
-    alone = np.where(p == 0.5, 0.5, (p > 0.5) == (truth > 0.5)).astype(float)
+    judge_correct = np.where(p == 0.5, 0.5, (p > 0.5) == (truth > 0.5)).astype(float)
     ones = np.ones(n)
-    found: dict[str, Any] = {"n": n, "judges": bootstrap_ratio(alone, ones, groups)}
-    for rule, chance in (("random", np.full(n, 0.1)), ("unsure", least_sure(p, 0.1))):
-        found[rule] = bootstrap_ratio(alone + (1 - alone) * chance, ones, groups)
-    share = 0.1 * trial.judged.pairs().height
-    ours, kept_ours, kept, cover = np.zeros(n), np.zeros(n), np.zeros(n), []
+    figures: dict[str, Any] = {"n": n, "judges": bootstrap_ratio(judge_correct, ones, groups)}
+    for rule, chance in (("random", np.full(n, 0.1)), ("unsure", least_confident_chances(p, 0.1))):
+        figures[rule] = bootstrap_ratio(judge_correct + (1 - judge_correct) * chance, ones, groups)
+    review_count = 0.1 * trial.judged_run.pairs().height
+    rlaif_correct, kept_correct, kept, covered = np.zeros(n), np.zeros(n), np.zeros(n), []
     for seed in range(seeds):
-        right, _, labels = trial.by_rule(seed, 0.1, 0.0)
-        ours += right / seeds
+        is_correct, _, labels = trial.apply_rule(seed, 0.1, 0.0)
+        rlaif_correct += is_correct / seeds
         if agreement := labels["agreement"]:
-            cover.append(agreement["low"] <= _decided(alone, p) <= agreement["high"])
-        candidates = trial.judged.pairs().filter(pl.col("p_a").is_not_null()).height
-        right, stays, _ = trial.by_rule(seed, share / (candidates - int(0.1 * candidates)), 0.1)
-        kept_ours += right * stays / seeds
-        kept += stays / seeds
-    found["rlaif"] = bootstrap_ratio(ours, ones, groups)
-    found["rlaif-10"] = bootstrap_ratio(kept_ours, kept, groups)
-    found["kept"] = float(kept.mean())
-    found["covered"] = f"{np.mean(cover):.2f}" if cover else "-"
+            covered.append(agreement["low"] <= _decided_accuracy(judge_correct, p) <= agreement["high"])
+        candidates = trial.judged_run.pairs().filter(pl.col("prob_a").is_not_null()).height
+        is_correct, kept_now, _ = trial.apply_rule(seed, review_count / (candidates - int(0.1 * candidates)), 0.1)
+        kept_correct += is_correct * kept_now / seeds
+        kept += kept_now / seeds
+    figures["rlaif"] = bootstrap_ratio(rlaif_correct, ones, groups)
+    figures["rlaif-10"] = bootstrap_ratio(kept_correct, kept, groups)
+    figures["kept"] = float(kept.mean())
+    figures["covered"] = f"{np.mean(covered):.2f}" if covered else "-"
     # As a share of 0.05 / error rate, what a calibrated judge's errors allow where nothing is learned from labels.
-    found["removed"] = bootstrap_ratio(ours - alone, 0.05 * ones, groups)
-    found["unsure removed"] = bootstrap_ratio((1 - alone) * least_sure(p, 0.1), 0.05 * ones, groups)
-    found |= calibration(trial, p, truth)
+    figures["removed"] = bootstrap_ratio(rlaif_correct - judge_correct, 0.05 * ones, groups)
+    figures["unsure removed"] = bootstrap_ratio(
+        (1 - judge_correct) * least_confident_chances(p, 0.1), 0.05 * ones, groups
+    )
+    figures |= calibration_figures(trial, p, truth)
     longest = (table["response_a"].str.len_chars() > table["response_b"].str.len_chars()).to_numpy()
-    found["longest"] = bootstrap_ratio(longest == (truth > 0.5), ones, groups)
-    return found
+    figures["longest"] = bootstrap_ratio(longest == (truth > 0.5), ones, groups)
+    return figures
 
 
-def _decided(alone: np.ndarray, p: np.ndarray) -> float:
-    return float(alone[p != 0.5].mean()) if (p != 0.5).any() else 0.5
+def _decided_accuracy(judge_correct: np.ndarray, p: np.ndarray) -> float:
+    return float(judge_correct[p != 0.5].mean()) if (p != 0.5).any() else 0.5
 
 
-def calibration(trial: Trial, p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+def calibration_figures(trial: PanelTrial, p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Expected calibration error before and after calibration on all labels (each pair's own prompt left out), and what
     a judge that is perfectly calibrated would show by chance."""
     pairs = trial.table.with_columns(
-        a=tables.numbers("completion_a"), b=tables.numbers("completion_b"),
+        a=frames.key_as_uint128("completion_a"), b=frames.key_as_uint128("completion_b"),
         chars_a=pl.col("response_a").str.len_chars(), chars_b=pl.col("response_b").str.len_chars(),
     )  # fmt: skip
-    x, _, prior = calibrate.features(pairs, trial.said)
-    after, _ = calibrate.calibrated(x, prior, truth, pairs["group"])
+    x, _, prior = human_calibration.calibration_features(pairs, trial.votes)
+    calibrated, _ = human_calibration.fit_and_predict(x, prior, truth, pairs["group"])
 
-    def error(q: np.ndarray, right: np.ndarray) -> Estimate | None:
-        return expected_calibration_error(np.maximum(q, 1 - q), np.where(q == 0.5, 0.5, (q > 0.5) == (right > 0.5)))
+    def error(q: np.ndarray, labels: np.ndarray) -> Estimate | None:
+        return expected_calibration_error(np.maximum(q, 1 - q), np.where(q == 0.5, 0.5, (q > 0.5) == (labels > 0.5)))
 
     rng = np.random.default_rng(0)
-    chance = [error(after, (rng.random(len(after)) < after).astype(float)) for _ in range(50)]
+    chance = [error(calibrated, (rng.random(len(calibrated)) < calibrated).astype(float)) for _ in range(50)]
     return {
         "ece before": error(p, truth),
-        "ece after": error(after, truth),
+        "ece after": error(calibrated, truth),
         "ece of chance": float(np.mean([one.value for one in chance if one])),
-        "calibrated": float(np.where(after == 0.5, 0.5, (after > 0.5) == (truth > 0.5)).mean()),
+        "calibrated": float(np.where(calibrated == 0.5, 0.5, (calibrated > 0.5) == (truth > 0.5)).mean()),
     }
 
 
-def seats_of(pairs: list[Pair]) -> dict[str, list[str]]:
+def default_panels(pairs: list[Pair]) -> dict[str, list[str]]:
     """For a file that nobody named panels for: its best, median and worst seat, its best model's styles, and the best
     seat of each of up to three models."""
-    right: dict[str, list[float]] = {}
+    hits_by_judge: dict[str, list[float]] = {}
     for pair in pairs:
-        for seat, said in pair.verdicts.items():
-            values = [value for value in said.values() if value is not None]
+        for judge, verdicts in pair.verdicts.items():
+            values = [value for value in verdicts.values() if value is not None]
             if pair.best and values:
                 p = np.mean(values)
-                right.setdefault(seat, []).append(float(0.5 if p == 0.5 else (p > 0.5) == (pair.best == 1)))
-    if not right:
+                hits_by_judge.setdefault(judge, []).append(float(0.5 if p == 0.5 else (p > 0.5) == (pair.best == 1)))
+    if not hits_by_judge:
         return {}
-    enough = max(map(len, right.values())) / 2
-    ranked = sorted((s for s in right if len(right[s]) >= enough), key=lambda s: (-float(np.mean(right[s])), s))
-    places = {"best": 0, "median": len(ranked) // 2, "worst": -1}
-    singles = {ranked[place]: name for name, place in reversed(places.items())}  # of one seat its best name
-    chosen = {f"{name} ({seat})": [seat] for seat, name in reversed(singles.items())}
+    enough = max(map(len, hits_by_judge.values())) / 2
+    ranked = sorted(
+        (s for s in hits_by_judge if len(hits_by_judge[s]) >= enough),
+        key=lambda s: (-float(np.mean(hits_by_judge[s])), s),
+    )
+    ranks = {"best": 0, "median": len(ranked) // 2, "worst": -1}
+    singles = {ranked[rank]: name for name, rank in reversed(ranks.items())}  # of one seat its best name
+    chosen = {f"{name} ({judge})": [judge] for judge, name in reversed(singles.items())}
     model = ranked[0].split("/")[0]
-    styles = sorted(seat for seat in ranked if seat.split("/")[0] == model)
-    best = list({seat.split("/")[0]: seat for seat in reversed(ranked)}.values())
+    styles = sorted(judge for judge in ranked if judge.split("/")[0] == model)
+    best = list({judge.split("/")[0]: judge for judge in reversed(ranked)}.values())
     best = sorted(best, key=ranked.index)[:3]
     several = {f"{model} x {len(styles)} styles": styles, f"{len(best)} models": best}
-    return chosen | {name: seats for name, seats in several.items() if len(seats) > 1}
+    return chosen | {name: judges for name, judges in several.items() if len(judges) > 1}
 
 
-def told(estimate: Estimate | None) -> str:
+def format_estimate(estimate: Estimate | None) -> str:
     return "-" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def run_set(title: str, pairs: list[Pair], panels: dict[str, list[str]], seeds: int) -> None:
-    models = tuple(sorted({seat for seats in panels.values() for seat in seats}))
-    known = {seat for pair in pairs for seat in pair.verdicts}
-    if missing := sorted(set(models) - known):
-        raise UsageError(f"nobody of the name {missing[0]!r} judged", where=title,
-                         mend=did_you_mean(missing[0], known))  # fmt: skip
-    if not any(pair.best and any(p is not None for said in pair.verdicts.values() for p in said.values())
+def run_dataset(title: str, pairs: list[Pair], panels: dict[str, list[str]], seeds: int) -> None:
+    models = tuple(sorted({judge for judges in panels.values() for judge in judges}))
+    existing = {judge for pair in pairs for judge in pair.verdicts}
+    if missing := sorted(set(models) - existing):
+        raise UsageError(f"nobody of the name {missing[0]!r} judged", location=title,
+                         hint=did_you_mean(missing[0], existing))  # fmt: skip
+    if not any(pair.best and any(p is not None for verdicts in pair.verdicts.values() for p in verdicts.values())
                for pair in pairs):  # fmt: skip
-        raise InputError("there is no pair of which both a judge and people told the better answer", where=title)
+        raise InputError("there is no pair of which both a judge and people told the better answer", location=title)
     print(f"\n## {title}: {len(pairs)} pairs, {sum(pair.best is None for pair in pairs)} of them ties for people\n")
-    rows, silent = [], []
+    rows, empty_panels = [], []
     with ScriptedServer(replay(pairs), models=models) as server:
-        for name, seats in panels.items():
+        for name, judges in panels.items():
             with tempfile.TemporaryDirectory() as folder:
-                trial = Trial(Path(folder), pairs, seats, server.url)
+                trial = PanelTrial(Path(folder), pairs, judges, server.url)
                 if trial.table.height:
-                    rows.append((name, report(trial, seeds)))
+                    rows.append((name, measure_rules(trial, seeds)))
                 else:
-                    silent.append(name)
+                    empty_panels.append(name)
     columns = ("judges", "random", "unsure", "rlaif", "rlaif-10")
     print("| panel | n | " + " | ".join(columns) + " | kept |\n|---|---|" + "---|" * (len(columns) + 1))
-    for name, found in rows:
-        print(f"| {name} | {found['n']} | " + " | ".join(told(found[c]) for c in columns) + f" | {found['kept']:.3f} |")
-    for name in silent:
+    for name, figures in rows:
+        print(
+            f"| {name} | {figures['n']} | "
+            + " | ".join(format_estimate(figures[c]) for c in columns)
+            + f" | {figures['kept']:.3f} |"
+        )
+    for name in empty_panels:
         print(f"| {name} | 0 |" + " - |" * (len(columns) + 1))
     columns = ("unsure removed", "removed", "ece before", "ece after", "longest")
     print("\n| panel | unsure: removed / ceiling | rlaif: removed / ceiling | ECE before | ECE after | longest wins | "
           "ECE of chance | accuracy, all labels | agreement covered |\n|---|" + "---|" * 8)  # fmt: skip
-    for name, found in rows:
-        print(f"| {name} | " + " | ".join(told(found[c]) for c in columns)
-              + f" | {found['ece of chance']:.3f} | {found['calibrated']:.3f} | {found['covered']} |")  # fmt: skip
+    for name, figures in rows:
+        print(
+            f"| {name} | "
+            + " | ".join(format_estimate(figures[c]) for c in columns)
+            + f" | {figures['ece of chance']:.3f} | {figures['calibrated']:.3f} | {figures['covered']} |"
+        )
 
 
 def main() -> None:
@@ -335,25 +363,25 @@ def _main() -> None:
     parser.add_argument("--panel", action="append", default=[], metavar="NAME=SEAT,SEAT")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=["pairs", "refusals", "answers"])
-    asked = parser.parse_args()
-    if asked.data:
-        for path in asked.data:
-            pairs = pairs_of(path, tuple(asked.subset or ("",)))
-            named = dict(panel.split("=", 1) if "=" in panel else (panel, panel) for panel in asked.panel)
-            panels = {name: seats.split(",") for name, seats in named.items()} or seats_of(pairs)
-            run_set(path.name, pairs, panels, asked.seeds)
+    options = parser.parse_args()
+    if options.data:
+        for path in options.data:
+            pairs = load_pairs(path, tuple(options.subset or ("",)))
+            panel_specs = dict(panel.split("=", 1) if "=" in panel else (panel, panel) for panel in options.panel)
+            panels = {name: judges.split(",") for name, judges in panel_specs.items()} or default_panels(pairs)
+            run_dataset(path.name, pairs, panels, options.seeds)
         return
-    if asked.only in (None, "pairs"):
+    if options.only in (None, "pairs"):
         if not DATA.exists():
             print(f"{DATA} is absent: give --data FILE")
         else:
-            for title, file, subsets, panels in SETS:
-                run_set(title, pairs_of(DATA / file, subsets), panels, asked.seeds)
-    if asked.only in (None, "answers"):
+            for title, file, subsets, panels in DATASETS:
+                run_dataset(title, load_pairs(DATA / file, subsets), panels, options.seeds)
+    if options.only in (None, "answers"):
         from benchmarks import answers
 
         answers.main()
-    if asked.only in (None, "refusals"):
+    if options.only in (None, "refusals"):
         from benchmarks import refusals
 
         refusals.main()

@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from rlaif.judge import refusal
+from rlaif.judge import refusal_classifier
 
 FILES = ("all_hand_labeled.json", "train.csv", "evaluate.csv", "us_hard_sample_responses.jsonl",
          "us_hard_sample_manifest_consensus_v4.jsonl", "databricks-dolly-15k-safety-only.jsonl",
@@ -63,34 +63,34 @@ class Answer:
     weight: float = 1.0
 
 
-def named(text: str) -> str:
+def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def half(prompt: str) -> bool:
-    return int(named(prompt), 16) % 2 == 1
+def in_test_half(prompt: str) -> bool:
+    return int(text_hash(prompt), 16) % 2 == 1
 
 
-def read(folder: Path) -> list[Answer]:
-    found = []
+def load_answers(folder: Path) -> list[Answer]:
+    answers = []
     for row in json.loads((folder / "all_hand_labeled.json").read_text(encoding="utf-8")):
         template = TEMPLATE.match(row["prompt"]) is not None
-        if row["tone"] in TONES and not (template and half(row["prompt"])):
-            found.append(Answer("Reuter and Schulze", row["prompt"], row["response"], TONES[row["tone"]],
-                                half(row["prompt"]), 0.3 if template else 1.0))  # fmt: skip
-    found += gptfuzz(folder / "train.csv", test=False) + gptfuzz(folder / "evaluate.csv", test=True)
+        if row["tone"] in TONES and not (template and in_test_half(row["prompt"])):
+            answers.append(Answer("Reuter and Schulze", row["prompt"], row["response"], TONES[row["tone"]],
+                                in_test_half(row["prompt"]), 0.3 if template else 1.0))  # fmt: skip
+    answers += load_gptfuzz(folder / "train.csv", test=False) + load_gptfuzz(folder / "evaluate.csv", test=True)
     for path in sorted(folder.glob("*/harmless_baseline_completions.json")):
         rows = json.loads(path.read_text(encoding="utf-8"))
         test = path.parent.name not in FITTED_MODELS
-        found += [Answer("harmless requests", row["prompt"], row["response"], "comply", test) for row in rows]
+        answers += [Answer("harmless requests", row["prompt"], row["response"], "comply", test) for row in rows]
     for line in (folder / "databricks-dolly-15k-safety-only.jsonl").read_text(encoding="utf-8").split("\n"):
         row = json.loads(line) if line else {"response": "", "instruction": ""}
-        found.append(Answer("Dolly", row["instruction"], row["response"], "comply", half(row["instruction"])))
-    found += speechmap(folder) + coconot(folder / "coconot_pref.jsonl")
-    return [answer for answer in found if answer.text.strip()]
+        answers.append(Answer("Dolly", row["instruction"], row["response"], "comply", in_test_half(row["instruction"])))
+    answers += load_speechmap(folder) + load_coconot(folder / "coconot_pref.jsonl")
+    return [answer for answer in answers if answer.text.strip()]
 
 
-def gptfuzz(path: Path, test: bool) -> list[Answer]:
+def load_gptfuzz(path: Path, test: bool) -> list[Answer]:
     """600 answers to jailbreaks, each text once: those that reject, and those that comply in one voice."""
     csv.field_size_limit(10**8)
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -98,18 +98,18 @@ def gptfuzz(path: Path, test: bool) -> list[Answer]:
     rejects = [text for text, row in rows.items() if row["label"] == "0"]
     complies = [text for text, row in rows.items() if row["label"] == "1" and "sorry" not in text.lower()[:300]
                 and "[" not in text[:40] and "(" not in text[:20]]  # fmt: skip
-    drawn = random.Random(1)
+    rng = random.Random(1)
     return [
         Answer("GPTFuzz", rows[text]["question"], text, label, test)
         for texts, label in ((rejects, "refuse"), (complies, "comply"))
-        for text in drawn.sample(texts, min(300, len(texts)))
+        for text in rng.sample(texts, min(300, len(texts)))
     ]
 
 
-def speechmap(folder: Path) -> list[Answer]:
+def load_speechmap(folder: Path) -> list[Answer]:
     manifest = (folder / "us_hard_sample_manifest_consensus_v4.jsonl").read_text(encoding="utf-8").splitlines()
     labels = {row["key"]: row["expected_compliance"] for row in map(json.loads, manifest)}
-    found = []
+    answers = []
     for line in (folder / "us_hard_sample_responses.jsonl").read_text(encoding="utf-8").split("\n"):
         if not line:
             continue
@@ -117,38 +117,38 @@ def speechmap(folder: Path) -> list[Answer]:
         label = labels.get(f"{row['model']}::{row['question_id']}")
         text = (row["response"]["choices"][0]["message"]["content"] or "").split("</think>")[-1].strip()
         if label in ("COMPLETE", "DENIAL") and not text.startswith("<think>"):
-            found.append(Answer("SpeechMap", row["question"], text, "comply" if label == "COMPLETE" else "refuse",
+            answers.append(Answer("SpeechMap", row["question"], text, "comply" if label == "COMPLETE" else "refuse",
                                 row["model"].split("/")[0] not in FITTED_MAKERS))  # fmt: skip
-    return found
+    return answers
 
 
-def coconot(path: Path) -> list[Answer]:
+def load_coconot(path: Path) -> list[Answer]:
     labels = json.loads(LABELS.read_text(encoding="utf-8"))["labels"]
-    found = []
+    answers = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         row: dict[str, Any] = json.loads(line) if line else {}
         if row.get("category") == "Requests with safety concerns":
-            chosen, rejected = (_said(row[side]) for side in ("chosen", "rejected"))
-            found.append(Answer("CoCoNot, chosen", row["prompt"], chosen, "comply", half(row["prompt"])))
-            label = labels.get(named(rejected)[:16], "comply")
+            chosen, rejected = (_answer_text(row[side]) for side in ("chosen", "rejected"))
+            answers.append(Answer("CoCoNot, chosen", row["prompt"], chosen, "comply", in_test_half(row["prompt"])))
+            label = labels.get(text_hash(rejected)[:16], "comply")
             if label != "unclear":
-                found.append(Answer("CoCoNot, rejected", row["prompt"], rejected, label, half(row["prompt"])))
-    return found
+                answers.append(Answer("CoCoNot, rejected", row["prompt"], rejected, label, in_test_half(row["prompt"])))
+    return answers
 
 
-def _said(answer: Any) -> str:
+def _answer_text(answer: Any) -> str:
     text: str = answer[-1]["content"] if isinstance(answer, list) else answer
     return text.strip()
 
 
-def fit(answers: list[Answer]) -> dict[str, float]:
+def fit_weights(answers: list[Answer]) -> dict[str, float]:
     """Ridge logistic regression by Newton's method on answers that are not content alone; each source's labels weigh
     alike, and refusals as much as the rest."""
-    read = [(answer, refusal.outline(answer.text)) for answer in answers]
-    told = [refusal.features(outline) for _, outline in read if outline]
-    answers = [answer for answer, outline in read if outline]
-    names = sorted({name for row in told for name in row})
-    x = np.array([[row.get(name, 0.0) for name in names] + [1.0] for row in told])
+    outlined = [(answer, refusal_classifier.outline_answer(answer.text)) for answer in answers]
+    feature_rows = [refusal_classifier.features(outline) for _, outline in outlined if outline]
+    answers = [answer for answer, outline in outlined if outline]
+    names = sorted({name for row in feature_rows for name in row})
+    x = np.array([[row.get(name, 0.0) for name in names] + [1.0] for row in feature_rows])
     y = np.array([answer.label != "comply" for answer in answers], dtype=float)
     cells = [(answer.source.split(",")[0], answer.label != "comply") for answer in answers]
     sizes = Counter(cells)
@@ -165,7 +165,7 @@ def fit(answers: list[Answer]) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in zip([*names, "always"], beta, strict=True)}
 
 
-def table(answers: list[Answer]) -> None:
+def print_table(answers: list[Answer]) -> None:
     from benchmarks.refusals import STRINGS, f1
 
     columns = ("source", "n", "refusing", "F1 refuse or partial", "string matching", "flagged of complying", "sure",
@@ -174,16 +174,22 @@ def table(answers: list[Answer]) -> None:
     sources = sorted({answer.source for answer in answers})
     for name in [*sources, "all"]:
         rows = [answer for answer in answers if name in (answer.source, "all")]
-        said = [refusal.classify(answer.text) for answer in rows]
+        predictions = [refusal_classifier.classify(answer.text) for answer in rows]
         truth = np.array([answer.label != "comply" for answer in rows])
-        ours = np.array([each.label != "comply" for each in said])
+        predicted_refusal = np.array([prediction.label != "comply" for prediction in predictions])
         groups = np.array([answer.prompt for answer in rows])
         strings = np.array([any(part in answer.text[:200].casefold() for part in STRINGS) for answer in rows])
-        sure = np.array([each.probability >= refusal.SURE for each in said])
-        scores = [str(f1(each, truth, groups)) if truth.any() else "-" for each in (ours, strings)]
-        flagged = f"{(ours & ~truth).sum() / max(1, (~truth).sum()):.3f}"
-        print(f"| {name} | {len(rows)} | {truth.sum()} | {scores[0]} | {scores[1]} | {flagged} | {sure.mean():.2f} | "
-              f"{(ours == truth)[sure].mean():.3f} |")  # fmt: skip
+        confident = np.array(
+            [prediction.probability >= refusal_classifier.MIN_CONFIDENCE for prediction in predictions]
+        )
+        scores = [
+            str(f1(predicted, truth, groups)) if truth.any() else "-" for predicted in (predicted_refusal, strings)
+        ]
+        flagged = f"{(predicted_refusal & ~truth).sum() / max(1, (~truth).sum()):.3f}"
+        print(
+            f"| {name} | {len(rows)} | {truth.sum()} | {scores[0]} | {scores[1]} | {flagged} | {confident.mean():.2f} | "
+            f"{(predicted_refusal == truth)[confident].mean():.3f} |"
+        )
 
 
 def main() -> None:
@@ -191,18 +197,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", action="store_true", help="write the weights into the package")
     parser.add_argument("--part", choices=["test", "fitted"], default="test")
-    asked = parser.parse_args()
-    if missing := [name for name in FILES if not (asked.folder / name).is_file()]:
-        raise SystemExit(f"error: {asked.folder} has no {missing[0]}\n  --help says where each file is published.")
-    answers = read(asked.folder)
-    weights = fit([answer for answer in answers if not answer.test])
-    if asked.write:
-        note = "What each feature of an answer (rlaif/judge/refusal.py) says for a refusal, in log odds."
-        refusal.WEIGHTS.write_text(json.dumps({"note": note, "weights": weights}, indent=1) + "\n", encoding="utf-8")
-    elif weights != refusal.weights():
+    options = parser.parse_args()
+    if missing := [name for name in FILES if not (options.folder / name).is_file()]:
+        raise SystemExit(f"error: {options.folder} has no {missing[0]}\n  --help says where each file is published.")
+    answers = load_answers(options.folder)
+    weights = fit_weights([answer for answer in answers if not answer.test])
+    if options.write:
+        note = "What each feature of an answer (rlaif/judge/refusal_classifier.py) says for a refusal, in log odds."
+        refusal_classifier.WEIGHTS_PATH.write_text(
+            json.dumps({"note": note, "weights": weights}, indent=1) + "\n", encoding="utf-8"
+        )
+    elif weights != refusal_classifier.load_weights():
         print("These files give other weights than the package has.\n")
-    print(f"#### Refusals, answers of other sources: {asked.part}\n")
-    table([answer for answer in answers if answer.test == (asked.part == "test")])
+    print(f"#### Refusals, answers of other sources: {options.part}\n")
+    print_table([answer for answer in answers if answer.test == (options.part == "test")])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reviewing import CHROMIUM, FLAGS, PageServer, judged_run
+from tests.review_client import CHROMIUM, FLAGS, PageServer, judged_run
 
 # The page as it is; the clock is set from outside. A frame is painted when a message posted in its
 # requestAnimationFrame comes in.
@@ -41,41 +41,41 @@ CLOCK = """() => {
 }"""
 
 
-def answer(draw: random.Random, words: list[str]) -> str:
+def answer(rng: random.Random, words: list[str]) -> str:
     def some(n: int) -> str:
-        return " ".join(draw.choices(words, k=n))
+        return " ".join(rng.choices(words, k=n))
 
-    paragraphs = [some(draw.randint(20, 120)) for _ in range(draw.randint(2, 4))]
+    paragraphs = [some(rng.randint(20, 120)) for _ in range(rng.randint(2, 4))]
     points = "\n".join(f"- **{some(1)}** {some(8)}" for _ in range(3))
-    code = f"```python\ndef {some(1)}(x):\n    return x + {draw.randint(1, 99)}  # {some(4)}\n```"
-    return "\n\n".join([*paragraphs, points, code, draw.choice(["good", "poor"])])
+    code = f"```python\ndef {some(1)}(x):\n    return x + {rng.randint(1, 99)}  # {some(4)}\n```"
+    return "\n\n".join([*paragraphs, points, code, rng.choice(["good", "poor"])])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--labels", type=int, default=1_000)
-    asked = parser.parse_args()
-    draw = random.Random(0)
+    options = parser.parse_args()
+    rng = random.Random(0)
     words = ["salt", "river", "bread", "the", "of", "and", "bridge", "under", "glass", "slowly", "paper", "train"]
-    prompts = [{"prompt": f"Question {number}: {' '.join(draw.choices(words, k=12))}?",
-                "responses": [answer(draw, words), answer(draw, words)]} for number in range(asked.pairs)]  # fmt: skip
+    prompts = [{"prompt": f"Question {number}: {' '.join(rng.choices(words, k=12))}?",
+                "responses": [answer(rng, words), answer(rng, words)]} for number in range(options.pairs)]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        run = judged_run(Path(folder) / "run", prompts, **{"pairs.min_probability": 0.5})
-        sys.stderr.write(f"{asked.pairs:,} pairs judged in {time.monotonic() - started:.0f} s\n")
-        times = label(run.path, asked.labels)
-        kept = run.reviews().height
-    low, high = interval(times)
+        run = judged_run(Path(folder) / "run", prompts, **{"pairs.min_confidence": 0.5})
+        sys.stderr.write(f"{options.pairs:,} pairs judged in {time.monotonic() - started:.0f} s\n")
+        times = time_labels(run.path, options.labels)
+        journaled = run.reviews().height
+    low, high = p95_interval(times)
     print(json.dumps({
-        "pairs": asked.pairs, "n": len(times), "labels_journaled": kept,
+        "pairs": options.pairs, "n": len(times), "labels_journaled": journaled,
         "median_ms": round(float(np.median(times)), 1), "p95_ms": round(float(np.quantile(times, 0.95)), 1),
         "p95_interval_ms": [round(low, 1), round(high, 1)], "p99_ms": round(float(np.quantile(times, 0.99)), 1),
         "max_ms": round(float(max(times)), 1),
     }))  # fmt: skip
 
 
-def label(run: Path, count: int) -> list[float]:
+def time_labels(run: Path, count: int) -> list[float]:
     from playwright.sync_api import sync_playwright
 
     with PageServer(run, "--annotator", "ada") as server, sync_playwright() as playwright:
@@ -92,10 +92,10 @@ def label(run: Path, count: int) -> list[float]:
     return times
 
 
-def interval(times: list[float]) -> tuple[float, float]:
-    draw: Any = np.random.default_rng(0)
-    drawn = [np.quantile(draw.choice(times, len(times)), 0.95) for _ in range(1000)]
-    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+def p95_interval(times: list[float]) -> tuple[float, float]:
+    rng: Any = np.random.default_rng(0)
+    quantiles = [np.quantile(rng.choice(times, len(times)), 0.95) for _ in range(1000)]
+    return float(np.quantile(quantiles, 0.025)), float(np.quantile(quantiles, 0.975))
 
 
 if __name__ == "__main__":

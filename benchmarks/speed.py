@@ -61,8 +61,8 @@ class Protocol(asyncio.Protocol):
         self.buffer += data
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = self.buffer[:end].lower()
-            place = head.find(b"content-length:")
-            length = int(head[place + 15 :].split(b"\r\n", 1)[0]) if place >= 0 else 0
+            position = head.find(b"content-length:")
+            length = int(head[position + 15 :].split(b"\r\n", 1)[0]) if position >= 0 else 0
             if len(self.buffer) < end + 4 + length:
                 return
             self.buffer = self.buffer[end + 4 + length :]
@@ -115,11 +115,11 @@ class Server:
 WORDS = "the answer to this is that one has to look at how it was asked before saying what it is".split()  # noqa: SIM905
 
 
-def text(number: int, length: int = 60) -> str:
-    return " ".join(WORDS[(number * 7 + i * 3) % len(WORDS)] for i in range(length)) + f" ({number})"
+def text(seed: int, length: int = 60) -> str:
+    return " ".join(WORDS[(seed * 7 + i * 3) % len(WORDS)] for i in range(length)) + f" ({seed})"
 
 
-def imported(folder: Path, prompts: int, answers: int = 2) -> Path:
+def import_run(folder: Path, prompts: int, answers: int = 2) -> Path:
     """A run of imported prompts and answers, written as the journals would hold them."""
     source = folder / "rows.jsonl"
     with source.open("w", encoding="utf-8") as file:
@@ -139,13 +139,13 @@ def rlaif(*arguments: str | Path) -> tuple[float, float, str]:
     process = subprocess.Popen(["/usr/bin/env", "python", "-m", "rlaif", *map(str, arguments)], stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True, env=environment())  # fmt: skip
     assert process.stderr
-    told = process.stderr.read()
+    stderr = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stderr.close()
     if process.returncode:
-        sys.exit(f"{arguments}: exit {process.returncode}\n{told}")
-    return time.monotonic() - began, usage.ru_maxrss / 2**20, told
+        sys.exit(f"{arguments}: exit {process.returncode}\n{stderr}")
+    return time.monotonic() - began, usage.ru_maxrss / 2**20, stderr
 
 
 def environment() -> dict[str, str]:
@@ -153,7 +153,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
-def facts() -> None:
+def print_machine() -> None:
     load = os.getloadavg()[0]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     print(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, "
@@ -167,10 +167,10 @@ async def bare(url: str, bodies: list[dict[str, Any]]) -> None:
     import openai
 
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, http_client=openai.DefaultAioHttpClient())
-    left = iter(bodies)
+    remaining = iter(bodies)
 
     async def work() -> None:
-        for body in left:
+        for body in remaining:
             extra = {name: body.pop(name) for name in ("structured_outputs",) if name in body}
             await client.chat.completions.create(model="m", extra_body=extra, **body)
 
@@ -182,14 +182,14 @@ def judge(requests: int, times: int, *, peers: bool) -> None:
     """Whole commands: process start to process end, imports, rendering, journal, pairs and dataset included."""
     ours, theirs = [], []
     others: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as place, Server() as url:
-        whole = imported(Path(place), requests // 2)
-        bodies = Path(place) / "bodies.jsonl"
-        write_bodies(whole, bodies)
-        commands = speed_peers.installed(Path(place)) if peers else {}
-        for number in range(times):
-            run = Path(place) / f"run{number}"
-            shutil.copytree(whole, run)
+    with tempfile.TemporaryDirectory() as folder, Server() as url:
+        full_run = import_run(Path(folder), requests // 2)
+        bodies = Path(folder) / "bodies.jsonl"
+        write_bodies(full_run, bodies)
+        commands = speed_peers.install_peers(Path(folder)) if peers else {}
+        for index in range(times):
+            run = Path(folder) / f"run{index}"
+            shutil.copytree(full_run, run)
             seconds, _, _ = rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", url,
                                   "--concurrency", str(CONCURRENCY))  # fmt: skip
             ours.append(requests / seconds)
@@ -197,43 +197,45 @@ def judge(requests: int, times: int, *, peers: bool) -> None:
             subprocess.run([*SELF, "bare", url, bodies], check=True, env=environment())
             theirs.append(requests / (time.monotonic() - began))
             for name, command in commands.items():
-                home = Path(place) / f"{name}-{number}"
-                found = speed_peers.rate(name, command, url, bodies, home, requests, CONCURRENCY)
-                others.setdefault(name, []).append(found)
+                home = Path(folder) / f"{name}-{index}"
+                rate = speed_peers.measure_rate(name, command, url, bodies, home, requests, CONCURRENCY)
+                others.setdefault(name, []).append(rate)
     for name, rates in {"rlaif judge, whole command": ours, "openai on aiohttp, bare script": theirs, **others}.items():
-        print(f"{name:<34}{spread(rates)} requests/s")
+        print(f"{name:<34}{format_spread(rates)} requests/s")
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"{'ratio to bare openai':<34}{spread(ratios)}  (n={times} runs of {requests:,} requests)")
+    print(f"{'ratio to bare openai':<34}{format_spread(ratios)}  (n={times} runs of {requests:,} requests)")
     for name, rates in others.items():
         if all(rates):
-            print(f"{'ratio to ' + name:<34}{spread([a / b for a, b in zip(ours, rates, strict=True)])}")
+            print(f"{'ratio to ' + name:<34}{format_spread([a / b for a, b in zip(ours, rates, strict=True)])}")
 
 
-def write_bodies(run: Path, to: Path) -> None:
+def write_bodies(run: Path, path: Path) -> None:
     """The bodies that ``rlaif judge`` will send."""
-    from rlaif.judge import ask
-    from rlaif.llm.budget import Meter
-    from rlaif.pipeline.rounds import Rounds, panel, strategy
-    from rlaif.run.directory import Run
-    from rlaif.run.journal import Reader
-    from rlaif.settings import load
+    from rlaif.config.loader import load
+    from rlaif.judge import runner
+    from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
+    from rlaif.llm.usage import UsageMeter
+    from rlaif.run.journal import JournalReader
+    from rlaif.run.run import Run
 
-    config = load(run, {"judge.judges": ["helpful"], "judge.model": "m"})
-    seats = panel(config)
-    rounds = Rounds(Run(run), config, None, seats, strategy(config, seats), None, Meter())
-    prompts, answers = (Reader(run / "journal" / f"{name}.jsonl") for name in ("prompts", "completions"))
-    work = [ask.Material(*row) for row in rounds.possible("compare").rows()]
-    with to.open("w") as file:
-        for request in ask.requests(seats[0], "choice", config, work, prompts.at, answers.at):
+    config = load(run, {"judge.panel": ["helpful"], "judge.model": "m"})
+    panel_judges = load_panel(config)
+    rounds = JudgingRounds(
+        Run(run), config, None, panel_judges, resolve_strategy(config, panel_judges), None, UsageMeter()
+    )
+    prompts, answers = (JournalReader(run / "journal" / f"{name}.jsonl") for name in ("prompts", "completions"))
+    work = [runner.JudgeInput(*row) for row in rounds.possible_inputs("compare").rows()]
+    with path.open("w") as file:
+        for request in runner.judge_requests(panel_judges[0], "choice", config, work, prompts.read_at, answers.read_at):
             file.write(json.dumps(request.body) + "\n")
 
 
-def spread(values: list[float]) -> str:
+def format_spread(values: list[float]) -> str:
     """Median, with the least and the most."""
     ordered = sorted(values)
     middle = ordered[len(ordered) // 2]
-    shown = [f"{value:,.0f}" if middle >= 10 else f"{value:.2f}" for value in (middle, ordered[0], ordered[-1])]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+    formatted = [f"{value:,.0f}" if middle >= 10 else f"{value:.2f}" for value in (middle, ordered[0], ordered[-1])]
+    return f"{formatted[0]} ({formatted[1]} to {formatted[2]})"
 
 
 # Large runs, written as journals
@@ -253,15 +255,15 @@ def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
     """A run with ``prompts`` x ``answers`` sampled completions and, if asked for, one score for each."""
     from hashlib import sha256
 
-    from rlaif.judge.definition import load
+    from rlaif.judge.judge_file import load_judge
 
     journal, score = run / "journal", run / "score"
     journal.mkdir(parents=True)
     score.mkdir()
     (score / "judge.toml").write_text(JUDGE)
     (score / "prompt.md").write_text(JUDGE_PROMPT)
-    judge_hash = load(score).hash
-    usage = '"usd":0.0,"at":1700000000.0}\n'
+    judge_hash = load_judge(score).hash
+    usage = '"cost_usd":0.0,"created_at":1700000000.0}\n'
     with (
         (journal / "prompts.jsonl").open("w") as prompt_file,
         (journal / "completions.jsonl").open("w") as completion_file,
@@ -280,17 +282,17 @@ def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
                     f'"source":"sampled",{usage}'
                 )
                 if verdicts:
-                    given = 1 + 4 * (int(answer[:6], 16) / 0xFFFFFF)
+                    rating = 1 + 4 * (int(answer[:6], 16) / 0xFFFFFF)
                     verdict_file.write(
                         f'{{"key":"{sha256(answer.encode()).hexdigest()}","kind":"rate","judge":"score","judge_hash":'
                         f'"{judge_hash}","model":"m","prompt_id":"{key[:16]}","a":"{answer}","aspect":"overall",'
-                        f'"sample":0,"score":{given:.4f},"variance":0.3,"mass":1.0,"reply":"4","flags":[],'
+                        f'"sample":0,"score":{rating:.4f},"variance":0.3,"verdict_mass":1.0,"reply":"4","flags":[],'
                         f'"prompt_tokens":400,"cached_tokens":256,"completion_tokens":1,{usage}'
                     )
-    (run / "rlaif.toml").write_text(f'[judge]\njudges = ["{score}"]\nmodel = "m"\nstrategy = "rate-only"\n')
+    (run / "rlaif.toml").write_text(f'[judge]\npanel = ["{score}"]\nmodel = "m"\nstrategy = "rate-only"\n')
 
 
-def in_child(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+def run_in_child(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
     """(seconds, peak GiB) of ``work`` in a process that does nothing else."""
     began = time.monotonic()
     pid = os.fork()
@@ -308,36 +310,37 @@ def in_child(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
 
 def _frames(run: Path) -> None:
     """Scored completions to settled and routed pairs: everything but writing texts."""
-    from rlaif.judge.definition import find  # noqa: F401
-    from rlaif.llm.budget import Meter
-    from rlaif.pipeline.rounds import Rounds, panel, strategy
-    from rlaif.run.directory import Run
-    from rlaif.settings import load
+    from rlaif.config.loader import load
+    from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
+    from rlaif.llm.usage import UsageMeter
+    from rlaif.run.run import Run
 
     config = load(run, {})
-    seats = panel(config)
-    candidates = Rounds(Run(run), config, None, seats, strategy(config, seats), None, Meter()).all()
+    panel_judges = load_panel(config)
+    candidates = JudgingRounds(
+        Run(run), config, None, panel_judges, resolve_strategy(config, panel_judges), None, UsageMeter()
+    ).judge_all()
     print(f"    {candidates.height:,} candidates")
 
 
 def _whole(run: Path) -> None:
     """The same, with tables/pairs.parquet and the dataset written."""
-    from rlaif import pipeline
-    from rlaif.run.directory import Run
-    from rlaif.settings import load
+    from rlaif import api
+    from rlaif.config.loader import load
+    from rlaif.run.run import Run
 
-    built = pipeline.rebuild(Run(run), load(run, {}))
-    print(f"    {built.merged.train + built.merged.test:,} rows in the dataset")
+    built = api.rebuild_dataset(Run(run), load(run, {}))
+    print(f"    {built.dataset_counts.train + built.dataset_counts.test:,} rows in the dataset")
 
 
 def pairs(prompts: int) -> None:
     for size in (prompts // 2, prompts):
-        with tempfile.TemporaryDirectory() as place:
-            run = Path(place) / "run"
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
             write_run(run, size, 4, verdicts=True)
             gb = sum(path.stat().st_size for path in (run / "journal").iterdir()) / 1e9
             for work in (_frames, _whole):
-                seconds, peak = in_child(work, run)
+                seconds, peak = run_in_child(work, run)
                 print(f"{size:>9,} x 4 ({gb:.1f} GB of journals), {work.__name__[1:]:<7} {seconds:6.1f} s, "
                       f"{peak:.2f} GiB", flush=True)  # fmt: skip
 
@@ -346,43 +349,45 @@ def _open(run: Path) -> None:
     from rlaif.run.journal import Journal
 
     with Journal(run / "journal" / "completions.jsonl") as journal:
-        print(f"    {len(journal.done):,} answers known")
+        print(f"    {len(journal.answered_keys):,} answers known")
 
 
 def _answer_all(run: Path) -> None:
     """An answer under the key of each request that the run owes."""
-    from rlaif.generate import sample
-    from rlaif.run.directory import Run
-    from rlaif.settings import load
+    from rlaif.config.loader import load
+    from rlaif.generate import sampling as sample
+    from rlaif.run.run import Run
 
     config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
     with (run / "journal" / "completions.jsonl").open("w") as file:
-        for number, request in enumerate(sample.requests(Run(run), config, 0, ())):
+        for index, request in enumerate(sample.pending_requests(Run(run), config, 0, ())):
             file.write(
                 f'{{"key":"{request.keys[0]}","prompt_id":"{request.prompt_id}","index":0,"model":"m","finish_reason":'
-                f'"stop","text":"{text(number, 24)}","prompt_tokens":40,"completion_tokens":30,"source":"sampled",'
-                '"usd":0.0,"at":1700000000.0}\n'
+                f'"stop","text":"{text(index, 24)}","prompt_tokens":40,"completion_tokens":30,"source":"sampled",'
+                '"cost_usd":0.0,"created_at":1700000000.0}\n'
             )
 
 
 def _nothing_owed(run: Path) -> None:
-    from rlaif.generate import sample
-    from rlaif.run.directory import Run
-    from rlaif.settings import load
+    from rlaif.config.loader import load
+    from rlaif.generate import sampling as sample
+    from rlaif.run.run import Run
 
     config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
     with Run(run).journal("completions") as journal:
-        print(f"    {sum(1 for _ in sample.requests(Run(run), config, 0, sample._Settled(journal))):,} owed")
+        print(
+            f"    {sum(1 for _ in sample.pending_requests(Run(run), config, 0, sample._AnsweredOrFailed(journal))):,} owed"
+        )
 
 
 def reopen(requests: int) -> None:
     """A run with so many finished requests: its journal opened, and all of it asked whether anything is owed."""
-    with tempfile.TemporaryDirectory() as place:
-        run = Path(place) / "run"
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
         write_run(run, requests, 1, verdicts=False)
-        in_child(_answer_all, run)
+        run_in_child(_answer_all, run)
         for work in (_open, _nothing_owed):
-            seconds, peak = in_child(work, run)
+            seconds, peak = run_in_child(work, run)
             print(
                 f"{requests:>9,} finished requests, {work.__name__[1:]:<13} {seconds:5.1f} s, {peak:.2f} GiB",
                 flush=True,
@@ -393,8 +398,8 @@ def memory(sizes: list[int]) -> None:
     """Peak memory of whole ``rlaif judge`` commands, two requests a prompt."""
     with Server() as url:
         for size in sizes:
-            with tempfile.TemporaryDirectory() as place:
-                run = Path(place) / "run"
+            with tempfile.TemporaryDirectory() as folder:
+                run = Path(folder) / "run"
                 write_run(run, size, 2, verdicts=False)
                 (run / "rlaif.toml").unlink()
                 seconds, peak, _ = rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", url,
@@ -410,8 +415,8 @@ def memory(sizes: list[int]) -> None:
 
 def prefix(prompts: int) -> None:
     """Which share of the judge's prompt tokens a real vLLM reads from its prefix cache."""
-    with tempfile.TemporaryDirectory() as place:
-        run = Path(place) / "run"
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
         rlaif("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
               "--max-tokens", "48")  # fmt: skip
         rlaif("judge", run, "--judge", "quality", "--judge", "helpful", "--model", "demo", "--max-failures", "1000")
@@ -427,13 +432,13 @@ def prefix(prompts: int) -> None:
 
 def sampling(prompts: int) -> None:
     """``rlaif generate`` after the server is up, against vLLM's own LLM.chat on the same prompts and settings."""
-    with tempfile.TemporaryDirectory() as place:
-        run = Path(place) / "run"
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
         arguments = ("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
-                     "--max-tokens", "64", "--heldout-share", "0")  # fmt: skip
+                     "--max-tokens", "64", "--heldout-fraction", "0")  # fmt: skip
         rlaif(*arguments)
         stage = json.loads((run / "manifest.json").read_text())["stages"]["generate"]["history"][0]
-        ours = stage["completion_tokens"] / stage["asking_s"]
+        ours = stage["completion_tokens"] / stage["request_wall_s"]
         done = subprocess.run([*SELF, "vllm", run], check=True, env=environment(), capture_output=True,
                               text=True)  # fmt: skip
         theirs = float(done.stdout.rpartition("tokens/s: ")[2].split()[0])
@@ -441,21 +446,21 @@ def sampling(prompts: int) -> None:
               f"(n=1 run, {prompts} prompts x 4)")  # fmt: skip
 
 
-def same_settings() -> dict[str, Any]:
+def server_settings() -> dict[str, Any]:
     """What the server that rlaif starts would be given, as vLLM's own parser reads it and its LLM takes it."""
     from dataclasses import fields
 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from rlaif.llm import server
+    from rlaif.serving import vllm_server
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    flags = server.arguments("demo", server.build(), {})
-    given, usual = (EngineArgs.from_cli_args(parser.parse_known_args(line)[0]) for line in (flags, flags[:2]))
+    flags = vllm_server.vllm_args("demo", vllm_server.vllm_variant(), {})
+    configured, defaults = (EngineArgs.from_cli_args(parser.parse_known_args(line)[0]) for line in (flags, flags[:2]))
     names = [field.name for field in fields(EngineArgs) if field.name != "served_model_name"]
-    chosen = {name: getattr(given, name) for name in names if getattr(given, name) != getattr(usual, name)}
-    return {"model": given.model, **chosen}
+    chosen = {name: getattr(configured, name) for name in names if getattr(configured, name) != getattr(defaults, name)}
+    return {"model": configured.model, **chosen}
 
 
 def bare_vllm(run: Path) -> None:
@@ -463,7 +468,7 @@ def bare_vllm(run: Path) -> None:
     from vllm import LLM, SamplingParams
 
     messages = [json.loads(line)["messages"] for line in (run / "journal" / "prompts.jsonl").read_text().splitlines()]
-    llm = LLM(**same_settings())
+    llm = LLM(**server_settings())
     settings = [SamplingParams(n=4, temperature=1.0, max_tokens=64, seed=i) for i in range(len(messages))]
     began = time.monotonic()
     outputs = llm.chat(messages, settings, use_tqdm=False)
@@ -471,7 +476,7 @@ def bare_vllm(run: Path) -> None:
     print(f"tokens/s: {sum(len(choice.token_ids) for output in outputs for choice in output.outputs) / seconds}")
 
 
-def each(path: str) -> Iterator[dict[str, Any]]:
+def iter_jsonl(path: str) -> Iterator[dict[str, Any]]:
     with Path(path).open() as file:
         yield from map(json.loads, file)
 
@@ -481,20 +486,20 @@ def main() -> None:
     parser.add_argument("what")
     parser.add_argument("rest", nargs="*")
     parser.add_argument("--peers", action="store_true", help="curator and distilabel beside judge, where they install")
-    asked = parser.parse_args()
-    numbers = [int(part) for part in asked.rest if part.isdigit()]
+    args = parser.parse_args()
+    numbers = [int(part) for part in args.rest if part.isdigit()]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
-    if asked.what not in ("serve", "bare", "vllm"):
-        facts()
-    match asked.what:
+    if args.what not in ("serve", "bare", "vllm"):
+        print_machine()
+    match args.what:
         case "serve":
             asyncio.run(serve(numbers[0]))
         case "bare":
-            asyncio.run(bare(asked.rest[0], list(each(asked.rest[1]))))
+            asyncio.run(bare(args.rest[0], list(iter_jsonl(args.rest[1]))))
         case "vllm":
-            bare_vllm(Path(asked.rest[0]))
+            bare_vllm(Path(args.rest[0]))
         case "judge":
-            judge(*(numbers or [8000, 3]), peers=asked.peers)
+            judge(*(numbers or [8000, 3]), peers=args.peers)
         case "pairs":
             pairs(*(numbers or [1_000_000]))
         case "reopen":
@@ -507,8 +512,8 @@ def main() -> None:
             sampling(*(numbers or [60]))
         case "facts":
             pass
-        case other:
-            parser.error(f"there is no benchmark {other}")
+        case unknown:
+            parser.error(f"there is no benchmark {unknown}")
 
 
 if __name__ == "__main__":

@@ -67,12 +67,12 @@ PEERS = {
 INSTALL_S, RUN_S = 180, 120
 
 
-def installed(place: Path) -> dict[str, list[str]]:
+def install_peers(folder: Path) -> dict[str, list[str]]:
     """The command of each peer that can be installed; of the others it is printed why not."""
     commands = {}
     uv = Path(sys.executable).parent / "uv"
     for name, (packages, script) in PEERS.items():
-        home = place / name
+        home = folder / name
         python = home / "bin" / "python"
         # uv does not read where pip finds wheels that no index has.
         environment = {"UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", ""), **os.environ}
@@ -92,7 +92,9 @@ def installed(place: Path) -> dict[str, list[str]]:
     return commands
 
 
-def rate(name: str, command: list[str], url: str, bodies: Path, home: Path, requests: int, concurrency: int) -> float:
+def measure_rate(
+    name: str, command: list[str], url: str, bodies: Path, home: Path, requests: int, concurrency: int
+) -> float:
     """Requests/s of the peer's whole process; 0 where it fails, and it is printed why."""
     home.mkdir()
     began = time.monotonic()

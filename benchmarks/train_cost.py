@@ -7,9 +7,9 @@ they are. What is compared is training (``trainer.train``, its last checkpoint i
 dataset's file to the saved adapter, without the imports; rlaif's has its preflight, its model card, and the held-out
 pairs measured before and after (one for each eight that are trained on), which the bare script does not.
 
-Off CUDA rlaif has TRL compute the vocabulary's scores at the answers' tokens only (``measure.only_answers_scored``), as
-TRL does by itself on CUDA. So there the bare script takes part twice: as it is, and with the same done to it, which is
-what rlaif is compared with.
+Off CUDA rlaif has TRL compute the vocabulary's scores at the answers' tokens only
+(``measure.patch_answer_only_logits``), as TRL does by itself on CUDA. So there the bare script takes part twice: as it
+is, and with the same done to it, which is what rlaif is compared with.
 
 All take turns, in another order each time, so that what else runs on the machine meets them alike; the first turn is
 not counted. A ratio is the geometric mean over the turns with its 95 % t-interval. On CUDA the peak memory of each is
@@ -29,41 +29,42 @@ from pathlib import Path
 
 import polars as pl
 
-from rlaif.config import Config
-from rlaif.llm import demo
-from rlaif.run.directory import Run
-from rlaif.train import loop, measure, settings
+from rlaif.config.models import Config
+from rlaif.run.run import Run
+from rlaif.serving import demo_model
+from rlaif.train import metrics, trl_config
+from rlaif.train import trainer as loop
 
 BATCH = 4
-LIKENED = "bare TRL, scoring answers only"
+BARE_ANSWER_ONLY = "bare TRL, scoring answers only"
 SENTENCE = "the river runs past old stone houses where people bake bread and talk about rain "
 
 
-def rows(count: int, tokens: int) -> list[dict[str, object]]:
+def make_rows(count: int, tokens: int) -> list[dict[str, object]]:
     long = SENTENCE * (tokens // 15 + 1)
     return [
         {
-            "prompt": [{"role": "user", "content": f"Write about topic {place}."}],
-            "chosen": [{"role": "assistant", "content": long[: tokens * 4] + f" {place}."}],
-            "rejected": [{"role": "assistant", "content": long[: tokens * 2] + f" not {place}."}],
-            "prompt_id": str(place),
+            "prompt": [{"role": "user", "content": f"Write about topic {index}."}],
+            "chosen": [{"role": "assistant", "content": long[: tokens * 4] + f" {index}."}],
+            "rejected": [{"role": "assistant", "content": long[: tokens * 2] + f" not {index}."}],
+            "prompt_id": str(index),
         }
-        for place in range(count)
+        for index in range(count)
     ]
 
 
-def bare(run: Run, config: Config, folder: Path) -> tuple[float, float]:
+def train_bare(run: Run, config: Config, folder: Path) -> tuple[float, float]:
     """(seconds of training, seconds in all) of TRL by itself."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    began = time.monotonic()
-    path = demo.resolve(str(config.train.model))
+    start = time.monotonic()
+    path = demo_model.resolve_model(str(config.train.model))
     trainer = DPOTrainer(
         model=path,
-        args=DPOConfig(**settings.arguments(config.train, seed=config.seed, folder=folder, pairs=BATCH)),
+        args=DPOConfig(**trl_config.trl_config_kwargs(config.train, seed=config.seed, folder=folder, pairs=BATCH)),
         train_dataset=Dataset.from_parquet(str(run.dataset / "train.parquet"), cache_dir=str(folder)),
         processing_class=AutoTokenizer.from_pretrained(path),
         peft_config=LoraConfig(
@@ -77,19 +78,19 @@ def bare(run: Run, config: Config, folder: Path) -> tuple[float, float]:
     trainer.train()
     seconds = time.monotonic() - started
     trainer.save_model(str(folder / "adapter"))
-    return seconds, time.monotonic() - began
+    return seconds, time.monotonic() - start
 
 
-def likened(run: Run, config: Config, folder: Path) -> tuple[float, float]:
+def train_bare_answer_only(run: Run, config: Config, folder: Path) -> tuple[float, float]:
     """TRL by itself, with the one switch that rlaif sets off CUDA."""
-    with measure.only_answers_scored():
-        return bare(run, config, folder)
+    with metrics.patch_answer_only_logits():
+        return train_bare(run, config, folder)
 
 
-def ours(run: Run, config: Config, _folder: Path) -> tuple[float, float]:
-    began = time.monotonic()
-    result = loop.train(run, config, say=lambda _line: None)
-    return result.seconds, time.monotonic() - began
+def train_rlaif(run: Run, config: Config, _folder: Path) -> tuple[float, float]:
+    start = time.monotonic()
+    result = loop.train(run, config, log=lambda _line: None)
+    return result.seconds, time.monotonic() - start
 
 
 def main() -> None:
@@ -105,48 +106,52 @@ def main() -> None:
     import torch
 
     cuda = torch.cuda.is_available()
-    ways = {"bare TRL": bare, "rlaif": ours} if cuda else {"bare TRL": bare, LIKENED: likened, "rlaif": ours}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    trainers = (
+        {"bare TRL": train_bare, "rlaif": train_rlaif}
+        if cuda
+        else {"bare TRL": train_bare, BARE_ANSWER_ONLY: train_bare_answer_only, "rlaif": train_rlaif}
+    )
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
         run.dataset.mkdir(parents=True)
-        made = rows(options.pairs + options.pairs // 8, options.max_length // 3)
-        pl.DataFrame(made[: options.pairs]).write_parquet(run.dataset / "train.parquet")
-        pl.DataFrame(made[options.pairs :]).write_parquet(run.dataset / "test.parquet")
+        all_rows = make_rows(options.pairs + options.pairs // 8, options.max_length // 3)
+        pl.DataFrame(all_rows[: options.pairs]).write_parquet(run.dataset / "train.parquet")
+        pl.DataFrame(all_rows[options.pairs :]).write_parquet(run.dataset / "test.parquet")
         for turn in range(options.repeat + 1):
-            order = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
-            for name in order[:: -1 if turn // len(ways) % 2 else 1]:
-                output = Path(folder) / f"{list(ways).index(name)}-{turn}"
-                wanted = {"model": options.model, "max_steps": options.steps, "max_length": options.max_length,
+            order = list(trainers)[turn % len(trainers) :] + list(trainers)[: turn % len(trainers)]
+            for name in order[:: -1 if turn // len(trainers) % 2 else 1]:
+                output = Path(folder) / f"{list(trainers).index(name)}-{turn}"
+                train_config = {"model": options.model, "max_steps": options.steps, "max_length": options.max_length,
                           "batch_size": BATCH, "merge": False, "output": str(output)}  # fmt: skip
-                config = Config.model_validate({"train": wanted})
+                config = Config.model_validate({"train": train_config})
                 gc.collect()  # the trainer before this one
                 if cuda:
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
-                took = ways[name](run, config, output)
+                elapsed = trainers[name](run, config, output)
                 shutil.rmtree(output)
                 if cuda:
                     peaks[name] = torch.cuda.max_memory_allocated() / 2**30
                 if turn:
-                    times[name].append(took)
-                    print(f"{name}: {took[0]:.1f} s of training, {took[1]:.1f} s in all", flush=True)
+                    times[name].append(elapsed)
+                    print(f"{name}: {elapsed[0]:.1f} s of training, {elapsed[1]:.1f} s in all", flush=True)
     print(f"\n| | pairs/s (median of {options.repeat}) | lowest, highest | in all | peak GiB |\n|---|---|---|---|---|")
-    done = options.steps * BATCH
-    for name, taken in times.items():
-        rates = sorted(done / seconds for seconds, _ in taken)
+    pairs_trained = options.steps * BATCH
+    for name, durations in times.items():
+        rates = sorted(pairs_trained / seconds for seconds, _ in durations)
         peak = f"{peaks[name]:.1f}" if name in peaks else ""
-        whole = statistics.median(whole for _, whole in taken)
-        print(f"| {name} | {statistics.median(rates):.3f} | {rates[0]:.3f}, {rates[-1]:.3f} | {whole:.1f} s | {peak} |")
+        total = statistics.median(total_seconds for _, total_seconds in durations)
+        print(f"| {name} | {statistics.median(rates):.3f} | {rates[0]:.3f}, {rates[-1]:.3f} | {total:.1f} s | {peak} |")
     print()
-    for name in list(ways)[:-1]:
+    for name in list(trainers)[:-1]:
         ratios = [math.log(a[0] / b[0]) for a, b in zip(times["rlaif"], times[name], strict=True)]
-        middle, low, high = interval(ratios)
+        middle, low, high = geometric_mean_interval(ratios)
         print(f"rlaif takes {middle:.3f} [{low:.3f}, {high:.3f}] times as long as {name}, n = {len(ratios)} turns")
 
 
-def interval(logs: list[float]) -> tuple[float, float, float]:
+def geometric_mean_interval(logs: list[float]) -> tuple[float, float, float]:
     """The geometric mean of what ``logs`` are the logarithms of, with its 95 % t-interval; two at least."""
     from scipy.stats import t
 

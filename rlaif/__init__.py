@@ -1,6 +1,6 @@
 """Prompts and a rubric in, a preference dataset and a better model out.
 
-``rlaif.open_run(path)`` gives a run's tables as polars frames; the stages are functions of :mod:`rlaif.pipeline`.
+``rlaif.open_run(path)`` gives a run's tables as polars frames; the stages are functions of :mod:`rlaif.api`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlaif.run.directory import Run, open_run
+    from rlaif.run.run import Run, open_run
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "open_run"]
@@ -17,7 +17,7 @@ __all__ = ["Run", "__version__", "open_run"]
 def __getattr__(name: str) -> Any:
     # Loaded when asked for, so that `rlaif --help` stays quick.
     if name in ("Run", "open_run"):
-        from rlaif.run import directory
+        from rlaif.run import run
 
-        return getattr(directory, name)
+        return getattr(run, name)
     raise AttributeError(f"module 'rlaif' has no attribute {name!r}")

@@ -15,7 +15,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 X86_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 """The flags of an x86 processor that multiplies matrices in bfloat16."""
-NOTABLE = {
+RELEVANT_FLAGS = {
     "x86": ("avx2", "avx512f", "avx512_vnni", *X86_BFLOAT16),
     "arm": ("asimd", "sve", "i8mm", "bf16"),
     "other": (),
@@ -37,7 +37,7 @@ ARM_PARTS = {
     ("0xc0", "0xac3"): "Ampere-1",
 }
 """ARM kernels give numbers instead of a model name: (CPU implementer, CPU part)."""
-SPARE_FROM = 4
+MIN_CORES_TO_SPARE = 4
 """From this many cores up a server leaves one to the rest of the machine."""
 
 
@@ -51,13 +51,13 @@ class Cpu:
     """The flags that all of its cores have."""
 
     @property
-    def notable(self) -> list[str]:
-        """The flags of :data:`NOTABLE` that it has."""
-        return [flag for flag in NOTABLE[self.family] if flag in self.flags]
+    def relevant_flags(self) -> list[str]:
+        """The flags of :data:`RELEVANT_FLAGS` that it has."""
+        return [flag for flag in RELEVANT_FLAGS[self.family] if flag in self.flags]
 
 
 @dataclass(frozen=True)
-class Choice:
+class DtypeChoice:
     """A dtype, and the reason for it in one clause."""
 
     dtype: Dtype
@@ -87,27 +87,27 @@ class Cores:
         return allowed if self.quota is None else max(1, min(allowed, int(self.quota + 0.01)))
 
     @property
-    def rationed(self) -> bool:
+    def quota_limited(self) -> bool:
         """Whether the quota, not the affinity, limits this process: it may run anywhere, but not everywhere at once."""
         return self.count < len(self.allowed)
 
     @property
     def for_servers(self) -> tuple[Core, ...]:
         """The cores that model servers may share among them."""
-        return self.allowed[: self.count - (self.count >= SPARE_FROM)]
+        return self.allowed[: self.count - (self.count >= MIN_CORES_TO_SPARE)]
 
 
-def read(root: Path = Path("/")) -> Cpu:
+def detect_cpu(root: Path = Path("/")) -> Cpu:
     """Return this machine's processor; one without flags if the kernel does not describe it."""
-    return parse(_text(root / "proc/cpuinfo") or "")
+    return parse_cpuinfo(_read_text(root / "proc/cpuinfo") or "")
 
 
-def parse(text: str) -> Cpu:
+def parse_cpuinfo(text: str) -> Cpu:
     """Return the processor that the text of a /proc/cpuinfo describes (x86 or ARM)."""
     values: dict[str, list[str]] = {}
     for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
+        name, separator, value = line.partition(":")
+        if separator:
             values.setdefault(name.strip(), []).append(value.strip())
     family: Literal["x86", "arm", "other"] = "x86" if "flags" in values else "arm" if "Features" in values else "other"
     lines = [frozenset(line.split()) for line in values.get("flags", values.get("Features", []))]
@@ -124,24 +124,24 @@ def _model_name(values: Mapping[str, list[str]]) -> str:
     return "unknown processor"
 
 
-def serving_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> Choice:
+def serving_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> DtypeChoice:
     """Return the dtype that serves a model fastest on ``cpu``.
 
     bfloat16 needs instructions that multiply it. Without them oneDNN, vLLM's library for matrix products, has no
     kernel, and the fallback is several times slower than float32. ``environ`` may hold oneDNN's own limit.
     """
     if cpu.family == "arm":
-        return Choice("bfloat16", "bf16") if "bf16" in cpu.flags else Choice("float32", "no bf16")
+        return DtypeChoice("bfloat16", "bf16") if "bf16" in cpu.flags else DtypeChoice("float32", "no bf16")
     present = [flag for flag in X86_BFLOAT16 if flag in cpu.flags]
     if not present:
-        return Choice("float32", f"no {' or '.join(X86_BFLOAT16)}")
+        return DtypeChoice("float32", f"no {' or '.join(X86_BFLOAT16)}")
     if _isa_limit(environ) in ISAS_WITHOUT_BFLOAT16:
         name = next(name for name in ISA_LIMITS if environ.get(name))
-        return Choice("float32", f"{name}={environ[name]} turns off {' and '.join(present)}")
-    return Choice("bfloat16", present[-1])
+        return DtypeChoice("float32", f"{name}={environ[name]} turns off {' and '.join(present)}")
+    return DtypeChoice("bfloat16", present[-1])
 
 
-def training_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> Choice:
+def training_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> DtypeChoice:
     """Return the dtype that trains a model fastest on ``cpu``.
 
     Measured with LoRA and DPO (benchmarks/speed.md): with amx_bf16 bfloat16 takes 0.6 times as long as float32, with
@@ -151,8 +151,8 @@ def training_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> Choice:
     if serving.dtype == "float32":
         return serving
     if "amx_bf16" in cpu.flags and _isa_limit(environ) not in ISAS_WITHOUT_AMX:
-        return Choice("bfloat16", "amx_bf16")
-    return Choice("float32", "no amx_bf16")
+        return DtypeChoice("bfloat16", "amx_bf16")
+    return DtypeChoice("float32", "no amx_bf16")
 
 
 def _isa_limit(environ: Mapping[str, str]) -> str:
@@ -165,7 +165,7 @@ def usable_cores(root: Path = Path("/"), affinity: set[int] | None = None) -> Co
     allowed: dict[int, Core] = {}
     for cpu in sorted(os.sched_getaffinity(0) if affinity is None else affinity):
         folder = root / f"sys/devices/system/cpu/cpu{cpu}"
-        siblings = _id_list(_text(folder / "topology/thread_siblings_list")) or [cpu]
+        siblings = _parse_id_list(_read_text(folder / "topology/thread_siblings_list")) or [cpu]
         nodes = [int(entry.name[4:]) for entry in folder.glob("node[0-9]*") if entry.name[4:].isdigit()]
         # One thread per physical core: hyper-threads of one core share what multiplies matrices.
         allowed.setdefault(min(siblings), Core(min(siblings), cpu, min(nodes, default=0)))
@@ -175,10 +175,10 @@ def usable_cores(root: Path = Path("/"), affinity: set[int] | None = None) -> Co
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """Return how many CPUs' worth of time the cgroups of this process allow, or None if they do not limit it."""
     quotas: list[float] = []
-    for folder in _cgroups(root, "cpu"):
-        words = (_text(folder / "cpu.max") or "").split()  # v2: "200000 100000" or "max 100000"
+    for folder in _iter_cgroups(root, "cpu"):
+        words = (_read_text(folder / "cpu.max") or "").split()  # v2: "200000 100000" or "max 100000"
         if not words:
-            words = [(_text(folder / f"cpu.cfs_{name}_us") or "").strip() for name in ("quota", "period")]
+            words = [(_read_text(folder / f"cpu.cfs_{name}_us") or "").strip() for name in ("quota", "period")]
         if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
@@ -187,25 +187,25 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def memory_bytes(root: Path = Path("/")) -> int | None:
     """Return the memory that this process may use in all, cgroup limits included, or None if it is not known."""
     sizes: list[int] = []
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
+    for line in (_read_text(root / "proc/meminfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "MemTotal":
             sizes.append(int(value.split()[0]) * 1024)
-    for folder in _cgroups(root, "memory"):
+    for folder in _iter_cgroups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            limit = (_text(folder / name) or "").strip()
+            limit = (_read_text(folder / name) or "").strip()
             if limit.isdigit():
                 sizes.append(int(limit))
     return min(sizes, default=None)
 
 
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+def _iter_cgroups(root: Path, controller: str) -> Iterator[Path]:
     """Yield the folders of this process's cgroups that may limit ``controller`` (v1 and v2), from its own upwards."""
     paths: dict[str, str] = {}  # of v2 under ""
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (_read_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         paths |= dict.fromkeys(controllers.split(","), path)
-    for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
+    for line in (_read_text(root / "proc/self/mountinfo") or "").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if len(fields) < 5 or len(kind) < 3:
@@ -222,7 +222,7 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
             yield mount.joinpath(*parts[:end])
 
 
-def _id_list(text: str | None) -> list[int]:
+def _parse_id_list(text: str | None) -> list[int]:
     """Return the numbers of a list of the kernel's, like "0-2,8"."""
     numbers: list[int] = []
     for part in (text or "").strip().split(","):
@@ -232,7 +232,7 @@ def _id_list(text: str | None) -> list[int]:
     return numbers
 
 
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -36,39 +36,39 @@ Order = Literal["ab", "ba"]
 Side = Literal["a", "b"]
 Choice = Literal["left", "right", "tie", "both_bad", "skip"]
 Label = Literal["refuse", "partial", "comply"]
-Outcome = Literal["win", "tie", "inconsistent", "unparsed"]
+Outcome = Literal["win", "tie", "inconsistent", "unparsable"]
 Route = Literal["judge", "audit", "targeted", "dropped"]
 
 
-def canonical(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def key_of(**determinants: Any) -> str:
+def content_key(**determinants: Any) -> str:
     """The key of a request or record: 64 hex digits, sha256 over the canonical JSON of what determines it."""
-    return hashlib.sha256(canonical(determinants)).hexdigest()
+    return hashlib.sha256(canonical_json(determinants)).hexdigest()
 
 
-def unit_interval(*parts: str | int) -> float:
+def hash_to_unit_interval(*parts: str | int) -> float:
     """A number in [0, 1) fixed by ``parts``: for seeded choices that do not depend on the order of rows."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-def clean(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """``text`` with lone surrogates (valid in JSON escapes, impossible in UTF-8) replaced by U+FFFD."""
     return text if text.isascii() else LONE_SURROGATE.sub("\ufffd", text)
 
 
-def clean_json(value: Any) -> Any:
-    """``value`` with :func:`clean` applied to every string in it, keys included."""
+def replace_surrogates_deep(value: Any) -> Any:
+    """``value`` with :func:`replace_surrogates` applied to every string in it, keys included."""
     if isinstance(value, str):
-        return clean(value)
+        return replace_surrogates(value)
     if isinstance(value, list):
-        return [clean_json(item) for item in value]
+        return [replace_surrogates_deep(item) for item in value]
     if isinstance(value, dict):
-        return {clean(str(name)): clean_json(item) for name, item in value.items()}
+        return {replace_surrogates(str(name)): replace_surrogates_deep(item) for name, item in value.items()}
     return value
 
 
@@ -90,7 +90,7 @@ class Message(BaseModel):
     name: str | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Message:
+    def _require_content(self) -> Message:
         if self.content is None and not self.tool_calls:
             raise ValueError("a message needs content")
         for call in self.tool_calls or []:
@@ -99,7 +99,7 @@ class Message(BaseModel):
                 raise ValueError("a tool call needs a function with a name")
         return self
 
-    def wire(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, Any]:
         """The message as the chat completions protocol and TRL take it."""
         return self.model_dump(exclude_none=True)
 
@@ -118,23 +118,23 @@ class Prompt(Record):
     split: Literal["train", "heldout"] = "train"
     source: str = ""
 
-    def wire(self) -> list[dict[str, Any]]:
-        return [message.wire() for message in self.messages]
+    def to_openai(self) -> list[dict[str, Any]]:
+        return [message.to_openai() for message in self.messages]
 
 
-def template_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+def to_template_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     """``turn`` as a chat template takes it, and as servers hand it to one.
 
     Fields that it does not have are nulls in Parquet and are left out: some templates ask whether a field is there, not
     whether it says something. The arguments of a tool call travel as JSON text and templates want the value.
     """
-    kept = {name: value for name, value in turn.items() if value is not None}
-    if kept.get("tool_calls"):
-        kept["tool_calls"] = [_template_call(call) for call in kept["tool_calls"]]
-    return kept
+    fields = {name: value for name, value in turn.items() if value is not None}
+    if fields.get("tool_calls"):
+        fields["tool_calls"] = [_to_template_call(call) for call in fields["tool_calls"]]
+    return fields
 
 
-def _template_call(call: Mapping[str, Any]) -> dict[str, Any]:
+def _to_template_call(call: Mapping[str, Any]) -> dict[str, Any]:
     if "function" not in call:  # files have calls that are the function itself
         call = {"type": "function", "function": call}
     function = dict(call["function"] or {})
@@ -144,7 +144,7 @@ def _template_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in call.items() if value is not None}, "function": function}
 
 
-def _text_or_messages(value: Any) -> str:
+def _prompt_form(value: Any) -> str:
     """Which of a prompt's two forms ``value`` is meant to be, so that only that one's mistakes are told."""
     return "messages" if isinstance(value, list) else "text"
 
@@ -159,7 +159,7 @@ class PromptRow(BaseModel):
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
 
     prompt: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[Message], Tag("messages")], Discriminator(_text_or_messages)
+        Annotated[str, Tag("text")] | Annotated[list[Message], Tag("messages")], Discriminator(_prompt_form)
     ]
     id: str | None = None
     system: str | None = None
@@ -171,11 +171,11 @@ class PromptRow(BaseModel):
 
     @field_validator("id", mode="before")
     @classmethod
-    def _number_is_an_id(cls, value: Any) -> Any:
+    def _stringify_id(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _has_something_to_answer(self) -> PromptRow:
+    def _validate_prompt(self) -> PromptRow:
         if self.id is not None and not self.id.strip():
             raise ValueError("id is empty")
         if isinstance(self.prompt, str):
@@ -205,14 +205,14 @@ class ImportRow(PromptRow):
     models: list[NonEmpty] | None = None
 
     @model_validator(mode="after")
-    def _one_model_a_response(self) -> ImportRow:
+    def _match_models_to_responses(self) -> ImportRow:
         if self.models is not None and len(self.models) != len(self.responses):
             raise ValueError(f"{len(self.responses)} responses but {len(self.models)} models")
         return self
 
 
 class Completion(Record):
-    """An answer to a prompt. ``text`` is what a reader sees; ``thinking`` was split from it.
+    """An answer to a prompt. ``text`` is what a reader sees; ``reasoning`` was split from it.
 
     ``completion_tokens`` is exact where the request had one choice; the tokens of a request with several choices are
     reported in one sum by the protocol and shared out here by length, so that a request's records add up to it.
@@ -223,25 +223,25 @@ class Completion(Record):
     index: int
     model: str
     text: str
-    thinking: str | None = None
+    reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    usd: float = 0.0
+    cost_usd: float = 0.0
     source: Literal["sampled", "imported"] = "sampled"
-    at: float = Field(default_factory=time.time)
+    created_at: float = Field(default_factory=time.time)
 
 
 class Verdict(Record):
     """What one judge said once: of two answers in one order (kind compare), of one answer and one aspect (rate), or of
     one answer (check, reward, classify).
 
-    ``p_a`` is the probability that completion ``a`` is better, already turned back where ``order`` is "ba".
+    ``prob_a`` is the probability that completion ``a`` is better, already turned back where ``order`` is "ba".
     ``score`` of a rating is the expected score and ``variance`` its variance over the judge's scale; of a check the
     share of the prompt's checks that are met; of a reward model its raw scalar; of a classification the probability of
-    its ``label``. ``mass`` is the share of probability that lay on readable verdicts (null where the server gave none).
-    What no model was asked for (checks, the text classifier of refusals) has an empty ``model``.
+    its ``label``. ``verdict_mass`` is the share of probability that lay on readable verdicts (null where the server
+    gave none). What no model was asked for (checks, the text classifier of refusals) has an empty ``model``.
     """
 
     key: str
@@ -255,26 +255,26 @@ class Verdict(Record):
     order: Order | None = None
     aspect: str | None = None
     sample: int = 0
-    p_a: float | None = Field(default=None, ge=0, le=1)
+    prob_a: float | None = Field(default=None, ge=0, le=1)
     score: float | None = None
     variance: float | None = None
     label: Label | None = None
-    mass: float | None = None
+    verdict_mass: float | None = None
     reply: str = ""
     flags: list[str] = []
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    usd: float = 0.0
-    at: float = Field(default_factory=time.time)
+    cost_usd: float = 0.0
+    created_at: float = Field(default_factory=time.time)
 
 
 class Review(Record):
     """One person's label of one pair. ``preferred`` is already in the pair's own a/b; null for tie, both bad, skip.
 
-    ``edited`` is a better answer that the person wrote, ``sure`` how sure they are (1 a guess, 3 certain), ``seconds``
-    how long the pair was looked at. An adjudicator's label outranks everybody's. Route ``gold`` is a pair with a known
-    label that tests the people: it stands in no table of pairs and never enters the dataset.
+    ``edited_response`` is a better answer that the person wrote, ``confidence`` how sure they are (1 a guess, 3
+    certain), ``seconds`` how long the pair was looked at. An adjudicator's label outranks everybody's. Route ``gold``
+    is a pair with a known label that tests the people: it stands in no table of pairs and never enters the dataset.
     """
 
     key: str
@@ -283,15 +283,15 @@ class Review(Record):
     annotator: str
     role: Literal["annotator", "adjudicator"] = "annotator"
     choice: Choice
-    left: Side
+    left_side: Side
     preferred: Side | None
     comment: str = ""
-    edited: str | None = None
-    sure: int | None = Field(default=None, ge=1, le=3)
+    edited_response: str | None = None
+    confidence: int | None = Field(default=None, ge=1, le=3)
     seconds: float | None = Field(default=None, ge=0)
     route: Route | Literal["gold"]
     inclusion_probability: float | None = None
-    at: float = Field(default_factory=time.time)
+    created_at: float = Field(default_factory=time.time)
 
 
 class Failure(Record):
@@ -299,26 +299,26 @@ class Failure(Record):
 
     key: str
     error: str
-    kind: Literal["endpoint", "unreadable", "check"]
+    kind: Literal["endpoint", "unparsable", "check"]
     prompt_id: str = ""
-    at: float = Field(default_factory=time.time)
+    created_at: float = Field(default_factory=time.time)
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+def format_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
     """A pydantic error in one line a problem: the dotted field, what is wrong, and the closest known name."""
     lines = []
-    for problem in error.errors(include_url=False):
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _fields_at(model, problem["loc"][:-1])
-            lines.append(f"unknown setting {place!r}. {did_you_mean(str(problem['loc'][-1]), known)}")
+    for issue in error.errors(include_url=False):
+        field_path = ".".join(str(part) for part in issue["loc"])
+        if issue["type"] == "extra_forbidden":
+            candidates = _field_names_at(model, issue["loc"][:-1])
+            lines.append(f"unknown setting {field_path!r}. {did_you_mean(str(issue['loc'][-1]), candidates)}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {message}" if place else message)
+            message = issue["msg"].removeprefix("Value error, ")
+            lines.append(f"{field_path}: {message}" if field_path else message)
     return "; ".join(lines)
 
 
-def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+def _field_names_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
     """The names that the part of ``model`` at ``location`` knows."""
     for part in location:
         if part in model.model_fields:  # and not a list's index, or which form of several a value has

@@ -32,14 +32,14 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 TOOLS_PYTHON = VENV / "tools" / "bin" / "python"
 MARKERS = VENV / ".parts"
-BEGUN = MARKERS / "environment.begun"
-OWNED = VENV / ".made-by-make"  # `make clean` deletes no folder without this file
+INSTALL_BEGUN = MARKERS / "environment.begun"
+CREATED_BY_MAKE = VENV / ".made-by-make"  # `make clean` deletes no folder without this file
 LOGS = VENV / "log"
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 INSTALL = ("-m", "uv", "pip", "install", "--python")
 EXTRAS = "train,checks,review,cluster"
-SYSTEM = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "npm": ("npm",)}
+SYSTEM_PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "npm": ("npm",)}
 AXE = "axe-core@4.14.1"
 AZURITE = "azurite@3.35.0"  # a server of az://
 # Two labeling tools, and servers of s3:// and gs://. They pin other versions than rlaif does, so they live in an
@@ -51,28 +51,28 @@ TOOLS = ("argilla==2.8.0", "label-studio-sdk==2.1.2", "moto[s3]==5.2.5", "flask"
 TRAINERS = ("verl==0.9.1", "openrlhf==0.11.2", "nvidia-ifbench==26.3")
 
 
-class Failed(Exception):
+class SetupError(Exception):
     """A part cannot be set up. The message is one line."""
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def run(log: Path, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
-    """Run ``command``, append its output to ``log``, and return that output. Raises :class:`Failed`."""
+    """Run ``command``, append its output to ``log``, and return that output. Raises :class:`SetupError`."""
     LOGS.mkdir(exist_ok=True)
     with log.open("ab") as file:
         start = file.tell()
         # The child inherits the lock: if this process is killed, the next set-up waits until the child has ended too.
-        done = subprocess.run(
+        result = subprocess.run(
             [*map(str, command)], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=cwd,
-            env={**os.environ, **caches(), **(env or {})}, close_fds=False, check=False,
+            env={**os.environ, **cache_variables(), **(env or {})}, close_fds=False, check=False,
         )  # fmt: skip
     output = log.read_bytes()[start:].decode(errors="replace")
-    if done.returncode:
-        raise Failed(first_error(output) or f"{Path(command[0]).name} ended with exit code {done.returncode}")
+    if result.returncode:
+        raise SetupError(first_error(output) or f"{Path(command[0]).name} ended with exit code {result.returncode}")
     return output
 
 
@@ -93,10 +93,10 @@ def succeeds(*command: str | Path) -> bool:
         return False
 
 
-def caches() -> dict[str, str]:
+def cache_variables() -> dict[str, str]:
     """Caches inside `.venv` for uv and npm if the user's home cannot be written."""
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home raises if there is no home)
-    found = {}
+    variables = {}
     for folder, default, names in (
         ("uv", Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "uv", ("UV_CACHE_DIR",)),
         ("npm", home / ".npm", ("npm_config_cache", "NPM_CONFIG_CACHE")),
@@ -104,8 +104,8 @@ def caches() -> dict[str, str]:
         while not os.path.lexists(default) and default != default.parent:
             default = default.parent
         if not any(os.environ.get(name) for name in names) and not os.access(default, os.W_OK | os.X_OK):
-            found[names[0]] = str(VENV / "cache" / folder)
-    return found
+            variables[names[0]] = str(VENV / "cache" / folder)
+    return variables
 
 
 # The environment
@@ -113,45 +113,45 @@ def caches() -> dict[str, str]:
 
 def python_version(python: Path) -> str | None:
     """The version as "3.11", or None if ``python`` does not run."""
-    look = "import sys; print('%d.%d' % sys.version_info[:2])"
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
     with contextlib.suppress(OSError):
-        done = subprocess.run([python, "-c", look], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
+        result = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else None
     return None
 
 
 def make_venv(log: Path) -> None:
     """Make sure that `.venv` is a virtual environment with pip. Replaces a broken one only if make created it."""
-    version, owned = python_version(PYTHON), OWNED.exists()
+    version, made_by_make = python_version(PYTHON), CREATED_BY_MAKE.exists()
     pip = (PYTHON, "-m", "pip", "--version")
-    is_whole = version == VERSION and (not owned or is_done("venv", str(ROOT)))
+    is_complete = version == VERSION and (not made_by_make or is_done("venv", str(ROOT)))
     # uv makes environments without pip.
-    if is_whole and (succeeds(*pip) or (succeeds(PYTHON, "-m", "ensurepip") and succeeds(*pip))):
+    if is_complete and (succeeds(*pip) or (succeeds(PYTHON, "-m", "ensurepip") and succeeds(*pip))):
         return
-    if VENV.exists() and not owned and any(VENV.iterdir()):
+    if VENV.exists() and not made_by_make and any(VENV.iterdir()):
         state = f"has Python {version} instead of {VERSION}" if version not in (None, VERSION) else "does not work"
-        raise Failed(f".venv {state}, and make did not create it. hint: move it away")
+        raise SetupError(f".venv {state}, and make did not create it. hint: move it away")
     base = getattr(sys, "_base_executable", sys.executable)
     if not succeeds(base, "-c", "import venv, ensurepip"):
         package = f"apt-get install python{VERSION}-venv"
-        raise Failed(f"Python {VERSION} ({base}) has no venv module. hint: on Debian, as root: {package}")
+        raise SetupError(f"Python {VERSION} ({base}) has no venv module. hint: on Debian, as root: {package}")
     VENV.mkdir(exist_ok=True)
-    OWNED.touch()
+    CREATED_BY_MAKE.touch()
     for old in VENV.iterdir():
         if old.is_dir() and not old.is_symlink():
             if old != LOGS:
                 shutil.rmtree(old)
-        elif old != OWNED:
+        elif old != CREATED_BY_MAKE:
             old.unlink()
     run(log, base, "-m", "venv", VENV)
     MARKERS.mkdir()
     (MARKERS / "venv").write_text(str(ROOT))
 
 
-def drop_half_installed(site: Path) -> None:
+def remove_half_installed(site: Path) -> None:
     """Forget each package with a missing or truncated file, so that the next installation brings it again."""
 
-    def is_whole(row: list[str]) -> bool:
+    def is_complete(row: list[str]) -> bool:
         name, _, size = row if len(row) == 3 else ("", "", "the line is cut off")
         path = site / name
         return path.suffix == ".pyc" or (path.exists() and size in ("", str(path.stat().st_size)))
@@ -159,38 +159,38 @@ def drop_half_installed(site: Path) -> None:
     for folder in site.glob("*.dist-info"):
         record = folder / "RECORD"
         rows = list(csv.reader(record.read_text(errors="replace").splitlines())) if record.exists() else []
-        if not rows or not all(map(is_whole, rows)):
+        if not rows or not all(map(is_complete, rows)):
             shutil.rmtree(folder)
 
 
-def pip_settings(listing: str) -> dict[str, str]:
+def parse_pip_settings(listing: str) -> dict[str, str]:
     """Parse the output of ``pip config list`` as ``pip install`` does: variables override configuration files."""
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for section in ("global", "install", ":env:"):
         for key, value in re.findall(rf"^{section}\.([\w-]+)=(['\"].*['\"])$", listing, re.MULTILINE):
             if text := str(ast.literal_eval(value)).strip():  # pip passes over an empty setting
-                found[key.replace("_", "-")] = text
-    return found
+                settings[key.replace("_", "-")] = text
+    return settings
 
 
-def uv_settings(pip: dict[str, str]) -> dict[str, str]:
+def uv_variables(pip: dict[str, str]) -> dict[str, str]:
     """Variables that give uv the package sources of pip. Variables of uv override them."""
-    found = {}
+    variables = {}
     if not any(os.environ.get(f"UV_{name}") for name in ("DEFAULT_INDEX", "INDEX_URL", "INDEX", "EXTRA_INDEX_URL")):
         if "index-url" in pip:
-            found["UV_DEFAULT_INDEX"] = pip["index-url"]
+            variables["UV_DEFAULT_INDEX"] = pip["index-url"]
         if "extra-index-url" in pip:
-            found["UV_INDEX"] = " ".join(pip["extra-index-url"].split())
+            variables["UV_INDEX"] = " ".join(pip["extra-index-url"].split())
             if not os.environ.get("UV_INDEX_STRATEGY"):
-                found["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # as pip does: the best version of all indexes
+                variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # as pip does: the best version of all indexes
     if "find-links" in pip and not os.environ.get("UV_FIND_LINKS"):
-        found["UV_FIND_LINKS"] = ",".join(re.split(r"[\s,]+", pip["find-links"]))
+        variables["UV_FIND_LINKS"] = ",".join(re.split(r"[\s,]+", pip["find-links"]))
     if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") and not os.environ.get("UV_NO_INDEX"):
-        found["UV_NO_INDEX"] = "1"
-    return found
+        variables["UV_NO_INDEX"] = "1"
+    return variables
 
 
-def has_torch(find_links: str) -> bool:
+def has_torch_wheel(find_links: str) -> bool:
     """Return whether one of the folders has a CPU wheel of torch for this Python and machine."""
     wheel = re.compile(rf"torch-[\d.]+\+cpu-cp{VERSION.replace('.', '')}-.*_{platform.machine()}\.whl")
     for link in re.split(r"[\s,]+", find_links) + find_links.split(","):
@@ -200,46 +200,46 @@ def has_torch(find_links: str) -> bool:
     return False
 
 
-def uv_sources() -> dict[str, str]:
+def uv_source_variables() -> dict[str, str]:
     # Not in a log, because an index's URL may hold a password.
     listing = subprocess.run(
         [PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
-    return uv_settings(pip_settings(listing))
+    return uv_variables(parse_pip_settings(listing))
 
 
 def install_environment(log: Path, engine: str) -> None:
-    say(f"== Setting up .venv with the {engine} build of vLLM, TRL and the tests' tools.")
-    say("   Usually half a minute from a warm cache, some minutes of downloads otherwise (3.5 GB on disk).")
+    echo(f"== Setting up .venv with the {engine} build of vLLM, TRL and the tests' tools.")
+    echo("   Usually half a minute from a warm cache, some minutes of downloads otherwise (3.5 GB on disk).")
     make_venv(log)
     MARKERS.mkdir(exist_ok=True)
-    if BEGUN.exists():
-        drop_half_installed(site_packages())
-    BEGUN.touch()
+    if INSTALL_BEGUN.exists():
+        remove_half_installed(site_packages())
+    INSTALL_BEGUN.touch()
     (MARKERS / "bytecode").unlink(missing_ok=True)
     run(log, PYTHON, "-m", "pip", "install", "-q", "uv>=0.8", env={"PIP_USER": "0"})
-    sources = uv_sources()
+    sources = uv_source_variables()
     command: list[str | Path] = [PYTHON, *INSTALL, PYTHON, "-e", f".[{engine},{EXTRAS}]", "--group", "dev"]
     links = os.environ.get("UV_FIND_LINKS") or sources.get("UV_FIND_LINKS", "")
     # pyproject.toml takes torch for the extra `cpu` from PyTorch's index. --no-sources passes over that index: if a
     # folder has the wheel, or if PyTorch's index did not bring it and another one may.
-    tries = [["--no-sources"]] if engine == "cpu" and has_torch(links) else [[], ["--no-sources"]]
-    for options in tries:
+    attempts = [["--no-sources"]] if engine == "cpu" and has_torch_wheel(links) else [[], ["--no-sources"]]
+    for options in attempts:
         try:
             run(log, *command, *options, env=sources)
             break
-        except Failed:
-            if engine != "cpu" or not lacks_torch(log.read_text(errors="replace")):
+        except SetupError:
+            if engine != "cpu" or not is_torch_missing(log.read_text(errors="replace")):
                 raise
-            if options == tries[-1]:
-                raise Failed(
+            if options == attempts[-1]:
+                raise SetupError(
                     f"no CPU wheel of torch for Python {VERSION} within reach: neither PyTorch's index nor the "
                     "settings of pip and uv lead to one. hint: name a folder that has it in UV_FIND_LINKS"
                 ) from None
-    BEGUN.unlink()
+    INSTALL_BEGUN.unlink()
 
 
-def lacks_torch(output: str) -> bool:
+def is_torch_missing(output: str) -> bool:
     return bool(re.search(r"no version of torch\b|\btorch\S* has no |Failed to fetch: \S*/torch/", output))
 
 
@@ -248,10 +248,10 @@ def site_packages() -> Path:
 
 
 def compile_bytecode(log: Path) -> None:
-    say("   bytecode: compiling all packages, so that torch and vLLM start sooner; half a minute on 2 cores")
+    echo("   bytecode: compiling all packages, so that torch and vLLM start sooner; half a minute on 2 cores")
     try:
         run(log, PYTHON, "-m", "compileall", "-q", "-j", "0", site_packages())
-    except Failed:
+    except SetupError:
         # Exit code 1 is normal: torch has a file in the syntax of a newer Python.
         output = log.read_text(errors="replace")
         if "SyntaxError" not in output or re.search(r"\[Errno \d+\]|^Traceback", output, re.MULTILINE):
@@ -261,28 +261,28 @@ def compile_bytecode(log: Path) -> None:
 # What the tests need besides
 
 
-def lacking_programs() -> list[str]:
-    return [name for name, programs in SYSTEM.items() if not any(map(shutil.which, programs))]
+def missing_programs() -> list[str]:
+    return [name for name, programs in SYSTEM_PROGRAMS.items() if not any(map(shutil.which, programs))]
 
 
 def install_programs(log: Path) -> None:
-    lacking = lacking_programs()
-    hint = f"hint: on Debian, as root: apt-get install {' '.join(lacking)}"
+    missing = missing_programs()
+    hint = f"hint: on Debian, as root: apt-get install {' '.join(missing)}"
     if os.getuid() or not shutil.which("apt-get"):
-        raise Failed(f"only root can install them. {hint}")
-    say(f"   {' '.join(lacking)}: installing with apt-get")
+        raise SetupError(f"only root can install them. {hint}")
+    echo(f"   {' '.join(missing)}: installing with apt-get")
     run(log, "apt-get", "update", "-qq")
     options = ("-y", "-qq", "--no-install-recommends")
-    run(log, "apt-get", "install", *options, *lacking, env={"DEBIAN_FRONTEND": "noninteractive"})
+    run(log, "apt-get", "install", *options, *missing, env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
-def need_npm() -> None:
+def require_npm() -> None:
     if not shutil.which("npm"):
-        raise Failed("needs npm")
+        raise SetupError("needs npm")
 
 
 def install_axe(log: Path) -> None:
-    need_npm()
+    require_npm()
     folder = VENV / "axe"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -292,7 +292,7 @@ def install_axe(log: Path) -> None:
 
 
 def install_azurite(log: Path) -> None:
-    need_npm()
+    require_npm()
     shutil.rmtree(VENV / "azurite", ignore_errors=True)
     run(log, "npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", VENV / "azurite", AZURITE)
 
@@ -300,25 +300,25 @@ def install_azurite(log: Path) -> None:
 def install_tools(log: Path) -> None:
     (MARKERS / "trainers").unlink(missing_ok=True)
     run(log, PYTHON, "-m", "uv", "venv", "--quiet", "--clear", "--python", PYTHON, VENV / "tools")
-    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, *TOOLS, env=uv_sources())
+    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, *TOOLS, env=uv_source_variables())
 
 
 def install_trainers(log: Path) -> None:
     if not TOOLS_PYTHON.exists():
-        raise Failed("needs the tools")
-    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, "--no-deps", *TRAINERS, env=uv_sources())
+        raise SetupError("needs the tools")
+    run(log, PYTHON, *INSTALL, TOOLS_PYTHON, "--no-deps", *TRAINERS, env=uv_source_variables())
 
 
 # All parts
 
 
-def is_done(name: str, content: str) -> bool:
+def is_done(name: str, fingerprint: str) -> bool:
     marker = MARKERS / name
-    return marker.exists() and marker.read_text() == content
+    return marker.exists() and marker.read_text() == fingerprint
 
 
-def set_up(wanted: list[str], engine: str) -> int:
-    """Set up what is missing of the parts ``wanted``, and return the exit code."""
+def set_up(requested: list[str], engine: str) -> int:
+    """Set up what is missing of the parts ``requested``, and return the exit code."""
     inputs = (engine, VERSION, EXTRAS, str(ROOT), (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     environment = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
     parts: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -335,34 +335,34 @@ def set_up(wanted: list[str], engine: str) -> int:
     if current is None:  # never made, or its Python was removed from the system
         (MARKERS / "environment").unlink(missing_ok=True)
     elif current != VERSION and (MARKERS / "environment").exists():
-        say(f"== .venv is set up with Python {current}, not {VERSION}. hint: make clean")
+        echo(f"== .venv is set up with Python {current}, not {VERSION}. hint: make clean")
         return 4
-    for name in wanted or parts:
-        content, work = parts[name]
-        if is_done(name, content) if name != "programs" else not lacking_programs():
+    for name in requested or parts:
+        fingerprint, install = parts[name]
+        if is_done(name, fingerprint) if name != "programs" else not missing_programs():
             continue
         began = time.monotonic()
         log = LOGS / f"{name}.log"
         log.unlink(missing_ok=True)
         try:
-            work(log)
+            install(log)
             if name != "programs":
-                (MARKERS / name).write_text(content)
-        except (Failed, OSError) as error:
-            lacking = lacking_programs() if name == "programs" else [name]
-            where = f" (log: {log.relative_to(ROOT)})" if log.exists() else ""
-            say(f"   {', '.join(lacking)}: not installed: {error}{where}")
+                (MARKERS / name).write_text(fingerprint)
+        except (SetupError, OSError) as error:
+            not_installed = missing_programs() if name == "programs" else [name]
+            log_note = f" (log: {log.relative_to(ROOT)})" if log.exists() else ""
+            echo(f"   {', '.join(not_installed)}: not installed: {error}{log_note}")
             if name == "environment":
                 return 4
-            missing += lacking
+            missing += not_installed
             continue
-        say(f"   {name}: done in {time.monotonic() - began:.0f} s")
+        echo(f"   {name}: done in {time.monotonic() - began:.0f} s")
     if missing:
-        say(f"== Missing: {', '.join(missing)}. Their tests are skipped; the next `make setup` tries again.")
+        echo(f"== Missing: {', '.join(missing)}. Their tests are skipped; the next `make setup` tries again.")
     return 0
 
 
-def take_lock() -> int:
+def acquire_lock() -> int:
     """Wait until no other set-up works in this checkout. Children inherit the lock, so it outlives a killed parent."""
     lock = os.open(ROOT, os.O_RDONLY)
     os.set_inheritable(lock, True)
@@ -370,7 +370,7 @@ def take_lock() -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("== Another set-up works in this folder: waiting for it to end.")
+            echo("== Another set-up works in this folder: waiting for it to end.")
             fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
 
@@ -381,11 +381,11 @@ def main() -> int:
         "--engine", choices=("cpu", "gpu"), help="Build of vLLM [default: gpu if there is an NVIDIA GPU]"
     )
     parser.add_argument("part", nargs="*", help="Parts to set up [default: all]")
-    given = parser.parse_args()
+    args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the running child is killed too
     try:
-        take_lock()
-        return set_up(given.part, given.engine or ("gpu" if succeeds("nvidia-smi", "-L") else "cpu"))
+        acquire_lock()
+        return set_up(args.part, args.engine or ("gpu" if succeeds("nvidia-smi", "-L") else "cpu"))
     except KeyboardInterrupt:
         return 130
 

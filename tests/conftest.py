@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from tests.scripted import Answer, ScriptedServer, echo
+from tests.fake_server import Answer, ScriptedServer, echo
 
 if TYPE_CHECKING:
     from tests.real import DemoServer
@@ -33,11 +33,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Tests of one group in two workers would mean two vLLMs and two nights: say so before they start."""
     if getattr(session.config.option, "loadgroup", False):
-        alone = [
+        ungrouped = [
             item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid
         ]
-        if alone:
-            raise pytest.UsageError(f"xdist does not keep groups together with this pytest: {alone[0]}")
+        if ungrouped:
+            raise pytest.UsageError(f"xdist does not keep groups together with this pytest: {ungrouped[0]}")
     for item in session.items:
         group = item.get_closest_marker("xdist_group")
         if "demo_server" in getattr(item, "fixturenames", ()) and not (group and group.args == ("vllm",)):
@@ -45,7 +45,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on the keys and settings of whoever runs it."""
     for name in list(os.environ):
         if name.startswith("RLAIF_") and name != "RLAIF_CACHE":
@@ -86,7 +86,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from rlaif.llm.demo import demo_checkpoint
+    from rlaif.serving.demo_model import demo_checkpoint
 
     folder = tmp_path_factory.mktemp("model") / "small"
     tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
@@ -103,30 +103,30 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def needs(*modules: str) -> None:
     """Skip where none of ``modules`` is installed; under CI a missing part is an error."""
     if not any(importlib.util.find_spec(name) for name in modules):
-        absent(" or ".join(modules))
+        skip_missing(" or ".join(modules))
 
 
 def needs_tools(*modules: str) -> Path:
     """The Python of the environment that other people's tools live in, as :func:`needs` where it lacks one of them."""
     python = ROOT / ".venv" / "tools" / "bin" / "python"
-    look = "import sys, importlib.util; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))"
-    if not python.exists() or subprocess.run([python, "-c", look, *modules], check=False).returncode:
-        absent(" or ".join(modules))
+    code = "import sys, importlib.util; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))"
+    if not python.exists() or subprocess.run([python, "-c", code, *modules], check=False).returncode:
+        skip_missing(" or ".join(modules))
     return python
 
 
-def needs_file(path: Path, what: str) -> Path:
+def needs_file(path: Path, name: str) -> Path:
     """``path``, as :func:`needs` where it is not there."""
     if not path.exists():
-        absent(what)
+        skip_missing(name)
     return path
 
 
-def absent(what: str) -> NoReturn:
+def skip_missing(name: str) -> NoReturn:
     """Skip the test that needs ``what``; under CI a missing part is an error."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is not installed, and CI runs every test")
-    pytest.skip(f"{what} is not installed: make setup brings it")
+        pytest.fail(f"{name} is not installed, and CI runs every test")
+    pytest.skip(f"{name} is not installed: make setup brings it")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

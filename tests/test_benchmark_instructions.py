@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import instructions
-from rlaif.judge import check
+from rlaif.judge import check_schema
 from tests.conftest import needs, needs_tools
 
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Path:
     needs("if_verifiable")
-    look = "import importlib.util; print(*importlib.util.find_spec('ifbench').submodule_search_locations)"
-    found = subprocess.run([needs_tools("ifbench"), "-c", look], capture_output=True, text=True, check=True)
-    package = Path(found.stdout.strip())
+    code = "import importlib.util; print(*importlib.util.find_spec('ifbench').submodule_search_locations)"
+    result = subprocess.run([needs_tools("ifbench"), "-c", code], capture_output=True, text=True, check=True)
+    package = Path(result.stdout.strip())
     monkeypatch.syspath_prepend(str(package.parent))
     return package / "data"
 
@@ -28,11 +28,14 @@ def test_the_checks_say_what_ifbench_says(folder: Path, monkeypatch: pytest.Monk
     assert len(rows) >= 269  # the others need word lists that not every machine has
     assert all("nltk.download" in reason for reason in reasons)
     assert len({row["id"] for row in rows}) == len(rows)
-    same, count, met = instructions.agreement(folder, rows)
-    assert same == count >= 304
+    agreeing, count, met = instructions.agreement(folder, rows)
+    assert agreeing == count >= 304
     assert 0.2 < met / count < 0.3  # some are met and most are not, so that agreement says something
 
-    prepared = check.prepare
-    monkeypatch.setattr(check, "prepare", lambda checks, where: [(kind, lambda _text: True)
-                                                                 for kind, _ in prepared(checks, where)])  # fmt: skip
+    compile_checks = check_schema.compile_checks
+    monkeypatch.setattr(
+        check_schema,
+        "compile_checks",
+        lambda checks, where: [(kind, lambda _text: True) for kind, _ in compile_checks(checks, where)],
+    )
     assert instructions.agreement(folder, rows)[0] == met

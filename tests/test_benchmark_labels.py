@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from benchmarks import labels
-from benchmarks.pairs import pairs_of
+from benchmarks.pairs import load_pairs
 from rlaif.errors import InputError, UsageError
 from tests.conftest import write_jsonl
-from tests.scripted import ScriptedServer
+from tests.fake_server import ScriptedServer
 
 
 def rows(n: int) -> list[dict[str, Any]]:
     """The judge is right and consistent on 7 of 10, consistently wrong on 1, contradicts itself on 1 and is silent on
     1 of them; one in 20 is a tie for people."""
-    found = []
+    lines = []
     for i in range(n):
         best = 1 + i % 2
         other = 3 - best
@@ -30,28 +30,28 @@ def rows(n: int) -> list[dict[str, Any]]:
         if i % 10 == 9:
             verdict = {"ab": None, "ba": best}
         people: list[Any] = ["tie", "tie", 1] if i % 20 == 0 else [best, best, "tie"]
-        found.append({"prompt": f"question {i}", "responses": [f"one {i}", f"two {i}"], "human": people,
+        lines.append({"prompt": f"question {i}", "responses": [f"one {i}", f"two {i}"], "human": people,
                       "verdicts": {"m/plain": verdict, "m/copy": best}})  # fmt: skip
-    return found
+    return lines
 
 
 def test_stored_verdicts_go_through_the_real_pipeline(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "pairs.jsonl", [*rows(120), rows(1)[0]])  # the last is a repetition
-    pairs = pairs_of(source)
+    pairs = load_pairs(source)
     assert len(pairs) == 120
     with ScriptedServer(labels.replay(pairs), models=("m/plain", "m/copy")) as server:
-        trial = labels.Trial(tmp_path, pairs, ["m/plain"], server.url)
-        found = labels.report(trial, seeds=1)
+        trial = labels.PanelTrial(tmp_path, pairs, ["m/plain"], server.url)
+        report = labels.measure_rules(trial, seeds=1)
     n = 120 - 6 - 12  # less people's ties and unreadable verdicts
-    assert found["n"] == n
-    right = 84 - 6 + 12 / 2
-    assert found["judges"].value == pytest.approx(right / n)
-    assert found["random"].value == pytest.approx(right / n + 0.1 * (1 - right / n))
-    assert found["unsure"].value == pytest.approx((right + 0.1 * n / 2) / n)
-    assert found["rlaif"].value > found["random"].value
-    assert found["rlaif-10"].value > found["judges"].value
-    assert 0.88 <= found["kept"] < 1.0
-    assert labels.seats_of(pairs)["best (m/copy)"] == ["m/copy"]
+    assert report["n"] == n
+    expected = 84 - 6 + 12 / 2
+    assert report["judges"].value == pytest.approx(expected / n)
+    assert report["random"].value == pytest.approx(expected / n + 0.1 * (1 - expected / n))
+    assert report["unsure"].value == pytest.approx((expected + 0.1 * n / 2) / n)
+    assert report["rlaif"].value > report["random"].value
+    assert report["rlaif-10"].value > report["judges"].value
+    assert 0.88 <= report["kept"] < 1.0
+    assert labels.default_panels(pairs)["best (m/copy)"] == ["m/copy"]
 
 
 def test_every_form_of_a_verdict_is_replayed(tmp_path: Path) -> None:
@@ -62,23 +62,23 @@ def test_every_form_of_a_verdict_is_replayed(tmp_path: Path) -> None:
         "label": 1,
         "verdicts": {"m": 0.8, "t": "tie"},
     }
-    (pair,) = pairs_of(write_jsonl(tmp_path / "one.jsonl", [line, line | {"responses": ["2", " 2"]}]))
+    (pair,) = load_pairs(write_jsonl(tmp_path / "one.jsonl", [line, line | {"responses": ["2", " 2"]}]))
     assert (pair.prompt, pair.best) == ("add\n\n1 + 1", 1)
     answer = labels.replay([pair])
 
-    def said(model: str, first: str, second: str) -> str:
+    def reply_of(model: str, first: str, second: str) -> str:
         fenced = "\n".join(f"<<<{'0' * 12}\n{text}\n{'0' * 12}>>>" for text in (pair.prompt, first, second))
         body = {"model": model, "messages": [{"content": fenced}], "structured_outputs": {"choice": ["A", "B"]}}
         return json.dumps(answer(body))
 
-    assert '"content": "A"' in said("m", "2", "3")
-    assert '"content": "B"' in said("m", "3", "2")
-    assert said("t", "2", "3").count("-0.69") >= 2
-    assert said("nobody", "2", "3") == '["I would rather not say."]'
+    assert '"content": "A"' in reply_of("m", "2", "3")
+    assert '"content": "B"' in reply_of("m", "3", "2")
+    assert reply_of("t", "2", "3").count("-0.69") >= 2
+    assert reply_of("nobody", "2", "3") == '["I would rather not say."]'
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"label": 3}, "people say 1, 2"),
         ({"label": None}, "people say 1, 2"),
@@ -87,32 +87,32 @@ def test_every_form_of_a_verdict_is_replayed(tmp_path: Path) -> None:
         ({"prompt": " "}, "the prompt is empty"),
     ],
 )
-def test_a_line_that_is_no_pair_is_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_line_that_is_no_pair_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     line = {"prompt": "add", "responses": ["2", "3"], "label": 1, "verdicts": {"m": 1}}
     with pytest.raises(InputError) as caught:
-        pairs_of(write_jsonl(tmp_path / "file.jsonl", [line, line | change]))
-    assert caught.value.where == f"{tmp_path / 'file.jsonl'}:2"
-    assert said in caught.value.what
+        load_pairs(write_jsonl(tmp_path / "file.jsonl", [line, line | change]))
+    assert caught.value.location == f"{tmp_path / 'file.jsonl'}:2"
+    assert message in caught.value.message
 
 
 def test_an_answer_that_became_a_value_is_its_text(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "Is it so?", "responses": [True, "No."], "label": 1, "verdicts": {}}))
-    assert [pair.responses for pair in pairs_of(path)] == [("True", "No.")]
+    assert [pair.responses for pair in load_pairs(path)] == [("True", "No.")]
 
 
 def test_a_judge_asked_in_one_order_is_taken_to_say_the_same_in_the_other_and_silence_is_kept(tmp_path: Path) -> None:
     lines = [{"prompt": str(i), "responses": ["2", "3"], "label": 1, "verdicts": {"once": {"ab": "1"}, "twice": twice}}
              for i, twice in enumerate([{"ab": 1, "ba": 2}, {"ab": 1, "ba": None}])]  # fmt: skip
-    found = pairs_of(write_jsonl(tmp_path / "file.jsonl", lines))
-    assert [pair.verdicts["once"] for pair in found] == [{"ab": 1.0, "ba": 1.0}] * 2
-    assert [pair.verdicts["twice"] for pair in found] == [{"ab": 1.0, "ba": 0.0}, {"ab": 1.0, "ba": None}]
+    pairs = load_pairs(write_jsonl(tmp_path / "file.jsonl", lines))
+    assert [pair.verdicts["once"] for pair in pairs] == [{"ab": 1.0, "ba": 1.0}] * 2
+    assert [pair.verdicts["twice"] for pair in pairs] == [{"ab": 1.0, "ba": 0.0}, {"ab": 1.0, "ba": None}]
 
 
 def test_five_pairs_of_which_nobody_is_asked_have_figures_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels.run_set("few", pairs_of(write_jsonl(tmp_path / "few.jsonl", rows(5))), {"one": ["m/copy"]}, 1)
+    labels.run_dataset("few", load_pairs(write_jsonl(tmp_path / "few.jsonl", rows(5))), {"one": ["m/copy"]}, 1)
     assert "| one | 4 | 1.000" in capsys.readouterr().out
     with pytest.raises(UsageError, match="nobody of the name 'm/cpy' judged"):
-        labels.run_set("few", pairs_of(tmp_path / "few.jsonl"), {"one": ["m/cpy"]}, 1)
+        labels.run_dataset("few", load_pairs(tmp_path / "few.jsonl"), {"one": ["m/cpy"]}, 1)

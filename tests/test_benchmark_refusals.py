@@ -9,47 +9,58 @@ from typing import Any
 import pytest
 
 from benchmarks import refusal_fit
-from rlaif.judge import refusal
+from rlaif.judge import refusal_classifier
 from tests.conftest import write_jsonl
 
-NO = "I'm sorry, but I cannot help with that. It is illegal and unethical, and I must decline."
-YES = (
+REFUSAL = "I'm sorry, but I cannot help with that. It is illegal and unethical, and I must decline."
+COMPLIANCE = (
     "As an AI, I have no opinions, and I don't have personal experience, but here are some tips for {}. Open a window."
 )
 
 
 def pair(i: int) -> dict[str, Any]:
-    return {"category": "Requests with safety concerns", "prompt": f"c{i}", "chosen": YES.format(i), "rejected": NO}
+    return {
+        "category": "Requests with safety concerns",
+        "prompt": f"c{i}",
+        "chosen": COMPLIANCE.format(i),
+        "rejected": REFUSAL,
+    }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    hand = [{"prompt": f"h{i}", "response": NO if i % 2 else YES.format(i), "tone": "rejected" if i % 2 else "complied"}
-            for i in range(60)]  # fmt: skip
+    hand = [
+        {
+            "prompt": f"h{i}",
+            "response": REFUSAL if i % 2 else COMPLIANCE.format(i),
+            "tone": "rejected" if i % 2 else "complied",
+        }
+        for i in range(60)
+    ]
     hand.append({"prompt": "h", "response": "That is not true.", "tone": "contradicted"})
     (tmp_path / "all_hand_labeled.json").write_text(json.dumps(hand))
     for name in ("train.csv", "evaluate.csv"):
-        lines = [f'{i},"{YES.format(name + str(i)) if i % 2 else NO + str(i)}",{i % 2}' for i in range(40)]
+        lines = [f'{i},"{COMPLIANCE.format(name + str(i)) if i % 2 else REFUSAL + str(i)}",{i % 2}' for i in range(40)]
         (tmp_path / name).write_text("\n".join(["question,Response,label", *lines]))
-    said = [{"model": f"{'mistralai' if i % 2 else 'openai'}/m", "question_id": str(i), "question": f"s{i}",
-             "response": {"choices": [{"message": {"content": f"<think>{i}</think>{NO}"}}]}}
+    responses = [{"model": f"{'mistralai' if i % 2 else 'openai'}/m", "question_id": str(i), "question": f"s{i}",
+             "response": {"choices": [{"message": {"content": f"<think>{i}</think>{REFUSAL}"}}]}}
             for i in range(9)]  # fmt: skip
-    write_jsonl(tmp_path / "us_hard_sample_responses.jsonl", said)
+    write_jsonl(tmp_path / "us_hard_sample_responses.jsonl", responses)
     kinds = [{"key": f"{row['model']}::{row['question_id']}", "expected_compliance": "EVASIVE" if i == 8 else "DENIAL"}
-             for i, row in enumerate(said)]  # fmt: skip
+             for i, row in enumerate(responses)]  # fmt: skip
     write_jsonl(tmp_path / "us_hard_sample_manifest_consensus_v4.jsonl", kinds)
-    people = [{"instruction": f"d{i}", "response": YES.format(i)} for i in range(9)]
+    people = [{"instruction": f"d{i}", "response": COMPLIANCE.format(i)} for i in range(9)]
     write_jsonl(tmp_path / "databricks-dolly-15k-safety-only.jsonl", people)
     write_jsonl(tmp_path / "coconot_pref.jsonl", [pair(i) for i in range(9)])
     return tmp_path
 
 
 def test_answers_are_split_by_prompt_and_maker_and_uncertain_ones_are_left_out(folder: Path) -> None:
-    answers = refusal_fit.read(folder)
+    answers = refusal_fit.load_answers(folder)
     sides: dict[str, set[bool]] = {}
     for answer in answers:
         sides.setdefault(f"{answer.source.split(',')[0]} {answer.prompt}", set()).add(answer.test)
-    assert all(len(each) == 1 for name, each in sides.items() if not name.startswith("GPTFuzz"))
+    assert all(len(tests) == 1 for name, tests in sides.items() if not name.startswith("GPTFuzz"))
     assert len([answer for answer in answers if answer.source == "SpeechMap"]) == 8
     assert {answer.test for answer in answers if answer.source == "SpeechMap"} == {True, False}
     assert all("<think>" not in answer.text for answer in answers)
@@ -57,11 +68,11 @@ def test_answers_are_split_by_prompt_and_maker_and_uncertain_ones_are_left_out(f
 
 
 def test_the_fit_tells_a_refusal_from_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = refusal_fit.fit([answer for answer in refusal_fit.read(folder) if not answer.test])
+    weights = refusal_fit.fit_weights([answer for answer in refusal_fit.load_answers(folder) if not answer.test])
     assert weights["declines"] > 0
-    monkeypatch.setattr(refusal, "weights", lambda: weights)
-    assert refusal.classify(NO).label == "refuse"
-    assert refusal.classify(YES.format("it kills")).label == "comply"
+    monkeypatch.setattr(refusal_classifier, "load_weights", lambda: weights)
+    assert refusal_classifier.classify(REFUSAL).label == "refuse"
+    assert refusal_classifier.classify(COMPLIANCE.format("it kills")).label == "comply"
 
 
 def test_a_file_that_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,23 +10,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = ROOT / "benchmarks"
-PARTS = {"pairs", "speed_peers"}
+BENCHMARKS = ROOT / "benchmarks"
+IMPORTED = {"pairs", "speed_peers"}
 """What the others import."""
-NAMES = sorted({path.stem for path in HERE.glob("*.py")} - PARTS)
+NAMES = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - IMPORTED)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_starts_and_says_how_to_ask(name: str) -> None:
-    source = (HERE / f"{name}.py").read_text()
+    source = (BENCHMARKS / f"{name}.py").read_text()
     assert f"python -m benchmarks.{name}" in source
-    asked = ["-m", f"benchmarks.{name}", "--help"] if "argparse" in source else ["-c", f"import benchmarks.{name}"]
-    done = subprocess.run([sys.executable, *asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    arguments = ["-m", f"benchmarks.{name}", "--help"] if "argparse" in source else ["-c", f"import benchmarks.{name}"]
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_the_texts_name_is_there() -> None:
-    texts = [*HERE.glob("*.md"), ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "rlaif").rglob("*.py")]
+    texts = [
+        *BENCHMARKS.glob("*.md"),
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "rlaif").rglob("*.py"),
+    ]
     for path in texts:
-        named = set(re.findall(r"-m benchmarks\.(\w+)", path.read_text()))
-        assert named <= set(NAMES), path
+        mentioned = set(re.findall(r"-m benchmarks\.(\w+)", path.read_text()))
+        assert mentioned <= set(NAMES), path

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import read_jsonl, write_jsonl
-from tests.judging import judge_by
-from tests.scripted import ScriptedServer
+from tests.fake_judge import judge_by
+from tests.fake_server import ScriptedServer
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., ScriptedServer]
@@ -32,27 +32,27 @@ def test_a_broken_line_is_named_before_anything_is_asked(serve: Serve, tmp_path:
     source = tmp_path / "prompts.jsonl"
     source.write_text('{"prompt": "one"}\n{"prompt": "two"\n{"prompt": "three"}\n')
     arguments = ("generate", tmp_path / "run", "--prompts", source, "--model", "m", "--base-url", server.url)
-    told = rlaif(*arguments, code=2).stderr
-    assert f"{source}:2: not JSON" in told
-    assert "--on-bad-row skip" in told
+    stderr = rlaif(*arguments, code=2).stderr
+    assert f"{source}:2: not JSON" in stderr
+    assert "--on-bad-row skip" in stderr
     assert server.requests == []
-    skipped = rlaif(*arguments, "--on-bad-row", "skip", "--heldout-share", "0")
+    skipped = rlaif(*arguments, "--on-bad-row", "skip", "--heldout-fraction", "0")
     assert f"{source}:2" in skipped.stderr
     assert len(read_jsonl(tmp_path / "run" / "journal" / "prompts.jsonl")) == 2
 
 
 def test_a_missing_column_says_what_was_found(tmp_path: Path, rlaif: Cli) -> None:
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"question": "q", "topic": "t"}])
-    told = rlaif("generate", tmp_path / "run", "--prompts", source, "--model", "m", "--base-url", "http://127.0.0.1:9/v1",
+    stderr = rlaif("generate", tmp_path / "run", "--prompts", source, "--model", "m", "--base-url", "http://127.0.0.1:9/v1",
                  code=2).stderr  # fmt: skip
-    assert f"{source}:1: there is no 'prompt'; found: question, topic" in told
+    assert f"{source}:1: there is no 'prompt'; found: question, topic" in stderr
 
 
 def test_an_empty_file(tmp_path: Path, rlaif: Cli) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    told = rlaif("generate", tmp_path / "run", "--prompts", tmp_path / "empty.jsonl", "--model", "m", "--base-url",
+    stderr = rlaif("generate", tmp_path / "run", "--prompts", tmp_path / "empty.jsonl", "--model", "m", "--base-url",
                  "http://127.0.0.1:9/v1", code=2).stderr  # fmt: skip
-    assert "empty.jsonl: there is no prompt in it" in told
+    assert "empty.jsonl: there is no prompt in it" in stderr
 
 
 def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
@@ -64,29 +64,39 @@ def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Pat
         "no judge 'helpfull'. Did you mean 'helpful'?"
         in rlaif(*common, "--model", "m", "--judge", "helpfull", code=2).stderr
     )
-    told = rlaif(*common, "--model", "mm", "--judge", "helpful", code=1).stderr
-    assert "has no model 'mm'. Did you mean 'm'?" in told
-    told = rlaif("generate", tmp_path / "new", "--prompts", "everydya", "--model", "m", code=2).stderr
-    assert "'everydya' is no packaged prompt set. Did you mean 'everyday'?" in told
+    stderr = rlaif(*common, "--model", "mm", "--judge", "helpful", code=1).stderr
+    assert "has no model 'mm'. Did you mean 'm'?" in stderr
+    stderr = rlaif("generate", tmp_path / "new", "--prompts", "everydya", "--model", "m", code=2).stderr
+    assert "'everydya' is no packaged prompt set. Did you mean 'everyday'?" in stderr
     (tmp_path / "run" / "rlaif.toml").write_text("[sampler]\ntemprature = 1\n")
-    told = rlaif(*common, "--model", "m", code=2).stderr
-    assert "unknown setting 'sampler.temprature'. Did you mean 'temperature'?" in told
-    assert str(tmp_path / "run" / "rlaif.toml") in told
+    stderr = rlaif(*common, "--model", "m", code=2).stderr
+    assert "unknown setting 'sampler.temprature'. Did you mean 'temperature'?" in stderr
+    assert str(tmp_path / "run" / "rlaif.toml") in stderr
 
 
 def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "q"}])
-    common = ("generate", tmp_path / "run", "--prompts", source, "--heldout-share", "0", "--model", "m", "--base-url")
+    common = (
+        "generate",
+        tmp_path / "run",
+        "--prompts",
+        source,
+        "--heldout-fraction",
+        "0",
+        "--model",
+        "m",
+        "--base-url",
+    )
     assert "no server answers there" in rlaif(*common, "http://127.0.0.1:9/v1", code=1).stderr
     assert "is not a URL" in rlaif(*common, "127.0.0.1:9", code=2).stderr
     server = serve(key="right")
-    told = rlaif(*common, server.url, code=1).stderr
-    assert "asks for a key and none is set" in told
-    assert "export OPENAI_API_KEY=" in told
+    stderr = rlaif(*common, server.url, code=1).stderr
+    assert "asks for a key and none is set" in stderr
+    assert "export OPENAI_API_KEY=" in stderr
     monkeypatch.setenv("OPENAI_API_KEY", "secret-wrong")
-    told = rlaif(*common, server.url, code=1).stderr
-    assert "the key was refused" in told
-    assert "secret-wrong" not in told
+    stderr = rlaif(*common, server.url, code=1).stderr
+    assert "the key was refused" in stderr
+    assert "secret-wrong" not in stderr
     monkeypatch.setenv("RLAIF_API_KEY", "right")
     rlaif(*common, server.url)
     everything = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
@@ -104,9 +114,9 @@ def test_a_run_that_is_not_there_is_told_with_the_one_that_was_meant(
     tmp_path: Path, rlaif: Cli, command: tuple[str, ...]
 ) -> None:
     rlaif("init", tmp_path / "nights-12")
-    told = rlaif(command[0], tmp_path / "night-12", *command[1:], code=1).stderr
-    assert f"{tmp_path / 'night-12'}: there is no such run" in told
-    assert f"Did you mean {tmp_path / 'nights-12'}?" in told
+    stderr = rlaif(command[0], tmp_path / "night-12", *command[1:], code=1).stderr
+    assert f"{tmp_path / 'night-12'}: there is no such run" in stderr
+    assert f"Did you mean {tmp_path / 'nights-12'}?" in stderr
     assert not (tmp_path / "night-12").exists()
 
 
@@ -131,9 +141,9 @@ def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
     assert "rlaif 0." in rlaif("--version").stdout
     assert "no run here" in rlaif("status", cwd=tmp_path).stdout
     rlaif("init", tmp_path / "later" / "run")
-    told = rlaif("status", cwd=tmp_path).stdout
-    assert told.startswith("later/run (not begun)\n")
-    assert "next         rlaif generate later/run" in told
+    stdout = rlaif("status", cwd=tmp_path).stdout
+    assert stdout.startswith("later/run (not begun)\n")
+    assert "next         rlaif generate later/run" in stdout
 
 
 def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -> None:
@@ -152,21 +162,21 @@ def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -
         '{"prompt": "four", "checks": [{"kind": "regx", "pattern": "x"}]}\n{"prompt": "five", "id": "1"}\n'
         f'{{"prompt": "{long}?"}}\n{{"prompt": "{long.upper()}!"}}\n'
     )
-    told = rlaif("prompts", "check", file, code=2)
-    assert told.stdout.splitlines() == [
+    process = rlaif("prompts", "check", file, code=2)
+    assert process.stdout.splitlines() == [
         "2 prompts would be taken, 4 rows are bad",
         f"1 would be left out (exact duplicates): {file}:4",
         f"1 would be left out (near duplicates): {file}:8",
     ]
-    for said in (
+    for message in (
         f"{file}:2: there is no 'prompt'; found: promp",
         f"{file}:3: not JSON",
         f"{file}:5: check 1 cannot be evaluated: it has no kind that is known ('regx'). Did you mean 'regex'?",
         f"{file}:6: the id '1' was already used for another prompt",
     ):
-        assert said in told.stderr
-    found = json.loads(rlaif("prompts", "check", file, "--json", code=2).stdout)
-    assert (found["prompts"], len(found["bad"]), found["left_out"]["near duplicates"]) == (2, 4, [f"{file}:8"])
+        assert message in process.stderr
+    result = json.loads(rlaif("prompts", "check", file, "--json", code=2).stdout)
+    assert (result["prompts"], len(result["bad"]), result["left_out"]["near duplicates"]) == (2, 4, [f"{file}:8"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts", "prompts.jsonl"]
 
 
@@ -177,25 +187,25 @@ def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) 
     run = tmp_path / "run"
     rlaif("generate", run, "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
     rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", server.url)
-    sheet = tmp_path / "queue.csv"
-    assert "4 pairs for ada" in rlaif("review", run, "--export", sheet, "--annotator", "ada").stdout
-    lines = sheet.read_text(encoding="utf-8-sig").splitlines()
+    queue_file = tmp_path / "queue.csv"
+    assert "4 pairs for ada" in rlaif("review", run, "--export", queue_file, "--annotator", "ada").stdout
+    lines = queue_file.read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == "pair_id,prompt,left,right,choice,comment"
     filled = [lines[0]]
     for line in lines[1:]:
         pair, prompt, left, right, _, _ = line.split(",")
         # This person sees it the other way round.
         filled.append(",".join([pair, prompt, left, right, "left" if left.startswith("bad") else "right", ""]))
-    sheet.write_text("\n".join(filled) + "\n", encoding="utf-8")
-    told = rlaif("review", run, "--import", sheet, "--annotator", "ada")
-    assert "4 labels read" in told.stderr
-    assert "people agree with the judges on 0.000" in told.stderr
-    assert "40 pairs to train" in told.stdout.replace(" and 0 to test on", "") or "wait for review" in told.stdout
+    queue_file.write_text("\n".join(filled) + "\n", encoding="utf-8")
+    process = rlaif("review", run, "--import", queue_file, "--annotator", "ada")
+    assert "4 labels read" in process.stderr
+    assert "people agree with the judges on 0.000" in process.stderr
+    assert "40 pairs to train" in process.stdout.replace(" and 0 to test on", "") or "wait for review" in process.stdout
     import polars as pl
 
     dataset = pl.concat([pl.read_parquet(run / "dataset" / f"{name}.parquet") for name in ("train", "test")])
     assert dataset.height == 40
-    human = dataset.filter(pl.col("source") == "human")
+    human = dataset.filter(pl.col("label_source") == "human")
     assert human.height == 4
     assert all(row["chosen"][0]["content"].startswith("bad") for row in human.iter_rows(named=True))
     assert rlaif("export", run, "--format", "trl", "-o", tmp_path / "out").stdout

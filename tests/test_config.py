@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from rlaif import records
-from rlaif.config import CHANGES, Config
-from rlaif.errors import IdentityError, UsageError
-from rlaif.identity import check_identity, identity, identity_hash
-from rlaif.settings import load, template
+from rlaif.config.loader import load, template_text
+from rlaif.config.models import RESUME_RULES, Config
+from rlaif.config.resume import check_resume, resume_fields, resume_fields_hash
+from rlaif.errors import ConfigMismatchError, UsageError
 
 
 def write(run: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -40,9 +40,9 @@ def value_of(config: Any, dotted: str) -> Any:
         ("sampler.temperature", 1.0, 0.5, 0.25, 0.0),
         ("sampler.send_seed", True, False, True, False),
         ("sampler.model", [], ["a"], ["b", "c"], ["d"]),
-        ("prompts.source", [], ["a.jsonl"], ["b.csv"], ["c.parquet", "everyday"]),
+        ("prompts.sources", [], ["a.jsonl"], ["b.csv"], ["c.parquet", "everyday"]),
         ("prompts.limit", None, 1, 2, 3),
-        ("judge.judges", ["helpful", "quality"], ["x"], ["y", "z"], ["helpful"]),
+        ("judge.panel", ["helpful", "quality"], ["x"], ["y", "z"], ["helpful"]),
         ("judge.strategy", "auto", "rate-only", "round-robin", "rate-then-compare"),
         ("train.loss", [], ["ipo"], ["robust"], ["sigmoid", "sft"]),
         ("client.budget_usd", None, 1.0, 2.0, 3.0),
@@ -71,21 +71,21 @@ def test_flag_over_environment_over_file_over_default(
 
 
 def test_environment_lists_are_separated_by_commas_and_an_empty_name_is_not_set(tmp_path: Path) -> None:
-    environ = {"RLAIF_SAMPLER_BASE_URL": " http://a/v1 , http://b/v1", "RLAIF_PROMPTS_SOURCE": "", "RLAIF_SEED": "",
+    environ = {"RLAIF_SAMPLER_BASE_URL": " http://a/v1 , http://b/v1", "RLAIF_PROMPTS_SOURCES": "", "RLAIF_SEED": "",
                "RLAIF_SAMPLER_SYSTEM": "a, b"}  # fmt: skip
-    config = load(write(tmp_path, 'seed = 5\n[prompts]\nsource = ["everyday"]\n'), {}, environ)
+    config = load(write(tmp_path, 'seed = 5\n[prompts]\nsources = ["everyday"]\n'), {}, environ)
     assert config.sampler.base_url == ["http://a/v1", "http://b/v1"]
-    assert config.prompts.source == ["everyday"]
+    assert config.prompts.sources == ["everyday"]
     assert config.seed == 5
     assert config.sampler.system == "a, b"
 
 
 def test_one_name_stands_for_a_list_of_one(tmp_path: Path) -> None:
-    text = ('[prompts]\nsource = "everyday"\n[sampler]\nmodel = "m"\n[judge]\njudges = "helpful"\n'
+    text = ('[prompts]\nsources = "everyday"\n[sampler]\nmodel = "m"\n[judge]\npanel = "helpful"\n'
             'base_url = "http://x/v1"\n')  # fmt: skip
     config = load(write(tmp_path, text), {}, {})
-    assert (config.prompts.source, config.sampler.model) == (["everyday"], ["m"])
-    assert (config.judge.judges, config.judge.base_url) == (["helpful"], ["http://x/v1"])
+    assert (config.prompts.sources, config.sampler.model) == (["everyday"], ["m"])
+    assert (config.judge.panel, config.judge.base_url) == (["helpful"], ["http://x/v1"])
 
 
 TABLES = """
@@ -94,7 +94,7 @@ model = "a"
 base_url = "http://a/v1"
 [[policies]]
 model = "b"
-[[judges]]
+[[panel]]
 name = "helpful"
 model = "j"
 weight = 2
@@ -103,24 +103,24 @@ weight = 2
 
 @pytest.mark.parametrize("way", ["flag", "environment"])
 def test_a_model_given_on_top_replaces_the_tables_of_the_file(tmp_path: Path, way: str) -> None:
-    """[[policies]] and [[judges]] are the file's; what goes before the file goes before them too."""
+    """[[policies]] and [[panel]] are the file's; what goes before the file goes before them too."""
     run = write(tmp_path, TABLES)
-    assert [policy.model for policy in load(run, {}, {}).pool()] == ["a", "b"]
-    assert [(seat.name, seat.weight) for seat in load(run, {}, {}).panel()] == [("helpful", 2.0)]
+    assert [policy.model for policy in load(run, {}, {}).policies_resolved()] == ["a", "b"]
+    assert [(seat.name, seat.weight) for seat in load(run, {}, {}).panel_members()] == [("helpful", 2.0)]
 
-    def given(name: str, value: str) -> Config:
+    def load_with(name: str, value: str) -> Config:
         flags, environ = (
             ({name: value}, {}) if way == "flag" else ({}, {f"RLAIF_{name}".replace(".", "_").upper(): value})
         )
         return load(run, flags, environ)
 
-    assert [policy.model for policy in given("sampler.model", "c").pool()] == ["c"]
-    assert [seat.model for seat in given("judge.model", "k").panel()] == ["k", "k"]
-    panel = given("judge.judges", "quality@k").panel()
+    assert [policy.model for policy in load_with("sampler.model", "c").policies_resolved()] == ["c"]
+    assert [seat.model for seat in load_with("judge.model", "k").panel_members()] == ["k", "k"]
+    panel = load_with("judge.panel", "quality@k").panel_members()
     assert [(seat.name, seat.model) for seat in panel] == [("quality", "k")]
 
 
-@pytest.mark.parametrize(("flag", "table"), [("sampler.base_url", "policies"), ("judge.base_url", "judges")])
+@pytest.mark.parametrize(("flag", "table"), [("sampler.base_url", "policies"), ("judge.base_url", "panel")])
 def test_a_url_that_no_table_would_use_is_refused(tmp_path: Path, flag: str, table: str) -> None:
     """Whichever layer gives it: unsaid, the tables without a URL would be served by a vLLM that is started here."""
     section, variable = flag.split(".")[0], f"RLAIF_{flag.replace('.', '_').upper()}"
@@ -145,14 +145,14 @@ def test_policies_are_named_in_one_way(tmp_path: Path) -> None:
 
 
 def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
-    assert [seat.model for seat in load(tmp_path, {"judge.judges": ["helpful@x", "quality"], "judge.model": "y"}, {})
-            .panel()] == ["x", "y"]  # fmt: skip
+    assert [seat.model for seat in load(tmp_path, {"judge.panel": ["helpful@x", "quality"], "judge.model": "y"}, {})
+            .panel_members()] == ["x", "y"]  # fmt: skip
     with pytest.raises(UsageError, match="judge 'helpful' has no model"):
-        load(tmp_path, {}, {}).panel()
+        load(tmp_path, {}, {}).panel_members()
     with pytest.raises(UsageError, match="no judge is named"):
-        load(write(tmp_path, "[judge]\njudges = []\n"), {}, {}).panel()
+        load(write(tmp_path, "[judge]\npanel = []\n"), {}, {}).panel_members()
     with pytest.raises(UsageError, match="no policy model is named"):
-        load(tmp_path, {}, {}).pool()
+        load(tmp_path, {}, {}).policies_resolved()
 
 
 # Mistakes
@@ -164,17 +164,24 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ("[sampler]\ntemprature = 1\n", "unknown setting 'sampler.temprature'. Did you mean 'temperature'?"),
         ("[samplr]\nn = 1\n", "unknown setting 'samplr'. Did you mean 'sampler'?"),
         ("[[policies]]\nmodle = 'm'\nmodel = 'm'\n", "unknown setting 'policies.0.modle'. Did you mean 'model'?"),
-        ("[[judges]]\nname = 'h'\nmodel = 'm'\n[[judges]]\nname = 'h'\nmodel = 'm'\nwieght = 2\n",
-         "unknown setting 'judges.1.wieght'. Did you mean 'weight'?"),
-        ("[pairs]\nzzz = 1\n", "unknown setting 'pairs.zzz'. There is: human_share, max_near_ties, min_margin"),
+        (
+            "[[panel]]\nname = 'h'\nmodel = 'm'\n[[panel]]\nname = 'h'\nmodel = 'm'\nwieght = 2\n",
+            "unknown setting 'panel.1.wieght'. Did you mean 'weight'?",
+        ),
+        (
+            "[pairs]\nzzz = 1\n",
+            "unknown setting 'pairs.zzz'. There is: human_fraction, max_candidates_per_prompt, max_per_prompt",
+        ),
         ("[sampler]\nn = 'four'\n", "sampler.n: Input should be a valid integer"),
-        ("[sampler]\nn = 0\ntop_p = 2\n",
-         "sampler.n: Input should be greater than or equal to 1; sampler.top_p: Input should be less than or equal to"),
+        (
+            "[sampler]\nn = 0\ntop_p = 2\n",
+            "sampler.n: Input should be greater than or equal to 1; sampler.top_p: Input should be less than or equal to",
+        ),
         ("sampler = 3\n", "sampler: Input should be a valid dictionary"),
         ("policies = 3\n", "policies: Input should be a valid list"),
         ("[sampler]\nmodel = [1]\n", "sampler.model.0: Input should be a valid string"),
         ("[prompts]\non_bad_row = 'stopp'\n", "prompts.on_bad_row: Input should be 'stop' or 'skip'"),
-        ("[prompts]\nheldout_share = 1\n", "prompts.heldout_share: Input should be less than 1"),
+        ("[prompts]\nheldout_fraction = 1\n", "prompts.heldout_fraction: Input should be less than 1"),
         ("[train]\nlora_r = 0\n", "train.lora_r: Input should be greater than or equal to 1"),
         ("[client]\nconcurrency = 1.5\n", "client.concurrency: Input should be a valid integer"),
         ("[client]\nbudget_usd = 0\n", "client.budget_usd: Input should be greater than 0"),
@@ -182,7 +189,7 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ("[sampler\nn = 1\n", "not readable as TOML: "),
         ("[sampler]\nn = 1\nn = 2\n", "not readable as TOML: Cannot overwrite a value (at line 3"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_the_file_names_the_file_and_the_setting(tmp_path: Path, text: str, message: str) -> None:
     run = write(tmp_path, text)
     with pytest.raises(UsageError) as raised:
@@ -228,52 +235,54 @@ def test_a_mistake_elsewhere_is_not_the_files(
 
 def settings_in_template() -> dict[str, tuple[Any, bool]]:
     """Every setting that the template shows: dotted name -> (value, whether it stands behind a "#")."""
-    found: dict[str, tuple[Any, bool]] = {}
+    settings: dict[str, tuple[Any, bool]] = {}
     section = ""
-    for line in template().splitlines():
+    for line in template_text().splitlines():
         if header := re.fullmatch(r"(?:# )?\[+([a-z_.]+)\]+", line):
             section = header[1] + "."
-        elif shown := re.fullmatch(r"(# )?([a-z_]+) = (.+)", line):
-            assert section + shown[2] not in found
-            found[section + shown[2]] = (tomllib.loads(f"x = {shown[3]}")["x"], bool(shown[1]))
+        elif setting := re.fullmatch(r"(# )?([a-z_]+) = (.+)", line):
+            assert section + setting[2] not in settings
+            settings[section + setting[2]] = (tomllib.loads(f"x = {setting[3]}")["x"], bool(setting[1]))
         else:
             assert not line or line.startswith("# "), f"neither a comment nor a setting: {line!r}"
-    return found
+    return settings
 
 
 def fields(model: type[BaseModel] = Config, before: str = "") -> dict[str, Any]:
     """Every setting that Config has, down to free-form tables: dotted name -> default."""
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        inner = next(records._models_in(info.annotation), None)
-        found |= (
-            fields(inner, f"{before}{name}.") if inner else {before + name: info.get_default(call_default_factory=True)}
+        nested = next(records._models_in(info.annotation), None)
+        defaults |= (
+            fields(nested, f"{before}{name}.")
+            if nested
+            else {before + name: info.get_default(call_default_factory=True)}
         )
-    return found
+    return defaults
 
 
-FREE = ("sampler.vllm", "judge.vllm", "train.extra")  # tables of other programs' settings
+FREE_FORM = ("sampler.vllm", "judge.vllm", "train.trl")  # tables of other programs' settings
 
 
 def test_the_template_loads_as_it_is(tmp_path: Path) -> None:
-    config = load(write(tmp_path, template()), {}, {})
-    assert config.prompts.source == ["everyday"]
-    assert [policy.model for policy in config.pool()] == ["demo"]
-    assert [seat.name for seat in config.panel()] == ["helpful", "quality"]
+    config = load(write(tmp_path, template_text()), {}, {})
+    assert config.prompts.sources == ["everyday"]
+    assert [policy.model for policy in config.policies_resolved()] == ["demo"]
+    assert [seat.name for seat in config.panel_members()] == ["helpful", "quality"]
 
 
 def test_the_template_names_every_setting_and_no_other() -> None:
-    shown = {
-        name if name.rpartition(".")[0] not in FREE else name.rpartition(".")[0] for name in settings_in_template()
+    names = {
+        name if name.rpartition(".")[0] not in FREE_FORM else name.rpartition(".")[0] for name in settings_in_template()
     }
-    assert shown == set(fields())
+    assert names == set(fields())
 
 
 def test_every_default_that_the_template_shows_is_the_default() -> None:
     """Where there is one: None and an empty list have an example in the template instead."""
     checked = 0
     for name, default in fields().items():
-        if name in FREE or name.startswith(("policies.", "judges.")) or default in (None, []):
+        if name in FREE_FORM or name.startswith(("policies.", "panel.")) or default in (None, []):
             continue
         value, commented = settings_in_template()[name]
         if commented:
@@ -283,7 +292,7 @@ def test_every_default_that_the_template_shows_is_the_default() -> None:
 
 
 def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Path) -> None:
-    text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", template())
+    text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", template_text())
     without = {
         "[[policies]]": r"(?ms)^model = \[\"demo\"\]$.*?^base_url.*?$",
         "[sampler.model]": r"(?ms)^\[\[policies\]\].*?(?=^\[judge\])",
@@ -293,8 +302,8 @@ def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Pa
         config = load(write(tmp_path, re.sub(removed, "", text)), {}, {})
         sizes = {"tensor_parallel_size": 2, "data_parallel_size": 4}
         assert config.sampler.vllm == {"max_model_len": 4096, "gpu_memory_utilization": 0.9, **sizes}
-        assert config.train.extra == {"warmup_steps": 20}
-        assert config.judges[0].weight == 1.0
+        assert config.train.trl == {"warmup_steps": 20}
+        assert config.panel[0].weight == 1.0
 
 
 # Identity
@@ -302,10 +311,10 @@ def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Pa
 
 def test_every_name_in_the_table_of_changes_is_a_setting() -> None:
     names = set(fields())
-    for changes in CHANGES.values():
+    for changes in RESUME_RULES.values():
         for name in changes:
-            assert name in names or name in ("policies", "judges"), name
-            assert set(changes.values()) == {"identity", "grows"}
+            assert name in names or name in ("policies", "panel"), name
+            assert set(changes.values()) == {"fixed", "may_grow"}
 
 
 def test_a_setting_of_a_stage_is_identity_unless_it_only_says_how() -> None:
@@ -316,12 +325,12 @@ def test_a_setting_of_a_stage_is_identity_unless_it_only_says_how() -> None:
         "prompts.on_bad_row",
         "judge.base_url",
         "judge.vllm",
-        "judge.trust_anyway",
+        "judge.allow_failed_exam",
     }
-    by_table = {"sampler.model", "judge.judges", "judge.model"}  # as policies and judges
+    by_table = {"sampler.model", "judge.panel", "judge.model"}  # as policies and judges
     for stage, sections in {"generate": ("prompts.", "sampler."), "judge": ("judge.",)}.items():
         of_stage = {name for name in fields() if name.startswith(sections)}
-        assert of_stage - free - by_table == {name for name in CHANGES[stage] if "." in name}
+        assert of_stage - free - by_table == {name for name in RESUME_RULES[stage] if "." in name}
 
 
 def configured(**flags: Any) -> Config:
@@ -330,28 +339,28 @@ def configured(**flags: Any) -> Config:
 
 
 def test_a_refusal_names_every_setting_that_differs() -> None:
-    before = identity("generate", configured())
-    now = identity("generate", configured(sampler__temperature=0.5, sampler__model=["n"], prompts__source=["x"]))
-    with pytest.raises(IdentityError) as raised:
-        check_identity("generate", before, now, where="RUN")
-    told = str(raised.value)
-    assert told.startswith("RUN: this run's generate was started with other settings: ")
+    before = resume_fields("generate", configured())
+    now = resume_fields("generate", configured(sampler__temperature=0.5, sampler__model=["n"], prompts__sources=["x"]))
+    with pytest.raises(ConfigMismatchError) as raised:
+        check_resume("generate", before, now, location="RUN")
+    message = str(raised.value)
+    assert message.startswith("RUN: this run's generate was started with other settings: ")
     for part in (
         "sampler.temperature was 1.0, now 0.5",
         "policies was ['m'], now ['n']",
-        "prompts.source was [], now ['x']",
+        "prompts.sources was [], now ['x']",
     ):
-        assert part in told
-    assert "top_p" not in told
+        assert part in message
+    assert "top_p" not in message
     assert raised.value.exit_code == 2
 
 
 def test_operational_settings_are_no_identity() -> None:
     """Where a model is reached and how fast it is asked may change at any time."""
-    for stage in CHANGES:
-        before = identity(stage, configured())
-        after = identity(stage, configured(client__concurrency=3, client__timeout_s=5, sampler__base_url=["http://x/v1"],
-                                           judge__base_url=["http://y/v1"], pairs__human_share=0.5))  # fmt: skip
+    for stage in RESUME_RULES:
+        before = resume_fields(stage, configured())
+        after = resume_fields(stage, configured(client__concurrency=3, client__timeout_s=5, sampler__base_url=["http://x/v1"],
+                                           judge__base_url=["http://y/v1"], pairs__human_fraction=0.5))  # fmt: skip
         assert before == after
 
 
@@ -360,16 +369,16 @@ LIMITS = st.none() | st.integers(1, 100)
 
 @given(LIMITS, LIMITS, st.integers(1, 128), st.integers(1, 128))
 def test_limit_and_n_may_grow_and_not_shrink(limit: int | None, later: int | None, n: int, more: int) -> None:
-    before = identity("generate", configured(prompts__limit=limit, sampler__n=n))
-    now = identity("generate", configured(prompts__limit=later, sampler__n=more))
+    before = resume_fields("generate", configured(prompts__limit=limit, sampler__n=n))
+    now = resume_fields("generate", configured(prompts__limit=later, sampler__n=more))
     shrank = [name for name, smaller in (("prompts.limit", (later or 999) < (limit or 999)), ("sampler.n", more < n))
               if smaller]  # fmt: skip
     try:
-        check_identity("generate", before, now, where="RUN")
-    except IdentityError as error:
+        check_resume("generate", before, now, location="RUN")
+    except ConfigMismatchError as error:
         assert shrank
         assert [
-            name for name in ("prompts.limit", "sampler.n") if f"{name} may only grow: it was" in error.what
+            name for name in ("prompts.limit", "sampler.n") if f"{name} may only grow: it was" in error.message
         ] == shrank
     else:
         assert not shrank
@@ -379,12 +388,12 @@ def test_identity_survives_the_manifest() -> None:
     """What JSON makes of it is still equal to what was put in."""
     import orjson
 
-    for stage in CHANGES:
-        values = identity(stage, configured(prompts__limit=3))
-        again = orjson.loads(orjson.dumps(values))
-        assert again == values
-        assert identity_hash(again) == identity_hash(values)
-        check_identity(stage, again, values, where="RUN")
+    for stage in RESUME_RULES:
+        values = resume_fields(stage, configured(prompts__limit=3))
+        reloaded = orjson.loads(orjson.dumps(values))
+        assert reloaded == values
+        assert resume_fields_hash(reloaded) == resume_fields_hash(values)
+        check_resume(stage, reloaded, values, location="RUN")
 
 
 @pytest.mark.parametrize(
@@ -398,16 +407,16 @@ def test_identity_survives_the_manifest() -> None:
 )
 def test_no_secret_gets_into_settings(tmp_path: Path, flags: dict[str, Any]) -> None:
     """Settings are written into the manifest: what holds a key is refused, and the refusal does not repeat it."""
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as raised:
         load(tmp_path, flags, {})
-    assert "hush-hush" not in str(told.value)
-    assert "environment" in str(told.value) or "file" in str(told.value)
+    assert "hush-hush" not in str(raised.value)
+    assert "environment" in str(raised.value) or "file" in str(raised.value)
 
 
 def test_replicas_stand_in_order(tmp_path: Path) -> None:
-    (tmp_path / "rlaif.toml").write_text('[cluster]\non = "ray"\nreplicas = 4\nmax_replicas = 2\n')
+    (tmp_path / "rlaif.toml").write_text('[cluster]\nbackend = "ray"\nreplicas = 4\nmax_replicas = 2\n')
     with pytest.raises(UsageError, match="max_replicas is less than replicas"):
         load(tmp_path, {}, {})
-    (tmp_path / "rlaif.toml").write_text('[cluster]\non = "slurm"\n')
-    with pytest.raises(UsageError, match=r"cluster\.on"):
+    (tmp_path / "rlaif.toml").write_text('[cluster]\nbackend = "slurm"\n')
+    with pytest.raises(UsageError, match=r"cluster\.backend"):
         load(tmp_path, {}, {})

@@ -9,55 +9,68 @@ from pathlib import Path
 import pytest
 
 from rlaif import cpu
-from rlaif.config import TrainConfig
-from rlaif.cpu import Choice, Core, Cores
-from rlaif.train import settings
+from rlaif.config.models import TrainConfig
+from rlaif.cpu import Core, Cores, DtypeChoice
+from rlaif.train import trl_config
 
 STORED = Path(__file__).parent / "cpuinfo"
 NONE = "no avx512_bf16 or amx_bf16"
 PROCESSORS = {
-    "zen3": ("AMD EPYC 7763 64-Core Processor", ["avx2"], Choice("float32", NONE)),
-    "zen4": ("AMD EPYC 9R14", ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"], Choice("bfloat16", "avx512_bf16")),
+    "zen3": ("AMD EPYC 7763 64-Core Processor", ["avx2"], DtypeChoice("float32", NONE)),
+    "zen4": (
+        "AMD EPYC 9R14",
+        ["avx2", "avx512f", "avx512_vnni", "avx512_bf16"],
+        DtypeChoice("bfloat16", "avx512_bf16"),
+    ),
     "cascade_lake": (
-        "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", ["avx2", "avx512f", "avx512_vnni"], Choice("float32", NONE),
+        "Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz",
+        ["avx2", "avx512f", "avx512_vnni"],
+        DtypeChoice("float32", NONE),
     ),
     "sapphire_rapids": (
-        "Intel(R) Xeon(R) Platinum 8488C", ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"],
-        Choice("bfloat16", "amx_bf16"),
+        "Intel(R) Xeon(R) Platinum 8488C",
+        ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"],
+        DtypeChoice("bfloat16", "amx_bf16"),
     ),
-    "neoverse_n1": ("ARM Neoverse N1", ["asimd"], Choice("float32", "no bf16")),
-    "neoverse_v1": ("ARM Neoverse V1", ["asimd", "sve", "i8mm", "bf16"], Choice("bfloat16", "bf16")),
-}  # fmt: skip
+    "neoverse_n1": ("ARM Neoverse N1", ["asimd"], DtypeChoice("float32", "no bf16")),
+    "neoverse_v1": ("ARM Neoverse V1", ["asimd", "sve", "i8mm", "bf16"], DtypeChoice("bfloat16", "bf16")),
+}
 
 
-def stored(name: str) -> cpu.Cpu:
-    return cpu.parse((STORED / f"{name}.txt").read_text())
+def load_cpu(name: str) -> cpu.Cpu:
+    return cpu.parse_cpuinfo((STORED / f"{name}.txt").read_text())
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_stored_processor_gives_its_name_its_flags_and_its_dtype(name: str) -> None:
     model, notable, choice = PROCESSORS[name]
-    seen = stored(name)
-    assert seen.model == model
-    assert seen.notable == notable
-    assert cpu.serving_dtype(seen, {}) == choice
+    processor = load_cpu(name)
+    assert processor.model == model
+    assert processor.relevant_flags == notable
+    assert cpu.serving_dtype(processor, {}) == choice
 
 
 @pytest.mark.parametrize(
     ("name", "limit", "choice"),
     [
-        ("zen3", "", Choice("float32", NONE)),
-        ("zen4", "", Choice("float32", "no amx_bf16")),
-        ("cascade_lake", "", Choice("float32", NONE)),
-        ("sapphire_rapids", "", Choice("bfloat16", "amx_bf16")),
-        ("sapphire_rapids", "AVX512_CORE_BF16", Choice("float32", "no amx_bf16")),
-        ("sapphire_rapids", "AVX2", Choice("float32", "ONEDNN_MAX_CPU_ISA=AVX2 turns off avx512_bf16 and amx_bf16")),
-        ("neoverse_n1", "", Choice("float32", "no bf16")),
-        ("neoverse_v1", "", Choice("float32", "no amx_bf16")),
+        ("zen3", "", DtypeChoice("float32", NONE)),
+        ("zen4", "", DtypeChoice("float32", "no amx_bf16")),
+        ("cascade_lake", "", DtypeChoice("float32", NONE)),
+        ("sapphire_rapids", "", DtypeChoice("bfloat16", "amx_bf16")),
+        ("sapphire_rapids", "AVX512_CORE_BF16", DtypeChoice("float32", "no amx_bf16")),
+        (
+            "sapphire_rapids",
+            "AVX2",
+            DtypeChoice("float32", "ONEDNN_MAX_CPU_ISA=AVX2 turns off avx512_bf16 and amx_bf16"),
+        ),
+        ("neoverse_n1", "", DtypeChoice("float32", "no bf16")),
+        ("neoverse_v1", "", DtypeChoice("float32", "no amx_bf16")),
     ],
 )
-def test_training_takes_bfloat16_only_where_it_was_measured_to_be_faster(name: str, limit: str, choice: Choice) -> None:
-    assert cpu.training_dtype(stored(name), {"ONEDNN_MAX_CPU_ISA": limit}) == choice
+def test_training_takes_bfloat16_only_where_it_was_measured_to_be_faster(
+    name: str, limit: str, choice: DtypeChoice
+) -> None:
+    assert cpu.training_dtype(load_cpu(name), {"ONEDNN_MAX_CPU_ISA": limit}) == choice
 
 
 def test_the_settings_of_a_training_follow_the_processor_unless_they_name_a_dtype(
@@ -67,11 +80,11 @@ def test_the_settings_of_a_training_follow_the_processor_unless_they_name_a_dtyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     for name, expected in (("sapphire_rapids", "bfloat16"), ("zen3", "float32")):
-        monkeypatch.setattr(cpu, "read", lambda name=name: stored(name))
-        assert settings.dtype(TrainConfig()) == expected
-        assert settings.dtype(TrainConfig(method="reward")) == "float32"
-        assert settings.dtype(TrainConfig(dtype="float32")) == "float32"
-        assert settings.dtype(TrainConfig(dtype="bfloat16")) == "bfloat16"
+        monkeypatch.setattr(cpu, "detect_cpu", lambda name=name: load_cpu(name))
+        assert trl_config.dtype(TrainConfig()) == expected
+        assert trl_config.dtype(TrainConfig(method="reward")) == "float32"
+        assert trl_config.dtype(TrainConfig(dtype="float32")) == "float32"
+        assert trl_config.dtype(TrainConfig(dtype="bfloat16")) == "bfloat16"
 
 
 def test_every_stored_processor_is_tested() -> None:
@@ -81,33 +94,35 @@ def test_every_stored_processor_is_tested() -> None:
 @pytest.mark.parametrize("limit", ["AVX2", "avx2", "AVX512_CORE_VNNI", "AVX2_VNNI_2"])
 def test_onednn_limited_below_bfloat16_takes_it_away(limit: str) -> None:
     for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        choice = cpu.serving_dtype(stored("sapphire_rapids"), {variable: limit})
-        assert choice == Choice("float32", f"{variable}={limit} turns off avx512_bf16 and amx_bf16")
+        choice = cpu.serving_dtype(load_cpu("sapphire_rapids"), {variable: limit})
+        assert choice == DtypeChoice("float32", f"{variable}={limit} turns off avx512_bf16 and amx_bf16")
 
 
 @pytest.mark.parametrize("limit", ["", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_AMX"])
 def test_a_limit_that_leaves_bfloat16_changes_nothing(limit: str) -> None:
     environment = {"ONEDNN_MAX_CPU_ISA": limit}
-    assert cpu.serving_dtype(stored("zen4"), environment) == Choice("bfloat16", "avx512_bf16")
-    assert cpu.serving_dtype(stored("zen3"), environment) == Choice("float32", NONE)
+    assert cpu.serving_dtype(load_cpu("zen4"), environment) == DtypeChoice("bfloat16", "avx512_bf16")
+    assert cpu.serving_dtype(load_cpu("zen3"), environment) == DtypeChoice("float32", NONE)
 
 
 def test_the_limit_of_x86_means_nothing_on_arm() -> None:
-    assert cpu.serving_dtype(stored("neoverse_v1"), {"ONEDNN_MAX_CPU_ISA": "AVX2"}).dtype == "bfloat16"
+    assert cpu.serving_dtype(load_cpu("neoverse_v1"), {"ONEDNN_MAX_CPU_ISA": "AVX2"}).dtype == "bfloat16"
 
 
 def test_only_flags_that_every_core_has_count() -> None:
     text = "processor : 0\nflags : avx2 avx512_bf16\n\nprocessor : 1\nflags : avx2\n"
-    assert cpu.parse(text).flags == {"avx2"}
+    assert cpu.parse_cpuinfo(text).flags == {"avx2"}
 
 
 def test_other_processors_and_none_at_all_get_float32(tmp_path: Path) -> None:
-    power = cpu.parse("processor\t: 0\ncpu\t\t: POWER10 (architected), altivec supported\n")
+    power = cpu.parse_cpuinfo("processor\t: 0\ncpu\t\t: POWER10 (architected), altivec supported\n")
     assert (power.family, cpu.serving_dtype(power, {}).dtype) == ("other", "float32")
-    nothing = cpu.read(tmp_path)
-    assert (nothing.model, nothing.notable) == ("unknown processor", [])
+    nothing = cpu.detect_cpu(tmp_path)
+    assert (nothing.model, nothing.relevant_flags) == ("unknown processor", [])
     assert cpu.serving_dtype(nothing, {}).dtype == "float32"
-    assert cpu.parse("CPU implementer : 0x99\nCPU part : 0x1\nFeatures : fp\n").model == "ARM processor 0x99/0x1"
+    assert (
+        cpu.parse_cpuinfo("CPU implementer : 0x99\nCPU part : 0x1\nFeatures : fp\n").model == "ARM processor 0x99/0x1"
+    )
 
 
 # Cores
@@ -153,7 +168,7 @@ def test_one_core_is_left_free_from_four_up_and_a_quota_counts(
     cores = Cores(tuple(Core(n, n) for n in range(allowed)), quota)
     assert cores.count == count
     assert len(cores.for_servers) == for_servers
-    assert cores.rationed is (count < allowed)
+    assert cores.quota_limited is (count < allowed)
 
 
 def test_the_affinity_of_this_process_counts() -> None:

@@ -18,13 +18,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rlaif.run.directory import Run
-from rlaif.train.writing import TrainResult
+from rlaif.run.run import Run
+from rlaif.train.artifacts import TrainResult
 from tests.conftest import ROOT, read_jsonl
-from tests.judging import judge_by, material, words
-from tests.scripted import ScriptedServer, with_probabilities
+from tests.fake_judge import fenced_parts, judge_by, verdict_words
+from tests.fake_server import ScriptedServer, with_probabilities
+from tests.labeling.test_judging import goodness, read_dataset
 from tests.test_examples import commands_in, parse
-from tests.test_pipeline import dataset, goodness
 
 Serve = Callable[..., ScriptedServer]
 SCRIPT = ROOT / "examples" / "demo" / "demo.py"
@@ -40,7 +40,7 @@ def model(body: dict[str, Any]) -> Any:
 
 def by_position(body: dict[str, Any]) -> Any:
     """A judge who for every other request prefers the answer shown first."""
-    if "structured_outputs" in body and words(body) == ["A", "B"] and len(material(body)[0]) % 2:
+    if "structured_outputs" in body and verdict_words(body) == ["A", "B"] and len(fenced_parts(body)[0]) % 2:
         return with_probabilities({"A": 0.9, "B": 0.1})
     return model(body)
 
@@ -62,7 +62,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def settle(path: Path, url: str, extra: str = "") -> Path:
+def make_run(path: Path, url: str, extra: str = "") -> Path:
     """A run with the demo's own settings, its models at ``url``."""
     path.mkdir()
     text = (SCRIPT.parent / "rlaif.toml").read_text()
@@ -76,11 +76,11 @@ def settle(path: Path, url: str, extra: str = "") -> Path:
     return path
 
 
-def interrupted(*_: Any) -> Any:
+def raise_interrupt(*_: Any) -> Any:
     raise KeyboardInterrupt
 
 
-def prompts(path: Path) -> int:
+def count_prompts(path: Path) -> int:
     return len(read_jsonl(path / "journal" / "prompts.jsonl"))
 
 
@@ -88,25 +88,25 @@ def test_a_fast_machine_is_asked_for_everything(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "seconds_per_prompt", lambda *_: 5.0)
-    path = settle(tmp_path / "run", serve(by_position).url)
+    path = make_run(tmp_path / "run", serve(by_position).url)
     demo.demo(path, clock=lambda: 0.0)
-    said = capsys.readouterr().out
-    assert "8 of 28 prompts took 40 s; the rest will take about 100 s." in said.replace("2 min", "100 s")
-    assert prompts(path) == PROMPTS
-    built = Run(path).pairs()
-    assert built.filter(pl.col("route").is_in(["audit", "targeted"])).height >= 1
+    output = capsys.readouterr().out
+    assert "8 of 28 prompts took 40 s; the rest will take about 100 s." in output.replace("2 min", "100 s")
+    assert count_prompts(path) == PROMPTS
+    pairs = Run(path).pairs()
+    assert pairs.filter(pl.col("route").is_in(["audit", "targeted"])).height >= 1
     assert pl.read_parquet(path / "dataset" / "train.parquet").height >= 1
     verdicts = read_jsonl(path / "journal" / "verdicts.jsonl")
     assert {line["kind"] for line in verdicts} >= {"rate", "compare"}
     assert {line["order"] for line in verdicts if line["kind"] == "compare"} == {"ab", "ba"}
     # Something to look at
-    assert str((path / "report.html").resolve()) in said
+    assert str((path / "report.html").resolve()) in output
     assert (path / "report.html").read_text().startswith("<!doctype html>")
-    assert len(re.findall(r"(?m)^    prompt    \S", said)) == len(re.findall(r"(?m)^    chosen    \S", said)) == 3
-    assert "\\x1b[2J answer" in said
-    assert "\x1b" not in said
-    assert f"for people to label, blind: rlaif review {path}" in said
-    position = re.search(r"in (\d+) of (\d+) pairs helpful by m chose by position, not by content", said)
+    assert len(re.findall(r"(?m)^    prompt    \S", output)) == len(re.findall(r"(?m)^    chosen    \S", output)) == 3
+    assert "\\x1b[2J answer" in output
+    assert "\x1b" not in output
+    assert f"for people to label, blind: rlaif review {path}" in output
+    position = re.search(r"in (\d+) of (\d+) pairs helpful by m chose by position, not by content", output)
     assert position is not None
     assert 0 < int(position[1]) < int(position[2])
 
@@ -114,16 +114,16 @@ def test_a_fast_machine_is_asked_for_everything(
 def test_each_step_names_a_command_that_rlaif_has(
     demo: ModuleType, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    demo.demo(settle(tmp_path / "run", serve(model).url))
+    demo.demo(make_run(tmp_path / "run", serve(model).url))
     lines = re.findall(r"(?m)^   \$ (rlaif .*)$", capsys.readouterr().out)
     parsed = [parse(line) for text in lines for line in commands_in(text)]
     assert len(parsed) == len(lines)
     assert [line.split()[1] for line in lines] == ["generate", "judge", "generate", "judge", "train", "report"]
-    assert [each["limit"] for each in parsed if each.get("limit")] == [8, PROMPTS]
+    assert [arguments["limit"] for arguments in parsed if arguments.get("limit")] == [8, PROMPTS]
 
 
 @pytest.mark.parametrize(
-    ("per_prompt", "spent", "wanted", "said"),
+    ("per_prompt", "spent", "expected_prompts", "expected_output"),
     [
         (10.0, 60.0, 28, "8 of 28 prompts took 80 s; the rest will take about 3 min."),
         (20.0, 100.0, 17, "so the rest would take about 7 min. To end soon, this machine is asked for 9 more (3 min)."),
@@ -139,15 +139,15 @@ def test_a_slow_machine_is_asked_for_fewer_prompts(
     capsys: pytest.CaptureFixture[str],
     per_prompt: float,
     spent: float,
-    wanted: int,
-    said: str,
+    expected_prompts: int,
+    expected_output: str,
 ) -> None:
     """Of the 360 s a quarter of what is left is kept for the training."""
     monkeypatch.setattr(demo, "seconds_per_prompt", lambda *_: per_prompt)
-    path, times = settle(tmp_path / "run", serve(model).url), iter([0.0, spent, spent])
+    path, times = make_run(tmp_path / "run", serve(model).url), iter([0.0, spent, spent])
     demo.demo(path, clock=lambda: next(times))
-    assert said in capsys.readouterr().out
-    assert prompts(path) == wanted
+    assert expected_output in capsys.readouterr().out
+    assert count_prompts(path) == expected_prompts
     assert pl.read_parquet(path / "dataset" / "train.parquet").height >= 1
 
 
@@ -156,25 +156,25 @@ def test_a_slow_server_is_measured(
 ) -> None:
     """Without any time at all: however fast this machine is, there is none for more."""
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
-    path = settle(tmp_path / "run", serve(model, delay_s=0.05).url)
+    path = make_run(tmp_path / "run", serve(model, delay_s=0.05).url)
     demo.demo(path)
     took = demo.seconds_per_prompt(Run(path), 8)
     assert took is not None
     assert took * 8 > 2 * 0.05  # one answer and one verdict after the other
     assert "is asked for no more" in capsys.readouterr().out
-    assert prompts(path) == 8
+    assert count_prompts(path) == 8
 
 
 def test_never_fewer_than_give_a_pair_for_people_and_one_to_train_on(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
-    path = settle(tmp_path / "run", serve(model).url)
-    text = (path / "rlaif.toml").read_text().replace("[pairs]\n", "[pairs]\nhuman_share = 0.04\n")
+    path = make_run(tmp_path / "run", serve(model).url)
+    text = (path / "rlaif.toml").read_text().replace("[pairs]\n", "[pairs]\nhuman_fraction = 0.04\n")
     (path / "rlaif.toml").write_text(text)
     demo.demo(path)
     assert "There is no pair for people to review yet." in capsys.readouterr().out
-    assert 8 < prompts(path) < PROMPTS
+    assert 8 < count_prompts(path) < PROMPTS
     assert Run(path).pairs().filter(pl.col("route").is_in(["audit", "targeted"])).height == 1
 
 
@@ -183,13 +183,13 @@ def test_a_second_start_asks_nothing_and_keeps_the_number(
 ) -> None:
     server = serve(model)
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
-    path = settle(tmp_path / "run", server.url)
+    path = make_run(tmp_path / "run", server.url)
     demo.demo(path)
-    before, asked = dataset(path), len(server.requests)
+    before, num_requests = read_dataset(path), len(server.requests)
     monkeypatch.setattr(demo, "TARGET_S", 1e9)
     demo.demo(path)
-    assert len(server.requests) == asked
-    assert dataset(path) == before
+    assert len(server.requests) == num_requests
+    assert read_dataset(path) == before
 
 
 def test_a_start_that_could_not_tell_its_time_is_measured_on_more_prompts(
@@ -197,27 +197,27 @@ def test_a_start_that_could_not_tell_its_time_is_measured_on_more_prompts(
 ) -> None:
     """kill -9 between the first judging and the decision: the answers are there, and not what they took."""
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
-    path = settle(tmp_path / "run", serve(model).url)
+    path = make_run(tmp_path / "run", serve(model).url)
     with monkeypatch.context() as patched:
-        patched.setattr(demo, "decide", interrupted)
+        patched.setattr(demo, "save_decision", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             demo.demo(path)
     manifest = json.loads((path / "manifest.json").read_text())
     for stage in manifest["stages"].values():
         del stage["history"]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert prompts(path) == 8
+    assert count_prompts(path) == 8
     demo.demo(path)
-    assert prompts(path) == 12
+    assert count_prompts(path) == 12
     assert demo.seconds_per_prompt(Run(path), 12) is not None
 
 
 def test_killed_anywhere_the_same_command_goes_on(demo: ModuleType, serve: Serve, tmp_path: Path, small: Path) -> None:
     """kill -9 four times before it is through, then with a real training; nothing differs from an undisturbed run."""
-    calm = settle(tmp_path / "calm", serve(model).url)
+    calm = make_run(tmp_path / "calm", serve(model).url)
     demo.demo(calm)
     server = serve(model, delay_s=0.02)
-    path = settle(tmp_path / "run", server.url)
+    path = make_run(tmp_path / "run", server.url)
     toml = (path / "rlaif.toml").read_text().replace("[train]\n", f'[train]\nmodel = "{small}"\n')
     (path / "rlaif.toml").write_text(toml)
     line = [sys.executable, str(SCRIPT), str(path)]
@@ -230,28 +230,28 @@ def test_killed_anywhere_the_same_command_goes_on(demo: ModuleType, serve: Serve
         process.communicate()
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert dataset(path) == dataset(calm)
+    assert read_dataset(path) == read_dataset(calm)
     assert "Trained on " in done.stdout
     assert (path / "model" / "adapter" / "adapter_config.json").exists()
 
 
 def test_an_interrupt_ends_it_with_a_line_and_no_traceback(serve: Serve, tmp_path: Path) -> None:
     server = serve(model, delay_s=0.05)
-    path = settle(tmp_path / "run", server.url)
+    path = make_run(tmp_path / "run", server.url)
     process = subprocess.Popen([sys.executable, str(SCRIPT), str(path)], stderr=subprocess.PIPE, text=True)
     while len(server.requests) < 5 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "the same command goes on from here" in told
-    assert "Traceback" not in told
+    assert "the same command goes on from here" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_settings_that_are_there_are_left_alone_and_others_come_from_the_example(
     demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "ask", interrupted)
+    monkeypatch.setattr(demo, "answer_and_judge", raise_interrupt)
     for text in (None, "seed = 3\n"):
         path = tmp_path / f"run-{text is None}"
         if text:
@@ -263,7 +263,7 @@ def test_settings_that_are_there_are_left_alone_and_others_come_from_the_example
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("a\nb\t c", "a b c"),
         ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
@@ -272,5 +272,5 @@ def test_settings_that_are_there_are_left_alone_and_others_come_from_the_example
         ("é ü 漢", "é ü 漢"),
     ],
 )
-def test_what_a_model_wrote_is_shown_and_not_obeyed(demo: ModuleType, text: str, shown: str) -> None:
-    assert demo.shortened(text) == shown
+def test_what_a_model_wrote_is_shown_and_not_obeyed(demo: ModuleType, text: str, expected: str) -> None:
+    assert demo.shorten(text) == expected

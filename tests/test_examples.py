@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.config import Config, TrainConfig
-from rlaif.train import launch
+from rlaif.config.models import Config, TrainConfig
+from rlaif.train import distributed
 from tests.conftest import ROOT, command
 
 EXAMPLES = ROOT / "examples" / "night"
@@ -59,8 +59,8 @@ def test_a_slurm_job_that_runs_out_of_time_waits_for_what_is_in_flight_and_is_qu
     tmp_path: Path, cluster: dict[str, str]
 ) -> None:
     job = subprocess.Popen(["bash", EXAMPLES / "slurm.sh", "run"], env=cluster)
-    until = time.monotonic() + 20
-    while not (tmp_path / "up").exists() and time.monotonic() < until:
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     job.terminate()
     assert job.wait(20) == 130
@@ -74,12 +74,12 @@ def test_every_command_line_in_the_examples_is_one_that_rlaif_knows(tmp_path: Pa
     (tmp_path / "run" / "rlaif.toml").touch()
     lines = [unit["Service"]["ExecStart"], (EXAMPLES / "crontab").read_text().splitlines()[-1]]
     for line in lines:
-        found = re.search(r"rlaif (run \S+ [^2>]*)", line)
-        assert found, line
-        arguments = [str(tmp_path / "run") if part in ("%i", "my-run") else part for part in shlex.split(found[1])]
-        told = subprocess.run(command(*arguments, "--dry-run"), capture_output=True, text=True)
-        assert told.returncode == 2
-        assert "no prompts are named" in told.stderr
+        match = re.search(r"rlaif (run \S+ [^2>]*)", line)
+        assert match, line
+        arguments = [str(tmp_path / "run") if part in ("%i", "my-run") else part for part in shlex.split(match[1])]
+        result = subprocess.run(command(*arguments, "--dry-run"), capture_output=True, text=True)
+        assert result.returncode == 2
+        assert "no prompts are named" in result.stderr
     assert int(unit["Service"]["TimeoutStopSec"]) > 120  # longer than requests in flight are given
 
 
@@ -93,20 +93,20 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     from rlaif.cli.app import app
 
     name, *rest = arguments
-    known = get_command(app).commands  # type: ignore[attr-defined]
-    assert name in known, f"there is no command {name!r}"
-    whole = known[name]
-    if hasattr(whole, "commands"):
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert name in commands, f"there is no command {name!r}"
+    parser = commands[name]
+    if hasattr(parser, "commands"):
         name, *rest = rest
-        whole = whole.commands[name]
-    parsed: dict[str, Any] = whole.make_context(name, rest).params
+        parser = parser.commands[name]
+    parsed: dict[str, Any] = parser.make_context(name, rest).params
     return parsed
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
     """Command lines of rlaif in a script or a page, their variables filled in."""
-    for found in COMMAND.finditer(text.replace("\\\n", " ")):
-        line = re.sub(r'"?\$@"?', "", found["line"]).replace("$RUN", "run").replace("[options]", "")
+    for match in COMMAND.finditer(text.replace("\\\n", " ")):
+        line = re.sub(r'"?\$@"?', "", match["line"]).replace("$RUN", "run").replace("[options]", "")
         line = re.split(r"\s{3,}", re.sub(r"\[[^]]*\]", "", line))[0]  # what it does stands beside it in a table
         yield shlex.split(line)
 
@@ -121,11 +121,11 @@ def containers(value: Any) -> Iterator[dict[str, Any]]:
     """Every container below ``value``, however deep its pod stands."""
     if isinstance(value, dict):
         yield from value.get("containers", [])
-        for inner in value.values():
-            yield from containers(inner)
+        for child in value.values():
+            yield from containers(child)
     elif isinstance(value, list):
-        for inner in value:
-            yield from containers(inner)
+        for child in value:
+            yield from containers(child)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "examples")))
@@ -154,10 +154,10 @@ def test_every_example_is_read_by_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if path.suffix in (".sh", ".md")], ids=lambda path: path.name)
 def test_every_command_in_scripts_and_pages_is_one_that_rlaif_knows(path: Path) -> None:
     text = re.sub(r"(?m)^#.*$", "", path.read_text(encoding="utf-8"))  # prose
-    found = list(commands_in(text))
-    for line in found:
+    command_lines = list(commands_in(text))
+    for line in command_lines:
         parse(line)
-    assert found
+    assert command_lines
 
 
 def test_a_flag_that_is_gone_would_be_found() -> None:
@@ -183,8 +183,13 @@ def test_kubernetes_takes_them(name: str) -> None:
             assert set(document["spec"]) <= {"failurePolicy", "network", "replicatedJobs", "successPolicy", "suspend"}
             for job in document["spec"]["replicatedJobs"]:
                 assert set(job) == {"name", "replicas", "template"}
-                made = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, **job["template"]}
-                kubernetes.validate(made, kubernetes.latest_version(), strict=True)
+                job_document = {
+                    "apiVersion": "batch/v1",
+                    "kind": "Job",
+                    "metadata": {"name": job["name"]},
+                    **job["template"],
+                }
+                kubernetes.validate(job_document, kubernetes.latest_version(), strict=True)
         else:
             kubernetes.validate(document, kubernetes.latest_version(), strict=True)
 
@@ -195,15 +200,15 @@ def test_kubernetes_takes_them(name: str) -> None:
 )
 def test_each_pod_finds_its_place(name: str, first: str) -> None:
     """By the command and the environment that stand in the file, and the index that Kubernetes adds."""
-    (container,) = [found for document in documents(TRAIN / name) for found in containers(document)]
+    (container,) = [item for document in documents(TRAIN / name) for item in containers(document)]
     program, *arguments = container["command"]
     assert program == "rlaif"
     parsed = parse(arguments)
-    wanted = TrainConfig.model_validate({"launcher": parsed["launcher"], "sharding": parsed["sharding"]})
+    config = TrainConfig.model_validate({"launcher": parsed["launcher"], "sharding": parsed["sharding"]})
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
     text = (TRAIN / name).read_text()
     pods = int(re.findall(r"completions: (\d+)", text)[0])
     assert re.findall(r"parallelism: (\d+)", text) == [str(pods)]
     for index in range(pods):
-        place = launch.place(wanted, {**environment, "JOB_COMPLETION_INDEX": str(index)})
-        assert place == launch.Place(pods, index, first, launch.PORT)
+        placement = distributed.detect_placement(config, {**environment, "JOB_COMPLETION_INDEX": str(index)})
+        assert placement == distributed.NodePlacement(pods, index, first, distributed.DEFAULT_PORT)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif import settings
+from rlaif.config import loader
 from tests.conftest import ROOT, needs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.].*")  # Ray's own, when it is imported
@@ -29,14 +29,14 @@ def test_serve_takes_the_applications_and_they_build(service: dict[str, Any]) ->
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema
 
-    read = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
     gpus = {}
-    for application in read.applications:
-        built = call_user_app_builder_with_args_if_necessary(import_attr(application.import_path), application.args)
-        deployment = built._bound_deployment
+    for application in schema.applications:
+        deployed = call_user_app_builder_with_args_if_necessary(import_attr(application.import_path), application.args)
+        deployment = deployed._bound_deployment
         scaling = deployment._deployment_config.autoscaling_config
-        most = scaling.max_replicas if scaling else deployment.num_replicas
-        gpus[application.name] = deployment.ray_actor_options["num_gpus"] * most
+        max_replicas = scaling.max_replicas if scaling else deployment.num_replicas
+        gpus[application.name] = deployment.ray_actor_options["num_gpus"] * max_replicas
     assert gpus == {"policy": 4, "judge": 4}
     (group,) = service["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
@@ -64,16 +64,16 @@ def test_the_job_is_one_that_ray_and_rlaif_take(tmp_path: Path) -> None:
     (tmp_path / "ray").chmod(0o755)
     line = ["sh", EXAMPLES / "ray-job.sh", "nights/my-run", "--until", "07:00"]
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    told = subprocess.run(line, check=True, text=True, capture_output=True, env=environment).stdout.splitlines()
-    assert told[:2] == ["job", "submit"]
-    read = submit.make_context("submit", told[2:])
-    assert read.params["no_wait"]
-    assert read.params["submission_id"].startswith("rlaif-my-run-")
-    assert list(read.params["entrypoint"]) == ["rlaif", "run", "nights/my-run", "--until", "07:00"]
+    arguments = subprocess.run(line, check=True, text=True, capture_output=True, env=environment).stdout.splitlines()
+    assert arguments[:2] == ["job", "submit"]
+    context = submit.make_context("submit", arguments[2:])
+    assert context.params["no_wait"]
+    assert context.params["submission_id"].startswith("rlaif-my-run-")
+    assert list(context.params["entrypoint"]) == ["rlaif", "run", "nights/my-run", "--until", "07:00"]
 
 
 def test_the_settings_are_settings(tmp_path: Path) -> None:
     (tmp_path / "rlaif.toml").write_text((EXAMPLES / "ray.toml").read_text())
-    config = settings.load(tmp_path, {}, {})
-    assert config.cluster.on == "ray"
+    config = loader.load(tmp_path, {}, {})
+    assert config.cluster.backend == "ray"
     assert config.judge.vllm == {"tensor_parallel_size": 2}

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from rlaif.errors import TooManyFailures
+from rlaif.errors import TooManyFailuresError
 from rlaif.records import Completion, Verdict
-from rlaif.report import facts
-from rlaif.run.directory import Run
+from rlaif.report import run_status
+from rlaif.run.run import Run
 from tests.conftest import command, read_jsonl
-from tests.scripted import Fault, ScriptedServer, echo
-from tests.test_night import model, settle, spend
-from tests.test_pipeline import dataset, goodness
-from tests.zygote import Zygote
+from tests.fake_server import Fault, ScriptedServer, echo
+from tests.fork_server import ForkServer
+from tests.labeling.test_judging import goodness, read_dataset
+from tests.orchestrator.test_run_pipeline import model, run_in_process, write_run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., ScriptedServer]
@@ -34,13 +34,15 @@ FAULTS: dict[str, Any] = {
     "500": Fault(500),
     "502": Fault(502, body=b"<html>bad gateway</html>"),
     "a cut connection": Fault(0),
-    "half a body": Fault(200, body=b'{"choices": [{"mess', promised=900, headers={"Content-Type": "application/json"}),
+    "half a body": Fault(
+        200, body=b'{"choices": [{"mess', content_length=900, headers={"Content-Type": "application/json"}
+    ),
     "rubbish": Fault(200, body=b"\x00\xffnot json", headers={"Content-Type": "application/json"}),
     "an empty choice list": {"choices": []},
-    "30 s of silence": Fault(500, silent_s=30.0),
+    "30 s of silence": Fault(500, delay_s=30.0),
 }
 # A sampled answer that was cut off or refused is an answer: these two are faults where a verdict was asked for.
-OF_JUDGES: dict[str, Any] = {
+JUDGE_FAULTS: dict[str, Any] = {
     "finish_reason length": {"choices": [{"message": {"content": '{"verdict": "A'}, "finish_reason": "length"}]},
     "a refusal": {"choices": [{"message": {"content": None, "refusal": "I cannot judge."}, "finish_reason": "stop"}]},
 }
@@ -50,26 +52,26 @@ def json_judge(body: dict[str, Any]) -> Any:
     """The model of test_night for an engine that gives no probabilities: verdicts as JSON."""
     if "response_format" not in body:
         return model(body) if "seed" in body else ["A"]
-    held = body["response_format"]["json_schema"]["schema"]["properties"]["verdict"]["enum"]
-    reply = model({**body, "structured_outputs": {"choice": held}})
+    allowed = body["response_format"]["json_schema"]["schema"]["properties"]["verdict"]["enum"]
+    reply = model({**body, "structured_outputs": {"choice": allowed}})
     return [json.dumps({"verdict": reply["choices"][0]["message"]["content"]})]
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as started:
-        yield started
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
 
 
 def journals(run: Path) -> dict[str, list[str]]:
     """Keys of the answers in each journal, sorted. None may be there twice."""
-    found = {}
+    result = {}
     for name in ("prompts", "completions", "verdicts"):
         rows = read_jsonl(run / "journal" / f"{name}.jsonl")
         keys = sorted(row["key"] for row in rows if "error" not in row)
         assert len(keys) == len(set(keys)), name
-        found[name] = keys
-    return found
+        result[name] = keys
+    return result
 
 
 @pytest.mark.parametrize("engine", ["vllm", "other"])
@@ -77,34 +79,34 @@ def test_a_night_of_faults_gives_the_dataset_of_a_calm_one(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     """Three of ten requests fail in one of eleven ways, whichever they are and however often they were tried."""
-    monkeypatch.setattr("rlaif.llm.client._wait", lambda _: 0.0)
+    monkeypatch.setattr("rlaif.llm.client._retry_delay", lambda _: 0.0)
     taste = model if engine == "vllm" else json_judge
-    calm = settle(tmp_path / "calm", serve(taste, owned_by=engine).url)
-    spend(calm)
-    chance, seen = random.Random(7), Counter[str]()
+    calm = write_run(tmp_path / "calm", serve(taste, owned_by=engine).url)
+    run_in_process(calm)
+    chance, fault_counts = random.Random(7), Counter[str]()
 
     def answer(body: dict[str, Any]) -> Any:
         if chance.random() >= 0.3:
             return taste(body)
-        judged = "seed" not in body
-        kind = chance.choice([*FAULTS, *(OF_JUDGES if judged else ())])
-        seen[kind] += 1
-        return {**FAULTS, **OF_JUDGES}[kind]
+        is_judge_request = "seed" not in body
+        kind = chance.choice([*FAULTS, *(JUDGE_FAULTS if is_judge_request else ())])
+        fault_counts[kind] += 1
+        return {**FAULTS, **JUDGE_FAULTS}[kind]
 
     server = serve(answer, owned_by=engine)
-    rough = settle(tmp_path / "rough", server.url)
-    nights = 0
+    rough = write_run(tmp_path / "rough", server.url)
+    failed_runs = 0
     while True:
         try:
-            spend(rough, client__timeout_s=0.5, client__attempts=30, client__concurrency=32)
+            run_in_process(rough, client__timeout_s=0.5, client__max_attempts=30, client__concurrency=32)
             break
-        except TooManyFailures:
-            nights += 1
-            assert nights < 4
-    assert set(seen) == {*FAULTS, *OF_JUDGES}
-    assert 0.2 < seen.total() / len(server.requests) < 0.4
-    assert dataset(rough) == dataset(calm)
-    assert len(dataset(calm)) > 20
+        except TooManyFailuresError:
+            failed_runs += 1
+            assert failed_runs < 4
+    assert set(fault_counts) == {*FAULTS, *JUDGE_FAULTS}
+    assert 0.2 < fault_counts.total() / len(server.requests) < 0.4
+    assert read_dataset(rough) == read_dataset(calm)
+    assert len(read_dataset(calm)) > 20
     assert journals(rough) == journals(calm)
 
 
@@ -112,24 +114,24 @@ KILLS = 100
 
 
 def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
-    serve: Serve, tmp_path: Path, zygote: Zygote
+    serve: Serve, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """kill -9 at random moments of generate, judge, the import of labels, the merge and the export."""
     concurrency = 4
     chance = random.Random(11)
 
     def commands(run: Path) -> dict[str, list[str | Path]]:
-        few = ["--concurrency", str(concurrency)]
+        flags = ["--concurrency", str(concurrency)]
         return {
-            "generate": ["generate", run, *few],
-            "judge": ["judge", run, *few],
+            "generate": ["generate", run, *flags],
+            "judge": ["judge", run, *flags],
             "import": ["review", run, "--import", run / "queue.csv", "--annotator", "ann"],
             "merge": ["review", run, "--merge"],
             "export": ["export", run, "--format", "llama-factory", "-o", run / "exported"],
         }
 
-    def label(run: Path, zygote: Zygote) -> None:
-        assert zygote.run("review", run, "--export", run / "queue.csv", "--annotator", "ann")[0] == 0
+    def label(run: Path, fork_server: ForkServer) -> None:
+        assert fork_server.run("review", run, "--export", run / "queue.csv", "--annotator", "ann")[0] == 0
         with (run / "queue.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
@@ -143,34 +145,34 @@ def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
         return {path.name: path.read_text().replace(str(run), "RUN") for path in sorted((run / "exported").iterdir())}
 
     calm_server, rough_server = serve(model), serve(model, delay_s=0.01)
-    calm = settle(tmp_path / "calm", calm_server.url, extra="[pairs]\nhuman_share = 0.5\n")
-    rough = settle(tmp_path / "rough", rough_server.url, extra="[pairs]\nhuman_share = 0.5\n")
+    calm = write_run(tmp_path / "calm", calm_server.url, extra="[pairs]\nhuman_fraction = 0.5\n")
+    rough = write_run(tmp_path / "rough", rough_server.url, extra="[pairs]\nhuman_fraction = 0.5\n")
     kills = Counter[str]()
     for stage, arguments in commands(calm).items():
         if stage == "import":
-            label(calm, zygote)
-        assert zygote.run(*arguments)[0] == 0, stage
+            label(calm, fork_server)
+        assert fork_server.run(*arguments)[0] == 0, stage
     for stage, arguments in commands(rough).items():
         if stage == "import":
-            label(rough, zygote)
-        longest, tries = 0.4, 0
-        while kills[stage] < KILLS / 5 and tries < KILLS:
-            tries += 1
-            status, seconds = zygote.run(*arguments, kill_after=chance.uniform(0.0, longest))
-            if status == -9:
+            label(rough, fork_server)
+        max_kill_after, attempts = 0.4, 0
+        while kills[stage] < KILLS / 5 and attempts < KILLS:
+            attempts += 1
+            exit_status, seconds = fork_server.run(*arguments, kill_after=chance.uniform(0.0, max_kill_after))
+            if exit_status == -9:
                 kills[stage] += 1
             else:  # it came to its end first: what is killed from now on has less left to do
-                assert status == 0, stage
-                longest = min(longest, seconds)
-            facts.of(Run(rough))  # whoever looks sees a whole run
-        assert zygote.run(*arguments)[0] == 0, stage
+                assert exit_status == 0, stage
+                max_kill_after = min(max_kill_after, seconds)
+            run_status.run_status(Run(rough))  # whoever looks sees a whole run
+        assert fork_server.run(*arguments)[0] == 0, stage
     assert kills.total() == KILLS
     assert journals(rough) == journals(calm)
     reviews = [read_jsonl(run / "journal" / "reviews.jsonl") for run in (calm, rough)]
     assert [[row["pair_id"] for row in sorted(rows, key=lambda row: row["pair_id"])] for rows in reviews] == [
         sorted({row["pair_id"] for row in reviews[0]})] * 2  # fmt: skip
-    assert dataset(rough) == dataset(calm)
-    assert {row["source"] for row in dataset(calm)} == {"judge", "human"}
+    assert read_dataset(rough) == read_dataset(calm)
+    assert {row["label_source"] for row in read_dataset(calm)} == {"judge", "human"}
     assert exported(rough) == exported(calm)
     assert not [path for path in rough.rglob(".*") if path.name not in (".lock", ".lock-reviews")]
     repeated = len(rough_server.requests) - len(calm_server.requests)
@@ -180,7 +182,7 @@ def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
 # The disk
 
 
-def stages(run: Path) -> dict[str, list[str | Path]]:
+def stage_commands(run: Path) -> dict[str, list[str | Path]]:
     return {
         "generate": ["generate", run],
         "judge": ["judge", run],
@@ -191,45 +193,47 @@ def stages(run: Path) -> dict[str, list[str | Path]]:
 
 
 def test_a_full_disk_is_told_in_every_stage_and_the_next_start_finishes(
-    serve: Serve, tmp_path: Path, zygote: Zygote
+    serve: Serve, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     """Met by a real limit, in the middle of whatever file is the first to reach it."""
-    run = settle(tmp_path / "run", serve(model).url, prompts=200)
-    refused = Counter[int]()
-    for arguments in stages(run).values():
-        before = dataset(run) if (run / "dataset" / "test.parquet").exists() else None
+    run = write_run(tmp_path / "run", serve(model).url, prompts=200)
+    failure_counts = Counter[int]()
+    for arguments in stage_commands(run).values():
+        before = read_dataset(run) if (run / "dataset" / "test.parquet").exists() else None
         for size in (3000, 20_000):
-            status, _ = zygote.run(*arguments, told=tmp_path / "told", file_size=size)
-            told = (tmp_path / "told").read_text()
-            assert "Traceback" not in told
-            refused[size] += status
-            if status:
-                assert status == 1, told
-                assert "cannot be written: File too large" in told
-                assert str(run) in told
-                assert before is None or dataset(run) == before
-        assert zygote.run(*arguments)[0] == 0
-    assert refused[3000] == 5
-    assert refused[20_000] >= 3
-    assert len(dataset(run)) > 100
+            exit_status, _ = fork_server.run(*arguments, stderr_file=tmp_path / "stderr", file_size=size)
+            output = (tmp_path / "stderr").read_text()
+            assert "Traceback" not in output
+            failure_counts[size] += exit_status
+            if exit_status:
+                assert exit_status == 1, output
+                assert "cannot be written: File too large" in output
+                assert str(run) in output
+                assert before is None or read_dataset(run) == before
+        assert fork_server.run(*arguments)[0] == 0
+    assert failure_counts[3000] == 5
+    assert failure_counts[20_000] >= 3
+    assert len(read_dataset(run)) > 100
     assert not [path for path in run.rglob(".*") if path.name != ".lock"]
     journals(run)
 
 
-def test_a_run_that_may_not_be_written_is_told_in_every_stage(serve: Serve, tmp_path: Path, zygote: Zygote) -> None:
-    run = settle(tmp_path / "run", serve(model).url, prompts=10)
-    for arguments in stages(run).values():
+def test_a_run_that_may_not_be_written_is_told_in_every_stage(
+    serve: Serve, tmp_path: Path, fork_server: ForkServer
+) -> None:
+    run = write_run(tmp_path / "run", serve(model).url, prompts=10)
+    for arguments in stage_commands(run).values():
         for path in (run, *run.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
-        status, _ = zygote.run(*arguments, told=tmp_path / "told", powerless=1)
-        told = (tmp_path / "told").read_text()
-        assert status == 1, told
-        assert "Permission denied" in told
-        assert str(run) in told
-        assert "Traceback" not in told
+        exit_status, _ = fork_server.run(*arguments, stderr_file=tmp_path / "stderr", powerless=1)
+        output = (tmp_path / "stderr").read_text()
+        assert exit_status == 1, output
+        assert "Permission denied" in output
+        assert str(run) in output
+        assert "Traceback" not in output
         for path in (run, *run.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        assert zygote.run(*arguments)[0] == 0
+        assert fork_server.run(*arguments)[0] == 0
 
 
 # Time, and others
@@ -239,57 +243,57 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(model)
-    calm, rough = settle(tmp_path / "calm", server.url), settle(tmp_path / "rough", server.url)
-    spend(calm)
-    real, steps = time.time, [0]
+    calm, rough = write_run(tmp_path / "calm", server.url), write_run(tmp_path / "rough", server.url)
+    run_in_process(calm)
+    real_time, steps = time.time, [0]
 
     def backwards() -> float:
         steps[0] += 1
-        return real() - 60.0 * steps[0]
+        return real_time() - 60.0 * steps[0]
 
     monkeypatch.setattr(time, "time", backwards)
     for kind in (Completion, Verdict):
-        monkeypatch.setattr(kind.model_fields["at"], "default_factory", backwards)
+        monkeypatch.setattr(kind.model_fields["created_at"], "default_factory", backwards)
         kind.model_rebuild(force=True)
     try:
-        spend(rough, run__duration="1h")
+        run_in_process(rough, run__max_duration="1h")
     finally:
         monkeypatch.undo()
         for kind in (Completion, Verdict):
             kind.model_rebuild(force=True)
     assert steps[0] > 100
-    assert dataset(rough) == dataset(calm)
-    times = [row["at"] for row in read_jsonl(rough / "journal" / "verdicts.jsonl")]
+    assert read_dataset(rough) == read_dataset(calm)
+    times = [row["created_at"] for row in read_jsonl(rough / "journal" / "verdicts.jsonl")]
     assert times[-1] < times[0] - 1000
 
 
 def test_two_nights_on_one_run_are_one(serve: Serve, tmp_path: Path) -> None:
     """Started at the same moment: one is refused and says by whom, the other does all of it, once."""
     server = serve(model, delay_s=0.05)
-    run = settle(tmp_path / "run", server.url)
-    both = [subprocess.Popen(command("run", run), stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = {}
+    run = write_run(tmp_path / "run", server.url)
+    processes = [subprocess.Popen(command("run", run), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = {}
 
     def wait(process: subprocess.Popen[str]) -> None:
-        told[process.pid] = (process.communicate(timeout=120)[1], process.returncode)
+        results[process.pid] = (process.communicate(timeout=120)[1], process.returncode)
 
-    threads = [threading.Thread(target=wait, args=(process,)) for process in both]
+    threads = [threading.Thread(target=wait, args=(process,)) for process in processes]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(code for _, code in told.values()) == [0, 1]
-    refused = next(error for error, code in told.values() if code == 1)
-    winner = next(pid for pid, (_, code) in told.items() if code == 0)
-    assert f"locked by process {winner}" in refused
-    asked = [json.dumps(body, sort_keys=True) for body in server.requests]
-    assert len(asked) == len(set(asked))
+    assert sorted(code for _, code in results.values()) == [0, 1]
+    error_output = next(error for error, code in results.values() if code == 1)
+    winner = next(pid for pid, (_, code) in results.items() if code == 0)
+    assert f"locked by process {winner}" in error_output
+    bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
+    assert len(bodies) == len(set(bodies))
     journals(run)
 
 
 def test_a_server_that_echoes_is_no_judge(serve: Serve, tmp_path: Path) -> None:
     """Every verdict is unreadable: the night ends with that said, and not one label."""
-    run = settle(tmp_path / "run", serve(echo).url, prompts=10)
-    with pytest.raises(TooManyFailures, match="unreadable"):
-        spend(run)
-    assert dataset(run) == []
+    run = write_run(tmp_path / "run", serve(echo).url, prompts=10)
+    with pytest.raises(TooManyFailuresError, match="unparsable"):
+        run_in_process(run)
+    assert read_dataset(run) == []

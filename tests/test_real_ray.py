@@ -18,14 +18,14 @@ import polars as pl
 import pytest
 
 from tests.conftest import command, needs, read_jsonl, write_jsonl
-from tests.llm.processes import carrying, until
+from tests.processes import processes_carrying, wait_until
 from tests.real import (
+    MIN_SAME_SEED,
     QUESTIONS,
-    SAME_SEED,
     SMALL_CACHE,
     DemoServer,
-    probability_within,
-    share_that_begins_alike,
+    probability_tolerance,
+    same_prefix_fraction,
 )
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.timeout(1800)]
@@ -33,9 +33,9 @@ pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.tim
 CONCURRENCY = 4
 SETTINGS = f"""
 [prompts]
-source = ["FOLDER/prompts.jsonl"]
-heldout_share = 0.0
-near_duplicates = 0
+sources = ["FOLDER/prompts.jsonl"]
+heldout_fraction = 0.0
+near_duplicate_threshold = 0
 
 [sampler]
 model = ["demo"]
@@ -44,62 +44,64 @@ max_tokens = 64
 
 [judge]
 model = "demo"
-judges = ["helpful"]
+panel = ["helpful"]
 
 [pairs]
-min_probability = 0.5
-per_prompt = 3
-test_share = 0.0
-human_share = 0.0
+min_confidence = 0.5
+max_per_prompt = 3
+test_fraction = 0.0
+human_fraction = 0.0
 
 [run]
-pilot = 0
+pilot_prompts = 0
 
 [client]
 concurrency = {CONCURRENCY}
 """
-ON_RAY = '\n[cluster]\non = "ray"\nreplicas = 2\n'
-ASKED = '"model":"demo"'
-OF_THE_DAY = ("at", "cached_tokens")
+ON_RAY = '\n[cluster]\nbackend = "ray"\nreplicas = 2\n'
+DEMO_RECORD = '"model":"demo"'
+TIME_FIELDS = ("created_at", "cached_tokens")
 """Fields of a journal that depend on the time and on what a server had cached."""
-OF_THE_SAMPLE = ("text", "finish_reason", "completion_tokens")
-OF_THE_JUDGE = ("p_a", "mass", "reply")
+SAMPLE_FIELDS = ("text", "finish_reason", "completion_tokens")
+JUDGE_FIELDS = ("prob_a", "verdict_mass", "reply")
 
 
 def servers_of(marker: str) -> dict[int, str]:
     """The command lines of the vLLM servers whose processes carry ``marker``, without what guards them."""
-    return {n: line for n, line in carrying(marker).items() if "api_server" in line and "guard.py" not in line}
+    return {
+        n: line for n, line in processes_carrying(marker).items() if "api_server" in line and "guard.py" not in line
+    }
 
 
 def journal(run: Path, name: str) -> dict[str, dict[str, Any]]:
     """The lines by key. Fails if a key is there twice."""
     lines = read_jsonl(run / "journal" / f"{name}.jsonl")
     assert len({line["key"] for line in lines}) == len(lines)
-    return {line["key"]: without(line, OF_THE_DAY) for line in lines}
+    return {line["key"]: without(line, TIME_FIELDS) for line in lines}
 
 
 def without(line: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in names}
 
 
-def imported(run: Path) -> set[str]:
+def imported_keys(run: Path) -> set[str]:
     return {key for key, line in journal(run, "completions").items() if line["source"] == "imported"}
 
 
 @dataclass
-class Nights:
+class Runs:
     """Both runs. ``killed_at``: how many verdicts a model had given when one of two replicas was killed."""
 
     plain: Path
     ray: Path
     killed_at: int
-    told: str
-    left: dict[int, str]
+    log_text: str
+    leftover: dict[int, str]
     stopped: tuple[dict[int, str], dict[int, str]]
     """The processes of the shared server before and after it was stopped."""
-    owed: str
+    pending: str
     """What the judge would still be asked after the night on Ray."""
-    within: float
+    tolerance: float
     """How far a probability of one run may be from the other's."""
 
 
@@ -110,13 +112,14 @@ def rlaif(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) -> Nights:
+def runs(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) -> Runs:
     needs("vllm")
     needs("ray")
     folder = tmp_path_factory.mktemp("cluster")
     write_jsonl(folder / "prompts.jsonl", [{"prompt": question} for question in QUESTIONS])
     rows = [
-        {"prompt": each, "responses": [f"Gladly: {each} That is easy.", "I would rather not."]} for each in QUESTIONS
+        {"prompt": question, "responses": [f"Gladly: {question} That is easy.", "I would rather not."]}
+        for question in QUESTIONS
     ]
     write_jsonl(folder / "rows.jsonl", rows)
     for name, more in (("plain", ""), ("ray", ON_RAY)):
@@ -125,9 +128,9 @@ def nights(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) ->
         rlaif("generate", folder / name, "--import", folder / "rows.jsonl")
     rlaif("run", folder / "plain", env=demo_server.commands())
     key = demo_server.client().key or "?"
-    before, (shared,) = carrying(key), servers_of(key).values()
+    before, (shared,) = processes_carrying(key), servers_of(key).values()
     demo_server.close()  # two vLLMs beside a training are enough for the memory
-    stopped = before, carrying(key)
+    stopped = before, processes_carrying(key)
 
     run = folder / "ray"
     log, verdicts, completions = (
@@ -135,67 +138,67 @@ def nights(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) ->
         *(run / "journal" / f"{n}.jsonl" for n in ("verdicts", "completions")),
     )
     environment = os.environ | SMALL_CACHE | {"RAY_ADDRESS": "local", "RLAIF_TEST_MARK": str(run)}
-    with log.open("w") as told:
-        night = subprocess.Popen(command("run", run), env=environment, stdout=told, stderr=told)
+    with log.open("w") as log_file:
+        process = subprocess.Popen(command("run", run), env=environment, stdout=log_file, stderr=log_file)
     try:
-        while night.poll() is None and ASKED not in completions.read_text():
+        while process.poll() is None and DEMO_RECORD not in completions.read_text():
             time.sleep(0.05)
         servers = servers_of(str(run))
         assert len(servers) == 2, log.read_text()
-        while night.poll() is None and not (verdicts.exists() and ASKED in verdicts.read_text()):
+        while process.poll() is None and not (verdicts.exists() and DEMO_RECORD in verdicts.read_text()):
             time.sleep(0.01)
-        killed_at = verdicts.read_text().count(ASKED)
+        killed_at = verdicts.read_text().count(DEMO_RECORD)
         os.kill(min(servers), signal.SIGKILL)
-        assert night.wait(900) == 0, log.read_text()
+        assert process.wait(900) == 0, log.read_text()
     finally:
-        night.terminate()
-        night.wait(120)
-    until(lambda: not carrying(str(run)), 60)
-    left = carrying(str(run))
-    (within,) = {probability_within(line) for line in (shared, *servers.values())}
-    owed = rlaif("judge", run, "--dry-run").stderr
-    return Nights(folder / "plain", run, killed_at, log.read_text(), left, stopped, owed, within)
+        process.terminate()
+        process.wait(120)
+    wait_until(lambda: not processes_carrying(str(run)), 60)
+    leftover = processes_carrying(str(run))
+    (tolerance,) = {probability_tolerance(line) for line in (shared, *servers.values())}
+    pending = rlaif("judge", run, "--dry-run").stderr
+    return Runs(folder / "plain", run, killed_at, log.read_text(), leftover, stopped, pending, tolerance)
 
 
-def test_two_replicas_answer_as_one_server_does(nights: Nights) -> None:
+def test_two_replicas_answer_as_one_server_does(runs: Runs) -> None:
     """A seed decides an answer, whichever replica gives it, as long as its tokens are as probable there."""
-    assert journal(nights.ray, "prompts") == journal(nights.plain, "prompts")
-    plain, ray = (journal(run, "completions") for run in (nights.plain, nights.ray))
+    assert journal(runs.ray, "prompts") == journal(runs.plain, "prompts")
+    plain, ray = (journal(run, "completions") for run in (runs.plain, runs.ray))
     assert ray.keys() == plain.keys()
     assert len(ray) == 3 * len(QUESTIONS)
-    assert all(without(ray[key], OF_THE_SAMPLE) == without(line, OF_THE_SAMPLE) for key, line in plain.items())
+    assert all(without(ray[key], SAMPLE_FIELDS) == without(line, SAMPLE_FIELDS) for key, line in plain.items())
     sampled = [key for key, line in plain.items() if line["model"] == "demo"]
     texts = ([answers[key]["text"] for key in sampled] for answers in (plain, ray))
-    assert share_that_begins_alike(*texts) > SAME_SEED
-    assert "serving demo on Ray: 2 x vLLM" in nights.told
+    assert same_prefix_fraction(*texts) > MIN_SAME_SEED
+    assert "serving demo on Ray: 2 x vLLM" in runs.log_text
 
 
-def test_one_replica_killed_in_the_middle_costs_nothing_but_time(nights: Nights) -> None:
+def test_one_replica_killed_in_the_middle_costs_nothing_but_time(runs: Runs) -> None:
     """Every verdict is there once, and those on imported answers are the one server's."""
-    plain, ray = (journal(run, "verdicts") for run in (nights.plain, nights.ray))
-    asked = [line for line in ray.values() if line["model"] == "demo"]
-    assert 0 < nights.killed_at < len(asked) - CONCURRENCY
-    assert "nothing is owed" in nights.owed
+    plain, ray = (journal(run, "verdicts") for run in (runs.plain, runs.ray))
+    requested = [line for line in ray.values() if line["model"] == "demo"]
+    assert 0 < runs.killed_at < len(requested) - CONCURRENCY
+    assert "nothing is owed" in runs.pending
 
-    answers = imported(nights.plain)
+    answers = imported_keys(runs.plain)
     of_imported = {key for key, line in plain.items() if {line["a"], line.get("b", line["a"])} <= answers}
     compared = {key for key in of_imported if plain[key]["kind"] == "compare"}
     assert len(compared) == 2 * len(QUESTIONS)
     assert of_imported == {key for key, line in ray.items() if {line["a"], line.get("b", line["a"])} <= answers}
     for key in of_imported:
-        assert without(ray[key], OF_THE_JUDGE) == without(plain[key], OF_THE_JUDGE)
+        assert without(ray[key], JUDGE_FIELDS) == without(plain[key], JUDGE_FIELDS)
     for key in compared:
-        assert 0 <= ray[key]["p_a"] <= 1
-        assert ray[key]["p_a"] == pytest.approx(plain[key]["p_a"], abs=nights.within)
-        assert ray[key]["mass"] > 0.99  # held to the verdict words
-    chosen = [line["p_a"] for key, line in plain.items() if key in compared]
-    assert max(chosen) - min(chosen) > 2 * nights.within  # or one verdict could stand in for another
+        assert 0 <= ray[key]["prob_a"] <= 1
+        assert ray[key]["prob_a"] == pytest.approx(plain[key]["prob_a"], abs=runs.tolerance)
+        assert ray[key]["verdict_mass"] > 0.99  # held to the verdict words
+    chosen = [line["prob_a"] for key, line in plain.items() if key in compared]
+    assert max(chosen) - min(chosen) > 2 * runs.tolerance  # or one verdict could stand in for another
 
 
-def test_the_dataset_is_the_same(nights: Nights) -> None:
+def test_the_dataset_is_the_same(runs: Runs) -> None:
     """As far as it is made of imported answers, except which of two is better where that is nearly a tie."""
-    answers, found = imported(nights.plain), []
-    for run in (nights.plain, nights.ray):
+    answers, tables = imported_keys(runs.plain), []
+    for run in (runs.plain, runs.ray):
         pairs = pl.read_parquet(run / "tables" / "pairs.parquet")
         dataset = pl.read_parquet(run / "dataset" / "train.parquet")
         by_id = {row["pair_id"]: row for row in pairs.iter_rows(named=True)}
@@ -204,23 +207,23 @@ def test_the_dataset_is_the_same(nights: Nights) -> None:
             pair = by_id[row["pair_id"]]
             better, worse = ("response_a", "response_b") if pair["preferred"] == "a" else ("response_b", "response_a")
             assert (row["chosen"][-1]["content"], row["rejected"][-1]["content"]) == (pair[better], pair[worse])
-        found.append({n: row for n, row in by_id.items() if {row["completion_a"], row["completion_b"]} <= answers})
-    plain, ray = found
+        tables.append({n: row for n, row in by_id.items() if {row["completion_a"], row["completion_b"]} <= answers})
+    plain, ray = tables
     assert len(plain) == len(QUESTIONS)
     assert ray.keys() == plain.keys()
     for pair_id, row in plain.items():
-        other = ray[pair_id]
-        assert all(other[name] == row[name] for name in ("prompt_id", "prompt", "response_a", "response_b"))
-        assert other["p_a"] == pytest.approx(row["p_a"], abs=nights.within)
-        if abs(row["p_a"] - 0.5) > nights.within:
-            assert other["preferred"] == row["preferred"]
+        counterpart = ray[pair_id]
+        assert all(counterpart[name] == row[name] for name in ("prompt_id", "prompt", "response_a", "response_b"))
+        assert counterpart["prob_a"] == pytest.approx(row["prob_a"], abs=runs.tolerance)
+        if abs(row["prob_a"] - 0.5) > runs.tolerance:
+            assert counterpart["preferred"] == row["preferred"]
 
 
-def test_the_cluster_ends_with_the_run(nights: Nights) -> None:
-    assert not nights.left
+def test_the_cluster_ends_with_the_run(runs: Runs) -> None:
+    assert not runs.leftover
 
 
-def test_a_stopped_server_leaves_no_process(nights: Nights) -> None:
-    before, after = nights.stopped
+def test_a_stopped_server_leaves_no_process(runs: Runs) -> None:
+    before, after = runs.stopped
     assert len(before) >= 3  # the guard, the API server, the engine
     assert not after

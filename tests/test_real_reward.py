@@ -18,15 +18,15 @@ pytestmark = [pytest.mark.real, pytest.mark.xdist_group("vllm"), pytest.mark.tim
 
 SETTINGS = """
 [prompts]
-heldout_share = 0.0
-near_duplicates = 0
+heldout_fraction = 0.0
+near_duplicate_threshold = 0
 
 [judge.vllm]
 max_model_len = 512
 
 [pairs]
-human_share = 0.0
-test_share = 0.25
+human_fraction = 0.0
+test_fraction = 0.25
 
 [train]
 max_steps = 5
@@ -40,7 +40,7 @@ ASKS = ("Name two {}.", "Which {} do you like?", "I collect {}. Which should I g
 
 def rows(things: tuple[str, ...], *, checked: bool) -> list[dict[str, Any]]:
     """Prompts with a polite and a rude answer of about one length; with checks, a program can tell which is which."""
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for thing in things:
         for number, ask in enumerate(ASKS):
             answers = [
@@ -48,22 +48,22 @@ def rows(things: tuple[str, ...], *, checked: bool) -> list[dict[str, Any]]:
                 f"I could not care less about {thing}, go.",
             ]
             row = {"prompt": ask.format(thing), "responses": answers[:: 1 if number % 2 else -1]}
-            found.append(row | ({"checks": [{"kind": "regex", "pattern": "Thank you"}]} if checked else {}))
-    return found
+            records.append(row | ({"checks": [{"kind": "regex", "pattern": "Thank you"}]} if checked else {}))
+    return records
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRun:
     """What training left, and a run of other prompts in which the model that it left was the judge."""
 
     model: Path
-    told: dict[str, Any]
+    training: dict[str, Any]
     run: Path
-    said: str
+    output: str
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> JudgedRun:
     needs("vllm")
     folder = tmp_path_factory.mktemp("reward")
 
@@ -85,11 +85,11 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     rlaif("judge", first, "--judge", "helpful", *nobody)
     trained = rlaif("train", first, "--method", "reward", "--model", "demo")
     assert f"--method rloo --reward-model {first / 'model' / 'merged'} --output" in trained
-    told = json.loads((first / "model" / "training.json").read_text())
+    training = json.loads((first / "model" / "training.json").read_text())
     second = run("second", THINGS[9:], checked=False)
     model = first / "model" / "merged"
-    said = rlaif("judge", second, "--judge", f"reward@{model}", "--min-probability", "0.5")
-    return Judged(model, told["result"], second, said)
+    output = rlaif("judge", second, "--judge", f"reward@{model}", "--min-confidence", "0.5")
+    return JudgedRun(model, training["result"], second, output)
 
 
 def scored(run: Path) -> list[tuple[list[dict[str, str]], float]]:
@@ -107,15 +107,15 @@ def logits(folder: Path, conversations: list[list[dict[str, str]]]) -> list[floa
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    found = []
+    values = []
     for messages in conversations:
         tokens = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         with torch.no_grad():
-            found.append(float(model(**tokens).logits[0, 0]))
-    return found
+            values.append(float(model(**tokens).logits[0, 0]))
+    return values
 
 
-def test_its_scores_are_the_models_own(judged: Judged) -> None:
+def test_its_scores_are_the_models_own(judged: JudgedRun) -> None:
     conversations, scores = zip(*scored(judged.run), strict=True)
     assert len(scores) == 2 * len(rows(THINGS[9:], checked=False))
     assert all(map(math.isfinite, scores))
@@ -123,21 +123,21 @@ def test_its_scores_are_the_models_own(judged: Judged) -> None:
     assert max(scores) - min(scores) > 0.1
 
 
-def test_it_ranks_answers_to_prompts_that_it_never_saw(judged: Judged) -> None:
+def test_it_ranks_answers_to_prompts_that_it_never_saw(judged: JudgedRun) -> None:
     """As training said that it would on its own held-out pairs."""
-    assert judged.told["accuracy_after"]["value"] > 0.9
-    assert judged.told["accuracy_after"]["n"] >= 5
+    assert judged.training["accuracy_after"]["value"] > 0.9
+    assert judged.training["accuracy_after"]["n"] >= 5
     pairs = pl.read_parquet(judged.run / "tables" / "pairs.parquet")
-    right = [row[f"response_{row['preferred']}"].startswith("Thank you") for row in pairs.iter_rows(named=True)]
-    assert len(right) == len(rows(THINGS[9:], checked=False))
-    assert sum(right) >= len(right) - 1
+    correct = [row[f"response_{row['preferred']}"].startswith("Thank you") for row in pairs.iter_rows(named=True)]
+    assert len(correct) == len(rows(THINGS[9:], checked=False))
+    assert sum(correct) >= len(correct) - 1
 
 
-def test_a_gap_in_score_is_a_probability(judged: Judged) -> None:
+def test_a_gap_in_score_is_a_probability(judged: JudgedRun) -> None:
     """Bradley and Terry's: the panel hears a reward model as it hears any other judge."""
-    assert "has no exam" in judged.said
+    assert "has no exam" in judged.output
     scores = {turns[0]["content"] + turns[-1]["content"]: score for turns, score in scored(judged.run)}
     for row in pl.read_parquet(judged.run / "tables" / "pairs.parquet").iter_rows(named=True):
-        asked = json.loads(row["prompt"])[0]["content"]
-        gap = scores[asked + row["response_a"]] - scores[asked + row["response_b"]]
-        assert row["p_a"] == pytest.approx(1 / (1 + math.exp(-gap)), abs=1e-6)
+        question = json.loads(row["prompt"])[0]["content"]
+        gap = scores[question + row["response_a"]] - scores[question + row["response_b"]]
+        assert row["prob_a"] == pytest.approx(1 / (1 + math.exp(-gap)), abs=1e-6)

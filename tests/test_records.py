@@ -20,13 +20,13 @@ from rlaif.records import (
     Message,
     Prompt,
     PromptRow,
-    canonical,
-    clean,
-    clean_json,
-    explain,
-    key_of,
-    template_turn,
-    unit_interval,
+    canonical_json,
+    content_key,
+    format_validation_error,
+    hash_to_unit_interval,
+    replace_surrogates,
+    replace_surrogates_deep,
+    to_template_turn,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -43,7 +43,7 @@ JSON = st.recursive(
 
 def test_keys_of_old_runs_are_still_found() -> None:
     """A key computed by any version stays the same, or every old journal would be asked again."""
-    key = key_of(messages=[{"role": "user", "content": "Grüße 🙂"}], seed=0, temperature=1.0, tools=None)
+    key = content_key(messages=[{"role": "user", "content": "Grüße 🙂"}], seed=0, temperature=1.0, tools=None)
     assert key == "fe1db29948e1536a5fc3a1e8be9c2c6f296264cc5ce5ab2ec374232f043de22c"
 
 
@@ -56,17 +56,17 @@ def test_canonical_json_ignores_the_order_of_names(value: dict[str, Any], random
             return {name: shuffled(item) for name, item in items}
         return [shuffled(item) for item in value] if isinstance(value, list) else value
 
-    assert canonical(shuffled(value)) == canonical(value)
-    assert json.loads(canonical(value)) == value
-    assert key_of(value=shuffled(value)) == key_of(value=value)
+    assert canonical_json(shuffled(value)) == canonical_json(value)
+    assert json.loads(canonical_json(value)) == value
+    assert content_key(value=shuffled(value)) == content_key(value=value)
 
 
 @given(JSON, JSON)
 def test_different_determinants_have_different_keys(one: Any, other: Any) -> None:
-    same = canonical(one) == canonical(other)
-    assert (key_of(value=one) == key_of(value=other)) is same
-    assert key_of(a=one) != key_of(b=one)
-    assert len(key_of(value=one)) == 64
+    same = canonical_json(one) == canonical_json(other)
+    assert (content_key(value=one) == content_key(value=other)) is same
+    assert content_key(a=one) != content_key(b=one)
+    assert len(content_key(value=one)) == 64
 
 
 # Cleaned text
@@ -78,16 +78,16 @@ ANY_TEXT = st.text(st.characters(min_codepoint=0xD7F0, max_codepoint=0xE00F) | s
 @given(ANY_TEXT)
 def test_clean_replaces_each_lone_surrogate_and_nothing_else(text: str) -> None:
     expected = "".join("\ufffd" if 0xD800 <= ord(c) <= 0xDFFF else c for c in text)
-    assert clean(text) == expected
-    assert clean(clean(text)) == clean(text)
+    assert replace_surrogates(text) == expected
+    assert replace_surrogates(replace_surrogates(text)) == replace_surrogates(text)
 
 
 def test_clean_json_reaches_every_string() -> None:
     """Names and values at any depth; what comes out can be written as JSON and read back."""
     dirty = json.loads('{"a\\ud800": ["\\udc00x", {"\\ud83d\\ude00": "\\ud83d"}, 1, 2.5, true, null]}')
-    found = clean_json(dirty)
-    assert found == {"a\ufffd": ["\ufffdx", {"😀": "\ufffd"}, 1, 2.5, True, None]}
-    assert orjson.loads(orjson.dumps(found)) == found
+    cleaned = replace_surrogates_deep(dirty)
+    assert cleaned == {"a\ufffd": ["\ufffdx", {"😀": "\ufffd"}, 1, 2.5, True, None]}
+    assert orjson.loads(orjson.dumps(cleaned)) == cleaned
 
 
 # Seeded choices
@@ -96,7 +96,7 @@ def test_clean_json_reaches_every_string() -> None:
 def test_unit_interval_is_uniform() -> None:
     """Each tenth gets its share of 20,000 (within five standard deviations), all of it in [0, 1)."""
     count = 20_000
-    values = [unit_interval(7, "heldout", f"key-{i}") for i in range(count)]
+    values = [hash_to_unit_interval(7, "heldout", f"key-{i}") for i in range(count)]
     assert all(0 <= value < 1 for value in values)
     tenths = Counter(int(value * 10) for value in values)
     assert set(tenths) == set(range(10))
@@ -107,21 +107,21 @@ def test_unit_interval_is_uniform() -> None:
 def test_unit_interval_is_fixed_by_its_parts_alone() -> None:
     """Neither earlier calls nor the order of rows matter; another seed, purpose or key gives another number."""
     keys = [f"key-{i}" for i in range(50)]
-    forward = {key: unit_interval(0, "x", key) for key in keys}
-    backward = {key: unit_interval(0, "x", key) for key in reversed(keys)}
+    forward = {key: hash_to_unit_interval(0, "x", key) for key in keys}
+    backward = {key: hash_to_unit_interval(0, "x", key) for key in reversed(keys)}
     assert forward == backward
-    assert len({unit_interval(*parts) for parts in ((0, "x", "k"), (1, "x", "k"), (0, "y", "k"), (0, "x", "l"),
+    assert len({hash_to_unit_interval(*parts) for parts in ((0, "x", "k"), (1, "x", "k"), (0, "y", "k"), (0, "x", "l"),
                                                     (0, "xk"), (0, "x", "", "k"))}) == 6  # fmt: skip
 
 
 # Rows
 
 
-def told(kind: type[BaseModel], row: dict[str, Any]) -> str:
+def error_message(kind: type[BaseModel], row: dict[str, Any]) -> str:
     """What a person reads about ``row``. Fails where the row is good."""
     with pytest.raises(ValidationError) as raised:
         kind.model_validate(row)
-    return explain(raised.value, kind)
+    return format_validation_error(raised.value, kind)
 
 
 USER = {"role": "user", "content": "q"}
@@ -162,16 +162,16 @@ BAD_IMPORTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("row", "message"), BAD_PROMPTS, ids=lambda value: str(value)[:50])
 def test_a_bad_prompt_row_is_explained_in_one_line(row: dict[str, Any], message: str) -> None:
-    assert told(PromptRow, row) == message
+    assert error_message(PromptRow, row) == message
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_IMPORTS, ids=lambda value: str(value)[:50])
 def test_a_bad_import_row_is_explained_in_one_line(row: dict[str, Any], message: str) -> None:
-    assert told(ImportRow, row) == message
+    assert error_message(ImportRow, row) == message
 
 
 def test_several_mistakes_are_all_told() -> None:
-    assert told(PromptRow, {"prompt": 1, "tags": 2, "id": 3.5}).count(";") == 2
+    assert error_message(PromptRow, {"prompt": 1, "tags": 2, "id": 3.5}).count(";") == 2
 
 
 def test_good_rows() -> None:
@@ -184,7 +184,7 @@ def test_good_rows() -> None:
     turns = [USER, {"role": "assistant", "content": None, "tool_calls": calls},
              {"role": "tool", "content": "42", "tool_call_id": "1"}]  # fmt: skip
     row = PromptRow.model_validate({"prompt": turns})
-    assert [message.wire() for message in row.messages()] == [
+    assert [message.to_openai() for message in row.messages()] == [
         USER, {"role": "assistant", "tool_calls": calls}, turns[2]]  # fmt: skip
 
 
@@ -214,9 +214,9 @@ def test_a_turn_for_a_chat_template_has_the_values_of_its_calls_and_no_nulls() -
     function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
     value = {"name": "weather", "arguments": {"city": "Oslo"}}
     for call in ({"id": None, "type": "function", "function": function}, function):
-        turn = template_turn({"role": "assistant", "content": None, "tool_calls": [call]})
+        turn = to_template_turn({"role": "assistant", "content": None, "tool_calls": [call]})
         assert turn == {"role": "assistant", "tool_calls": [{"type": "function", "function": value}]}
     # What a model wrote and is no JSON is left as it is; a template may have its own opinion of that.
     odd = {"function": {"name": "weather", "arguments": "{"}}
-    assert template_turn({"role": "assistant", "tool_calls": [odd]})["tool_calls"] == [odd]
-    assert template_turn({"role": "user", "content": "Hm", "tool_calls": None}) == {"role": "user", "content": "Hm"}
+    assert to_template_turn({"role": "assistant", "tool_calls": [odd]})["tool_calls"] == [odd]
+    assert to_template_turn({"role": "user", "content": "Hm", "tool_calls": None}) == {"role": "user", "content": "Hm"}

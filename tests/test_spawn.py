@@ -1,4 +1,5 @@
-"""What the Python processes that rlaif starts inherit. The model server's is tested in tests/llm/test_server.py."""
+"""What the Python processes that rlaif starts inherit. The model server's is tested in
+tests/serving/test_vllm_server.py."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from rlaif import spawn
-from rlaif.config import ClientConfig, ClusterConfig, Config
+from rlaif.config.models import ClientConfig, ClusterConfig, Config
 from rlaif.errors import RunError
-from rlaif.llm.cluster import Cluster
-from rlaif.run.directory import Run
-from rlaif.train import launch
+from rlaif.run.run import Run
+from rlaif.serving.ray_cluster import RayCluster
+from rlaif.train import distributed
 
 UNWANTED = "PYTHONDONTWRITEBYTECODE"
 
@@ -27,7 +28,7 @@ def unwanted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_child_inherits_all_but_the_wish_not_to_write_bytecode() -> None:
-    environment = spawn.environment(MORE="1")
+    environment = spawn.child_environment(MORE="1")
     assert UNWANTED not in environment
     assert environment["SOMETHING_ELSE"] == "kept"
     assert environment["MORE"] == "1"
@@ -36,24 +37,26 @@ def test_a_child_inherits_all_but_the_wish_not_to_write_bytecode() -> None:
 
 def test_the_training_launcher_inherits_no_such_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = f"import json, os; json.dump(dict(os.environ), open({str(tmp_path / 'seen')!r}, 'w'))"
-    monkeypatch.setattr(launch, "command", lambda *_: ([sys.executable, "-c", code], {"RLAIF_PROCESSES": "1"}))
+    monkeypatch.setattr(
+        distributed, "launch_command", lambda *_: ([sys.executable, "-c", code], {"RLAIF_PROCESSES": "1"})
+    )
     with pytest.raises(RunError, match="without a result"):
-        launch.train(Run(tmp_path / "run"), Config(), say=lambda _line: None)
-    seen = json.loads((tmp_path / "seen").read_text())
-    assert UNWANTED not in seen
-    assert (seen["SOMETHING_ELSE"], seen["RLAIF_PROCESSES"]) == ("kept", "1")
+        distributed.train(Run(tmp_path / "run"), Config(), log=lambda _line: None)
+    inherited = json.loads((tmp_path / "seen").read_text())
+    assert UNWANTED not in inherited
+    assert (inherited["SOMETHING_ELSE"], inherited["RLAIF_PROCESSES"]) == ("kept", "1")
 
 
 def test_a_local_ray_cluster_inherits_no_such_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray takes its processes' environment from ours when it is started."""
-    seen: list[dict[str, str]] = []
+    environments: list[dict[str, str]] = []
     ray = types.ModuleType("ray")
-    ray.init = lambda **_: seen.append(dict(os.environ))  # type: ignore[attr-defined]
+    ray.init = lambda **_: environments.append(dict(os.environ))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    Cluster(ClusterConfig(on="ray"), ClientConfig(), lambda _line: None)._init(start=True)
-    assert len(seen) == 1
-    assert UNWANTED not in seen[0]
-    assert seen[0]["SOMETHING_ELSE"] == "kept"
+    RayCluster(ClusterConfig(backend="ray"), ClientConfig(), lambda _line: None)._init_ray(start=True)
+    assert len(environments) == 1
+    assert UNWANTED not in environments[0]
+    assert environments[0]["SOMETHING_ELSE"] == "kept"
     assert os.environ[UNWANTED] == "1"

@@ -12,15 +12,15 @@ from tests.conftest import ROOT
 
 
 def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
-    built = subprocess.run([sys.executable, "-m", "uv", "build", "--wheel", "--quiet", "-o", str(tmp_path), str(ROOT)],
+    build = subprocess.run([sys.executable, "-m", "uv", "build", "--wheel", "--quiet", "-o", str(tmp_path), str(ROOT)],
                            capture_output=True, text=True)  # fmt: skip
-    assert built.returncode == 0, built.stderr
+    assert build.returncode == 0, build.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     assert not {name for name in names if name.startswith(("tests/", "benchmarks/", "examples/", "prompts/"))}
-    assert {"rlaif/template.toml", "rlaif/py.typed", "rlaif/data/judges/helpful/prompt.md"} <= names
+    assert {"rlaif/config/template.toml", "rlaif/py.typed", "rlaif/data/judges/helpful/prompt.md"} <= names
     page = {path.relative_to(ROOT).as_posix() for part in ("static", "templates")
             for path in (ROOT / "rlaif" / "review" / part).iterdir()}  # fmt: skip
     assert len(page) > 10

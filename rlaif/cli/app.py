@@ -39,11 +39,11 @@ app.add_typer(library.judges, name="judges")
 app.add_typer(library.prompts, name="prompts")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         import rlaif
 
-        console.put(f"rlaif {rlaif.__version__}")
+        console.echo(f"rlaif {rlaif.__version__}")
         raise typer.Exit
 
 
@@ -51,11 +51,11 @@ def _version(asked: bool) -> None:
 def _main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks with errors.")] = False,
     _asked: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     console.verbose = verbose
 
 
 def main() -> None:
-    console.run(lambda: app(standalone_mode=True))
+    console.run_and_exit(lambda: app(standalone_mode=True))

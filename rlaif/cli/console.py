@@ -18,75 +18,75 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rlaif.errors import RlaifError
 
 if TYPE_CHECKING:
-    from rlaif.llm.budget import Meter
+    from rlaif.llm.usage import UsageMeter
 
-PLAIN_EVERY_S = 30.0
-INTERRUPTED = 130
+LOG_INTERVAL_S = 30.0
+INTERRUPTED_EXIT_CODE = 130
 verbose = False
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """A note for the person who waits."""
     stamp = "" if sys.stderr.isatty() else time.strftime("%H:%M:%S ")
     sys.stderr.write(f"{stamp}{line}\n")
     sys.stderr.flush()
 
 
-def put(line: str = "") -> None:
+def echo(line: str = "") -> None:
     """Data, on stdout."""
     sys.stdout.write(f"{line}\n")
 
 
-def put_json(value: Any) -> None:
+def echo_json(value: Any) -> None:
     import orjson
 
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
 
 
 class Console:
-    """A :class:`rlaif.pipeline.Watch` that writes to stderr."""
+    """A :class:`rlaif.api.Watch` that writes to stderr."""
 
-    def say(self, line: str) -> None:
-        say(line)
+    def log(self, line: str) -> None:
+        log(line)
 
     @contextlib.contextmanager
-    def watch(self, meter: Meter) -> Iterator[None]:
-        """Show ``meter`` while open: one line that is rewritten on a terminal, a line now and then elsewhere."""
-        from rlaif.llm.budget import progress
+    def progress(self, usage: UsageMeter) -> Iterator[None]:
+        """Show ``usage`` while open: one line that is rewritten on a terminal, a line now and then elsewhere."""
+        from rlaif.llm.usage import progress_line
 
-        over = threading.Event()
+        done = threading.Event()
         terminal = sys.stderr.isatty()
 
-        def show() -> None:
-            while not over.wait(0.5 if terminal else PLAIN_EVERY_S):
-                if meter.requests or meter.failed or meter.waiting or meter.server:
-                    text = progress(meter)
-                    sys.stderr.write(f"\r\x1b[K{text[: _width() - 1]}" if terminal else "")
+        def refresh() -> None:
+            while not done.wait(0.5 if terminal else LOG_INTERVAL_S):
+                if usage.requests or usage.failed or usage.waiting_for or usage.server_status:
+                    text = progress_line(usage)
+                    sys.stderr.write(f"\r\x1b[K{text[: _terminal_width() - 1]}" if terminal else "")
                     sys.stderr.flush()
                     if not terminal:
-                        say(text)
+                        log(text)
 
-        thread = threading.Thread(target=show, daemon=True)
+        thread = threading.Thread(target=refresh, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            done.set()
             thread.join()
             if terminal:
                 sys.stderr.write("\r\x1b[K")
-            if meter.requests or meter.failed or meter.waiting or meter.server:
-                say(progress(meter))
+            if usage.requests or usage.failed or usage.waiting_for or usage.server_status:
+                log(progress_line(usage))
 
 
-def _width() -> int:
+def _terminal_width() -> int:
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
     except OSError:
         return 80
 
 
-def run(main: Callable[[], Any]) -> NoReturn:
+def run_and_exit(main: Callable[[], Any]) -> NoReturn:
     """Call ``main`` and exit: 0 done, 1 failed, 2 usage, 3 failures, 4 something missing, 130 interrupted."""
     # As Ctrl-C: what is in flight is kept, servers are ended. A job scheduler says it this way.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -98,7 +98,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         sys.stderr.write(f"rlaif: {error}\n")
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:  # the command line's library has already caught the KeyboardInterrupt
+        if leaving.code == INTERRUPTED_EXIT_CODE:  # the command line's library has already caught the KeyboardInterrupt
             sys.stderr.write("\nrlaif: interrupted; what came in is kept. The same command goes on from here.\n")
         raise
     except BrokenPipeError:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import (
+from rlaif.cli.options import (
     Budget,
     Concurrency,
     DryRun,
@@ -15,12 +15,12 @@ from rlaif.cli.shared import (
     MaxFailures,
     RunPath,
     Seed,
-    as_judged,
+    backends_for,
     client_flags,
-    engines_for,
-    open_with,
-    say_stopped,
-    show_plan,
+    config_as_judged,
+    log_early_stop,
+    open_run_with_config,
+    print_dry_run,
 )
 
 
@@ -49,48 +49,53 @@ def evaluate(
     dry_run: DryRun = False,
 ) -> None:
     """The trained model against its reference. Win rate, length, refusals, drift."""
-    target, settings = open_with(
+    target, settings = open_run_with_config(
         run,
         {
             "evaluate.judges": judge,
             "evaluate.model": model,
             "evaluate.base_url": base_url,
-            "evaluate.source": prompts,
+            "evaluate.sources": prompts,
             "evaluate.limit": limit,
             **client_flags(concurrency, seed, max_failures, budget_usd),
         },
     )
-    from rlaif import pipeline
+    from rlaif import api
 
-    settings = as_judged(target, settings, own_seed=True)
+    settings = config_as_judged(target, settings, keep_seed=True)
     if dry_run:
-        show_plan(pipeline.plan_evaluate(target, settings))
+        print_dry_run(api.plan_evaluate(target, settings))
         return
-    with engines_for(target, settings) as engines:
-        told = pipeline.evaluate(target, settings, console.Console(), engines)
-    say_stopped(told["stopped"])
-    for warning in told["warnings"]:
-        console.say(f"warning: {warning}")
+    with backends_for(target, settings) as backends:
+        result = api.evaluate(target, settings, console.Console(), backends)
+    log_early_stop(result["stopped"])
+    for warning in result["warnings"]:
+        console.log(f"warning: {warning}")
     if json:
-        console.put_json(told)
+        console.echo_json(result)
         return
     for name in ("win_rate", "length_controlled_win_rate", "length_ratio", "kl_per_answer", "kl_per_token"):
-        if told[name]:
-            console.put(f"{name.replace('_', ' ')}: {_interval(told[name])}")
-    for row in told["refusals"]:
-        both = (f"{name} {_interval(row.get(name))}" for name in ("reference", "trained"))
-        console.put(f"refused of prompts {row['prompts']}: {', '.join(both)}")
-    if told["checks"]:
-        console.put(
-            "checks met: " + ", ".join(f"{name} {_interval(found)}" for name, found in map(dict.values, told["checks"]))
+        if result[name]:
+            console.echo(f"{name.replace('_', ' ')}: {_format_interval(result[name])}")
+    for row in result["refusals"]:
+        parts = (f"{name} {_format_interval(row.get(name))}" for name in ("reference", "trained"))
+        console.echo(f"refused of prompts {row['prompt_class']}: {', '.join(parts)}")
+    if result["checks"]:
+        console.echo(
+            "checks met: "
+            + ", ".join(f"{name} {_format_interval(estimate)}" for name, estimate in map(dict.values, result["checks"]))
         )
-    console.put(
-        f"{told['wins']:,} wins, {told['ties']:,} ties, {told['losses']:,} losses of {told['trained']} against "
-        f"{told['reference']} on {told['prompts']:,} of {told['source']}; "
-        f"{told['without a readable verdict']:,} without a readable verdict. "
+    console.echo(
+        f"{result['wins']:,} wins, {result['ties']:,} ties, {result['losses']:,} losses of {result['trained']} against "
+        f"{result['reference']} on {result['prompts']:,} of {result['source']}; "
+        f"{result['unparsable_verdicts']:,} without a readable verdict. "
         f"Next: rlaif report {run}"
     )
 
 
-def _interval(found: dict[str, Any] | None) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] (n = {found['n']:,})" if found else "none"
+def _format_interval(estimate: dict[str, Any] | None) -> str:
+    return (
+        f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}] (n = {estimate['n']:,})"
+        if estimate
+        else "none"
+    )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import RunPath
+from rlaif.cli.options import RunPath
 from rlaif.errors import UsageError
 
 
@@ -26,20 +26,20 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="A new repository of the hub: not private.")] = False,
 ) -> None:
     """Write the dataset as another trainer reads it, or to the hub or object storage."""
-    from rlaif.run.directory import open_run
+    from rlaif.run.run import open_run
 
     target = open_run(run)
     if to is not None:
         if output is not None:
             raise UsageError("--to and -o are two places: give one of them")
-        from rlaif.pipeline import publish
+        from rlaif.pair import publish
 
         for url in publish.publish(target, to, format_, public=public):
-            console.put(url)
+            console.echo(url)
         return
     if format_ is None or output is None:
-        raise UsageError("where to and how?", mend="Give --format FORMAT -o DIR, or --to hf:OWNER/NAME or a URL.")
-    from rlaif.pair import formats
+        raise UsageError("where to and how?", hint="Give --format FORMAT -o DIR, or --to hf:OWNER/NAME or a URL.")
+    from rlaif.pair import export_formats
 
-    for path in formats.export_dataset(target.dataset, format_, output):
-        console.put(str(path))
+    for path in export_formats.export_dataset(target.dataset, format_, output):
+        console.echo(str(path))

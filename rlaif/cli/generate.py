@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import (
+from rlaif.cli.options import (
     BaseUrls,
     Batch,
     Budget,
@@ -19,11 +19,11 @@ from rlaif.cli.shared import (
     OnBadRow,
     RunPath,
     Seed,
+    backends_for,
     client_flags,
-    engines_for,
-    open_with,
-    say_stopped,
-    show_plan,
+    log_early_stop,
+    open_run_with_config,
+    print_dry_run,
 )
 from rlaif.errors import UsageError
 
@@ -46,8 +46,8 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="Of the sampling.", show_default=False)] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Length of an answer at most.", show_default=False)] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt for prompts without one.")] = None,
-    heldout_share: Annotated[float | None, typer.Option(help="Share of prompts set aside for evaluation.")] = None,
-    decontaminate: Annotated[
+    heldout_fraction: Annotated[float | None, typer.Option(help="Share of prompts set aside for evaluation.")] = None,
+    decontaminate_against: Annotated[
         list[str] | None, typer.Option(metavar="SRC", help="Leave out prompts that overlap this evaluation file.")
     ] = None,
     on_bad_row: OnBadRow = None,
@@ -60,44 +60,44 @@ def generate(
     dry_run: DryRun = False,
 ) -> None:
     """Sample answers to prompts, or --import them."""
-    target, settings = open_with(
+    target, settings = open_run_with_config(
         run,
         {
-            "prompts.source": prompts,
+            "prompts.sources": prompts,
             "sampler.n": n,
             "sampler.model": model,
             "sampler.base_url": base_url,
             "sampler.temperature": temperature,
             "sampler.max_tokens": max_tokens,
             "sampler.system": system,
-            "prompts.heldout_share": heldout_share,
-            "prompts.decontaminate": decontaminate,
+            "prompts.heldout_fraction": heldout_fraction,
+            "prompts.decontaminate_against": decontaminate_against,
             "prompts.on_bad_row": on_bad_row,
             "prompts.limit": limit,
-            "client.batch": batch,
+            "client.use_batch_api": batch,
             **client_flags(concurrency, seed, max_failures, budget_usd),
         },
-        begins=True,
+        creates_run=True,
     )
-    from rlaif import pipeline
+    from rlaif import api
 
     if import_ is not None:
         if prompts or model:
             raise UsageError("--import brings prompts and answers: --prompts and --model do not go with it")
-        brought = pipeline.import_completions(target, settings, import_, console.Console())
-        console.put(
-            f"{brought.prompts:,} prompts with {brought.completions:,} answers ({brought.new:,} new) in {run}. "
+        imported = api.import_completions(target, settings, import_, console.Console())
+        console.echo(
+            f"{imported.prompts:,} prompts with {imported.completions:,} answers ({imported.new:,} new) in {run}. "
             f"Next: rlaif judge {run}"
         )
         return
     if dry_run:
-        show_plan(pipeline.plan_generate(target, settings))
+        print_dry_run(api.plan_generate(target, settings))
         return
-    with engines_for(target, settings) as engines:
-        done = pipeline.generate(target, settings, console.Console(), engines)
-    for reason, count in done.left_out.items():
-        console.say(f"left out {count:,} prompts: {reason}")
-    if done.heldout:
-        console.say(f"held out {done.heldout:,} prompts for evaluation")
-    say_stopped(done.stopped)
-    console.put(f"{done.completions:,} answers to {done.prompts:,} prompts in {run}. Next: rlaif judge {run}")
+    with backends_for(target, settings) as backends:
+        result = api.generate(target, settings, console.Console(), backends)
+    for reason, count in result.left_out.items():
+        console.log(f"left out {count:,} prompts: {reason}")
+    if result.heldout:
+        console.log(f"held out {result.heldout:,} prompts for evaluation")
+    log_early_stop(result.stop_reason)
+    console.echo(f"{result.completions:,} answers to {result.prompts:,} prompts in {run}. Next: rlaif judge {run}")

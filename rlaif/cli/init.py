@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import RunPath
+from rlaif.cli.options import RunPath
 from rlaif.errors import RlaifError, UsageError
 
 
@@ -24,23 +24,23 @@ def init(
     ] = None,
 ) -> None:
     """Make a run: a directory with a commented rlaif.toml."""
-    from rlaif import settings
+    from rlaif.config import loader
 
-    path = run / settings.FILE_NAME
+    path = run / loader.CONFIG_FILE
     if path.exists():
-        raise UsageError("there is one already", where=str(path), mend="Edit it, or name another directory.")
+        raise UsageError("there is one already", location=str(path), hint="Edit it, or name another directory.")
     if previous:
-        from rlaif.pipeline import series
-        from rlaif.run.directory import open_run
+        from rlaif.orchestrator import next_iteration
+        from rlaif.run.run import open_run
 
-        text = series.following(open_run(previous), run, prompts or [])
+        text = next_iteration.next_iteration_config(open_run(previous), run, prompts or [])
     elif prompts:
-        raise UsageError("--prompts goes with --from", mend="Set source under [prompts] in the new rlaif.toml.")
+        raise UsageError("--prompts goes with --from", hint="Set sources under [prompts] in the new rlaif.toml.")
     else:
-        text = settings.template()
+        text = loader.template_text()
     try:
         run.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise RlaifError(f"cannot be written: {error.strerror}", where=str(path)) from None
-    console.put(f"wrote {path}. Edit it, then: rlaif generate {run}")
+        raise RlaifError(f"cannot be written: {error.strerror}", location=str(path)) from None
+    console.echo(f"wrote {path}. Edit it, then: rlaif generate {run}")

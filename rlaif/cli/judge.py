@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import (
+from rlaif.cli.options import (
     BaseUrls,
     Batch,
     Budget,
@@ -17,12 +17,12 @@ from rlaif.cli.shared import (
     MaxFailures,
     RunPath,
     Seed,
+    backends_for,
     client_flags,
-    engines_for,
-    open_with,
-    say_stopped,
-    show_pairs,
-    show_plan,
+    log_early_stop,
+    open_run_with_config,
+    print_dry_run,
+    print_pair_summary,
 )
 
 
@@ -42,11 +42,11 @@ def judge(
         Literal["auto", "rate-then-compare", "round-robin", "rate-only"] | None,
         typer.Option(help="Which pairs are compared.", show_default=False),
     ] = None,
-    human_share: Annotated[float | None, typer.Option(help="Share of pairs for people.", show_default=False)] = None,
-    min_probability: Annotated[float | None, typer.Option(help="Keep a pair from here on.", show_default=False)] = None,
-    min_margin: Annotated[float | None, typer.Option(help="Least gap of ratings.", show_default=False)] = None,
-    trust_anyway: Annotated[
-        bool, typer.Option("--trust-anyway", help="Ask a judge that failed its exam (rlaif judges exam).")
+    human_fraction: Annotated[float | None, typer.Option(help="Share of pairs for people.", show_default=False)] = None,
+    min_confidence: Annotated[float | None, typer.Option(help="Keep a pair from here on.", show_default=False)] = None,
+    min_rating_margin: Annotated[float | None, typer.Option(help="Least gap of ratings.", show_default=False)] = None,
+    allow_failed_exam: Annotated[
+        bool, typer.Option("--allow-failed-exam", help="Ask a judge that failed its exam (rlaif judges exam).")
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Judge anew under changed settings.")] = False,
     concurrency: Concurrency = None,
@@ -58,28 +58,28 @@ def judge(
     dry_run: DryRun = False,
 ) -> None:
     """Judge answers, pair them, fill the queue."""
-    target, settings = open_with(
+    target, settings = open_run_with_config(
         run,
         {
-            "judge.judges": judge,
+            "judge.panel": judge,
             "judge.model": model,
             "judge.base_url": base_url,
             "judge.strategy": strategy,
-            "judge.trust_anyway": trust_anyway or None,
+            "judge.allow_failed_exam": allow_failed_exam or None,
             "judge.limit": limit,
-            "pairs.human_share": human_share,
-            "pairs.min_probability": min_probability,
-            "pairs.min_margin": min_margin,
-            "client.batch": batch,
+            "pairs.human_fraction": human_fraction,
+            "pairs.min_confidence": min_confidence,
+            "pairs.min_rating_margin": min_rating_margin,
+            "client.use_batch_api": batch,
             **client_flags(concurrency, seed, max_failures, budget_usd),
         },
     )
-    from rlaif import pipeline
+    from rlaif import api
 
     if dry_run:
-        show_plan(pipeline.plan_judge(target, settings))
+        print_dry_run(api.plan_judge(target, settings))
         return
-    with engines_for(target, settings) as engines:
-        done = pipeline.judge(target, settings, console.Console(), engines, restart=restart)
-    say_stopped(done.stopped)
-    show_pairs(done.built, run)
+    with backends_for(target, settings) as backends:
+        result = api.judge(target, settings, console.Console(), backends, restart=restart)
+    log_early_stop(result.stop_reason)
+    print_pair_summary(result.build, run)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import BaseUrls, Budget, Concurrency, DryRun, MaxFailures, Seed, client_flags, show_plan
+from rlaif.cli.options import BaseUrls, Budget, Concurrency, DryRun, MaxFailures, Seed, client_flags, print_dry_run
 
 if TYPE_CHECKING:
-    from rlaif.judge.exam import Result
+    from rlaif.judge.exam_metrics import ExamReport
 
 Json = Annotated[bool, typer.Option("--json", help="The same as JSON.")]
 
-SHOWN = 20
+MAX_ROWS_SHOWN = 20
 
 judges = typer.Typer(help="The judges: list, show, new, check, exam.", no_args_is_help=True)
 prompts = typer.Typer(help="Prompt sets: list, show, new, check.", no_args_is_help=True)
@@ -24,28 +24,28 @@ prompts = typer.Typer(help="Prompt sets: list, show, new, check.", no_args_is_he
 @judges.command("list")
 def list_judges(json: Json = False) -> None:
     """The judges there are: packaged, and in ./judges."""
-    from rlaif.judge import definition
+    from rlaif.judge import judge_file
 
-    found = [definition.load(folder) for folder in definition.folders().values()]
+    loaded = [judge_file.load_judge(folder) for folder in judge_file.judge_folders().values()]
     if json:
-        console.put_json(
-            [{**judge.file.model_dump(), "hash": judge.hash, "folder": str(judge.folder)} for judge in found]
+        console.echo_json(
+            [{**judge.file.model_dump(), "hash": judge.hash, "folder": str(judge.folder)} for judge in loaded]
         )
         return
-    for judge in found:
-        console.put(f"{judge.name:<16} {judge.file.kind:<8} version {judge.file.version:<4} {judge.file.description}")
+    for judge in loaded:
+        console.echo(f"{judge.name:<16} {judge.file.kind:<8} version {judge.file.version:<4} {judge.file.description}")
 
 
 @judges.command("show")
 def show_judge(name: str) -> None:
     """A judge's prompt and settings."""
-    from rlaif.judge import definition
+    from rlaif.judge import judge_file
 
-    judge = definition.find(name)
-    console.put(f"# {judge.folder}\n")
-    console.put((judge.folder / "judge.toml").read_text(encoding="utf-8"))
+    judge = judge_file.find_judge(name)
+    console.echo(f"# {judge.folder}\n")
+    console.echo((judge.folder / "judge.toml").read_text(encoding="utf-8"))
     if (judge.folder / "prompt.md").exists():  # a reward model needs none
-        console.put((judge.folder / "prompt.md").read_text(encoding="utf-8"))
+        console.echo((judge.folder / "prompt.md").read_text(encoding="utf-8"))
 
 
 @judges.command("new")
@@ -56,10 +56,10 @@ def new_judge(
     ] = "compare",
 ) -> None:
     """Write a judge of your own into ./judges."""
-    from rlaif.judge import draft
+    from rlaif.judge import judge_scaffold
 
-    folder = draft.write(name, kind)
-    console.put(f"{folder} is a judge to edit. Next: rlaif judges check {name}")
+    folder = judge_scaffold.create_judge(name, kind)
+    console.echo(f"{folder} is a judge to edit. Next: rlaif judges check {name}")
 
 
 @judges.command("check")
@@ -68,24 +68,24 @@ def check_judge(
     lock: Annotated[bool, typer.Option("--lock", help="Write this version's line into checksums.txt.")] = False,
 ) -> None:
     """Read a judge's files and gold, and hold its text to its version."""
-    from rlaif.judge import definition, gold, versions
+    from rlaif.judge import gold, judge_file, version_lock
 
-    judge = definition.find(name)
-    locked = versions.check(judge, lock=lock)
-    console.put(f"{judge.name} version {judge.file.version} ({judge.file.kind}), hash {judge.hash}: good")
-    console.put(f"version: {locked}")
-    path = judge.folder / gold.FILE_NAME
+    judge = judge_file.find_judge(name)
+    lock_status = version_lock.check_version_lock(judge, lock=lock)
+    console.echo(f"{judge.name} version {judge.file.version} ({judge.file.kind}), hash {judge.hash}: good")
+    console.echo(f"version: {lock_status}")
+    path = judge.folder / gold.GOLD_FILE
     if not path.exists():
-        console.put(f"gold: none in {path}; an exam needs some, or --gold FILE")
+        console.echo(f"gold: none in {path}; an exam needs some, or --gold FILE")
         return
-    rows = gold.read(path, judge)
-    console.put(f"gold: {len(rows)} rows in {path}")
-    for warning in gold.balance(rows):
-        console.say(f"warning: {warning}")
+    rows = gold.read_gold(path, judge)
+    console.echo(f"gold: {len(rows)} rows in {path}")
+    for warning in gold.gold_bias_warnings(rows):
+        console.log(f"warning: {warning}")
 
 
 @judges.command("exam")
-def examine_judge(
+def exam_judge(
     name: Annotated[str, typer.Argument(help='A judge, or "check" for the programmatic checks.')],
     gold: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Known labels; the judge's own by default.", show_default=False)
@@ -103,88 +103,88 @@ def examine_judge(
     json: Json = False,
 ) -> None:
     """Ask a judge what is known, before its labels are paid for."""
-    from rlaif.config import CHECK
+    from rlaif.config.loader import load
+    from rlaif.config.models import CHECK_JUDGE
     from rlaif.errors import UsageError
-    from rlaif.pipeline import exam
-    from rlaif.settings import load
+    from rlaif.labeling import judge_exam
 
-    if name == CHECK:
+    if name == CHECK_JUDGE:
         if gold is None:
             raise UsageError(
-                "the checks have no gold of their own", mend="Give --gold FILE, with `checks` in its rows."
+                "the checks have no gold of their own", hint="Give --gold FILE, with `checks` in its rows."
             )
-        _show_exam(exam.take_checks(gold), json)
+        print_exam(judge_exam.run_check_exam(gold), json)
         return
     settings = load(Path(), {"judge.model": model, "judge.base_url": base_url,
                              **client_flags(concurrency, seed, max_failures, budget_usd)})  # fmt: skip
     if dry_run:
-        show_plan(exam.plan(name, model, gold, settings, limit))
+        print_dry_run(judge_exam.plan_exam(name, model, gold, settings, limit))
         return
-    done = exam.take(name, model, gold, settings, console.Console(), limit)
-    for warning in done.gold_warnings:
-        console.say(f"warning: of this gold, {warning}")
-    _show_exam(done.result, json)
-    console.say(f"kept in {done.path}; rlaif judge goes by it")
+    exam_run = judge_exam.run_exam(name, model, gold, settings, console.Console(), limit)
+    for warning in exam_run.gold_warnings:
+        console.log(f"warning: of this gold, {warning}")
+    print_exam(exam_run.report, json)
+    console.log(f"kept in {exam_run.path}; rlaif judge goes by it")
 
 
-def _show_exam(result: Result, json: bool) -> None:
-    from rlaif.judge import exam
+def print_exam(result: ExamReport, json: bool) -> None:
+    from rlaif.judge import exam_metrics
 
     if json:
-        console.put_json(result.as_json())
+        console.echo_json(result.as_json())
         return
-    for name, value in result.figures.items():
+    for name, value in result.metrics.items():
         if value is not None:
-            figures = (f"{number:.3f}" if abs(number) < 10 else f"{number:,.0f}"
-                       for number in (value.value, value.low, value.high))  # fmt: skip
-            console.put("{:<30} {:>7} [{}, {}]  n = {:,}".format(name, *figures, value.n))
+            figures = (f"{bound:.3f}" if abs(bound) < 10 else f"{bound:,.0f}"
+                       for bound in (value.value, value.low, value.high))  # fmt: skip
+            console.echo("{:<30} {:>7} [{}, {}]  n = {:,}".format(name.replace("_", " "), *figures, value.n))
     if result.reliability:
-        console.put("\nreliability: | how sure, o how often right, - its interval")
-        for line in exam.plot(result.reliability):
-            console.put(line)
-    verdict = {
+        console.echo("\nreliability: | how sure, o how often right, - its interval")
+        for line in exam_metrics.ascii_reliability_plot(result.reliability):
+            console.echo(line)
+    conclusion = {
         "good": "better than always choosing the longer answer",
         "unproven": "not shown to be better than always choosing the longer answer",
         "bad": "its labels are worth nothing",
-    }[result.standing if result.kind != "classify" or result.standing == "bad" else "good"]
-    if result.kind == "classify" and result.standing != "bad":
-        verdict = "better than always the commonest label"
-    console.put(f"\n{'; '.join(result.faults) + ': ' if result.faults else ''}{verdict}")
+    }[result.status if result.kind != "classify" or result.status == "bad" else "good"]
+    if result.kind == "classify" and result.status != "bad":
+        conclusion = "better than always the commonest label"
+    console.echo(f"\n{'; '.join(result.problems) + ': ' if result.problems else ''}{conclusion}")
 
 
 @prompts.command("list")
 def list_prompts(json: Json = False) -> None:
     """The packaged prompt sets."""
-    from rlaif import packaged
+    from rlaif import resources
 
     sizes = {name: sum(1 for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
-             for name, path in packaged.prompt_sets().items()}  # fmt: skip
+             for name, path in resources.prompt_sets().items()}  # fmt: skip
     if json:
-        console.put_json(sizes)
+        console.echo_json(sizes)
         return
     for name, size in sizes.items():
-        console.put(f"{name:<16} {size:>6,} prompts")
+        console.echo(f"{name:<16} {size:>6,} prompts")
 
 
 @prompts.command("show")
 def show_prompts(name: str) -> None:
     """A set's prompts, as JSON Lines."""
-    from rlaif import packaged
+    from rlaif import resources
     from rlaif.errors import UsageError, did_you_mean
 
-    sets = packaged.prompt_sets()
+    sets = resources.prompt_sets()
     if name not in sets:
         raise UsageError(f"there is no prompt set {name!r}. {did_you_mean(name, sets)}")
-    console.put(sets[name].read_text(encoding="utf-8").rstrip("\n"))
+    console.echo(sets[name].read_text(encoding="utf-8").rstrip("\n"))
 
 
 @prompts.command("new")
 def new_prompts(name: str) -> None:
     """Write a prompt file of your own into ./prompts."""
-    from rlaif.generate import draft
+    from rlaif.generate import prompt_scaffold
 
-    path = draft.write(name)
-    console.put(f"{path} is a prompt file to edit, a row a line. Next: rlaif prompts check {path}")
+    path = prompt_scaffold.create_prompt_file(name)
+    console.echo(f"{path} is a prompt file to edit, a row a line. Next: rlaif prompts check {path}")
 
 
 @prompts.command("check")
@@ -193,22 +193,24 @@ def check_prompts(
     json: Json = False,
 ) -> None:
     """Read prompts as generate would: bad rows, checks that no answer can be held to, and duplicates."""
-    from rlaif.pipeline import sources as looking
-    from rlaif.settings import load
+    from rlaif.config.loader import load
+    from rlaif.orchestrator import check_sources
 
-    found = looking.look(sources, load(Path(), {}))
+    result = check_sources.check_sources(sources, load(Path(), {}))
     if json:
-        console.put_json(found.__dict__)
+        console.echo_json(result.__dict__)
     else:
-        for told in found.bad[:SHOWN]:
-            console.say(told)
-        if len(found.bad) > SHOWN:
-            console.say(f"and {len(found.bad) - SHOWN:,} more bad rows")
-        console.put(f"{found.prompts:,} prompts would be taken, {len(found.bad):,} rows are bad")
-        for reason, places in found.left_out.items():
-            more = ", ..." if len(places) > SHOWN else ""
-            console.put(f"{len(places):,} would be left out ({reason}): {', '.join(places[:SHOWN])}{more}")
-    if found.bad:
+        for error in result.invalid[:MAX_ROWS_SHOWN]:
+            console.log(error)
+        if len(result.invalid) > MAX_ROWS_SHOWN:
+            console.log(f"and {len(result.invalid) - MAX_ROWS_SHOWN:,} more bad rows")
+        console.echo(f"{result.prompts:,} prompts would be taken, {len(result.invalid):,} rows are bad")
+        for reason, locations in result.left_out.items():
+            ellipsis_ = ", ..." if len(locations) > MAX_ROWS_SHOWN else ""
+            console.echo(
+                f"{len(locations):,} would be left out ({reason}): {', '.join(locations[:MAX_ROWS_SHOWN])}{ellipsis_}"
+            )
+    if result.invalid:
         raise typer.Exit(2)
 
 
@@ -222,22 +224,26 @@ def doctor(
     json: Json = False,
 ) -> None:
     """What this machine has and lacks, and how vLLM would use its GPUs."""
-    from rlaif import settings
+    from rlaif.config import loader
     from rlaif.report import doctor as examining
-    from rlaif.run.directory import open_run
+    from rlaif.run.run import open_run
 
     models = dict.fromkeys(model or [], "sampler.vllm")
     if run:
-        config = settings.load(open_run(run).path, {})
-        judged = {seat.model: "judge.vllm" for seat in config.panel() if not seat.base_url}
-        models = {**judged, **{each.model: "sampler.vllm" for each in config.pool() if not each.base_url}, **models}
-    findings = examining.examine(models)
+        config = loader.load(open_run(run).path, {})
+        judge_models = {member.model: "judge.vllm" for member in config.panel_members() if not member.base_url}
+        models = {
+            **judge_models,
+            **{policy.model: "sampler.vllm" for policy in config.policies_resolved() if not policy.base_url},
+            **models,
+        }
+    findings = examining.diagnose(models)
     if json:
-        console.put_json([finding.__dict__ for finding in findings])
+        console.echo_json([finding.__dict__ for finding in findings])
     else:
         for finding in findings:
-            console.put(f"{finding.mark:<5} {finding.what:<18} {finding.told}")
-            if finding.mend:
-                console.put(f"{'':<24} {finding.mend}")
-    if any(finding.mark == "lacks" for finding in findings):
+            console.echo(f"{finding.level:<5} {finding.subject:<18} {finding.message}")
+            if finding.hint:
+                console.echo(f"{'':<24} {finding.hint}")
+    if any(finding.level == "error" for finding in findings):
         raise typer.Exit(4)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import RunPath
+from rlaif.cli.options import RunPath
 
 
 def report(
@@ -15,12 +15,12 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="The facts as JSON, and no page.")] = False,
 ) -> None:
     """Write the morning page. What the night gave, whether its labels can be trusted, what it needs."""
-    from rlaif.report import gather, page
-    from rlaif.run.directory import open_run
+    from rlaif.report import html_report, report_data
+    from rlaif.run.run import open_run
 
     target = open_run(run)
     if json:
-        console.put_json(gather.gather(target))
+        console.echo_json(report_data.collect_report(target))
         return
-    path = page.write(target)
-    console.put(f"wrote {path}")
+    path = html_report.write_report(target)
+    console.echo(f"wrote {path}")

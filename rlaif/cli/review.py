@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import OnBadRow, RunPath, as_judged, open_with, show_pairs
+from rlaif.cli.options import OnBadRow, RunPath, config_as_judged, open_run_with_config, print_pair_summary
 from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
-    from rlaif.config import Config
-    from rlaif.run.directory import Run
+    from rlaif.config.models import Config
+    from rlaif.run.run import Run
 
 DEFAULT_PORT = 7543
 Formats = Literal["csv", "jsonl", "argilla", "label-studio"]
@@ -45,56 +45,58 @@ def review(
     """The page on which people label the queue. Or the queue as a file, and labels back."""
     if sum((export is not None, import_ is not None, merge)) > 1:
         raise UsageError(
-            "one thing at a time", mend="One of --export FILE, --import FILE, --merge; without these the page opens."
+            "one thing at a time", hint="One of --export FILE, --import FILE, --merge; without these the page opens."
         )
-    named = [name for names in annotators or [] for name in names.split(",") if name.strip()]
-    if annotator is not None and named:
-        raise UsageError("--annotator is one person, --annotators are several", mend="Give one of them.")
-    if (named or host != "127.0.0.1" or port != DEFAULT_PORT) and (export or import_ or merge):
-        raise UsageError("--annotators, --host and --port belong to the page", mend="A file is for one --annotator.")
-    target, settings = open_with(run, {"review.annotators": named or None})
+    annotator_names = [name for names in annotators or [] for name in names.split(",") if name.strip()]
+    if annotator is not None and annotator_names:
+        raise UsageError("--annotator is one person, --annotators are several", hint="Give one of them.")
+    if (annotator_names or host != "127.0.0.1" or port != DEFAULT_PORT) and (export or import_ or merge):
+        raise UsageError("--annotators, --host and --port belong to the page", hint="A file is for one --annotator.")
+    target, settings = open_run_with_config(run, {"review.annotators": annotator_names or None})
     if export is not None:
         _export(target, settings, export, format_, annotator or "reviewer")
     elif import_ is not None:
         _import(target, settings, import_, format_, annotator or "reviewer", on_bad_row or "stop")
     elif merge:
-        from rlaif import pipeline
+        from rlaif import api
 
-        show_pairs(pipeline.rebuild(target, as_judged(target, settings)), run)
+        print_pair_summary(api.rebuild_dataset(target, config_as_judged(target, settings)), run)
     else:
-        _page(target, settings, annotator, host, port)
+        _serve_page(target, settings, annotator, host, port)
 
 
-def _page(run: Run, settings: Config, annotator: str | None, host: str, port: int) -> None:
-    from rlaif import pipeline
+def _serve_page(run: Run, settings: Config, annotator: str | None, host: str, port: int) -> None:
+    from rlaif import api
 
-    before = run.reviews().height
+    labels_before = run.reviews().height
 
-    def ready(links: dict[str, str], desk: Any) -> None:
-        console.say(f"pairs for people: {len(desk.queued):,}; labels go into {run.journal_path('reviews')}")
+    def on_ready(links: dict[str, str], assignment: Any) -> None:
+        console.log(f"pairs for people: {len(assignment.queued):,}; labels go into {run.journal_path('reviews')}")
         if host != "127.0.0.1":
-            console.say(
+            console.log(
                 "warning: others on the network can reach this page, and a link is all they need; it is not encrypted. "
                 "Safer: leave --host away, and let people come through ssh -L"
             )
         for name, link in links.items():
-            console.put(f"{name}: {link}")
-        console.say("Ctrl-C closes the page; every label is on the disk by then.")
+            console.echo(f"{name}: {link}")
+        console.log("Ctrl-C closes the page; every label is on the disk by then.")
         import sys
 
         sys.stdout.flush()
 
-    pipeline.review(run, as_judged(run, settings), annotator=annotator, host=host, port=port, ready=ready)
-    console.say(f"{run.reviews().height - before:,} labels were given. Next: rlaif review {run.path} --merge")
+    api.serve_review_page(
+        run, config_as_judged(run, settings), annotator=annotator, host=host, port=port, on_ready=on_ready
+    )
+    console.log(f"{run.reviews().height - labels_before:,} labels were given. Next: rlaif review {run.path} --merge")
 
 
 def _export(run: Run, settings: Config, path: Path, format_: Formats | None, annotator: str) -> None:
-    from rlaif.review import exchange
+    from rlaif.review import import_export
 
     chosen = format_ or ("jsonl" if path.suffix == ".jsonl" else "csv")
-    count = exchange.export_queue(run, path, format=chosen, annotator=annotator, seed=settings.seed)
-    console.put(
-        f"{count:,} pairs for {annotator} in {path}. {exchange.HOW_TO_LABEL[chosen]}, "
+    count = import_export.export_queue(run, path, format=chosen, annotator=annotator, seed=settings.seed)
+    console.echo(
+        f"{count:,} pairs for {annotator} in {path}. {import_export.HOW_TO_LABEL[chosen]}, "
         f"then: rlaif review {run.path} --import {path} --annotator {annotator}"
     )
 
@@ -107,16 +109,16 @@ def _import(
     annotator: str,
     on_bad_row: Literal["stop", "skip"],
 ) -> None:
-    from rlaif import pipeline
-    from rlaif.review import exchange
+    from rlaif import api
+    from rlaif.review import import_export
 
-    result = exchange.import_reviews(
+    result = import_export.import_reviews(
         run, path, annotator=annotator, seed=settings.seed, on_bad_row=on_bad_row, format=format_
     )
-    for problem in result.bad:
-        console.say(f"skipped: {problem}")
-    console.say(
+    for problem in result.bad_rows:
+        console.log(f"skipped: {problem}")
+    console.log(
         f"{result.added:,} labels read, {result.changed:,} changed, {result.unchanged:,} known before, "
-        f"{result.unlabelled:,} rows still without a choice"
+        f"{result.unlabeled:,} rows still without a choice"
     )
-    show_pairs(pipeline.rebuild(run, as_judged(run, settings)), run.path)
+    print_pair_summary(api.rebuild_dataset(run, config_as_judged(run, settings)), run.path)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import (
+from rlaif.cli.options import (
     Budget,
     Concurrency,
     DryRun,
@@ -16,10 +16,10 @@ from rlaif.cli.shared import (
     RunPath,
     Seed,
     client_flags,
-    open_with,
-    say_stopped,
-    show_pairs,
-    show_plan,
+    log_early_stop,
+    open_run_with_config,
+    print_dry_run,
+    print_pair_summary,
 )
 
 
@@ -38,7 +38,7 @@ def run(
             "--evaluate/--no-evaluate", help="Measure the trained model against its reference.", show_default=False
         ),
     ] = None,
-    pilot: Annotated[
+    pilot_prompts: Annotated[
         int | None, typer.Option(help="Prompts that go first, for the estimate; 0 for none.", show_default=False)
     ] = None,
     concurrency: Concurrency = None,
@@ -49,30 +49,30 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """The whole night: generate, judge, report, and train and evaluate when asked."""
-    target, settings = open_with(
+    target, settings = open_run_with_config(
         run,
         {
             "run.until": until,
-            "run.duration": for_,
+            "run.max_duration": for_,
             "run.train": train,
             "run.evaluate": evaluate,
-            "run.pilot": pilot,
+            "run.pilot_prompts": pilot_prompts,
             "prompts.limit": limit,
             **client_flags(concurrency, seed, max_failures, budget_usd),
         },
     )
-    from rlaif import pipeline
+    from rlaif import api
 
     if dry_run:
-        show_plan(pipeline.plan_night(target, settings))
+        print_dry_run(api.plan_run(target, settings))
         if settings.run.evaluate:
-            console.say("What the evaluation asks is not in it.")
+            console.log("What the evaluation asks is not in it.")
         return
-    told = pipeline.whole_night(target, settings, console.Console())
-    for warning in told.warnings:
-        console.say(f"warning: {warning}")
-    say_stopped(told.stopped)
-    if told.built:
-        show_pairs(told.built, run)
-    if told.report:
-        console.put(f"report: {told.report}")
+    result = api.run_pipeline(target, settings, console.Console())
+    for warning in result.warnings:
+        console.log(f"warning: {warning}")
+    log_early_stop(result.stop_reason)
+    if result.build:
+        print_pair_summary(result.build, run)
+    if result.report:
+        console.echo(f"report: {result.report}")

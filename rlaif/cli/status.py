@@ -15,14 +15,14 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """What a run has and what it needs next. Without RUN: every run below this directory."""
-    from rlaif.report import facts
-    from rlaif.run.directory import open_run
+    from rlaif.report import run_status
+    from rlaif.run.run import open_run
 
-    found = [open_run(run)] if run else facts.runs_below(Path())
-    told = [facts.of(each) for each in found]
+    runs = [open_run(run)] if run else run_status.find_runs(Path())
+    statuses = [run_status.run_status(found_run) for found_run in runs]
     if json:
-        console.put_json(told[0] if run else told)
-    elif not told:
-        console.put("There is no run here. Make one: rlaif init RUN")
+        console.echo_json(statuses[0] if run else statuses)
+    elif not statuses:
+        console.echo("There is no run here. Make one: rlaif init RUN")
     else:
-        console.put("\n\n".join(facts.as_text(each) for each in told))
+        console.echo("\n\n".join(run_status.format_status(entry) for entry in statuses))

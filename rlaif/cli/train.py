@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.shared import RunPath, Seed, as_judged, open_with
+from rlaif.cli.options import RunPath, Seed, config_as_judged, open_run_with_config
 
 
 def train(
@@ -34,26 +34,26 @@ def train(
     reward_model: Annotated[
         str | None, typer.Option(metavar="DIR", help="What rloo trains against.", show_default=False)
     ] = None,
-    quantize: Annotated[bool | None, typer.Option("--qlora", help="The base in 4 bits.", show_default=False)] = None,
+    qlora: Annotated[bool | None, typer.Option("--qlora", help="The base in 4 bits.", show_default=False)] = None,
     launcher: Annotated[
         Literal["none", "accelerate"] | None, typer.Option(help="Several processes.", show_default=False)
     ] = None,
-    processes: Annotated[
+    num_processes: Annotated[
         int | None, typer.Option(help="On each machine; default: one a GPU.", show_default=False)
     ] = None,
-    machines: Annotated[
+    num_machines: Annotated[
         int | None,
         typer.Option(help="Given on each of them. Default: by Slurm, torchrun, Kubernetes.", show_default=False),
     ] = None,
     machine_rank: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", show_default=False)] = None,
-    main_address: Annotated[
+    main_process_address: Annotated[
         str | None, typer.Option(metavar="HOST[:PORT]", help="Where the first of them is.", show_default=False)
     ] = None,
     sharding: Annotated[
         Literal["fsdp", "deepspeed", "ddp"] | None, typer.Option(help="How weights are spread.", show_default=False)
     ] = None,
-    restart: Annotated[
-        bool | None, typer.Option("--restart", help="Train anew where settings or rows changed.", show_default=False)
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite", help="Train anew where settings or rows changed.", show_default=False)
     ] = None,
     seed: Seed = None,
     dry_run: Annotated[
@@ -61,7 +61,7 @@ def train(
     ] = False,
 ) -> None:
     """Train on the dataset with TRL; ppo writes what verl trains with."""
-    target, settings = open_with(
+    target, settings = open_run_with_config(
         run,
         {
             "train.method": method,
@@ -70,44 +70,44 @@ def train(
             "train.lora": lora,
             "train.loss": loss,
             "train.launcher": launcher,
-            "train.processes": processes,
-            "train.machines": machines,
+            "train.num_processes": num_processes,
+            "train.num_machines": num_machines,
             "train.machine_rank": machine_rank,
-            "train.main_address": main_address,
+            "train.main_process_address": main_process_address,
             "train.sharding": sharding,
             "train.reward_model": reward_model,
-            "train.quantize": quantize,
+            "train.qlora": qlora,
             "train.beta": beta,
             "train.learning_rate": learning_rate,
             "train.epochs": epochs,
             "train.max_steps": max_steps,
-            "train.restart": restart,
+            "train.overwrite": overwrite,
             "seed": seed,
         },
     )
-    from rlaif import pipeline
+    from rlaif import api
     from rlaif.train import methods
 
-    settings = as_judged(target, settings, own_seed=True)
+    settings = config_as_judged(target, settings, keep_seed=True)
     if dry_run:
-        prepared, how = pipeline.plan_train(target, settings)
+        prepared, description = api.plan_train(target, settings)
         for finding in prepared.findings:
-            console.put(f"{finding.level}  {finding}")
-        console.put(f"the first pair as the model reads it:\n{prepared.example}")
-        console.put(f"{how}. Nothing was trained.")
+            console.echo(f"{finding.level}  {finding}")
+        console.echo(f"the first pair as the model reads it:\n{prepared.example}")
+        console.echo(f"{description}. Nothing was trained.")
         return
     if settings.train.method == "ppo":
-        folder = pipeline.hand_over(target, settings)
-        console.put(f"handed over to verl, which trains where its GPUs are: {folder / 'launch.sh'}")
+        folder = api.export_for_verl(target, settings)
+        console.echo(f"handed over to verl, which trains where its GPUs are: {folder / 'launch.sh'}")
         return
-    result = pipeline.train(target, settings, console.Console())
-    unit = methods.of(settings.train.method).UNIT
-    console.put(f"trained on {result.pairs:,} {unit} in {result.steps:,} steps ({result.seconds:,.0f} s)")
+    result = api.train(target, settings, console.Console())
+    unit = methods.get_method(settings.train.method).row_unit
+    console.echo(f"trained on {result.pairs:,} {unit} in {result.steps:,} steps ({result.seconds:,.0f} s)")
     for name, path in result.paths().items():
-        console.put(f"{name}: {path}")
+        console.echo(f"{name}: {path}")
     if settings.train.method == "reward":  # which does not answer
         into = f"--reward-model {result.merged or 'DIR'} --output {run / 'rloo'}"
-        following = f"rlaif train {run} --method rloo {into}"
+        next_command = f"rlaif train {run} --method rloo {into}"
     else:
-        following = f"rlaif evaluate {run}"
-    console.put(f"Next: {following}")
+        next_command = f"rlaif evaluate {run}"
+    console.echo(f"Next: {next_command}")

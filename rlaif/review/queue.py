@@ -8,8 +8,8 @@ The order is random and knows nothing of route, verdict or model: the labelled p
 part of it, however early an annotator stops. It differs between annotators, so that two of them who stop early have
 covered more of the queue than one.
 
-The newest label of an annotator for a pair wins, by ``at``. Nothing is taken back from the journal: a changed mind is
-one more record, whose ``at`` is after the one before, whatever the clock says.
+The newest label of an annotator for a pair wins, by ``created_at``. Nothing is taken back from the journal: a changed
+mind is one more record, whose ``created_at`` is after the one before, whatever the clock says.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from rlaif.errors import UsageError
-from rlaif.records import Choice, Review, Route, Side, clean, key_of, unit_interval
+from rlaif.records import Choice, Review, Route, Side, content_key, hash_to_unit_interval, replace_surrogates
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from rlaif.run.directory import Run
+    from rlaif.run.run import Run
 
 Role = Literal["annotator", "adjudicator"]
 ROUTES = ("audit", "targeted")
 """The routes of ``tables/pairs.parquet`` that lead to people."""
 
 COLUMNS = ("pair_id", "prompt_id", "prompt", "response_a", "response_b", "route", "inclusion_probability",
-           "p_a", "preferred", "route_reason")  # fmt: skip
+           "prob_a", "preferred", "route_reason")  # fmt: skip
 """The columns of ``tables/pairs.parquet`` that reviewing needs; the last three only after a person has chosen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ReviewItem:
     """One pair as one annotator sees it. Only ``prompt``, ``left`` and ``right`` may reach the annotator."""
 
     pair_id: str
@@ -47,50 +47,50 @@ class Item:
     prompt: str
     left: str
     right: str
-    left_is: Side
+    left_side: Side
     route: Route | Literal["gold"]
     inclusion_probability: float | None
 
 
-def annotator_name(name: str) -> str:
+def normalize_annotator_name(name: str) -> str:
     """``name`` without surrounding space. Raises :class:`UsageError` where nothing is left: sides hang on the name."""
-    stripped = clean(name).strip()
+    stripped = replace_surrogates(name).strip()
     if not stripped:
-        raise UsageError("the annotator has no name", mend="Give --annotator NAME.")
+        raise UsageError("the annotator has no name", hint="Give --annotator NAME.")
     return stripped
 
 
 def left_side(seed: int, pair_id: str, annotator: str) -> Side:
     """Which response of the pair this annotator sees on the left."""
-    return "a" if unit_interval(seed, "left", pair_id, annotator) < 0.5 else "b"
+    return "a" if hash_to_unit_interval(seed, "left", pair_id, annotator) < 0.5 else "b"
 
 
-def queue(pairs: pl.DataFrame, reviews: pl.DataFrame, *, annotator: str, seed: int) -> pl.DataFrame:
+def pending_pairs(pairs: pl.DataFrame, reviews: pl.DataFrame, *, annotator: str, seed: int) -> pl.DataFrame:
     """The rows of ``pairs`` that wait for this annotator's label, in this annotator's order. A skip is a label."""
     import polars as pl
 
-    done = reviews.filter(pl.col("annotator") == annotator).select("pair_id")
-    waiting = pairs.filter(pl.col("route").is_in(ROUTES)).join(done, on="pair_id", how="anti", maintain_order="left")
-    places = [place(seed, pair_id, annotator) for pair_id in waiting["pair_id"]]
-    return waiting.with_columns(pl.Series("_place", places, dtype=pl.Float64)).sort("_place").drop("_place")
+    labeled = reviews.filter(pl.col("annotator") == annotator).select("pair_id")
+    pending = pairs.filter(pl.col("route").is_in(ROUTES)).join(labeled, on="pair_id", how="anti", maintain_order="left")
+    positions = [queue_position(seed, pair_id, annotator) for pair_id in pending["pair_id"]]
+    return pending.with_columns(pl.Series("_position", positions, dtype=pl.Float64)).sort("_position").drop("_position")
 
 
-def place(seed: int, pair_id: str, annotator: str) -> float:
+def queue_position(seed: int, pair_id: str, annotator: str) -> float:
     """Where a pair stands in this annotator's order."""
-    return unit_interval(seed, "queue", pair_id, annotator)
+    return hash_to_unit_interval(seed, "queue", pair_id, annotator)
 
 
-def item(row: Mapping[str, Any], *, annotator: str, seed: int) -> Item:
+def make_item(row: Mapping[str, Any], *, annotator: str, seed: int) -> ReviewItem:
     """A row of the pairs table as this annotator is shown it."""
-    left_is = left_side(seed, row["pair_id"], annotator)
+    side = left_side(seed, row["pair_id"], annotator)
     a, b = row["response_a"] or "", row["response_b"] or ""
-    return Item(
+    return ReviewItem(
         pair_id=row["pair_id"],
         prompt_id=row["prompt_id"],
         prompt=prompt_text(orjson.loads(row["prompt"])),
-        left=a if left_is == "a" else b,
-        right=b if left_is == "a" else a,
-        left_is=left_is,
+        left=a if side == "a" else b,
+        right=b if side == "a" else a,
+        left_side=side,
         route=row["route"],
         inclusion_probability=row["inclusion_probability"],
     )
@@ -110,54 +110,56 @@ def turn_text(message: Mapping[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def newest(reviews: pl.DataFrame) -> pl.DataFrame:
+def latest_labels(reviews: pl.DataFrame) -> pl.DataFrame:
     """One row for each annotator, role and pair: the label that counts."""
     import polars as pl
 
-    ordered = reviews.with_columns(pl.col("role").fill_null("annotator")).sort("at", maintain_order=True)
+    ordered = reviews.with_columns(pl.col("role").fill_null("annotator")).sort("created_at", maintain_order=True)
     return ordered.unique(["annotator", "role", "pair_id"], keep="last", maintain_order=True)
 
 
-def label(
-    item: Item,
+def make_review(
+    item: ReviewItem,
     *,
     annotator: str,
     choice: Choice,
     comment: str = "",
-    edited: str | None = None,
-    sure: int | None = None,
+    edited_response: str | None = None,
+    confidence: int | None = None,
     seconds: float | None = None,
     role: Role = "annotator",
-    before: Mapping[str, Any] | None = None,
+    previous: Mapping[str, Any] | None = None,
 ) -> Review | None:
-    """The record of a label, or None where ``before`` (the newest of this annotator for the pair) says the same.
+    """The record of a label, or None where ``previous`` (the newest of this annotator for the pair) says the same.
 
     The key hangs on the label before it, so that going back to an earlier choice is a record of its own. How long it
     took is no part of what was said.
     """
-    said = {
+    values = {
         "choice": choice,
-        "left": item.left_is,
-        "comment": clean(comment).strip(),
-        "edited": clean(edited).replace("\r\n", "\n") if edited and edited.strip() else None,
-        "sure": sure,
+        "left_side": item.left_side,
+        "comment": replace_surrogates(comment).strip(),
+        "edited_response": replace_surrogates(edited_response).replace("\r\n", "\n")
+        if edited_response and edited_response.strip()
+        else None,
+        "confidence": confidence,
     }
-    if before is not None and said == {name: before.get(name) or None for name in said} | {
-        "comment": before["comment"] or ""
+    if previous is not None and values == {name: previous.get(name) or None for name in values} | {
+        "comment": previous["comment"] or ""
     }:
         return None
-    other: Side = "b" if item.left_is == "a" else "a"
-    preferred: dict[str, Side] = {"left": item.left_is, "right": other}
+    right_side: Side = "b" if item.left_side == "a" else "a"
+    preferred: dict[str, Side] = {"left": item.left_side, "right": right_side}
     # What is not said is no part of the key, so that a file and the page give one label one key.
-    extra = {name: said[name] for name in ("edited", "sure") if said[name] is not None}
+    extra = {name: values[name] for name in ("edited_response", "confidence") if values[name] is not None}
     extra |= {"role": role} if role != "annotator" else {}
-    key = key_of(
+    key = content_key(
         pair_id=item.pair_id,
         annotator=annotator,
         choice=choice,
-        left=item.left_is,
-        comment=said["comment"],
-        before=before["key"] if before else None,
+        left=item.left_side,
+        comment=values["comment"],
+        before=previous["key"] if previous else None,
         **extra,
     )
     return Review(
@@ -171,8 +173,8 @@ def label(
         route=item.route,
         inclusion_probability=item.inclusion_probability,
         # A clock that was set back must not make a newer label the older one.
-        at=max(time.time(), before["at"] + 1e-3) if before else time.time(),
-        **said,
+        created_at=max(time.time(), previous["created_at"] + 1e-3) if previous else time.time(),
+        **values,
     )
 
 
@@ -186,5 +188,5 @@ def read_pairs(run: Run, *, ids: Collection[str] | None = None) -> pl.DataFrame:
 
     if not run.pairs_path.exists():
         return run.pairs()
-    wanted = pl.col("route").is_in(ROUTES) if ids is None else pl.col("pair_id").is_in(list(ids))
-    return pl.scan_parquet(run.pairs_path).filter(wanted).select(COLUMNS).collect()
+    selection = pl.col("route").is_in(ROUTES) if ids is None else pl.col("pair_id").is_in(list(ids))
+    return pl.scan_parquet(run.pairs_path).filter(selection).select(COLUMNS).collect()

@@ -22,45 +22,46 @@ from rlaif.records import Record
 SYNC_EVERY_S = 1.0
 """A crash of the process loses nothing; a crash of the machine loses at most this much."""
 
-BLOCK = 16 << 20
+READ_CHUNK_BYTES = 16 << 20
 
-FIELDS: Mapping[str, Mapping[str, type]] = {
+REQUIRED_FIELDS: Mapping[str, Mapping[str, type]] = {
     "prompts": {"prompt_id": str, "messages": list, "split": str},
     "completions": {"prompt_id": str, "index": int, "model": str, "text": str},
     "verdicts": {"kind": str, "judge": str, "judge_hash": str, "model": str, "prompt_id": str, "a": str},
-    "reviews": {"pair_id": str, "prompt_id": str, "annotator": str, "choice": str, "left": str, "route": str},
+    "reviews": {"pair_id": str, "prompt_id": str, "annotator": str, "choice": str, "left_side": str, "route": str},
 }
 """What each answer in a journal of this name has, besides its key, whichever version wrote it."""
 
 
 class Journal:
-    """The writing end of one journal. ``done`` holds the keys that have an answer; ``failed`` those that have none and
-    failed since the journal was opened: they are owed again, but by the next command. A closed journal holds none.
+    """The writing end of one journal. ``answered_keys`` holds the keys that have an answer; ``failed_keys`` those that
+    have none and failed since the journal was opened: they are owed again, but by the next command. A closed journal
+    holds none.
 
     Opening reads the file once. Only the holder of the run's lock may open a journal.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.done: set[bytes] = set()
-        self.failed: set[bytes] = set()
+        self.answered_keys: set[bytes] = set()
+        self.failed_keys: set[bytes] = set()
         self._synced_at = time.monotonic()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise RunError(f"cannot be opened for writing: {error.strerror}", where=str(path)) from None
+            raise RunError(f"cannot be opened for writing: {error.strerror}", location=str(path)) from None
         try:
             _cut_torn_line(self._fd)
-            for _, record in read(path):
-                self._note(record)
+            for _, record in iter_records(path):
+                self._index(record)
         except BaseException:
             os.close(self._fd)
             raise
-        self.failed.clear()
+        self.failed_keys.clear()
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and bytes.fromhex(key) in self.done
+        return isinstance(key, str) and bytes.fromhex(key) in self.answered_keys
 
     def append(self, records: Iterable[Record]) -> None:
         """Write ``records`` as one block of lines. They are in the file when this returns."""
@@ -71,9 +72,9 @@ class Journal:
                 block = block[os.write(self._fd, block) :]
         except OSError as error:
             _cut_torn_line(self._fd)  # or the next record would be written onto what came out of this one
-            raise self._unwritable(error) from None
+            raise self._write_error(error) from None
         for value in values:
-            self._note(value)
+            self._index(value)
         if time.monotonic() - self._synced_at >= SYNC_EVERY_S:
             self.sync()
 
@@ -81,7 +82,7 @@ class Journal:
         try:
             os.fsync(self._fd)
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise self._write_error(error) from None
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ class Journal:
             finally:
                 os.close(self._fd)
                 self._fd = -1
-                self.done, self.failed = set(), set()  # millions of keys: what follows needs their memory
+                self.answered_keys, self.failed_keys = set(), set()  # millions of keys: what follows needs their memory
 
     def __enter__(self) -> Journal:
         return self
@@ -101,59 +102,59 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _note(self, value: dict[str, Any]) -> None:
+    def _index(self, value: dict[str, Any]) -> None:
         key = bytes.fromhex(value["key"])
         if "error" not in value:
-            self.done.add(key)
-            self.failed.discard(key)
-        elif key not in self.done:
-            self.failed.add(key)
+            self.answered_keys.add(key)
+            self.failed_keys.discard(key)
+        elif key not in self.answered_keys:
+            self.failed_keys.add(key)
 
-    def _unwritable(self, error: OSError) -> RunError:
+    def _write_error(self, error: OSError) -> RunError:
         return RunError(
             f"cannot be written: {error.strerror}",
-            where=str(self.path),
-            mend="Make room or mend the permission, then give the same command again: it goes on from here.",
+            location=str(self.path),
+            hint="Make room or mend the permission, then give the same command again: it goes on from here.",
         )
 
 
-def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def iter_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every whole line of the journal at ``path`` as (byte offset, record); an absent journal is empty.
 
     Safe beside a writer: a last line without its newline is not there yet.
     """
-    needed = FIELDS.get(path.stem, {})
+    needed = REQUIRED_FIELDS.get(path.stem, {})
     fields, types = itemgetter("key", "key", *needed), [str, str, *needed.values()]  # two at least give a tuple
-    for offset, line, text in _lines(path):
+    for offset, line, text in _iter_lines(path):
         yield offset, _parse(path, line, text, fields, types)
 
 
-def name_damaged(path: Path, offset: int) -> None:
+def raise_damaged_at(path: Path, offset: int) -> None:
     """Raise :class:`RunError` with the number of the line at byte ``offset``, or of one before it that is damaged."""
-    for number, (start, _) in enumerate(read(path), start=1):
+    for line_number, (start, _) in enumerate(iter_records(path), start=1):
         if start == offset:
-            raise damaged(path, number)
+            raise damaged_line_error(path, line_number)
 
 
-class Reader:
+class JournalReader:
     """Records of one journal by byte offset, for what is too large to hold in memory."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
 
-    def line(self, offset: int) -> bytes:
+    def read_line(self, offset: int) -> bytes:
         self._file.seek(offset)
         return self._file.readline()
 
-    def at(self, offset: int) -> dict[str, Any]:
-        record: dict[str, Any] = orjson.loads(self.line(offset))
+    def read_at(self, offset: int) -> dict[str, Any]:
+        record: dict[str, Any] = orjson.loads(self.read_line(offset))
         return record
 
     def close(self) -> None:
         self._file.close()
 
 
-def blocks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
+def iter_blocks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """The whole lines of the journal from byte ``start`` on, in blocks of about 16 MiB, each with the byte offset at
     which it starts."""
     try:
@@ -161,11 +162,11 @@ def blocks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise RunError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise RunError(f"cannot be read: {error.strerror}", location=str(path)) from None
     with file:
         file.seek(start)
         offset, rest = start, b""
-        while chunk := file.read(BLOCK):
+        while chunk := file.read(READ_CHUNK_BYTES):
             chunk = rest + chunk
             end = chunk.rfind(b"\n") + 1
             if end:
@@ -173,35 +174,35 @@ def blocks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
             offset, rest = offset + end, chunk[end:]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    number = 0
-    for start, block in blocks(path):
+def _iter_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    line_number = 0
+    for start, block in iter_blocks(path):
         for line in block.split(b"\n")[:-1]:
-            number += 1
-            yield start, number, line
+            line_number += 1
+            yield start, line_number, line
             start += len(line) + 1
 
 
 def _parse(
-    path: Path, number: int, text: bytes, fields: Callable[[Any], tuple[Any, ...]], types: list[type]
+    path: Path, line_number: int, text: bytes, fields: Callable[[Any], tuple[Any, ...]], types: list[type]
 ) -> dict[str, Any]:
     """``fields`` takes a record's key and all else that its kind has, of ``types``; a failure needs its key alone."""
     try:
         record: dict[str, Any] = orjson.loads(text)
         bytes.fromhex(record["key"])
         if "error" not in record and list(map(type, fields(record))) != types:
-            raise damaged(path, number)
+            raise damaged_line_error(path, line_number)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        raise damaged(path, number) from None
+        raise damaged_line_error(path, line_number) from None
     return record
 
 
-def damaged(path: Path, number: int) -> RunError:
+def damaged_line_error(path: Path, line_number: int) -> RunError:
     """What is raised for a line (from 1) that rlaif did not write as it is."""
     return RunError(
         "this line of the journal is damaged",
-        where=f"{path}:{number}",
-        mend="Journals are never edited by rlaif: restore the file from a copy, or delete this one line.",
+        location=f"{path}:{line_number}",
+        hint="Journals are never edited by rlaif: restore the file from a copy, or delete this one line.",
     )
 
 

@@ -5,26 +5,39 @@
 certified. Every value comes as an :class:`Estimate`, with its interval and n.
 """
 
-from rlaif.stats.agreement import cohen_kappa, error_of_one, krippendorff_alpha, noise_rate
-from rlaif.stats.calibration import Certificate, antisymmetric, certify, cross_fitted, expected_calibration_error
-from rlaif.stats.intervals import Estimate, bootstrap_ratio, clopper_pearson, hajek, lowest_of_all, wilson
+from rlaif.stats.agreement import cohen_kappa, krippendorff_alpha, noise_rate, single_rater_error
+from rlaif.stats.calibration import (
+    Certificate,
+    certify,
+    cross_fit,
+    expected_calibration_error,
+    fit_antisymmetric_logistic,
+)
+from rlaif.stats.intervals import (
+    Estimate,
+    bootstrap_ratio,
+    clopper_pearson,
+    hajek_mean,
+    wilson,
+    wilson_lower_if_all_succeed,
+)
 from rlaif.stats.ppi import ppi_mean
 
 __all__ = [
     "Certificate",
     "Estimate",
-    "antisymmetric",
     "bootstrap_ratio",
     "certify",
     "clopper_pearson",
     "cohen_kappa",
-    "cross_fitted",
-    "error_of_one",
+    "cross_fit",
     "expected_calibration_error",
-    "hajek",
+    "fit_antisymmetric_logistic",
+    "hajek_mean",
     "krippendorff_alpha",
-    "lowest_of_all",
     "noise_rate",
     "ppi_mean",
+    "single_rater_error",
     "wilson",
+    "wilson_lower_if_all_succeed",
 ]

@@ -22,7 +22,13 @@ def logit(p: ArrayLike) -> Floats:
 
 
 def expected_calibration_error(
-    confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10, level: float = 0.95, rounds: int = 1000, seed: int = 0
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    bins: int = 10,
+    confidence_level: float = 0.95,
+    rounds: int = 1000,
+    seed: int = 0,
 ) -> Estimate | None:
     """The mean gap between confidence and accuracy over ``bins`` equal bins of [0, 1], weighted by their rows (Naeini
     et al. 2015; Guo et al. 2017, arXiv:1706.04599), with a bootstrap interval.
@@ -30,20 +36,22 @@ def expected_calibration_error(
     It is never negative, so chance alone makes it positive: the interval's low end says what is left without that.
     None without rows.
     """
-    sure, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    if not len(sure):
+    confidences, is_correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    if not len(confidences):
         return None
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    gaps = np.zeros((len(sure), bins))
-    gaps[np.arange(len(sure)), place] = right - sure
-    value = float(np.abs(gaps.sum(axis=0)).sum()) / len(sure)
-    drawn = np.abs(resampled_sums(gaps, rounds, np.random.default_rng(seed))).sum(axis=1) / len(sure)
+    bin_index = np.minimum((confidences * bins).astype(int), bins - 1)
+    gaps = np.zeros((len(confidences), bins))
+    gaps[np.arange(len(confidences)), bin_index] = is_correct - confidences
+    value = float(np.abs(gaps.sum(axis=0)).sum()) / len(confidences)
+    resampled = np.abs(resampled_sums(gaps, rounds, np.random.default_rng(seed))).sum(axis=1) / len(confidences)
     # A resample's error has the sample's chance in it and its own once more; reflecting takes one of them back.
-    low, high = 2 * value - np.quantile(drawn, [0.5 + level / 2, 0.5 - level / 2])
-    return Estimate(value, min(value, max(0.0, float(low))), max(value, float(high)), len(sure))
+    low, high = 2 * value - np.quantile(resampled, [0.5 + confidence_level / 2, 0.5 - confidence_level / 2])
+    return Estimate(value, min(value, max(0.0, float(low))), max(value, float(high)), len(confidences))
 
 
-def antisymmetric(logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0) -> Floats:
+def fit_antisymmetric_logistic(
+    logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0
+) -> Floats:
     """w of logit P = sum_j w_j logit p_j, a logistic regression (Platt 1999) without intercept, so that exchanging the
     two answers of every pair turns every probability into its complement, and with an L2 penalty on the distance from
     ``prior`` (nothing, where it is not given), so that few labels change little.
@@ -55,9 +63,9 @@ def antisymmetric(logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None 
     start = np.zeros(x.shape[1]) if prior is None else np.asarray(prior, dtype=float)
     w = start.copy()
 
-    def loss(at: Floats) -> float:
-        z = x @ at
-        return float(np.logaddexp(0.0, z).sum() - y @ z) + l2 / 2 * float((at - start) @ (at - start))
+    def loss(weights: Floats) -> float:
+        z = x @ weights
+        return float(np.logaddexp(0.0, z).sum() - y @ z) + l2 / 2 * float((weights - start) @ (weights - start))
 
     for _ in range(100):
         p = sigmoid(x @ w)
@@ -73,27 +81,30 @@ def antisymmetric(logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None 
     return w
 
 
-def cross_fitted(
+def cross_fit(
     logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0
 ) -> Floats:
-    """P(a is better) for every row, by :func:`antisymmetric` weights that no label of the row's own fold has touched.
+    """P(a is better) for every row, by :func:`fit_antisymmetric_logistic` weights that no label of the row's own fold
+    has touched.
 
     ``labels``: 1, 0, or nan where there is none. ``folds``: a whole number for each row; rows of one prompt share it.
     """
     x, y, fold = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float), np.asarray(folds)
-    labelled = ~np.isnan(y)
+    labeled = ~np.isnan(y)
     result = np.empty(len(y))
-    for one in np.unique(fold):
-        fit, out = labelled & (fold != one), fold == one
-        result[out] = sigmoid(x[out] @ antisymmetric(x[fit], y[fit], prior, l2=l2))
+    for test_fold in np.unique(fold):
+        train_rows, test_rows = labeled & (fold != test_fold), fold == test_fold
+        result[test_rows] = sigmoid(
+            x[test_rows] @ fit_antisymmetric_logistic(x[train_rows], y[train_rows], prior, l2=l2)
+        )
     return result
 
 
 def sigmoid(z: ArrayLike) -> Floats:
     """1 / (1 + exp(-z)), so computed that sigmoid(-z) is 1 - sigmoid(z) to the last bit."""
-    given = np.asarray(z, dtype=float)
-    upper: Floats = 1 / (1 + np.exp(-np.abs(given)))
-    return np.where(given >= 0, upper, 1 - upper)
+    values = np.asarray(z, dtype=float)
+    upper: Floats = 1 / (1 + np.exp(-np.abs(values)))
+    return np.where(values >= 0, upper, 1 - upper)
 
 
 @dataclass(frozen=True)
@@ -119,18 +130,20 @@ def certify(
     the confidences. ``population``: all confidences. The sequence is fixed by confidences alone: it starts where
     enough labels stand for a test without an error to pass, and goes on by levels of confidence, forty at most.
     """
-    sure, right, everyone = (np.asarray(given, dtype=float) for given in (confidence, correct, population))
-    needed = math.ceil(math.log(alpha) / math.log(target))
+    confidences, is_correct, all_confidences = (
+        np.asarray(values, dtype=float) for values in (confidence, correct, population)
+    )
+    min_labels = math.ceil(math.log(alpha) / math.log(target))
     best = Certificate(0.0, None, 0, 0)
-    levels = np.unique(sure)[::-1]
-    counts = np.array([int((sure >= level).sum()) for level in levels])
-    levels, counts = levels[counts >= needed], counts[counts >= needed]
+    levels = np.unique(confidences)[::-1]
+    counts = np.array([int((confidences >= level).sum()) for level in levels])
+    levels, counts = levels[counts >= min_labels], counts[counts >= min_labels]
     if len(levels) > 40:
         levels = levels[np.unique(np.linspace(0, len(levels) - 1, 40).round().astype(int))]
     for level in levels:
-        inside = sure >= level
-        n, hits = int(inside.sum()), int(right[inside].sum())
+        inside = confidences >= level
+        n, hits = int(inside.sum()), int(is_correct[inside].sum())
         if binomial_tail(hits, n, target) > alpha:
             break
-        best = Certificate(float((everyone >= level).mean()), float(level), n, n - hits)
+        best = Certificate(float((all_confidences >= level).mean()), float(level), n, n - hits)
     return best

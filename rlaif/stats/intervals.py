@@ -25,60 +25,60 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
 
-    def facts(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The estimate as JSON values, for a manifest."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
-def two_sided(level: float) -> float:
+def normal_quantile(confidence_level: float) -> float:
     """The normal quantile of a two-sided interval."""
-    return NormalDist().inv_cdf(0.5 + level / 2)
+    return NormalDist().inv_cdf(0.5 + confidence_level / 2)
 
 
-def students(level: float, freedom: float) -> float:
+def student_t_quantile(confidence_level: float, degrees_of_freedom: float) -> float:
     """Student's t quantile of a two-sided interval, by its expansion around the normal one (Cornish and Fisher 1938;
     within 1 % from three degrees of freedom on, too small below); infinite without any."""
-    z = two_sided(level)
-    if freedom <= 0:
+    z = normal_quantile(confidence_level)
+    if degrees_of_freedom <= 0:
         return math.inf
     return (
         z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+        + (z**3 + z) / (4 * degrees_of_freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees_of_freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees_of_freedom**3)
     )
 
 
-def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
-    z = two_sided(level)
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+def _wilson(p: float, n: float, confidence_level: float) -> tuple[float, float]:
+    z = normal_quantile(confidence_level)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At the ends the score interval touches 0 or 1 exactly; rounding would miss it by an ulp.
-    return (0.0 if p <= 0 else max(0.0, centre - half)), (1.0 if p >= 1 else min(1.0, centre + half))
+    return (0.0 if p <= 0 else max(0.0, center - half)), (1.0 if p >= 1 else min(1.0, center + half))
 
 
-def wilson(successes: float, n: int, level: float = 0.95) -> Estimate | None:
+def wilson(successes: float, n: int, confidence_level: float = 0.95) -> Estimate | None:
     """A proportion with its Wilson score interval (Wilson 1927). None without observations."""
     if n == 0:
         return None
-    return Estimate(successes / n, *_wilson(successes / n, n, level), n)
+    return Estimate(successes / n, *_wilson(successes / n, n, confidence_level), n)
 
 
-def lowest_of_all(n: float, level: float = 0.95) -> float:
+def wilson_lower_if_all_succeed(n: float, confidence_level: float = 0.95) -> float:
     """The lower end of the Wilson interval of a proportion where all of ``n``, which may be an effective number, are
     successes."""
-    return _wilson(1.0, n, level)[0]
+    return _wilson(1.0, n, confidence_level)[0]
 
 
-def clopper_pearson(successes: int, n: int, level: float = 0.95) -> float:
+def clopper_pearson(successes: int, n: int, confidence_level: float = 0.95) -> float:
     """The exact one-sided lower bound of a proportion (Clopper and Pearson 1934): the largest p at which as many
-    successes or more still have a probability of at most 1 - ``level``. 0 without observations."""
+    successes or more still have a probability of at most 1 - ``confidence_level``. 0 without observations."""
     if successes == 0:
         return 0.0
     low, high = 0.0, successes / n
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if binomial_tail(successes, n, middle) <= 1 - level else (low, middle)
+        low, high = (middle, high) if binomial_tail(successes, n, middle) <= 1 - confidence_level else (low, middle)
     return low
 
 
@@ -91,24 +91,24 @@ def binomial_tail(successes: int, n: int, p: float) -> float:
     k = range(successes, n + 1)
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p)
             + (n - i) * math.log1p(-p) for i in k]  # fmt: skip
-    most = max(logs)
-    return min(1.0, math.exp(most) * math.fsum(math.exp(value - most) for value in logs))
+    largest = max(logs)
+    return min(1.0, math.exp(largest) * math.fsum(math.exp(value - largest) for value in logs))
 
 
-def hajek(
+def hajek_mean(
     values: ArrayLike,
     weights: ArrayLike,
     *,
-    known: ArrayLike = (),
+    certain_values: ArrayLike = (),
     mean: float | None = None,
-    level: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> Estimate | None:
     """The mean of 0/1 ``values`` over a population of which they were drawn with unequal known probabilities.
 
     ``weights``: how many of the population each stands for, 1 / its inclusion probability; their weighted mean is
-    Hajek's (1971), unless a better estimate of it is given (``mean``). ``known``: values of those that were certain to
-    be drawn, which stand for themselves; the interval is squeezed by the share of the population that it is about.
-    None without observations.
+    Hajek's (1971), unless a better estimate of it is given (``mean``). ``certain_values``: values of those that were
+    certain to be drawn, which stand for themselves; the interval is squeezed by the share of the population that it is
+    about. None without observations.
 
     The interval is Wilson's at the effective sample size with Student's quantile (Korn and Graubard 1998), from the
     variance of the linearised mean with one label of either kind added. Where a few labels stand for nearly all of the
@@ -116,10 +116,12 @@ def hajek(
     are those of Kish's (1965) effective number, and the interval reaches as far on either side as that many labels
     leave room for where all of them agree.
     """
-    y, w, sure = (np.asarray(given, dtype=float) for given in (values, weights, known))
+    y, w, certain = (np.asarray(array, dtype=float) for array in (values, weights, certain_values))
     if not len(y):
         return (
-            None if not len(sure) else Estimate(float(sure.mean()), float(sure.mean()), float(sure.mean()), len(sure))
+            None
+            if not len(certain)
+            else Estimate(float(certain.mean()), float(certain.mean()), float(certain.mean()), len(certain))
         )
     total = float(w.sum())
     mean = min(1.0, max(0.0, float(w @ y) / total if mean is None else mean))
@@ -127,13 +129,18 @@ def hajek(
     middle = (mean * kish + 1) / (kish + 2)  # keeps the variance above nothing where all labels agree
     variance = float(((w * (y - middle)) ** 2).sum()) / total**2
     effective = min(float(len(y)), max(1.0, middle * (1 - middle) / variance))
-    effective *= (two_sided(level) / students(level, kish - 1)) ** 2
-    low, high = _wilson(mean, effective, level) if effective else (0.0, 1.0)
-    least = lowest_of_all(kish, level)
-    low, high = min(low, least * mean), max(high, 1 - least * (1 - mean))
-    share = total / (total + len(sure))
-    fixed = (1 - share) * float(sure.mean()) if len(sure) else 0.0
-    return Estimate(fixed + share * mean, fixed + share * low, fixed + share * high, len(y) + len(sure))
+    effective *= (normal_quantile(confidence_level) / student_t_quantile(confidence_level, kish - 1)) ** 2
+    low, high = _wilson(mean, effective, confidence_level) if effective else (0.0, 1.0)
+    lowest = wilson_lower_if_all_succeed(kish, confidence_level)
+    low, high = min(low, lowest * mean), max(high, 1 - lowest * (1 - mean))
+    sampled_fraction = total / (total + len(certain))
+    certain_part = (1 - sampled_fraction) * float(certain.mean()) if len(certain) else 0.0
+    return Estimate(
+        certain_part + sampled_fraction * mean,
+        certain_part + sampled_fraction * low,
+        certain_part + sampled_fraction * high,
+        len(y) + len(certain),
+    )
 
 
 def bootstrap_ratio(
@@ -141,7 +148,7 @@ def bootstrap_ratio(
     denominator: ArrayLike,
     groups: ArrayLike,
     *,
-    level: float = 0.95,
+    confidence_level: float = 0.95,
     rounds: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
@@ -155,10 +162,10 @@ def bootstrap_ratio(
     n = int(index.max()) + 1
     sums = np.zeros((n, 2))
     np.add.at(sums, index, np.column_stack([top, bottom]))
-    drawn = resampled_sums(sums, rounds, np.random.default_rng(seed))
+    resampled = resampled_sums(sums, rounds, np.random.default_rng(seed))
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = drawn[:, 0] / drawn[:, 1]
-    low, high = np.nanquantile(ratios, [0.5 - level / 2, 0.5 + level / 2])
+        ratios = resampled[:, 0] / resampled[:, 1]
+    low, high = np.nanquantile(ratios, [0.5 - confidence_level / 2, 0.5 + confidence_level / 2])
     return Estimate(float(top.sum() / bottom.sum()), float(low), float(high), len(top))
 
 

@@ -1,7 +1,7 @@
 """OUTPUT/checkpoints: what a training may go on from.
 
 ``checkpoint-N/`` as TRL's trainer writes them, beside ``identity.json``: what they were made with. A checkpoint that a
-crash tore is passed over for the one before it. Only :func:`claim` writes here.
+crash tore is passed over for the one before it. Only :func:`claim_dir` writes here.
 """
 
 from __future__ import annotations
@@ -16,102 +16,111 @@ from typing import Any
 
 import orjson
 
-from rlaif.errors import IdentityError, OtherRows
+from rlaif.errors import ConfigMismatchError, DatasetChangedError
 
-IDENTITY = "identity.json"
-ROWS = {"dataset": "the dataset has other rows", "both_bad": "people call other pairs both bad"}
+FINGERPRINT_FILE = "identity.json"
+ROW_FIELDS = {"dataset": "the dataset has other rows", "both_bad": "people call other pairs both bad"}
 """The fields that say which rows were trained on, and what it means that they differ."""
-MEND = (
-    "To train anew in its place, set restart = true under [train], or give rlaif train --restart; to keep it, set "
+CONFLICT_HINT = (
+    "To train anew in its place, set overwrite = true under [train], or give rlaif train --overwrite; to keep it, set "
     "another output (--output)."
 )
 
 
-def claim(folder: Path, identity: Mapping[str, Any], growing: tuple[str, ...], *, restart: bool = False) -> None:
-    """Make ``folder`` this training's. Raises :class:`IdentityError` where its checkpoints belong to another one, as
-    :class:`OtherRows` where that is the same training of other rows.
+def claim_dir(
+    folder: Path, fingerprint: Mapping[str, Any], may_grow: tuple[str, ...], *, overwrite: bool = False
+) -> None:
+    """Make ``folder`` this training's. Raises :class:`ConfigMismatchError` where its checkpoints belong to another one,
+    as
+    :class:`DatasetChangedError` where that is the same training of other rows.
 
-    Fields in ``growing`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
-    With ``restart`` another training's checkpoints are removed instead.
+    Fields in ``may_grow`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
+    With ``overwrite`` another training's checkpoints are removed instead.
     """
-    path = folder / IDENTITY
-    before = read(path)
-    if _numbered(folder):
-        differing = dict(_differences(before, identity, growing)) if before else {"": "nothing says with what"}
-        told = "; ".join(sorted(differing.values()))
-        if differing and restart:
+    path = folder / FINGERPRINT_FILE
+    previous = read_json(path)
+    if _numbered_checkpoints(folder):
+        differences = (
+            dict(_differences(previous, fingerprint, may_grow)) if previous else {"": "nothing says with what"}
+        )
+        details = "; ".join(sorted(differences.values()))
+        if differences and overwrite:
             shutil.rmtree(folder)
-        elif differing and differing.keys() <= ROWS.keys():
-            state = "finished" if _finished(folder, before) else "stopped before its end"
-            raise OtherRows(f"this training was {state}, and since then {told}", where=str(folder), mend=MEND)
-        elif differing:
-            raise IdentityError(f"its checkpoints were made with other settings: {told}", where=str(folder), mend=MEND)
-    write(path, identity)
+        elif differences and differences.keys() <= ROW_FIELDS.keys():
+            state = "finished" if _is_finished(folder, previous) else "stopped before its end"
+            raise DatasetChangedError(
+                f"this training was {state}, and since then {details}", location=str(folder), hint=CONFLICT_HINT
+            )
+        elif differences:
+            raise ConfigMismatchError(
+                f"its checkpoints were made with other settings: {details}", location=str(folder), hint=CONFLICT_HINT
+            )
+    write_json(path, fingerprint)
 
 
-def _finished(folder: Path, identity: Mapping[str, Any] | None) -> bool:
+def _is_finished(folder: Path, fingerprint: Mapping[str, Any] | None) -> bool:
     """Whether a training of ``identity`` ran to its end: it has written its facts beside the checkpoints."""
-    facts = read(folder.parent / "training.json")
-    return facts is not None and facts.get("identity") == identity
+    facts = read_json(folder.parent / "training.json")
+    return facts is not None and facts.get("identity") == fingerprint
 
 
 def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], growing: tuple[str, ...]
+    before: Mapping[str, Any], now: Mapping[str, Any], may_grow: tuple[str, ...]
 ) -> Iterator[tuple[str, str]]:
     """The fields that differ, each with what there is to say of it."""
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
         if old == new:
             continue
-        if name in growing:
+        if name in may_grow:
             if new is None or (old is not None and new > old):
                 continue
             yield name, f"{name} may only grow: it was {old}, now {new}"
-        elif name in ROWS:
-            yield name, ROWS[name]
+        elif name in ROW_FIELDS:
+            yield name, ROW_FIELDS[name]
         else:
             yield name, f"{name} was {old!r}, now {new!r}"
 
 
-def newest(folder: Path, before: int | None = None) -> tuple[Path | None, list[Path]]:
+def latest_complete(folder: Path, before: int | None = None) -> tuple[Path | None, list[Path]]:
     """The newest complete checkpoint (of a step before ``before``), and the torn ones that are newer than it."""
     torn: list[Path] = []
-    for path in reversed(_numbered(folder)):
-        if before is not None and step(path) >= before:
+    for path in reversed(_numbered_checkpoints(folder)):
+        if before is not None and checkpoint_step(path) >= before:
             continue
-        if complete(path):
+        if is_complete(path):
             return path, torn
         torn.append(path)
     return None, torn
 
 
-def step(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _numbered(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=step)
+def _numbered_checkpoints(folder: Path) -> list[Path]:
+    paths = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(paths, key=checkpoint_step)
 
 
-def complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether all that going on needs is there and whole: weights, optimizer, scheduler, random state, and the step."""
-    state = read(checkpoint / "trainer_state.json")  # the trainer writes it last
+    state = read_json(checkpoint / "trainer_state.json")  # the trainer writes it last
     weights = list(checkpoint.glob("*.safetensors"))
-    optimizer, random = _optimizer(checkpoint), list(checkpoint.glob("rng_state*.pth"))
+    optimizer, random = _optimizer_files(checkpoint), list(checkpoint.glob("rng_state*.pth"))
     return (
         state is not None
-        and state.get("global_step") == step(checkpoint)
+        and state.get("global_step") == checkpoint_step(checkpoint)
         and bool(weights)
-        and all(map(_whole_safetensors, weights))
+        and all(map(_is_complete_safetensors, weights))
         and bool(optimizer)
         and bool(random)
         and all(map(zipfile.is_zipfile, [*optimizer, checkpoint / "scheduler.pt", *random]))
-        and _all_shards(checkpoint)
+        and _has_all_shards(checkpoint)
     )
 
 
-def _optimizer(checkpoint: Path) -> list[Path]:
+def _optimizer_files(checkpoint: Path) -> list[Path]:
     """The files of the optimizer's state, and with spread weights those of the model that are read with it: DeepSpeed's
     in the folder that its ``latest`` names, FSDP's, or the one of a process that has all of it. Empty without any."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -121,15 +130,16 @@ def _optimizer(checkpoint: Path) -> list[Path]:
     return [fsdp, checkpoint / "pytorch_model_fsdp.bin"] if fsdp.exists() else [checkpoint / "optimizer.pt"]
 
 
-def _all_shards(checkpoint: Path) -> bool:
+def _has_all_shards(checkpoint: Path) -> bool:
     indexes = list(checkpoint.glob("*.safetensors.index.json"))
     return all(
-        (index := read(path)) is not None and all((checkpoint / name).exists() for name in index["weight_map"].values())
+        (index := read_json(path)) is not None
+        and all((checkpoint / name).exists() for name in index["weight_map"].values())
         for path in indexes
     )
 
 
-def _whole_safetensors(path: Path) -> bool:
+def _is_complete_safetensors(path: Path) -> bool:
     """Whether the file is as long as its header says: eight bytes of header length, the header, the tensors."""
     try:
         with path.open("rb") as file:
@@ -143,7 +153,7 @@ def _whole_safetensors(path: Path) -> bool:
     return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in ``path``; None where there is none, or none that can be read."""
     try:
         value = orjson.loads(path.read_bytes())
@@ -152,7 +162,7 @@ def read(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """``value`` as JSON: written beside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

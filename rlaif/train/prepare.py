@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlaif.config import Config
-from rlaif.errors import MissingPart, UsageError
-from rlaif.llm import demo
-from rlaif.run.directory import Run
-from rlaif.train import known, measure, methods, preflight, settings, template, writing
+from rlaif.config.models import Config
+from rlaif.errors import MissingDependencyError, UsageError
+from rlaif.run.run import Run
+from rlaif.serving import demo_model
+from rlaif.train import artifacts, chat_template, label_checks, methods, metrics, preflight, trl_config
 
 if TYPE_CHECKING:
     import polars as pl
 
-PARTS = ("torch", "trl", "peft", "accelerate")
+REQUIRED_PACKAGES = ("torch", "trl", "peft", "accelerate")
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedTraining:
     """A training that passed its preflight: what would be trained on what."""
 
     model: str
@@ -29,55 +29,61 @@ class Prepared:
     train: pl.DataFrame
     test: pl.DataFrame | None
     digest: str
-    kept: float
+    kept_fraction: float
     """The share of the pairs that max_length leaves in the training, by those that were measured."""
-    findings: list[preflight.Finding]
+    findings: list[preflight.PreflightFinding]
     example: str
 
 
-def prepare(run: Run, config: Config) -> Prepared:
+def prepare(run: Run, config: Config) -> PreparedTraining:
     """All that can be found out without loading the model. Raises :class:`UsageError` where training is refused."""
-    absent = [name for name in PARTS if importlib.util.find_spec(name) is None]
-    if absent:
-        raise MissingPart(f"{', '.join(absent)} is not installed", mend="Install it: pip install 'rlaif[train]'")
-    _require_quantizing(config)
-    name = settings.model_name(config)
+    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"{', '.join(missing)} is not installed", hint="Install it: pip install 'rlaif[train]'"
+        )
+    _require_qlora_support(config)
+    name = trl_config.model_name(config)
     findings, train = preflight.check_rows(run.dataset)
-    preflight.refuse(findings, where=run.dataset)
+    preflight.raise_refusals(findings, location=run.dataset)
     assert train is not None  # refused otherwise
-    path = demo.resolve(name)
-    tokenizer = writing.tokenizer(name, path)
-    whole = methods.of(config.train.method).WHOLE
-    found, kept = preflight.check_tokens(train, tokenizer, max_length=config.train.max_length, whole=whole)
-    findings += found
-    findings += known.check(run, config.train)
-    preflight.refuse(findings, where=run.dataset)
+    path = demo_model.resolve_model(name)
+    tokenizer = artifacts.load_tokenizer(name, path)
+    drops_overlong = methods.get_method(config.train.method).drops_overlong_pairs
+    token_findings, kept_fraction = preflight.check_tokens(
+        train, tokenizer, max_length=config.train.max_length, drops_overlong=drops_overlong
+    )
+    findings += token_findings
+    findings += label_checks.check_labels(run, config.train)
+    preflight.raise_refusals(findings, location=run.dataset)
     digest = hashlib.sha256((run.dataset / "train.parquet").read_bytes()).hexdigest()
-    test = _read_test(run.dataset / "test.parquet", config.seed)
-    return Prepared(name, path, train, test, digest, kept, findings, template.example(train, tokenizer))
+    test = _read_test_pairs(run.dataset / "test.parquet", config.seed)
+    return PreparedTraining(
+        name, path, train, test, digest, kept_fraction, findings, chat_template.render_example(train, tokenizer)
+    )
 
 
-def _require_quantizing(config: Config) -> None:
-    if not config.train.quantize:
+def _require_qlora_support(config: Config) -> None:
+    if not config.train.qlora:
         return
     if not config.train.lora:
-        raise UsageError("weights in 4 bits are not trained, only an adapter over them", where="train.quantize",
-                         mend="Set lora = true, or leave quantize out.")  # fmt: skip
+        raise UsageError("weights in 4 bits are not trained, only an adapter over them", location="train.qlora",
+                         hint="Set lora = true, or leave qlora out.")  # fmt: skip
     import torch
 
     if not torch.cuda.is_available():
-        raise MissingPart("quantize = true (QLoRA) needs CUDA, and there is none here", mend="Leave quantize out.")
+        raise MissingDependencyError("qlora = true (QLoRA) needs CUDA, and there is none here", hint="Leave qlora out.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingPart("bitsandbytes is not installed", mend="Install it: pip install bitsandbytes")
+        raise MissingDependencyError("bitsandbytes is not installed", hint="Install it: pip install bitsandbytes")
 
 
-def _read_test(path: Path, seed: int) -> pl.DataFrame | None:
+def _read_test_pairs(path: Path, seed: int) -> pl.DataFrame | None:
     """The held-out pairs to measure on: all, or so many drawn at random that their error is small enough."""
     import polars as pl
 
     if not path.exists():
         return None
     frame = pl.read_parquet(path)
-    if frame.height > measure.TEST_PAIRS:
-        frame = frame.sample(measure.TEST_PAIRS, seed=seed)
+    if frame.height > metrics.MAX_TEST_PAIRS:
+        frame = frame.sample(metrics.MAX_TEST_PAIRS, seed=seed)
     return frame if frame.height else None

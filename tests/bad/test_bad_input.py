@@ -17,28 +17,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import ClientConfig
+from rlaif.config.loader import load, template_text
+from rlaif.config.models import ClientConfig
 from rlaif.errors import InputError, RlaifError, RunError, UsageError
-from rlaif.generate import read as reading
-from rlaif.judge import definition, gold, versions
-from rlaif.llm.fleet import Fleet
-from rlaif.llm.parts import NoAnswer, completion_in, custom_id, parts
-from rlaif.pipeline.trained import models
+from rlaif.evaluate.trained_model import evaluated_models
+from rlaif.generate import sources
+from rlaif.judge import gold, judge_file, version_lock
+from rlaif.llm.batch_journal import BatchLineError, line_custom_id, parse_batch_line, read_jobs
+from rlaif.llm.endpoint_pool import EndpointPool
 from rlaif.records import ImportRow, PromptRow, Review
-from rlaif.review.gold import read_gold
+from rlaif.review.gold_pairs import read_gold_pairs
 from rlaif.run import journal
-from rlaif.run.directory import Run
-from rlaif.run.tables import COMPLETIONS, PROMPTS, REVIEWS, VERDICTS, scan
-from rlaif.settings import load, template
-from tests.bad.rooms import PROMPT, cases, said
+from rlaif.run.frames import COMPLETIONS, PROMPTS, REVIEWS, VERDICTS, read_journal_frame
+from rlaif.run.run import Run
+from tests.bad.cases import PROMPT, cases, error_text
 from tests.conftest import ROOT, command
-from tests.judging import judge_by
-from tests.scripted import ScriptedServer
-from tests.test_pipeline import goodness, judge
+from tests.fake_judge import judge_by
+from tests.fake_server import ScriptedServer
+from tests.labeling.test_judging import goodness, import_and_judge
 
 CASES = cases()
 HELPFUL = ROOT / "judges" / "helpful"
-LEAST = {"prompts": 50, "imports": 25, "settings": 50, "judges": 10, "reviews": 25, "replies": 35}
+MIN_CASES = {"prompts": 50, "imports": 25, "settings": 50, "judges": 10, "reviews": 25, "replies": 35}
 
 
 def make_queue(path: Path) -> Run:
@@ -46,7 +46,7 @@ def make_queue(path: Path) -> Run:
     rows = [{"prompt": f"q{i}", "responses": [f"one {i} [0.{i % 9}]", f"two {i} [0.{(i * 7 + 1) % 9}]"]}
             for i in range(10)]  # fmt: skip
     with ScriptedServer(judge_by(goodness)) as server:
-        run, _ = judge(path, rows, server.url, **{"pairs.human_share": 1.0})
+        run, _ = import_and_judge(path, rows, server.url, **{"pairs.human_fraction": 1.0})
     return run
 
 
@@ -56,42 +56,42 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_there_are_enough_of_each() -> None:
-    found = Counter(case["room"] for case in CASES)
-    assert all(found[room] >= least for room, least in LEAST.items()), found
-    assert found.total() >= 200
-    assert len({repr((case["room"], case["name"], case["text"])) for case in CASES}) == len(CASES)
+    counts = Counter(case["kind"] for case in CASES)
+    assert all(counts[kind] >= minimum for kind, minimum in MIN_CASES.items()), counts
+    assert counts.total() >= 200
+    assert len({repr((case["kind"], case["name"], case["text"])) for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['room']}-{CASES.index(case)}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['kind']}-{CASES.index(case)}")
 def test_bad_input_gives_its_error(tmp_path: Path, queue: Run, case: dict[str, Any]) -> None:
     before = {path: path.read_bytes() for path in queue.journals.iterdir()}
-    told = said(case, tmp_path, queue)
-    assert told == case["told"]
-    assert told != "accepted"
-    assert "sk-secret" not in told
-    assert "Traceback" not in told
-    if case["room"] != "replies":
-        assert told.startswith("DIR/")  # which file
+    message = error_text(case, tmp_path, queue)
+    assert message == case["error"]
+    assert message != "accepted"
+    assert "sk-secret" not in message
+    assert "Traceback" not in message
+    if case["kind"] != "replies":
+        assert message.startswith("DIR/")  # which file
     assert {path: path.read_bytes() for path in queue.journals.iterdir()} == before  # nothing written
 
 
-@pytest.mark.parametrize("room", ["prompts", "imports"])
-def test_the_line_is_named_wherever_it_stands(tmp_path: Path, room: str) -> None:
+@pytest.mark.parametrize("kind", ["prompts", "imports"])
+def test_the_line_is_named_wherever_it_stands(tmp_path: Path, kind: str) -> None:
     """Every bad row of one line between good ones: its number is told, and skipping it loses no other."""
-    kind = PromptRow if room == "prompts" else ImportRow
-    good = '{"prompt": "q", "responses": ["a", "b"]}' if room == "imports" else '{"prompt": "q"}'
+    row_type = PromptRow if kind == "prompts" else ImportRow
+    good = '{"prompt": "q", "responses": ["a", "b"]}' if kind == "imports" else '{"prompt": "q"}'
     for case in CASES:
         line = case["text"]
-        if case["room"] != room or not case["name"].endswith(".jsonl") or "\n" in line or not line.strip():
+        if case["kind"] != kind or not case["name"].endswith(".jsonl") or "\n" in line or not line.strip():
             continue
         path = tmp_path / "rows.jsonl"
-        whole = f"{good}\n{line}\n{good}\n"
-        path.write_bytes(whole.encode("latin-1") if case.get("bytes") else whole.encode("utf-8", "surrogatepass"))
+        content = f"{good}\n{line}\n{good}\n"
+        path.write_bytes(content.encode("latin-1") if case.get("bytes") else content.encode("utf-8", "surrogatepass"))
         with pytest.raises(InputError) as caught:
-            reading.check(str(path), kind, "stop", lambda line: None)
-        assert caught.value.where == f"{path}:2", line
+            sources.validate_source(str(path), row_type, "stop", lambda line: None)
+        assert caught.value.location == f"{path}:2", line
         skipped: list[str] = []
-        assert reading.check(str(path), kind, "skip", skipped.append) == 2
+        assert sources.validate_source(str(path), row_type, "skip", skipped.append) == 2
         assert f"{path}:2" in skipped[0]
 
 
@@ -110,8 +110,8 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 def named(error: RlaifError, path: Path) -> None:
     """It says where: the file, or the file and a line of it."""
-    assert re.fullmatch(re.escape(str(path)) + r"(:[0-9]+)?", str(error.where)), error.where
-    assert len(error.what) > 5
+    assert re.fullmatch(re.escape(str(path)) + r"(:[0-9]+)?", str(error.location)), error.location
+    assert len(error.message) > 5
 
 
 @FUZZ
@@ -122,15 +122,15 @@ def test_any_bytes_are_rows_or_a_named_error(tmp_path: Path, data: bytes, ending
     path = tmp_path / f"rows{ending}"
     path.write_bytes(data)
     try:
-        count = reading.check(str(path), kind, "stop", lambda line: None)
+        count = sources.validate_source(str(path), kind, "stop", lambda line: None)
     except UsageError as error:
         named(error, path)
     else:
-        assert count == sum(1 for _ in reading.rows(str(path), kind)) > 0
+        assert count == sum(1 for _ in sources.valid_rows(str(path), kind)) > 0
 
 
 @FUZZ
-@given(st.lists(st.sampled_from(template().splitlines()), max_size=12), TEXT, st.integers(0, 12), st.booleans())
+@given(st.lists(st.sampled_from(template_text().splitlines()), max_size=12), TEXT, st.integers(0, 12), st.booleans())
 def test_any_settings_are_settings_or_a_named_error(
     tmp_path: Path, lines: list[str], odd: str, place: int, uncomment: bool
 ) -> None:
@@ -156,7 +156,7 @@ def test_any_judge_is_a_judge_or_a_named_error(tmp_path: Path, toml: str, prompt
     parts.insert(place, prompt)
     (folder / "prompt.md").write_bytes("\n".join(parts).encode("utf-8", "surrogatepass"))
     try:
-        definition.load(folder)
+        judge_file.load_judge(folder)
     except UsageError as error:
         assert str(folder) in str(error)
 
@@ -168,66 +168,68 @@ def test_any_journal_is_read_or_its_line_is_named(tmp_path: Path, lines: list[by
     path.write_bytes(b"\n".join(lines))
     before = path.read_bytes()
     with contextlib.suppress(RunError):
-        list(journal.read(path))
+        list(journal.iter_records(path))
     try:
         journal.Journal(path).close()
     except RunError as error:
-        assert str(error.where).startswith(f"{path}:")
+        assert str(error.location).startswith(f"{path}:")
     assert before.startswith(path.read_bytes())  # a torn last line may go, nothing else
 
 
-@pytest.mark.parametrize("name", journal.FIELDS)
+@pytest.mark.parametrize("name", journal.REQUIRED_FIELDS)
 def test_a_line_that_lacks_what_its_kind_has_is_named(tmp_path: Path, queue: Run, name: str) -> None:
-    path = reviewed(queue, tmp_path).journal_path(name)
+    path = copy_with_review(queue, tmp_path).journal_path(name)
     *lines, last = path.read_text().splitlines(keepends=True)
     schema = {"prompts": PROMPTS, "completions": COMPLETIONS, "verdicts": VERDICTS, "reviews": REVIEWS}[name]
-    for field in journal.FIELDS[name]:
+    for field in journal.REQUIRED_FIELDS[name]:
         record = json.loads(last)
-        found = record.pop(field)
-        assert found is not None
+        value = record.pop(field)
+        assert value is not None
         for damage in (record, {**record, field: None}, {**record, field: {"5": 5}}):
             path.write_text("".join([*lines, json.dumps(damage) + "\n", last]))
             framed = field in schema and not damage.get(field)  # a frame takes any value for its text
-            for readers in (journal.Journal, *([lambda path: scan(path, schema)] if framed else [])):
+            for readers in (journal.Journal, *([lambda path: read_journal_frame(path, schema)] if framed else [])):
                 with pytest.raises(RunError) as caught:
                     readers(path)
-                assert caught.value.where == f"{path}:{len(lines) + 1}"
+                assert caught.value.location == f"{path}:{len(lines) + 1}"
 
 
 @pytest.mark.parametrize("others", [{}, {"5": 5}])
-@pytest.mark.parametrize("name", journal.FIELDS)
+@pytest.mark.parametrize("name", journal.REQUIRED_FIELDS)
 def test_commands_name_a_line_that_lacks_its_fields(tmp_path: Path, queue: Run, name: str, others: Any) -> None:
-    run = reviewed(queue, tmp_path)
+    run = copy_with_review(queue, tmp_path)
     path = run.journal_path(name)
     path.write_text(
-        path.read_text() + json.dumps({**dict.fromkeys(journal.FIELDS[name], others or None), "key": "cd" * 32}) + "\n"
+        path.read_text()
+        + json.dumps({**dict.fromkeys(journal.REQUIRED_FIELDS[name], others or None), "key": "cd" * 32})
+        + "\n"
     )
-    told = [
+    outputs = [
         subprocess.run(command(*line, run.path), capture_output=True, text=True, check=False).stderr
         for line in (("status",), ("report",), ("judge", "--base-url", "http://127.0.0.1:9", "--model", "m"))
     ]
-    assert "Traceback" not in "".join(told)
-    assert any("damaged" in text and f"{name}.jsonl:{path.read_text().count(chr(10))}" in text for text in told)
+    assert "Traceback" not in "".join(outputs)
+    assert any("damaged" in text and f"{name}.jsonl:{path.read_text().count(chr(10))}" in text for text in outputs)
 
 
-def reviewed(queue: Run, place: Path) -> Run:
+def copy_with_review(queue: Run, parent: Path) -> Run:
     """A copy of ``queue`` below ``place``, each of whose journals has a line."""
-    shutil.copytree(queue.path, place / "run")
-    run = Run(place / "run")
+    shutil.copytree(queue.path, parent / "run")
+    run = Run(parent / "run")
     pair = run.pairs().row(0, named=True)
     record = Review(key="ab" * 32, pair_id=pair["pair_id"], prompt_id=pair["prompt_id"], annotator="ann", choice="left",
-                    left="a", preferred="a", route="audit")  # fmt: skip
-    with run.journal("reviews") as written:
-        written.append([record])
+                    left_side="a", preferred="a", route="audit")  # fmt: skip
+    with run.journal("reviews") as journal_:
+        journal_.append([record])
     return run
 
 
 @FUZZ
 @given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_line_of_a_batch_is_an_answer_or_none(line: bytes) -> None:
-    assert isinstance(custom_id(line), str)
-    with contextlib.suppress(NoAnswer):
-        completion_in(line)
+    assert isinstance(line_custom_id(line), str)
+    with contextlib.suppress(BatchLineError):
+        parse_batch_line(line)
 
 
 def _trained(path: Path) -> None:
@@ -235,15 +237,15 @@ def _trained(path: Path) -> None:
     (run.path / "model").mkdir(parents=True, exist_ok=True)
     for name in ("training.json", "adapter_config.json"):
         (run.path / "model" / name).write_bytes((path / "file").read_bytes())
-    models(run, load(path, {}, {}))
+    evaluated_models(run, load(path, {}, {}))
 
 
 def _adapter(path: Path) -> None:
-    whole = {"identity": {"model": "m"}, "result": {"adapter": str(path)}}
+    training = {"identity": {"model": "m"}, "result": {"adapter": str(path)}}
     (path / "model").mkdir(exist_ok=True)
-    (path / "model" / "training.json").write_text(json.dumps(whole))
+    (path / "model" / "training.json").write_text(json.dumps(training))
     (path / "adapter_config.json").write_bytes((path / "file").read_bytes())
-    models(Run(path), load(path, {}, {}))
+    evaluated_models(Run(path), load(path, {}, {}))
 
 
 def _manifest(path: Path) -> None:
@@ -254,25 +256,25 @@ def _manifest(path: Path) -> None:
 def _locked(path: Path) -> None:
     shutil.copytree(HELPFUL, path / "helpful", dirs_exist_ok=True)
     (path / "checksums.txt").write_bytes((path / "file").read_bytes())
-    versions.check(definition.load(path / "helpful"))
+    version_lock.check_version_lock(judge_file.load_judge(path / "helpful"))
 
 
-KEPT: dict[str, Callable[[Path], object]] = {
-    "batches": lambda path: parts(path / "file"),
+FILE_READERS: dict[str, Callable[[Path], object]] = {
+    "batches": lambda path: read_jobs(path / "file"),
     "training": _trained,
     "adapter": _adapter,
     "manifest": _manifest,
     "checksums": _locked,
-    "gold": lambda path: gold.read(path / "file", definition.load(HELPFUL)),
-    "gold of reviews": lambda path: read_gold([path / "file"]),
-    "endpoints": lambda path: Fleet([f"file:{path / 'file'}"], None, ClientConfig()),
+    "gold": lambda path: gold.read_gold(path / "file", judge_file.load_judge(HELPFUL)),
+    "gold of reviews": lambda path: read_gold_pairs([path / "file"]),
+    "endpoints": lambda path: EndpointPool([f"file:{path / 'file'}"], None, ClientConfig()),
 }
 FACTS = st.dictionaries(
-    st.sampled_from(["key", "event", "journal", "identity", "result", "model", "adapter", "r", "stages", "generate",
+    st.sampled_from(["key", "state", "journal", "identity", "result", "model", "adapter", "r", "stages", "generate",
                      "schema_version", "prompt", "responses", "label"]), JSON, max_size=6)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", FILE_READERS)
 @FUZZ
 @given(
     st.binary(max_size=100)
@@ -285,16 +287,16 @@ def test_any_file_that_is_kept_is_read_or_is_named(
     path = tmp_path_factory.mktemp("kept")
     (path / "file").write_bytes(data)
     try:
-        KEPT[name](path)
+        FILE_READERS[name](path)
     except RlaifError as error:
-        assert str(path) in str(error.where)
+        assert str(path) in str(error.location)
 
 
 def test_gold_may_hold_any_sign_of_a_new_line(tmp_path: Path) -> None:
     """Those of Unicode are part of a text; only a line feed ends a row."""
     row = {"prompt": "one\u2028two\x85three", "responses": ["a\x0bb", "c"], "label": 1}
     (tmp_path / "gold.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps(row) + "\n")
-    rows = gold.read(tmp_path / "gold.jsonl", definition.load(HELPFUL))
+    rows = gold.read_gold(tmp_path / "gold.jsonl", judge_file.load_judge(HELPFUL))
     assert [each.prompt["messages"][0]["content"] for each in rows] == [row["prompt"]] * 2
 
 
@@ -307,7 +309,7 @@ def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from rlaif.settings import load
+from rlaif.config.loader import load
 assert load(Path(sys.argv[1]), {}, {}).sampler.system.endswith(chr(0x2603))
 """
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}

@@ -9,18 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import Config, JudgeEntry
-from rlaif.judge import ask as asking
-from rlaif.judge import read
-from rlaif.judge.ask import Material, Seat
-from rlaif.judge.definition import find
-from rlaif.llm import wire
-from rlaif.llm.request import Unreadable
-from rlaif.llm.wire import Choice, Malformed
+from rlaif.config.models import Config, PanelMemberConfig
+from rlaif.judge import reply_parser, runner
+from rlaif.judge.judge_file import find_judge
+from rlaif.judge.runner import JudgeInput, PanelJudge
+from rlaif.llm import chat_protocol
+from rlaif.llm.chat_protocol import ChatChoice, MalformedResponseError
+from rlaif.llm.request import UnparsableReplyError
 
 PROMPT = {"prompt_id": "p", "messages": [{"role": "user", "content": "q"}]}
 ANSWERS = [{"key": "a" * 64, "text": "one"}, {"key": "b" * 64, "text": "two"}]
-SEATS = {name: Seat(find(name), JudgeEntry(name=name, model="m")) for name in ("helpful", "quality", "refusal")}
+PANEL_JUDGES = {
+    name: PanelJudge(find_judge(name), PanelMemberConfig(name=name, model="m"))
+    for name in ("helpful", "quality", "refusal")
+}
 WORDS = {"helpful": ["A", "B"], "quality": list("12345"), "refusal": ["Refuse", "Partial", "Comply"]}
 
 TEXTS = st.one_of(
@@ -79,7 +81,7 @@ TOKENS = st.one_of(
 )  # fmt: skip
 
 
-def expected(mode: str, choice: Choice, words: list[str]) -> bool:
+def says_a_verdict_word(mode: str, choice: ChatChoice, words: list[str]) -> bool:
     """Whether the reply says one of ``words``, by a reading of its own, as plain as can be."""
     if mode == "json":
         text = choice.text.strip()
@@ -89,9 +91,9 @@ def expected(mode: str, choice: Choice, words: list[str]) -> bool:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return False
-        said = value.get("verdict") if isinstance(value, dict) else None
-        said = str(said) if type(said) is int else said
-        return isinstance(said, str) and said.strip().casefold() in {word.casefold() for word in words}
+        verdict = value.get("verdict") if isinstance(value, dict) else None
+        verdict = str(verdict) if type(verdict) is int else verdict
+        return isinstance(verdict, str) and verdict.strip().casefold() in {word.casefold() for word in words}
     if choice.reasoning:
         return False
     first = choice.logprobs[0] if choice.logprobs else {}
@@ -100,7 +102,7 @@ def expected(mode: str, choice: Choice, words: list[str]) -> bool:
 
 @settings(max_examples=1500, deadline=None)
 @given(
-    name=st.sampled_from(sorted(SEATS)),
+    name=st.sampled_from(sorted(PANEL_JUDGES)),
     mode=st.sampled_from(["choice", "logprobs", "json"]),
     content=st.one_of(TEXTS, st.none()),
     thought=st.one_of(st.none(), TEXTS),
@@ -110,29 +112,29 @@ def expected(mode: str, choice: Choice, words: list[str]) -> bool:
 def test_an_unreadable_verdict_never_becomes_a_label(
     name: str, mode: Any, content: str | None, thought: str | None, tokens: Any, finish: str | None
 ) -> None:
-    seat = SEATS[name]
-    config = Config.model_validate({"judge": {"verdict": mode}})
-    work = [Material(0, 0, 1 if name == "helpful" else None)]
-    request = next(iter(asking.requests(seat, mode, config, work, lambda _: PROMPT, ANSWERS.__getitem__)))
+    judge = PANEL_JUDGES[name]
+    config = Config.model_validate({"judge": {"output_mode": mode}})
+    work = [JudgeInput(0, 0, 1 if name == "helpful" else None)]
+    request = next(iter(runner.judge_requests(judge, mode, config, work, lambda _: PROMPT, ANSWERS.__getitem__)))
     message = {"content": content, **({"reasoning_content": thought} if thought is not None else {})}
     body = {"choices": [{"message": message, "finish_reason": finish, "logprobs": {"content": tokens}}]}
-    reply = wire.read(body, lambda *_: 0.0)
+    reply = chat_protocol.parse_chat_response(body, lambda *_: 0.0)
     try:
-        (verdict,) = asking._verdicts(request, reply)
-    except Unreadable:
+        (verdict,) = runner._parse_verdicts(request, reply)
+    except UnparsableReplyError:
         return
-    assert expected(mode, reply.choices[0], WORDS[name]), (reply, verdict)
+    assert says_a_verdict_word(mode, reply.choices[0], WORDS[name]), (reply, verdict)
     if mode == "json":
         assert finish != "length"
     else:
-        assert verdict.mass is not None and verdict.mass >= read.MIN_MASS
+        assert verdict.verdict_mass is not None and verdict.verdict_mass >= reply_parser.MIN_MASS
     match verdict.kind:
         case "compare":
-            assert verdict.p_a is not None and 0 <= verdict.p_a <= 1
+            assert verdict.prob_a is not None and 0 <= verdict.prob_a <= 1
             assert verdict.score is None and verdict.label is None
         case "rate":
             assert verdict.score is not None and 1 <= verdict.score <= 5
-            assert verdict.p_a is None and verdict.label is None
+            assert verdict.prob_a is None and verdict.label is None
         case "classify":
             assert verdict.label in ("refuse", "partial", "comply")
             assert verdict.score is not None and 1 / 3 - 1e-9 <= verdict.score <= 1
@@ -153,25 +155,29 @@ def test_a_reward_is_one_finite_number_or_none(body: Any) -> None:
     from rlaif.errors import EndpointError
 
     try:
-        reply = wire.read(body, lambda *_: 0.0, path=wire.CLASSIFY)
-    except (Malformed, EndpointError):
+        reply = chat_protocol.parse_chat_response(body, lambda *_: 0.0, endpoint_path=chat_protocol.CLASSIFY_PATH)
+    except (MalformedResponseError, EndpointError):
         return
-    (number,) = body["data"][0]["probs"]
-    assert type(number) in (int, float)
-    assert reply.score == number
-    assert abs(number) < float("inf")
+    (score,) = body["data"][0]["probs"]
+    assert type(score) in (int, float)
+    assert reply.score == score
+    assert abs(score) < float("inf")
 
 
-@pytest.mark.parametrize("name", sorted(SEATS))
+@pytest.mark.parametrize("name", sorted(PANEL_JUDGES))
 def test_a_verdict_inside_thinking_is_never_read(name: str) -> None:
     word = WORDS[name][0]
     inside = f'{{"verdict": "{word}"}}'
-    work = [Material(0, 0, 1 if name == "helpful" else None)]
-    config = Config.model_validate({"judge": {"verdict": "json"}})
-    request = next(iter(asking.requests(SEATS[name], "json", config, work, lambda _: PROMPT, ANSWERS.__getitem__)))
+    work = [JudgeInput(0, 0, 1 if name == "helpful" else None)]
+    config = Config.model_validate({"judge": {"output_mode": "json"}})
+    request = next(
+        iter(runner.judge_requests(PANEL_JUDGES[name], "json", config, work, lambda _: PROMPT, ANSWERS.__getitem__))
+    )
     for message in ({"content": f"<think>{inside}"}, {"content": f"<think>{inside}</think>"},
                     {"content": "", "reasoning_content": inside}, {"content": None, "reasoning": inside},
                     {"content": f"{inside}</think>I cannot decide."}):  # fmt: skip
-        reply = wire.read({"choices": [{"message": message, "finish_reason": "stop"}]}, lambda *_: 0.0)
-        with pytest.raises(Unreadable):
-            asking._verdicts(request, reply)
+        reply = chat_protocol.parse_chat_response(
+            {"choices": [{"message": message, "finish_reason": "stop"}]}, lambda *_: 0.0
+        )
+        with pytest.raises(UnparsableReplyError):
+            runner._parse_verdicts(request, reply)

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from rlaif.llm import client as clients
+from rlaif.llm import client
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Retries without waiting. Gives the waits that there would have been (after the last attempt too)."""
-    real, wanted = clients._wait, list[float]()
+    real, delays = client._retry_delay, list[float]()
 
     def wait(state: Any) -> float:
-        wanted.append(real(state))
+        delays.append(real(state))
         return 0.0
 
-    monkeypatch.setattr(clients, "_wait", wait)
-    return wanted
+    monkeypatch.setattr(client, "_retry_delay", wait)
+    return delays

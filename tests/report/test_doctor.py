@@ -12,56 +12,60 @@ import pytest
 
 from rlaif import cpu
 from rlaif.cpu import Core, Cores
-from rlaif.llm import cores
-from rlaif.llm.server import arguments
-from rlaif.report import doctor, fit
-from rlaif.report.fit import Weights, propose
+from rlaif.report import doctor, gpu_layout
+from rlaif.report.gpu_layout import ModelSize, propose_layout
+from rlaif.serving import cores
+from rlaif.serving.vllm_server import vllm_args
 from tests.conftest import ROOT, needs
 
-B = 2e9 / fit.GIB
+B = 2e9 / gpu_layout.GIB
 """GiB of a billion parameters in 16 bits."""
 H100, A10 = 79.6, 22.5
 MACHINES = {
-    "8 x 80 GB, 8B": ([H100] * 8, Weights(8 * B, 32), {"data_parallel_size": 8}),
-    "8 x 80 GB, 32B": ([H100] * 8, Weights(32.8 * B, 64), {"tensor_parallel_size": 2, "data_parallel_size": 4}),
-    "8 x 80 GB, 70B": ([H100] * 8, Weights(70.6 * B, 64), {"tensor_parallel_size": 4, "data_parallel_size": 2}),
-    "8 x 80 GB, 235B": ([H100] * 8, Weights(200 * B, 64), {"tensor_parallel_size": 8}),
-    "2 x 24 GB, 8B": ([24.0] * 2, Weights(8 * B, 32), {"data_parallel_size": 2}),
-    "2 x 24 GB, 14B": ([24.0] * 2, Weights(14.8 * B, 40), {"tensor_parallel_size": 2}),
-    "6 x 24 GB, 14B": ([24.0] * 6, Weights(14.8 * B, 40), {"tensor_parallel_size": 2, "data_parallel_size": 3}),
-    "the smaller of two counts": ([H100, A10], Weights(8 * B, 32), {"data_parallel_size": 2}),
-    "14 heads, not split by 4": ([24.0] * 4, Weights(14 * B, 14), {"tensor_parallel_size": 2, "data_parallel_size": 2}),
-    "1 x 24 GB, 8B": ([24.0], Weights(8 * B, 32), {}),
-    "no GPU": ([], Weights(8 * B, 32), {}),
-}  # fmt: skip
+    "8 x 80 GB, 8B": ([H100] * 8, ModelSize(8 * B, 32), {"data_parallel_size": 8}),
+    "8 x 80 GB, 32B": ([H100] * 8, ModelSize(32.8 * B, 64), {"tensor_parallel_size": 2, "data_parallel_size": 4}),
+    "8 x 80 GB, 70B": ([H100] * 8, ModelSize(70.6 * B, 64), {"tensor_parallel_size": 4, "data_parallel_size": 2}),
+    "8 x 80 GB, 235B": ([H100] * 8, ModelSize(200 * B, 64), {"tensor_parallel_size": 8}),
+    "2 x 24 GB, 8B": ([24.0] * 2, ModelSize(8 * B, 32), {"data_parallel_size": 2}),
+    "2 x 24 GB, 14B": ([24.0] * 2, ModelSize(14.8 * B, 40), {"tensor_parallel_size": 2}),
+    "6 x 24 GB, 14B": ([24.0] * 6, ModelSize(14.8 * B, 40), {"tensor_parallel_size": 2, "data_parallel_size": 3}),
+    "the smaller of two counts": ([H100, A10], ModelSize(8 * B, 32), {"data_parallel_size": 2}),
+    "14 heads, not split by 4": (
+        [24.0] * 4,
+        ModelSize(14 * B, 14),
+        {"tensor_parallel_size": 2, "data_parallel_size": 2},
+    ),
+    "1 x 24 GB, 8B": ([24.0], ModelSize(8 * B, 32), {}),
+    "no GPU": ([], ModelSize(8 * B, 32), {}),
+}
 
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_model_is_split_as_little_as_it_fits_and_copied_over_the_rest(name: str) -> None:
-    gpus, weights, wanted = MACHINES[name]
-    told = propose(gpus, weights)
-    assert told.fits
-    assert told.vllm == wanted
+    gpus, size, expected = MACHINES[name]
+    layout = propose_layout(gpus, size)
+    assert layout.fits
+    assert layout.vllm == expected
     if gpus:
-        split = wanted.get("tensor_parallel_size", 1)
-        assert weights.gib / split < min(gpus) * fit.USED  # so that vLLM starts
-        assert split * wanted.get("data_parallel_size", 1) <= len(gpus)
+        split = expected.get("tensor_parallel_size", 1)
+        assert size.gib / split < min(gpus) * gpu_layout.USABLE_FRACTION  # so that vLLM starts
+        assert split * expected.get("data_parallel_size", 1) <= len(gpus)
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
-    assert "do not fit on 2 x 24 GiB: it wants 8 such GPUs" in propose([24.0] * 2, Weights(70 * B, 64)).why
-    assert "it wants several machines" in propose([24.0] * 8, Weights(670 * B, 128)).why
-    assert not propose([24.0], Weights(70 * B, 64)).fits
-    assert "1 left over" in propose([24.0] * 3, Weights(14 * B, 40)).why
+    assert "do not fit on 2 x 24 GiB: it wants 8 such GPUs" in propose_layout([24.0] * 2, ModelSize(70 * B, 64)).reason
+    assert "it wants several machines" in propose_layout([24.0] * 8, ModelSize(670 * B, 128)).reason
+    assert not propose_layout([24.0], ModelSize(70 * B, 64)).fits
+    assert "1 left over" in propose_layout([24.0] * 3, ModelSize(14 * B, 40)).reason
 
 
 def test_a_models_size_is_read_from_its_folder(tmp_path: Path) -> None:
-    assert fit.weights_of(tmp_path) is None
+    assert gpu_layout.model_size(tmp_path) is None
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 2**20)
-    assert fit.weights_of(tmp_path) == Weights(1 / 1024, None)
+    assert gpu_layout.model_size(tmp_path) == ModelSize(1 / 1024, None)
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 24}}))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 3 * 2**30}}))
-    assert fit.weights_of(tmp_path) == Weights(3.0, 24)
+    assert gpu_layout.model_size(tmp_path) == ModelSize(3.0, 24)
 
 
 @pytest.fixture
@@ -88,19 +92,19 @@ def test_the_doctor_says_it_for_a_run_and_for_a_model(
     run = tmp_path / "run"
     run.mkdir()
     (run / "rlaif.toml").write_text(f'[sampler]\nmodel = "{two_gpus}"\n[judge]\nmodel = "nobody/has-this"\n')
-    told = rlaif("doctor", run).stdout
-    assert "NVIDIA RTX 4090, 24 GiB; NVIDIA RTX 4090, 24 GiB" in told
-    assert f"[sampler.vllm]     {two_gpus}: tensor_parallel_size = 2" in told
-    assert "nobody/has-this is not on this machine" in told
+    stdout = rlaif("doctor", run).stdout
+    assert "NVIDIA RTX 4090, 24 GiB; NVIDIA RTX 4090, 24 GiB" in stdout
+    assert f"[sampler.vllm]     {two_gpus}: tensor_parallel_size = 2" in stdout
+    assert "nobody/has-this is not on this machine" in stdout
     assert "one holds up to 9B parameters in 16 bits, all 18B" in rlaif("doctor").stdout
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert "do not fit on 1 x 24 GiB" in rlaif("doctor", "--model", two_gpus, code=4).stdout
 
 
-def told(what: str) -> str:
+def finding_message(subject: str) -> str:
     """What the doctor says of one thing."""
-    (found,) = [finding for finding in doctor.examine() if finding.what == what]
-    return found.told
+    (finding,) = [finding for finding in doctor.diagnose() if finding.subject == subject]
+    return finding.message
 
 
 @pytest.mark.parametrize(
@@ -113,12 +117,12 @@ def told(what: str) -> str:
 def test_the_doctor_shows_the_processor_and_what_follows_from_it(
     monkeypatch: pytest.MonkeyPatch, name: str, flags: str, served: str
 ) -> None:
-    processor = cpu.parse((ROOT / "tests" / "cpuinfo" / f"{name}.txt").read_text())
-    monkeypatch.setattr(cpu, "read", lambda: processor)
-    assert told("CPU") == flags
+    processor = cpu.parse_cpuinfo((ROOT / "tests" / "cpuinfo" / f"{name}.txt").read_text())
+    monkeypatch.setattr(cpu, "detect_cpu", lambda: processor)
+    assert finding_message("CPU") == flags
     trained = cpu.training_dtype(processor)
     expected = f"on the CPU models are served in {served} and trained in {trained.dtype} ({trained.reason})"
-    assert told("dtype") == expected
+    assert finding_message("dtype") == expected
 
 
 @pytest.mark.parametrize(
@@ -134,10 +138,10 @@ def test_the_doctor_shows_the_usable_cores(
 ) -> None:
     usable = Cores(tuple(Core(n, n) for n in range(allowed)), quota)
     monkeypatch.setattr(cpu, "usable_cores", lambda: usable)
-    monkeypatch.delenv(cores.BIND, raising=False)
-    assert told("cores") == shown
-    monkeypatch.setenv(cores.BIND, "0")
-    assert told("cores") == f"{shown}; VLLM_CPU_OMP_THREADS_BIND=0, as set"
+    monkeypatch.delenv(cores.BIND_VARIABLE, raising=False)
+    assert finding_message("cores") == shown
+    monkeypatch.setenv(cores.BIND_VARIABLE, "0")
+    assert finding_message("cores") == f"{shown}; VLLM_CPU_OMP_THREADS_BIND=0, as set"
 
 
 def test_the_doctor_says_how_a_runs_model_is_served_without_a_gpu(
@@ -155,8 +159,8 @@ def test_the_doctor_says_how_a_runs_model_is_served_without_a_gpu(
 
 def test_vllm_itself_takes_what_is_proposed() -> None:
     needs("vllm")
-    proposed = [{**wanted, "gpu_memory_utilization": 0.9} for _, _, wanted in MACHINES.values()]
-    lines = [arguments("some/model", "cuda", settings) for settings in proposed]
+    proposed = [{**expected, "gpu_memory_utilization": 0.9} for _, _, expected in MACHINES.values()]
+    lines = [vllm_args("some/model", "cuda", settings) for settings in proposed]
     code = (
         "import json, sys\nfrom vllm.entrypoints.launchers.cli_args import make_arg_parser\n"
         "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
@@ -168,5 +172,6 @@ def test_vllm_itself_takes_what_is_proposed() -> None:
     assert done.returncode == 0, done.stderr
     read = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("parsed")]
     assert read == [
-        [str(each.get("tensor_parallel_size", 1)), str(each.get("data_parallel_size", 1)), "0.9"] for each in proposed
+        [str(settings.get("tensor_parallel_size", 1)), str(settings.get("data_parallel_size", 1)), "0.9"]
+        for settings in proposed
     ]

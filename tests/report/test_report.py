@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from rlaif.identity import trained_name
-from rlaif.records import Verdict, key_of
-from rlaif.report import draw, page, quality, verdict
-from rlaif.report.gather import _asked, gather
-from rlaif.run.directory import Run
+from rlaif.config.resume import trained_model_name
+from rlaif.records import Verdict, content_key
+from rlaif.report import html, html_report, judge_stats, recommendation
+from rlaif.report.report_data import _requested_settings, collect_report
+from rlaif.run.run import Run
 from tests.conftest import read_jsonl
-from tests.judging import judge_by
-from tests.scripted import ScriptedServer
-from tests.test_pipeline import goodness, judge
+from tests.fake_judge import judge_by
+from tests.fake_server import ScriptedServer
+from tests.labeling.test_judging import goodness, import_and_judge
 
 Serve = Callable[..., ScriptedServer]
 HOSTILE = '</details></main><script>alert(1)</script><img src=x onerror="alert(2)"> \x00\ud800'
@@ -54,32 +54,32 @@ def judged(serve: Serve, tmp_path: Path) -> Run:
         }
         for i in range(60)
     ]
-    run, _ = judge(tmp_path, rows, serve(judge_by(goodness)).url)
+    run, _ = import_and_judge(tmp_path, rows, serve(judge_by(goodness)).url)
     return run
 
 
 def test_the_page_says_what_the_run_holds(judged: Run, rlaif: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    told = json.loads(rlaif("report", judged.path, "--json").stdout)
+    report = json.loads(rlaif("report", judged.path, "--json").stdout)
     pairs = judged.pairs()
     kept = pairs.filter(pairs["route"] != "dropped")
-    waiting = pairs.filter(pairs["route"].is_in(["audit", "targeted"])).height
-    assert told["verdict"]["word"] == f"needs {waiting} reviews"
-    assert told["pairs"]["kept"] == kept.height == sum(bin_["count"] for bin_ in told["pairs"]["confidence"])
+    awaiting_review = pairs.filter(pairs["route"].is_in(["audit", "targeted"])).height
+    assert report["recommendation"]["status"] == f"needs {awaiting_review} reviews"
+    assert report["pairs"]["kept"] == kept.height == sum(bin_["count"] for bin_ in report["pairs"]["confidence"])
     longer = [
         (len(row["response_a"]) > len(row["response_b"])) == (row["preferred"] == "a")
         for row in kept.iter_rows(named=True)
     ]
-    assert told["pairs"]["longer"]["n"] == len(longer)
-    assert told["pairs"]["longer"]["value"] == pytest.approx(sum(longer) / len(longer))
-    (seat,) = told["orders"]
-    assert seat["consistent"]["value"] == 1.0
-    assert seat["first"]["value"] == pytest.approx(0.5)
-    asked = [record for record in read_jsonl(judged.journal_path("verdicts")) if record["model"]]
-    assert told["cost"]["requests"] == len(asked)
-    assert len(told["samples"]) == 20
-    assert {sample["route"] for sample in told["samples"]} == set(pairs["route"])
-    assert verdict.estimate(told["labels"], "agreement") is None
-    assert "rlaif review" in told["unmeasured"]["labels"]
+    assert report["pairs"]["longer_preferred"]["n"] == len(longer)
+    assert report["pairs"]["longer_preferred"]["value"] == pytest.approx(sum(longer) / len(longer))
+    (stats,) = report["position_stats"]
+    assert stats["swap_consistency"]["value"] == 1.0
+    assert stats["first_position_rate"]["value"] == pytest.approx(0.5)
+    answered = [record for record in read_jsonl(judged.journal_path("verdicts")) if record["model"]]
+    assert report["cost"]["requests"] == len(answered)
+    assert len(report["samples"]) == 20
+    assert {sample["route"] for sample in report["samples"]} == set(pairs["route"])
+    assert recommendation.find_estimate(report["labels"], "agreement") is None
+    assert "rlaif review" in report["missing_reasons"]["labels"]
 
     rlaif("report", judged.path)
     text = (judged.path / "report.html").read_text(encoding="utf-8")
@@ -87,11 +87,11 @@ def test_the_page_says_what_the_run_holds(judged: Run, rlaif: Callable[..., subp
     elements.feed(text)
     assert elements.open == []
     assert text.count("<details>") == 20
-    assert f"Needs {waiting} reviews" in text
+    assert f"Needs {awaiting_review} reviews" in text
 
 
 def test_an_answer_is_never_markup(judged: Run) -> None:
-    text = page.write(judged).read_text(encoding="utf-8")
+    text = html_report.write_report(judged).read_text(encoding="utf-8")
     elements = Elements()
     elements.feed(text)
     assert "script" not in elements.names
@@ -99,162 +99,212 @@ def test_an_answer_is_never_markup(judged: Run) -> None:
     assert not [name for name, _ in elements.attributes if name.startswith("on") or name in ("src", "href")]
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "default-src 'none'" in text.replace("&#x27;", "'")
-    assert draw.tag("p", HOSTILE, title=HOSTILE) == draw.tag("p", draw.escape(HOSTILE), title=draw.escape(HOSTILE))
-    draw.escape(HOSTILE).encode()
+    assert html.element("p", HOSTILE, title=HOSTILE) == html.element(
+        "p", html.escape(HOSTILE), title=html.escape(HOSTILE)
+    )
+    html.escape(HOSTILE).encode()
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path, rlaif: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     run = tmp_path / "run"
     rlaif("init", run)
-    told = json.loads(rlaif("report", run, "--json").stdout)
-    assert told["verdict"]["word"] == "not finished"
-    assert set(told["unmeasured"]) == {"labels", "balance", "exams", "pairs", "orders", "training", "evaluation"}
+    report = json.loads(rlaif("report", run, "--json").stdout)
+    assert report["recommendation"]["status"] == "not finished"
+    assert set(report["missing_reasons"]) == {
+        "labels",
+        "balance",
+        "exams",
+        "pairs",
+        "position_stats",
+        "training",
+        "evaluation",
+    }
     rlaif("report", run)
     assert "Not finished" in (run / "report.html").read_text()
     assert "there is no such run" in rlaif("report", tmp_path / "absent", code=1).stderr
 
 
-def verdicts(run: Run, said: list[tuple[float, float]]) -> None:
+def journal_verdicts(run: Run, probabilities: list[tuple[float, float]]) -> None:
     """Journal comparisons: of each pair the probability of a when shown first, and when shown second."""
-    with run.writing(), run.journal("verdicts") as journal:
-        for pair, both in enumerate(said):
+    with run.lock(), run.journal("verdicts") as journal:
+        for pair, pair_probabilities in enumerate(probabilities):
             journal.append(
-                Verdict(key=key_of(pair=pair, order=order), kind="compare", judge="j", judge_hash="h", model="m",
-                        prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order, p_a=p)
-                for order, p in zip(("ab", "ba"), both, strict=True)
+                Verdict(key=content_key(pair=pair, order=order), kind="compare", judge="j", judge_hash="h", model="m",
+                        prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order, prob_a=p)
+                for order, p in zip(("ab", "ba"), pair_probabilities, strict=True)
             )  # fmt: skip
 
 
 def test_position_bias_is_counted_by_pair(tmp_path: Path) -> None:
     run = Run(tmp_path)
     # Two consistent, one for whatever stands first, one undecided in an order, one asked in one order only.
-    verdicts(run, [(0.9, 0.8), (0.2, 0.1), (0.9, 0.3), (0.5, 0.6)])
-    with run.writing(), run.journal("verdicts") as journal:
-        journal.append([Verdict(key=key_of(x=1), kind="compare", judge="j", judge_hash="h", model="m",
-                                prompt_id="p", a="x", b="y", order="ab", p_a=1.0)])  # fmt: skip
-    (seat,) = quality.orders(run)
-    assert (seat["consistent"].value, seat["consistent"].n) == (pytest.approx(2 / 3), 3)
-    assert seat["first"].n == 4
-    assert seat["first"].value == pytest.approx(0.5 + (0.05 + 0.05 + 0.3 - 0.05) / 4)
-    assert quality.orders(run, [("another version", "m")]) == []
-    assert quality.orders(run, [("h", "another model")]) == []
-    (same,) = quality.orders(run, [("another version", "m"), ("h", "m")])
-    assert same["consistent"] == seat["consistent"]
+    journal_verdicts(run, [(0.9, 0.8), (0.2, 0.1), (0.9, 0.3), (0.5, 0.6)])
+    with run.lock(), run.journal("verdicts") as journal:
+        journal.append([Verdict(key=content_key(x=1), kind="compare", judge="j", judge_hash="h", model="m",
+                                prompt_id="p", a="x", b="y", order="ab", prob_a=1.0)])  # fmt: skip
+    (stats,) = judge_stats.position_stats(run)
+    assert (stats["swap_consistency"].value, stats["swap_consistency"].n) == (pytest.approx(2 / 3), 3)
+    assert stats["first_position_rate"].n == 4
+    assert stats["first_position_rate"].value == pytest.approx(0.5 + (0.05 + 0.05 + 0.3 - 0.05) / 4)
+    assert judge_stats.position_stats(run, [("another version", "m")]) == []
+    assert judge_stats.position_stats(run, [("h", "another model")]) == []
+    (matching,) = judge_stats.position_stats(run, [("another version", "m"), ("h", "m")])
+    assert matching["swap_consistency"] == stats["swap_consistency"]
 
 
 def test_a_model_that_judges_no_more_decides_nothing(judged: Run) -> None:
     """As after `rlaif judge --model ANOTHER --restart`: the journal keeps what the one before said, by position."""
-    (seat,) = judged.manifest()["stages"]["judge"]["judges"]
-    with judged.writing(), judged.journal("verdicts") as journal:
+    (judge,) = judged.manifest()["stages"]["judge"]["judges"]
+    with judged.lock(), judged.journal("verdicts") as journal:
         journal.append(
-            Verdict(key=key_of(pair=pair, order=order), kind="compare", judge=seat["name"], judge_hash=seat["hash"],
-                    model="small", prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order, p_a=p)
+            Verdict(key=content_key(pair=pair, order=order), kind="compare", judge=judge["name"], judge_hash=judge["hash"],
+                    model="small", prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order, prob_a=p)
             for pair in range(50) for order, p in (("ab", 1.0), ("ba", 0.0))
         )  # fmt: skip
-    told = gather(judged)
-    assert [each["model"] for each in told["orders"]] == [seat["model"]]
-    assert told["verdict"]["word"] != "stop"
+    report = collect_report(judged)
+    assert [stats["model"] for stats in report["position_stats"]] == [judge["model"]]
+    assert report["recommendation"]["status"] != "stop"
 
 
-def told(**changed: Any) -> dict[str, Any]:
+def make_report(**overrides: Any) -> dict[str, Any]:
     """The facts of a run that has nothing to complain of."""
     return {
         "path": "RUN",
-        "owed": 0,
+        "missing_answers": 0,
         "status": {
             "busy": False,
             "completions": {"answers": 10, "failed": {}},
             "verdicts": {"answers": 10, "failed": {}},
-            "pairs": {"outcomes": {"win": 90, "tie": 10, "unparsed": 0}, "dataset": {"train": 85, "test": 5}},
+            "pairs": {"outcomes": {"win": 90, "tie": 10, "unparsable": 0}, "dataset": {"train": 85, "test": 5}},
         },
         "stages": [{"name": "judge", "ended": "today"}],
-        "pairs": {"kept": 90, "waiting": {}, "longer": None},
-        "orders": [],
+        "pairs": {"kept": 90, "awaiting_review": {}, "longer_preferred": None},
+        "position_stats": [],
         "labels": None,
         "training": None,
         "evaluation": None,
-        "outdated": None,
-        **changed,
+        "stale_evaluation": None,
+        **overrides,
     }
 
 
-def share(value: float, low: float, high: float, n: int = 100) -> dict[str, Any]:
+def make_estimate(value: float, low: float, high: float, n: int = 100) -> dict[str, Any]:
     return {"value": value, "low": low, "high": high, "n": n}
 
 
-PAIRS = {"kept": 90, "waiting": {"audit": 5, "targeted": 4}, "longer": None}
+PAIRS = {"kept": 90, "awaiting_review": {"audit": 5, "targeted": 4}, "longer_preferred": None}
 TRAINED = {"result": {"pairs": 85, "steps": 11}}
-BY_POSITION = [{"judge": "j", "model": "m", "consistent": share(0.1, 0.05, 0.2), "first": share(0.9, 0.8, 1.0)}]
+BY_POSITION = [
+    {
+        "judge": "j",
+        "model": "m",
+        "swap_consistency": make_estimate(0.1, 0.05, 0.2),
+        "first_position_rate": make_estimate(0.9, 0.8, 1.0),
+    }
+]
 
 
 @pytest.mark.parametrize(
-    ("changed", "word", "reason"),
+    ("overrides", "status", "reason"),
     [
         ({}, "ready to train", "85 pairs"),
         ({"stages": [{"name": "judge", "ended": None}]}, "not finished", "did not end"),
         ({"pairs": PAIRS}, "needs 9 reviews", "5 audit, 4 targeted"),
         ({"pairs": {**PAIRS, "kept": 0}}, "stop", "no pair was kept"),
-        ({"orders": BY_POSITION}, "stop", "chooses by position"),
-        ({"labels": {"agreement": share(0.55, 0.45, 0.64)}}, "stop", "people agree with the judges on only 55%"),
-        ({"labels": {"agreement": share(0.2, 0.1, 0.4)}}, "stop", "people contradict the judges"),
-        ({"labels": {"agreement": share(0.8, 0.7, 0.9)}}, "ready to train", "80.0% [70.0%, 90.0%] (n = 100)"),
-        ({"owed": 7}, "ready to train", "7 answers were asked for and are not there"),
+        ({"position_stats": BY_POSITION}, "stop", "chooses by position"),
+        (
+            {"labels": {"agreement": make_estimate(0.55, 0.45, 0.64)}},
+            "stop",
+            "people agree with the judges on only 55%",
+        ),
+        ({"labels": {"agreement": make_estimate(0.2, 0.1, 0.4)}}, "stop", "people contradict the judges"),
+        ({"labels": {"agreement": make_estimate(0.8, 0.7, 0.9)}}, "ready to train", "80.0% [70.0%, 90.0%] (n = 100)"),
+        ({"missing_answers": 7}, "ready to train", "7 answers were asked for and are not there"),
         ({"training": TRAINED}, "ready to evaluate", "11 steps"),
-        ({"training": TRAINED, "outdated": "model-1"}, "ready to evaluate", "an earlier training (model-1)"),
-        ({"training": {**TRAINED, "reversed": share(0.1, 0.05, 0.2)}}, "stop", "in only 10.0% [5.0%, 20.0%]"),
+        ({"training": TRAINED, "stale_evaluation": "model-1"}, "ready to evaluate", "an earlier training (model-1)"),
+        ({"training": {**TRAINED, "reversed": make_estimate(0.1, 0.05, 0.2)}}, "stop", "in only 10.0% [5.0%, 20.0%]"),
         ({"training": {**TRAINED, "identity": {"method": "reward"}, "output": "o"}}, "ready to train", "reward model"),
-        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68)}}, "better", "wins 60.0%"),
-        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68), "length_controlled_win_rate": share(0.5, 0.4, 0.6)}},
-         "better", "at equal length it would win 50.0%"),
-        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68), "refusals": [
-            {"prompts": "benign", "reference": share(0.01, 0, 0.03), "trained": share(0.05, 0.02, 0.1)}]}},
-         "better", "it refuses 5.0% [2.0%, 10.0%] (n = 100) of benign prompts, its reference 1.0%"),
-        ({"evaluation": {"win_rate": share(0.6, 0.52, 0.68), "checks": [
-            {"the share of checks met": "gain", "": share(-0.1, -0.2, -0.05)}]}}, "better", "it meets fewer"),
-        ({"evaluation": {"win_rate": share(0.5, 0.42, 0.58)}}, "not shown to be better", "wins 50.0%"),
-        ({"evaluation": {"win_rate": share(0.3, 0.2, 0.4)}}, "worse", "wins 30.0%"),
+        ({"evaluation": {"win_rate": make_estimate(0.6, 0.52, 0.68)}}, "better", "wins 60.0%"),
+        (
+            {
+                "evaluation": {
+                    "win_rate": make_estimate(0.6, 0.52, 0.68),
+                    "length_controlled_win_rate": make_estimate(0.5, 0.4, 0.6),
+                }
+            },
+            "better",
+            "at equal length it would win 50.0%",
+        ),
+        (
+            {
+                "evaluation": {
+                    "win_rate": make_estimate(0.6, 0.52, 0.68),
+                    "refusals": [
+                        {
+                            "prompt_class": "benign",
+                            "reference": make_estimate(0.01, 0, 0.03),
+                            "trained": make_estimate(0.05, 0.02, 0.1),
+                        }
+                    ],
+                }
+            },
+            "better",
+            "it refuses 5.0% [2.0%, 10.0%] (n = 100) of benign prompts, its reference 1.0%",
+        ),
+        (
+            {
+                "evaluation": {
+                    "win_rate": make_estimate(0.6, 0.52, 0.68),
+                    "checks": [{"model": "gain", "pass_rate": make_estimate(-0.1, -0.2, -0.05)}],
+                }
+            },
+            "better",
+            "it meets fewer",
+        ),
+        ({"evaluation": {"win_rate": make_estimate(0.5, 0.42, 0.58)}}, "not shown to be better", "wins 50.0%"),
+        ({"evaluation": {"win_rate": make_estimate(0.3, 0.2, 0.4)}}, "worse", "wins 30.0%"),
     ],
-)  # fmt: skip
-def test_the_verdict_and_why(changed: dict[str, Any], word: str, reason: str) -> None:
-    found = verdict.of(told(**changed))
-    assert found["word"] == word
-    assert reason in " ".join(found["why"])
+)
+def test_the_verdict_and_why(overrides: dict[str, Any], status: str, reason: str) -> None:
+    result = recommendation.recommend(make_report(**overrides))
+    assert result["status"] == status
+    assert reason in " ".join(result["reasons"])
 
 
 def test_every_part_is_drawn(judged: Run) -> None:
     """What other stages leave in the manifest and beside it is on the page, whatever columns it has."""
     run = judged
-    agreement = share(0.8, 0.7, 0.9)
+    agreement = make_estimate(0.8, 0.7, 0.9)
     run.update_manifest(
         "judge",
         labels={
             "reviewed": 40,
             "noise_rate": 0.12,
             "agreement": agreement,
-            "kappa": share(0.61, 0.5, 0.7),
-            "reliability": [{"p": 0.72, **share(0.64, 0.5, 0.7)}],
+            "kappa": make_estimate(0.61, 0.5, 0.7),
+            "reliability": [{"p": 0.72, **make_estimate(0.64, 0.5, 0.7)}],
             "certificate": {"agreement": 0.85, "confidence": 0.9, "share": 0.4, "threshold": 0.9, "n": 30},
             "calibration": {"weights": {"helpful@m": 1.2}, "n": 38, "flipped": 3, "near_ties": 2},
         },
         balance={"benign": {"refuse": 3, "comply": 97}},
-        exams=[{"judge": "helpful", "accuracy": share(0.7, 0.6, 0.8)}],
+        exams=[{"judge": "helpful", "accuracy": make_estimate(0.7, 0.6, 0.8)}],
     )
     run.model.mkdir()
     history = [{"step": step, "loss": 1 / step, "accuracy": 0.5} for step in range(1, 5)]
     result = {"pairs": 9, "steps": 4, "seconds": 100.0, "accuracy_after": agreement}
-    preflight = [{"name": "count", "level": "warn", "message": "only 9 pairs", "mend": "Sample more."},
-                 {"name": "leak", "level": "pass", "message": "0 of 2 test prompts", "mend": None}]  # fmt: skip
+    preflight = [{"name": "count", "level": "warn", "message": "only 9 pairs", "hint": "Sample more."},
+                 {"name": "leak", "level": "pass", "message": "0 of 2 test prompts", "hint": None}]  # fmt: skip
     trained = {"identity": {"beta": 0.1}, "result": result, "history": history, "preflight": preflight}
     (run.model / "training.json").write_text(json.dumps(trained))
     (run.path / "evaluation").mkdir()
     sample = {"prompt": HOSTILE[:-2], "reference": "<i>old</i>", "trained": "new", "preferred": "trained"}
-    found = {"trained": trained_name(run.model, trained), "win_rate": share(0.6, 0.55, 0.65),
-             "refusals": [{"prompts": "benign", "reference": 0.1}],
+    evaluation = {"trained": trained_model_name(run.model, trained), "win_rate": make_estimate(0.6, 0.55, 0.65),
+             "refusals": [{"prompt_class": "benign", "reference": 0.1}],
              "warnings": ["m judges its own answers"], "samples": [sample]}  # fmt: skip
-    (run.path / "evaluation" / "evaluation.json").write_text(json.dumps(found))
-    facts = gather(run)
-    assert facts["verdict"]["word"] == "better"
-    text = page.render(facts)
+    (run.path / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    report = collect_report(run)
+    assert report["recommendation"]["status"] == "better"
+    text = html_report.render_report(report)
     elements = Elements()
     elements.feed(text)
     assert elements.open == []
@@ -267,12 +317,12 @@ def test_every_part_is_drawn(judged: Run) -> None:
         assert part in text
 
     (run.model / "training.json").write_text(json.dumps({**trained, "identity": {"beta": 0.5}}))
-    facts = gather(run)
-    assert facts["verdict"]["word"] == "ready to evaluate"
-    assert facts["verdict"]["next"] == f"rlaif evaluate {run.path}"
-    assert facts["evaluation"] is None
-    assert facts["rounds"][-1]["win_rate"] is None
-    assert f"an earlier training ({found['trained']})" in facts["unmeasured"]["evaluation"]
+    report = collect_report(run)
+    assert report["recommendation"]["status"] == "ready to evaluate"
+    assert report["recommendation"]["next"] == f"rlaif evaluate {run.path}"
+    assert report["evaluation"] is None
+    assert report["iterations"][-1]["win_rate"] is None
+    assert f"an earlier training ({evaluation['trained']})" in report["missing_reasons"]["evaluation"]
 
 
 def test_a_page_that_cannot_be_written(judged: Run) -> None:
@@ -280,14 +330,14 @@ def test_a_page_that_cannot_be_written(judged: Run) -> None:
 
     (judged.path / "report.html").mkdir()
     with pytest.raises(RunError, match="cannot be written"):
-        page.write(judged)
+        html_report.write_report(judged)
 
 
 def test_a_trainings_own_seed_is_told_beside_the_runs() -> None:
-    sampled = {"policies": [], "sampler": {"model": ["m"], "n": 4, "temperature": 1.0}, "prompts": {"source": ["p"]}}
+    sampled = {"policies": [], "sampler": {"model": ["m"], "n": 4, "temperature": 1.0}, "prompts": {"sources": ["p"]}}
     trained = {"seed": 7, "train": {"method": "dpo", "lora": True}}
     stages = {"generate": {"config": sampled | {"seed": 0}}, "train": {"config": trained}}
-    told = _asked(stages)
-    assert (told["seed"], told["training"]) == (0, "dpo, LoRA, seed 7")
+    settings = _requested_settings(stages)
+    assert (settings["seed"], settings["training"]) == (0, "dpo, LoRA, seed 7")
     trained["seed"] = 0
-    assert _asked(stages)["training"] == "dpo, LoRA"
+    assert _requested_settings(stages)["training"] == "dpo, LoRA"

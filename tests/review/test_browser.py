@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rlaif.records import unit_interval
-from rlaif.run.directory import Run
+from rlaif.records import hash_to_unit_interval
+from rlaif.run.run import Run
 from tests.conftest import needs, read_jsonl
-from tests.reviewing import AXE, CHROMIUM, FLAGS, PageServer, judged_run, needs_browser, rows
+from tests.review_client import AXE, CHROMIUM, FLAGS, PageServer, judged_run, needs_browser, prompt_rows
 
 KEYS = ["ArrowLeft", "ArrowRight", "t", "b", "ArrowLeft", "s"]
 CHOICES = {"ArrowLeft": "left", "ArrowRight": "right", "t": "tie", "b": "both_bad", "s": "skip"}
@@ -36,9 +36,9 @@ class Tab:
 
     def __init__(self, context: Any, link: str) -> None:
         self.page = context.new_page()
-        self.noise: list[str] = []
-        self.page.on("console", lambda message: self.noise.append(message.text))
-        self.page.on("pageerror", lambda error: self.noise.append(str(error)))
+        self.console_messages: list[str] = []
+        self.page.on("console", lambda message: self.console_messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.console_messages.append(str(error)))
         self.open(link)
 
     def open(self, link: str) -> None:
@@ -77,54 +77,57 @@ def reviews(run: Run) -> list[dict[str, Any]]:
     return read_jsonl(run.journal_path("reviews")) if run.journal_path("reviews").exists() else []
 
 
-def said_of(run: Run) -> dict[str, tuple[str, str | None]]:
+def choices_by_prompt(run: Run) -> dict[str, tuple[str, str | None]]:
     """By prompt: the choice, and the text of the answer that was preferred."""
     pairs = {row["pair_id"]: row for row in run.pairs().iter_rows(named=True)}
-    found = {}
+    choices = {}
     for label in reviews(run):
         row, side = pairs[label["pair_id"]], label.get("preferred")
-        found[json.loads(row["prompt"])[-1]["content"]] = (label["choice"], row[f"response_{side}"] if side else None)
-    return found
+        choices[json.loads(row["prompt"])[-1]["content"]] = (label["choice"], row[f"response_{side}"] if side else None)
+    return choices
 
 
 def test_fifty_pairs_by_keyboard_over_a_killed_server(browser: Any, tmp_path: Path, rlaif: Any) -> None:
     """Every key that was pressed is a label, none is doubled, and the dataset holds exactly what people chose."""
-    run = judged_run(tmp_path / "run", rows(50))
+    run = judged_run(tmp_path / "run", prompt_rows(50))
     pressed: dict[str, tuple[str, str | None]] = {}
     server = PageServer(run.path, "--annotator", "ada")
-    person = tab(browser, server.links["ada"])
+    annotator = tab(browser, server.links["ada"])
 
     def press(key: str) -> None:
         choice = CHOICES[key]
-        pressed[person.prompt] = (choice, person.side(choice) if choice in ("left", "right") else None)
-        person.choose(key)
+        pressed[annotator.prompt] = (choice, annotator.side(choice) if choice in ("left", "right") else None)
+        annotator.choose(key)
 
     for number in range(20):
         press(KEYS[number % len(KEYS)])
     server.kill()
     # Nobody answers: the page says so, keeps the choice, and stays where it is.
-    here = person.prompt
-    pressed[here] = ("left", person.side("left"))
-    person.page.keyboard.press("ArrowLeft")
-    person.page.wait_for_selector("#trouble:not([hidden])")
-    assert person.prompt == here
+    current_prompt = annotator.prompt
+    pressed[current_prompt] = ("left", annotator.side("left"))
+    annotator.page.keyboard.press("ArrowLeft")
+    annotator.page.wait_for_selector("#error:not([hidden])")
+    assert annotator.prompt == current_prompt
     assert len(reviews(run)) == 20
     with PageServer(run.path, "--annotator", "ada", port=server.port):
-        person.page.wait_for_function("before => document.getElementById('prompt').innerText !== before", arg=here)
-        assert person.page.is_hidden("#trouble")
+        annotator.page.wait_for_function(
+            "before => document.getElementById('prompt').innerText !== before", arg=current_prompt
+        )
+        assert annotator.page.is_hidden("#error")
         for number in range(21, 50):
             press(KEYS[number % len(KEYS)])
-        assert person.is_over
-        assert "50 pairs" in person.page.inner_text("#empty-text")
-    assert [noise for noise in person.noise if "net::ERR_" not in noise] == []
+        assert annotator.is_over
+        assert "50 pairs" in annotator.page.inner_text("#empty-text")
+    assert [message for message in annotator.console_messages if "net::ERR_" not in message] == []
     assert len(reviews(run)) == len({label["pair_id"] for label in reviews(run)}) == 50
     rendered = {
-        prompt: (choice, text.replace("**", "") if text else None) for prompt, (choice, text) in said_of(run).items()
+        prompt: (choice, text.replace("**", "") if text else None)
+        for prompt, (choice, text) in choices_by_prompt(run).items()
     }
     assert rendered == pressed
     rlaif("review", run.path, "--merge")
     data = pl.concat(pl.read_parquet(run.dataset / f"{name}.parquet") for name in ("train", "test"))
-    assert set(data["source"]) == {"human"}
+    assert set(data["label_source"]) == {"human"}
     chosen = {
         row["prompt"][-1]["content"]: row["chosen"][0]["content"].replace("**", "")
         for row in data.iter_rows(named=True)
@@ -134,7 +137,7 @@ def test_fifty_pairs_by_keyboard_over_a_killed_server(browser: Any, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return judged_run(tmp_path_factory.mktemp("judged") / "run", rows(30))
+    return judged_run(tmp_path_factory.mktemp("judged") / "run", prompt_rows(30))
 
 
 @pytest.fixture
@@ -167,7 +170,11 @@ def test_what_was_typed_survives_reload_back_and_undo(browser: Any, run: Run) ->
         ada.choose("ArrowRight")
         second = ada.prompt
         label = reviews(run)[0]
-        assert (label["choice"], label["sure"], label["edited"]) == ("right", 3, "A better answer,\nin two lines.")
+        assert (label["choice"], label["confidence"], label["edited_response"]) == (
+            "right",
+            3,
+            "A better answer,\nin two lines.",
+        )
         assert ada.page.input_value("#comment") == ""
         # Undo goes back to what was said, and another choice replaces it.
         ada.choose("u")
@@ -180,7 +187,7 @@ def test_what_was_typed_survives_reload_back_and_undo(browser: Any, run: Run) ->
         ada.choose("n")  # on again, nothing said
         assert ada.prompt == second
         assert [label["choice"] for label in reviews(run)] == ["right", "left"]
-        assert ada.noise == []
+        assert ada.console_messages == []
 
 
 def test_the_judges_opinion_and_the_side_keys_show_only_after_the_choice(browser: Any, run: Run) -> None:
@@ -203,14 +210,14 @@ def test_the_judges_opinion_and_the_side_keys_show_only_after_the_choice(browser
         assert ada.page.evaluate("CSS.highlights.get('differs').size") > 0
         ada.page.keyboard.press("?")
         assert ada.page.is_visible("#keys")
-        assert ada.noise == []
+        assert ada.console_messages == []
 
 
 def test_everything_goes_by_mouse_too(browser: Any, run: Run) -> None:
     with PageServer(run.path, "--annotator", "ada") as server:
         ada = tab(browser, server.links["ada"])
         left = ada.side("left")
-        for name in ("[data-sure='2']", "#write", "#from-left"):
+        for name in ("[data-confidence='2']", "#edit-button", "#from-left"):
             ada.page.click(name)
         assert ada.page.input_value("#edited").replace("**", "") == left
         ada.page.fill("#edited", "Mine.")
@@ -218,47 +225,61 @@ def test_everything_goes_by_mouse_too(browser: Any, run: Run) -> None:
         ada.page.click("[data-choice=both_bad]")
         ada.page.wait_for_function("() => document.getElementById('edited').value === ''")
         label = reviews(run)[0]
-        assert (label["choice"], label["sure"], label["edited"]) == ("both_bad", 2, "Mine.")
-        for name in ("#undo", "#onward", "#say", "#diff", "#raw", "#guide", "#guide-close", "#judge", "#help"):
+        assert (label["choice"], label["confidence"], label["edited_response"]) == ("both_bad", 2, "Mine.")
+        for name in (
+            "#undo",
+            "#forward",
+            "#comment-button",
+            "#diff",
+            "#raw",
+            "#guidelines-button",
+            "#guidelines-close",
+            "#judge",
+            "#help",
+        ):
             ada.page.click(name)
             ada.page.wait_for_timeout(50)
         ada.page.click("#keys-close")
-        assert ada.noise == []
+        assert ada.console_messages == []
 
 
 def test_two_people_and_two_tabs_share_the_queue_without_doubling(browser: Any, run: Run) -> None:
     """Without overlap each pair goes to one person; all three tabs are empty when all pairs have one label."""
-    (run.path / "rlaif.toml").write_text("[review]\noverlap = 0\ngold_share = 0\n")
+    (run.path / "rlaif.toml").write_text("[review]\nextra_label_fraction = 0\ngold_fraction = 0\n")
     try:
         with PageServer(run.path, "--annotators", "ada,bob") as server:
-            mine = browser.new_context()
-            tabs = [Tab(mine, server.links["ada"]), Tab(mine, server.links["ada"]), tab(browser, server.links["bob"])]
-            seen = []
-            assert len({person.prompt for person in tabs}) == 3
-            while not all(person.is_over for person in tabs):
-                for person in tabs:
-                    if not person.is_over:
-                        seen.append(person.prompt)
-                        person.choose("ArrowLeft")
-            assert len(seen) == len(set(seen)) == 30
+            ada_context = browser.new_context()
+            tabs = [
+                Tab(ada_context, server.links["ada"]),
+                Tab(ada_context, server.links["ada"]),
+                tab(browser, server.links["bob"]),
+            ]
+            prompts = []
+            assert len({annotator.prompt for annotator in tabs}) == 3
+            while not all(annotator.is_over for annotator in tabs):
+                for annotator in tabs:
+                    if not annotator.is_over:
+                        prompts.append(annotator.prompt)
+                        annotator.choose("ArrowLeft")
+            assert len(prompts) == len(set(prompts)) == 30
             assert {label["annotator"] for label in reviews(run)} == {"ada", "bob"}
-            assert [person.noise for person in tabs] == [[], [], []]
+            assert [annotator.console_messages for annotator in tabs] == [[], [], []]
     finally:
         (run.path / "rlaif.toml").unlink()
 
 
 def test_overlap_gold_agreement_and_adjudication(browser: Any, run: Run) -> None:
-    (run.path / "rlaif.toml").write_text("[review]\noverlap = 0.4\ngold_share = 0.2\n")
-    double = {pair for pair in run.pairs()["pair_id"] if unit_interval(0, "overlap", pair) < 0.4}
+    (run.path / "rlaif.toml").write_text("[review]\nextra_label_fraction = 0.4\ngold_fraction = 0.2\n")
+    double = {pair for pair in run.pairs()["pair_id"] if hash_to_unit_interval(0, "overlap", pair) < 0.4}
     try:
         with PageServer(run.path, "--annotators", "ada,bob") as server:
             for name in ("ada", "bob"):
-                person = tab(browser, server.links[name])
-                while not person.is_over:
-                    good = next(side for side in ("left", "right") if "good" in person.side(side) or side == "right")
+                annotator = tab(browser, server.links[name])
+                while not annotator.is_over:
+                    good = next(side for side in ("left", "right") if "good" in annotator.side(side) or side == "right")
                     wants = good if name == "ada" else "left" if good == "right" else "right"
-                    person.choose("ArrowLeft" if wants == "left" else "ArrowRight")
-                assert person.noise == []
+                    annotator.choose("ArrowLeft" if wants == "left" else "ArrowRight")
+                assert annotator.console_messages == []
             people: dict[str, set[str]] = {}
             for label in reviews(run):
                 if label["route"] != "gold":
@@ -272,7 +293,7 @@ def test_overlap_gold_agreement_and_adjudication(browser: Any, run: Run) -> None
             lead.wait_for_selector("#kappas td")
             assert f"{len(double)} (0 adjudicated)" in lead.inner_text("#figures")
             assert "ada and bob" in lead.inner_text("#kappas")
-            assert lead.inner_text("#people").count("(n = ") == 2  # gold results of both
+            assert lead.inner_text("#annotators").count("(n = ") == 2  # gold results of both
             lead.click("#adjudicate")
             lead.wait_for_selector("#votes li")
             assert {"ada", "bob"} == set(lead.locator("#votes b").all_inner_texts())
@@ -303,29 +324,29 @@ def test_no_serious_accessibility_finding(browser: Any, run: Run, options: dict[
         context = browser.new_context(**options, bypass_csp=True)
         ada = Tab(context, server.links["ada"])
 
-        def check(page: Any, what: str) -> None:
+        def check(page: Any, state: str) -> None:
             page.evaluate(AXE.read_text(encoding="utf-8"))
-            found = page.evaluate("axe.run(document)")
-            serious = [(rule["id"], rule["nodes"][0]["html"][:120]) for rule in found["violations"]
+            result = page.evaluate("axe.run(document)")
+            serious = [(rule["id"], rule["nodes"][0]["html"][:120]) for rule in result["violations"]
                        if rule["impact"] in ("serious", "critical")]  # fmt: skip
-            assert not serious, what
-            assert len(found["passes"]) > 10
+            assert not serious, state
+            assert len(result["passes"]) > 10
 
         check(ada.page, "as it opens")
         ada.choose("ArrowLeft")
         for key in ("c", "Escape", "e", "Escape", "j", "d", "2"):
             ada.page.keyboard.press(key)
-        ada.page.click("#say")
-        ada.page.click("#write")
+        ada.page.click("#comment-button")
+        ada.page.click("#edit-button")
         check(ada.page, "unfolded")
         ada.page.keyboard.press("Escape")
-        ada.page.click("#guide")
+        ada.page.click("#guidelines-button")
         check(ada.page, "guidelines")
         ada.page.keyboard.press("Escape")
         ada.page.evaluate("document.getElementById('keys').showModal()")
         check(ada.page, "keys")
         ada.page.goto(server.links["lead"])
-        ada.page.wait_for_selector("#people td")
+        ada.page.wait_for_selector("#annotators td")
         check(ada.page, "the lead's page")
         assert ada.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out at the side"
 
@@ -336,13 +357,15 @@ def test_a_full_disk_is_told_and_the_choice_is_sent_again(browser: Any, run: Run
         ada = tab(browser, server.links["ada"])
         path = run.journal_path("reviews")
         path.mkdir()
-        here = ada.prompt
+        current_prompt = ada.prompt
         ada.page.keyboard.press("ArrowLeft")
-        ada.page.wait_for_selector("#trouble:not([hidden])")
-        assert "cannot be opened for writing" in ada.page.inner_text("#trouble")
-        assert ada.prompt == here
+        ada.page.wait_for_selector("#error:not([hidden])")
+        assert "cannot be opened for writing" in ada.page.inner_text("#error")
+        assert ada.prompt == current_prompt
         path.rmdir()
-        ada.page.wait_for_function("before => document.getElementById('prompt').innerText !== before", arg=here)
+        ada.page.wait_for_function(
+            "before => document.getElementById('prompt').innerText !== before", arg=current_prompt
+        )
         assert len(reviews(run)) == 1
 
 
@@ -351,7 +374,7 @@ def test_the_words_that_differ_are_as_few_as_can_be(browser: Any, run: Run) -> N
     in common are compared by their words."""
     with PageServer(run.path, "--annotator", "ada") as server:
         ada = tab(browser, server.links["ada"])
-        found = ada.page.evaluate("""async () => {
+        result = ada.page.evaluate("""async () => {
           const { differing } = await import("/static/differences.js");
           let seed = 1;
           const draw = (n) => ((seed = (seed * 48271) % 2147483647) % n);
@@ -373,4 +396,4 @@ def test_the_words_that_differ_are_as_few_as_can_be(browser: Any, run: Run) -> N
           const [far] = differing(["same", ...many(0), "shared"], ["same", ...many(9000), "shared", "end"]);
           return { wrong, marked: far.reduce((sum, flag) => sum + flag, 0) };
         }""")
-        assert found == {"wrong": [], "marked": 5000}
+        assert result == {"wrong": [], "marked": 5000}

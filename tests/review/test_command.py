@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from rlaif.run.directory import Run
-from tests.reviewing import PageServer, judged_run, rows
+from rlaif.run.run import Run
+from tests.review_client import PageServer, judged_run, prompt_rows
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return judged_run(tmp_path_factory.mktemp("command") / "run", rows(8))
+    return judged_run(tmp_path_factory.mktemp("command") / "run", prompt_rows(8))
 
 
 @pytest.mark.parametrize(
@@ -40,22 +40,22 @@ def test_a_run_without_pairs_has_no_page(tmp_path: Path, rlaif: Any) -> None:
 
 def test_a_taken_port_is_named(run: Run, rlaif: Any) -> None:
     with PageServer(run.path) as server:
-        said = rlaif("review", run.path, "--port", str(server.port), code=2).stderr
-    assert f"cannot listen on 127.0.0.1 port {server.port}" in said
-    assert "--port N" in said
+        stderr = rlaif("review", run.path, "--port", str(server.port), code=2).stderr
+    assert f"cannot listen on 127.0.0.1 port {server.port}" in stderr
+    assert "--port N" in stderr
 
 
 def test_an_open_page_keeps_no_other_command_waiting_and_the_dataset_follows_the_labels(run: Run, rlaif: Any) -> None:
     """Merged beside the open page, again after another label, and the card with it."""
     with PageServer(run.path, "--annotator", "ada") as server:
-        csrf = re.search('name="csrf" content="([^"]+)"', server.ask("/")[1])[1]  # type: ignore[index]
-        items = server.ask("/api/next?tab=t&count=3")[1]["items"]
+        csrf = re.search('name="csrf" content="([^"]+)"', server.request("/")[1])[1]  # type: ignore[index]
+        items = server.request("/api/next?tab=t&count=3")[1]["items"]
         for number, item in enumerate(items, 1):
-            label = {"id": item["id"], "choice": "left", "edited": "Mine." if number == 3 else None}
-            assert server.ask("/api/label", label, X_CSRF_Token=csrf)[0] == 200
+            label = {"id": item["id"], "choice": "left", "edited_response": "Mine." if number == 3 else None}
+            assert server.request("/api/label", label, X_CSRF_Token=csrf)[0] == 200
             if number != 2:
-                said = rlaif("review", run.path, "--merge")
-                assert f"{8 - number} wait for review" in said.stdout
-        assert "1 pairs the chosen answer is one that a person wrote" in said.stderr
+                result = rlaif("review", run.path, "--merge")
+                assert f"{8 - number} wait for review" in result.stdout
+        assert "1 pairs the chosen answer is one that a person wrote" in result.stderr
         assert "| human | 3 |" in (run.dataset / "README.md").read_text(encoding="utf-8")
-    assert "3 labels were given" in server.said
+    assert "3 labels were given" in server.stderr

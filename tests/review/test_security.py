@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.config import ReviewConfig
-from rlaif.review.guard import HEADERS
-from rlaif.review.people import SECRET_NAME, people_of
-from rlaif.review.render import MARKDOWN_LIMIT, to_html, visible
-from rlaif.run.directory import Run
+from rlaif.config.models import ReviewConfig
+from rlaif.review.annotators import SECRET_FILE, load_registry
+from rlaif.run.run import Run
+from rlaif.web.markdown import MARKDOWN_LIMIT, markdown_to_safe_html, show_invisible_characters
+from rlaif.web.security import HEADERS
 from tests.conftest import command, needs, read_jsonl
-from tests.reviewing import CHROMIUM, FLAGS, PageServer, judged_run, needs_browser, rows
+from tests.review_client import CHROMIUM, FLAGS, PageServer, judged_run, needs_browser, prompt_rows
 
 HOSTILE = """# good
 <script>document.title = "owned"; fetch("/api/next")</script>
@@ -44,7 +44,7 @@ code </pre><script>document.title='owned'</script>
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     hostile = {"prompt": f"Hostile? {HOSTILE}", "responses": [HOSTILE, "x" * 1_000_000]}
-    return judged_run(tmp_path_factory.mktemp("hostile") / "run", [hostile, *rows(40)])
+    return judged_run(tmp_path_factory.mktemp("hostile") / "run", [hostile, *prompt_rows(40)])
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_a_hostile_answer_does_nothing(run: Run) -> None:
     with sync_playwright() as playwright, PageServer(run.path, "--annotator", "eve") as server:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         tab = chromium.new_page()
-        asked: list[str] = []
-        noise: list[str] = []
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("console", lambda message: noise.append(message.text))
+        requested_urls: list[str] = []
+        console_messages: list[str] = []
+        tab.on("request", lambda request: requested_urls.append(request.url))
+        tab.on("console", lambda message: console_messages.append(message.text))
         tab.goto(server.links["eve"])
         tab.wait_for_selector("#pair:not([hidden])")
         while "Hostile?" not in tab.inner_text("#prompt"):
@@ -80,8 +80,8 @@ def test_a_hostile_answer_does_nothing(run: Run) -> None:
             tab.keyboard.press("s")
             tab.wait_for_function("before => document.getElementById('prompt').innerText !== before", arg=before)
         answers = tab.inner_text("#answers")
-        for shown in ("[U+202E]", "␛[31m", "[U+2066]", "[U+200B]", "[U+E0041]", "<script>document.title", "pixel.png"):
-            assert shown in answers
+        for text in ("[U+202E]", "␛[31m", "[U+2066]", "[U+200B]", "[U+E0041]", "<script>document.title", "pixel.png"):
+            assert text in answers
         assert "Show the other 900,000 characters" in answers
         tab.click("text=Show the other")
         assert tab.locator("pre.plain").inner_text().count("x") == 1_000_000
@@ -94,13 +94,13 @@ def test_a_hostile_answer_does_nothing(run: Run) -> None:
         tab.keyboard.press("ArrowLeft")
         tab.wait_for_function("() => !document.getElementById('prompt').innerText.includes('Hostile?')")
         assert "owned" not in tab.title()
-        assert {urllib.parse.urlsplit(url).port for url in asked} == {server.port}
-        assert noise == []
+        assert {urllib.parse.urlsplit(url).port for url in requested_urls} == {server.port}
+        assert console_messages == []
         # If markup ever came through, the policy would still stop it.
         tab.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://203.0.113.9/x.png'}))")
         with pytest.raises(Exception, match="TrustedHTML"):
             tab.evaluate("document.body.innerHTML = '<b>x</b>'")
-        assert any("Content Security Policy" in line for line in noise)
+        assert any("Content Security Policy" in line for line in console_messages)
         chromium.close()
 
 
@@ -114,7 +114,7 @@ ALPHABET = st.sampled_from(
 def test_no_text_becomes_markup_that_acts(text: str) -> None:
     from html.parser import HTMLParser
 
-    class Seen(HTMLParser):
+    class MarkupChecker(HTMLParser):
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             assert tag not in ("script", "img", "iframe", "form", "svg", "style", "object", "link", "meta", "base")
             for name, value in attributes:
@@ -123,27 +123,27 @@ def test_no_text_becomes_markup_that_acts(text: str) -> None:
                 if name == "href":
                     assert str(value).split(":")[0].lower() in ("http", "https", "mailto")
 
-    Seen().feed(to_html(text) or "")
+    MarkupChecker().feed(markdown_to_safe_html(text) or "")
 
 
 @pytest.mark.parametrize("href", ["", "/lead/", "//evil.example", "../x", "?y", "javascript:x", "http:", "x y"])
 def test_a_link_that_leads_nowhere_outside_is_text(href: str) -> None:
-    html = to_html(f"[here](<{href}>)") or ""
+    html = markdown_to_safe_html(f"[here](<{href}>)") or ""
     assert "<a" not in html
     assert "here" in html
 
 
 def test_a_links_host_is_written_beside_it() -> None:
-    html = to_html("[your bank](https://evil.example/login) <a@b.example>") or ""
+    html = markdown_to_safe_html("[your bank](https://evil.example/login) <a@b.example>") or ""
     assert '>your bank</a> <span class="host">(evil.example)</span>' in html
     assert html.count('rel="noopener noreferrer nofollow"') == 2
 
 
 def test_only_what_hides_is_replaced() -> None:
     plain = "Grüße, 你好, שלום, 👩\u200d🚀, x\ty\n"
-    assert visible(plain) == plain
-    assert visible("a\r\nb\x07\x9b\u2028") == "a\nb␇[U+009B]\u2028"
-    assert to_html("x" * (MARKDOWN_LIMIT + 1)) is None
+    assert show_invisible_characters(plain) == plain
+    assert show_invisible_characters("a\r\nb\x07\x9b\u2028") == "a\nb␇[U+009B]\u2028"
+    assert markdown_to_safe_html("x" * (MARKDOWN_LIMIT + 1)) is None
 
 
 @pytest.mark.parametrize("nest", ["- ", "> ", ">", "1. ", "* > "])
@@ -151,8 +151,8 @@ def test_only_what_hides_is_replaced() -> None:
 def test_nesting_hides_nothing(nest: str, depth: int) -> None:
     """What the parser would leave out is shown as plain text."""
     text = nest * depth + "at the bottom"
-    assert "at the bottom" in (to_html(text) or text)
-    assert depth > 5 or to_html(text)
+    assert "at the bottom" in (markdown_to_safe_html(text) or text)
+    assert depth > 5 or markdown_to_safe_html(text)
 
 
 @pytest.mark.parametrize(
@@ -170,33 +170,33 @@ def test_nesting_hides_nothing(nest: str, depth: int) -> None:
 )
 def test_what_markdown_leaves_out_is_shown(text: str) -> None:
     """Also where markup in it would be markup."""
-    assert "hidden words" in (to_html(text) or "")
-    html = to_html(text.replace("hidden words", "<img src=x>")) or ""
+    assert "hidden words" in (markdown_to_safe_html(text) or "")
+    html = markdown_to_safe_html(text.replace("hidden words", "<img src=x>")) or ""
     assert "&lt;img src=x&gt;" in html
     assert "<img" not in html
 
 
 def test_a_definition_says_where_its_links_lead() -> None:
-    html = to_html("[here][1]\n\n[1]: https://e.example/far 'A title'") or ""
+    html = markdown_to_safe_html("[here][1]\n\n[1]: https://e.example/far 'A title'") or ""
     assert '>here</a> <span class="host">(e.example "A title")</span></p>' in html.replace("&quot;", '"')
     assert '<p>[1]: https://e.example/far "A title"</p>' in html.replace("&quot;", '"')
 
 
 def test_what_hides_is_shown_where_an_entity_spells_it() -> None:
-    assert to_html("a&#x202e;b&ZeroWidthSpace;c &amp;lt;") == "<p>a[U+202E]b[U+200B]c &amp;lt;</p>\n"
+    assert markdown_to_safe_html("a&#x202e;b&ZeroWidthSpace;c &amp;lt;") == "<p>a[U+202E]b[U+200B]c &amp;lt;</p>\n"
 
 
 # Other sites
 
 
 def test_every_reply_carries_the_policy(page: PageServer) -> None:
-    for path in ("/", "/static/label.js", "/api/next", "/nothing", "/static/../app.py", "/lead/", "/p/guess/"):
-        _, _, headers = page.ask(path)
+    for path in ("/", "/static/annotate.js", "/api/next", "/nothing", "/static/../web_app.py", "/lead/", "/p/guess/"):
+        _, _, headers = page.request(path)
         assert {name: headers.get(name) for name in HEADERS} == HEADERS, path
     policy = HEADERS["content-security-policy"]
     assert "unsafe" not in policy
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
-    html = page.ask("/")[1]
+    html = page.request("/")[1]
     assert "<script>" not in html
     assert "style=" not in html
     assert "http://" not in html.replace(f"http://127.0.0.1:{page.port}", "")
@@ -206,38 +206,40 @@ def test_every_reply_carries_the_policy(page: PageServer) -> None:
     "host", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example", "localhost.evil", "[::1", "a@b"]
 )
 def test_a_name_that_was_made_to_point_here_is_refused(page: PageServer, host: str) -> None:
-    assert page.ask("/api/next", Host=host)[0] in (400, 421)
+    assert page.request("/api/next", Host=host)[0] in (400, 421)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]:9", "LOCALHOST:8000"])
 def test_a_tunnel_may_use_another_port(page: PageServer, host: str) -> None:
-    assert page.ask("/api/next?tab=t&count=1", Host=host)[0] == 200
+    assert page.request("/api/next?tab=t&count=1", Host=host)[0] == 200
 
 
 def test_another_sites_page_can_neither_read_nor_write(run: Run, page: PageServer) -> None:
-    token = csrf_of(page.ask("/")[1])
-    pair = page.ask("/api/next?tab=x")[1]["items"][0]["id"]
+    token = csrf_of(page.request("/")[1])
+    pair = page.request("/api/next?tab=x")[1]["items"][0]["id"]
     label = {"id": pair, "choice": "left"}
     before = run.reviews().height
-    own = f"http://127.0.0.1:{page.port}"
+    own_origin = f"http://127.0.0.1:{page.port}"
     for status, headers in (
         (403, {"Origin": "http://evil.example", "X_CSRF_Token": token}),
         (403, {"Origin": "null", "X_CSRF_Token": token}),
         (403, {"Origin": f"http://localhost:{page.port}", "X_CSRF_Token": token}),
-        (403, {"Origin": own, "X_CSRF_Token": token, "Sec_Fetch_Site": "cross-site"}),
-        (403, {"Origin": own, "X_CSRF_Token": token, "Sec_Fetch_Site": "same-site"}),
-        (403, {"Origin": own}),
-        (403, {"Origin": own, "X_CSRF_Token": token[:-1] + "x"}),
-        (403, {"Origin": own, "X_CSRF_Token": csrf_of(page.ask("/lead/")[1])}),
-        (415, {"Origin": own, "X_CSRF_Token": token, "Content_Type": "text/plain"}),
-        (415, {"Origin": own, "X_CSRF_Token": token, "Content_Type": "application/x-www-form-urlencoded"}),
+        (403, {"Origin": own_origin, "X_CSRF_Token": token, "Sec_Fetch_Site": "cross-site"}),
+        (403, {"Origin": own_origin, "X_CSRF_Token": token, "Sec_Fetch_Site": "same-site"}),
+        (403, {"Origin": own_origin}),
+        (403, {"Origin": own_origin, "X_CSRF_Token": token[:-1] + "x"}),
+        (403, {"Origin": own_origin, "X_CSRF_Token": csrf_of(page.request("/lead/")[1])}),
+        (415, {"Origin": own_origin, "X_CSRF_Token": token, "Content_Type": "text/plain"}),
+        (415, {"Origin": own_origin, "X_CSRF_Token": token, "Content_Type": "application/x-www-form-urlencoded"}),
     ):
-        assert page.ask("/api/label", label, **headers)[0] == status, headers
-    assert page.ask("/api/facts", Sec_Fetch_Site="cross-site")[0] == 403
+        assert page.request("/api/label", label, **headers)[0] == status, headers
+    assert page.request("/api/dashboard", Sec_Fetch_Site="cross-site")[0] == 403
     assert run.reviews().height == before
     # The page's own request, for all that, is taken; and the same again changes nothing.
     for saved in ("added", "unchanged"):
-        status, answer, _ = page.ask("/api/label", label, Origin=own, X_CSRF_Token=token, Sec_Fetch_Site="same-origin")
+        status, answer, _ = page.request(
+            "/api/label", label, Origin=own_origin, X_CSRF_Token=token, Sec_Fetch_Site="same-origin"
+        )
         assert (status, answer["saved"]) == (200, saved)
     assert run.reviews().height == before + 1
 
@@ -245,12 +247,12 @@ def test_another_sites_page_can_neither_read_nor_write(run: Run, page: PageServe
 @pytest.mark.parametrize(
     "body",
     [{}, [], "x", {"id": "no-such-pair", "choice": "left"}, {"id": 1, "choice": "left"}, {"id": "p", "choice": "best"},
-     {"id": "p", "choice": "left", "sure": 9}, {"id": "p", "choice": "left", "seconds": -1},
+     {"id": "p", "choice": "left", "confidence": 9}, {"id": "p", "choice": "left", "seconds": -1},
      {"id": "p", "choice": "left", "route": "judge"}, {"id": "p", "choice": "left", "annotator": "bob"}],
 )  # fmt: skip
 def test_what_is_no_label_is_refused_in_words(run: Run, page: PageServer, body: Any) -> None:
     before = run.reviews().height
-    status, answer, _ = page.ask("/api/label", body, X_CSRF_Token=csrf_of(page.ask("/")[1]))
+    status, answer, _ = page.request("/api/label", body, X_CSRF_Token=csrf_of(page.request("/")[1]))
     assert status == 422
     assert answer["error"]
     assert run.reviews().height == before
@@ -273,8 +275,8 @@ def test_methods_sizes_and_paths(page: PageServer) -> None:
         assert raw(page.port, method, "/api/label", {}) == 405
     assert raw(page.port, "POST", "/api/label", {**json_type, "Content-Length": str(1 << 30)}) == 413
     assert raw(page.port, "POST", "/api/label", {**json_type, "Transfer-Encoding": "chunked"}) == 411
-    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd",
-                 "/static/%2fetc/passwd", "/static/..\\app.py", "/static/label.html", "/static/"):  # fmt: skip
+    for path in ("/static/../web_app.py", "/static/%2e%2e/web_app.py", "/static/..%2fweb_app.py", "/static//etc/passwd",
+                 "/static/%2fetc/passwd", "/static/..\\web_app.py", "/static/label.html", "/static/"):  # fmt: skip
         assert raw(page.port, "GET", path, {}) == 404, path
 
 
@@ -284,46 +286,46 @@ def test_methods_sizes_and_paths(page: PageServer) -> None:
 def test_with_links_nothing_opens_without_one(run: Run) -> None:
     with PageServer(run.path, "--annotators", "ada,bob") as server:
         for path in ("/", "/lead/", "/adjudicate", "/lead/adjudicate", "/p/x/", f"/p/{'A' * 24}/", "/p/%00/"):
-            status, html, _ = server.ask(path)
+            status, html, _ = server.request(path)
             assert status in (403, 404), path
             assert "csrf" not in html or csrf_of(html) == ""
-        for path in ("/api/next", "/lead/api/next", "/api/facts", "/lead/api/facts", "/p/x/api/next"):
-            assert server.ask(path)[0] == 403
+        for path in ("/api/next", "/lead/api/next", "/api/dashboard", "/lead/api/dashboard", "/p/x/api/next"):
+            assert server.request(path)[0] == 403
         ada = server.links["ada"]
-        assert server.ask(f"{ada}api/next?tab=t")[0] == 200
-        assert server.ask(f"{ada}api/facts")[0] == 403, "the numbers are the lead's"
-        assert server.ask(f"{ada}adjudicate")[0] == 403
-        assert server.ask(f"{server.links['lead']}api/facts")[0] == 200
-        token = csrf_of(server.ask(ada)[1])
-        pair = server.ask(f"{ada}api/next?tab=t")[1]["items"][0]["id"]
+        assert server.request(f"{ada}api/next?tab=t")[0] == 200
+        assert server.request(f"{ada}api/dashboard")[0] == 403, "the numbers are the lead's"
+        assert server.request(f"{ada}adjudicate")[0] == 403
+        assert server.request(f"{server.links['lead']}api/dashboard")[0] == 200
+        token = csrf_of(server.request(ada)[1])
+        pair = server.request(f"{ada}api/next?tab=t")[1]["items"][0]["id"]
         bob = f"{server.links['bob']}api/label"
-        assert server.ask(bob, {"id": pair, "choice": "left"}, X_CSRF_Token=token)[0] == 403
+        assert server.request(bob, {"id": pair, "choice": "left"}, X_CSRF_Token=token)[0] == 403
 
 
 def test_tokens_are_long_stay_and_lie_in_a_file_of_the_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ReviewConfig(annotators=["ada", "bob"])
-    people = people_of(tmp_path, config, annotator=None, links=True)
-    again = people_of(tmp_path, config, annotator=None, links=True)
-    tokens = [people.token(person) for person in (*people.annotators, people.lead)]
+    registry = load_registry(tmp_path, config, annotator=None, links=True)
+    again = load_registry(tmp_path, config, annotator=None, links=True)
+    tokens = [registry.link_token(annotator) for annotator in (*registry.annotators, registry.lead)]
     assert len(set(tokens)) == 3
     assert all(len(token) == 24 for token in tokens)
-    assert [again.token(person) for person in (*again.annotators, again.lead)] == tokens
-    assert stat.S_IMODE((tmp_path / SECRET_NAME).stat().st_mode) == 0o600
+    assert [again.link_token(annotator) for annotator in (*again.annotators, again.lead)] == tokens
+    assert stat.S_IMODE((tmp_path / SECRET_FILE).stat().st_mode) == 0o600
     # Compared with everybody's in constant time, whichever fits.
     compared = []
-    monkeypatch.setattr("rlaif.review.people.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
-    assert people.by_token(tokens[0]) == people.annotators[0]
-    assert people.by_token("é") is None
+    monkeypatch.setattr("rlaif.review.annotators.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
+    assert registry.find_by_token(tokens[0]) == registry.annotators[0]
+    assert registry.find_by_token("é") is None
     assert len(compared) == 6
-    (tmp_path / SECRET_NAME).unlink()
-    assert people_of(tmp_path, config, annotator=None, links=True).token(people.lead) not in tokens
+    (tmp_path / SECRET_FILE).unlink()
+    assert load_registry(tmp_path, config, annotator=None, links=True).link_token(registry.lead) not in tokens
 
 
 def test_beyond_this_machine_only_with_links(run: Run) -> None:
     with PageServer(run.path, "--annotator", "ada", "--host", "0.0.0.0") as server:
         assert "/p/" in server.links["ada"]
-        assert server.ask("/")[0] == 403
-    assert "not encrypted" in server.said
+        assert server.request("/")[0] == 403
+    assert "not encrypted" in server.stderr
 
 
 @pytest.mark.parametrize("package", ["starlette", "nh3", "latex2mathml"])
@@ -340,13 +342,13 @@ def test_without_its_packages_the_page_says_what_to_install(run: Run, tmp_path: 
 
 def test_nothing_that_reaches_the_browser_tells_who_wrote_what(page: PageServer) -> None:
     """Blind: no model, judge, route, completion key or side, before the choice."""
-    items = page.ask("/api/next?tab=blind")[1]["items"]
+    items = page.request("/api/next?tab=blind")[1]["items"]
     assert items
     for item in items:
         assert set(item) == {"id", "turns", "left", "right"}
         assert set(item["left"]) == {"text", "html"}
     text = json.dumps(items)
-    for secret in ("p_a", "audit", "targeted", "completion", "judge", "preferred"):
+    for secret in ("prob_a", "audit", "targeted", "completion", "judge", "preferred"):
         assert secret not in text.replace("Hostile", "")
 
 

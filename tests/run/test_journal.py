@@ -15,30 +15,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import RunError
-from rlaif.records import Completion, Failure, key_of
+from rlaif.records import Completion, Failure, content_key
 from rlaif.run import journal as journals
-from rlaif.run.journal import Journal, Reader, blocks, read
+from rlaif.run.journal import Journal, JournalReader, iter_blocks, iter_records
 
 shared_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 def key(number: int) -> str:
-    return key_of(number=number)
+    return content_key(number=number)
 
 
 def answer(number: int, text: str = "a") -> Completion:
-    return Completion(key=key(number), prompt_id=f"p{number}", index=0, model="m", text=text, at=0.0)
+    return Completion(key=key(number), prompt_id=f"p{number}", index=0, model="m", text=text, created_at=0.0)
 
 
 def failure(number: int) -> Failure:
-    return Failure(key=key(number), error="HTTP 500", kind="endpoint", at=0.0)
+    return Failure(key=key(number), error="HTTP 500", kind="endpoint", created_at=0.0)
 
 
 def texts(path: Path) -> list[str]:
-    return [record.get("text", record.get("error")) for _, record in read(path)]
+    return [record.get("text", record.get("error")) for _, record in iter_records(path)]
 
 
-def done(journal: Journal) -> set[int]:
+def answered_numbers(journal: Journal) -> set[int]:
     return {number for number in range(200) if key(number) in journal}
 
 
@@ -50,25 +50,25 @@ TEXTS = st.text(st.sampled_from('aé🙂"\\\n\r\u2028 ') | st.characters(exclude
 
 @shared_folder
 @given(st.lists(TEXTS, min_size=1, max_size=6), st.data())
-def test_cut_anywhere_the_whole_lines_stay_and_writing_goes_on(tmp_path: Path, said: list[str], data: Any) -> None:
+def test_cut_anywhere_the_whole_lines_stay_and_writing_goes_on(tmp_path: Path, values: list[str], data: Any) -> None:
     """A crash ends the file at any byte: every record whose newline is there is kept, the torn one is owed again."""
     path = tmp_path / "j.jsonl"
     path.unlink(missing_ok=True)
     with Journal(path) as journal:
-        for number, text in enumerate(said):
+        for number, text in enumerate(values):
             journal.append([answer(number, text)])
-    whole = path.read_bytes()
-    assert whole.count(b"\n") == len(said)
-    size = data.draw(st.integers(0, len(whole)))
-    path.write_bytes(whole[:size])
-    kept = whole[:size].count(b"\n")
+    content = path.read_bytes()
+    assert content.count(b"\n") == len(values)
+    size = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:size])
+    kept = content[:size].count(b"\n")
 
-    assert texts(path) == said[:kept]  # a reader sees the same before anybody mends the file
+    assert texts(path) == values[:kept]  # a reader sees the same before anybody mends the file
     with Journal(path) as journal:
-        assert done(journal) == set(range(kept))
+        assert answered_numbers(journal) == set(range(kept))
         journal.append([answer(100, "after")])
-    assert texts(path) == [*said[:kept], "after"]
-    assert path.read_bytes().startswith(b"".join(whole.splitlines(keepends=True)[:kept]))
+    assert texts(path) == [*values[:kept], "after"]
+    assert path.read_bytes().startswith(b"".join(content.splitlines(keepends=True)[:kept]))
 
 
 @pytest.mark.parametrize("length", [10, 65535, 65536, 65537, 200_000])
@@ -79,7 +79,7 @@ def test_a_long_torn_line_is_cut(tmp_path: Path, length: int) -> None:
     with path.open("ab") as file:
         file.write(b'{"key":"' + b"0" * length)
     with Journal(path) as journal:
-        assert done(journal) == {1}
+        assert answered_numbers(journal) == {1}
         journal.append([answer(2, "b")])
     assert texts(path) == ["a", "b"]
 
@@ -88,18 +88,18 @@ def test_a_file_that_is_one_torn_line_is_emptied(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(b"x" * 70_000)
     with Journal(path) as journal:
-        assert done(journal) == set()
+        assert answered_numbers(journal) == set()
     assert path.read_bytes() == b""
 
 
 def test_an_absent_and_an_empty_journal_are_empty(tmp_path: Path) -> None:
-    assert list(read(tmp_path / "absent.jsonl")) == []
-    assert list(blocks(tmp_path / "absent.jsonl")) == []
+    assert list(iter_records(tmp_path / "absent.jsonl")) == []
+    assert list(iter_blocks(tmp_path / "absent.jsonl")) == []
     assert not (tmp_path / "absent.jsonl").exists()
     with Journal(tmp_path / "deep" / "j.jsonl") as journal:
         journal.append([])
-        assert done(journal) == set()
-    assert list(read(tmp_path / "deep" / "j.jsonl")) == []
+        assert answered_numbers(journal) == set()
+    assert list(iter_records(tmp_path / "deep" / "j.jsonl")) == []
 
 
 DAMAGE = [b"not json", b"", b"   ", b"[1]", b"null", b"3", b'{"key": 3}', b'{"key": "xyz"}', b'{"text": "no key"}',
@@ -116,13 +116,13 @@ def test_a_damaged_line_is_named_by_file_and_line(tmp_path: Path, line: bytes) -
     before = b"\n".join([*lines[:2], line, lines[2], b"torn"])
     path.write_bytes(before)
     with pytest.raises(RunError) as raised:
-        list(read(path))
-    assert raised.value.where == f"{path}:3"
+        list(iter_records(path))
+    assert raised.value.location == f"{path}:3"
     before_open = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(RunError) as raised:
         Journal(path)
-    assert raised.value.where == f"{path}:3"
-    assert raised.value.mend
+    assert raised.value.location == f"{path}:3"
+    assert raised.value.hint
     assert len(list(Path("/proc/self/fd").iterdir())) == before_open
     assert path.read_bytes().startswith(b"\n".join([*lines[:2], line, lines[2]]))
 
@@ -134,16 +134,16 @@ def test_a_failure_is_owed_again_and_a_later_success_settles_it(tmp_path: Path) 
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1), failure(2), failure(3)])
-        assert done(journal) == {1}
-        assert journal.failed == {bytes.fromhex(key(2)), bytes.fromhex(key(3))}
+        assert answered_numbers(journal) == {1}
+        assert journal.failed_keys == {bytes.fromhex(key(2)), bytes.fromhex(key(3))}
         journal.append([answer(3, "at last"), failure(1)])
-        assert done(journal) == {1, 3}
-        assert journal.failed == {bytes.fromhex(key(2))}
+        assert answered_numbers(journal) == {1, 3}
+        assert journal.failed_keys == {bytes.fromhex(key(2))}
     with Journal(path) as journal:
-        assert done(journal) == {1, 3}
-        assert journal.failed == set(), "a failure of an earlier command is owed by this one"
+        assert answered_numbers(journal) == {1, 3}
+        assert journal.failed_keys == set(), "a failure of an earlier command is owed by this one"
     assert texts(path) == ["a", "HTTP 500", "HTTP 500", "at last", "HTTP 500"]
-    assert not journal.done, "a closed journal takes no memory"
+    assert not journal.answered_keys, "a closed journal takes no memory"
 
 
 @shared_folder
@@ -157,10 +157,10 @@ def test_what_is_done_does_not_depend_on_how_often_the_journal_was_opened(
         with Journal(path) as journal:
             for number, good in part:
                 journal.append([answer(number) if good else failure(number)])
-            seen = done(journal)
-    assert seen == {number for number, good in events if good}
+            answered = answered_numbers(journal)
+    assert answered == {number for number, good in events if good}
     with Journal(path) as journal:
-        assert done(journal) == seen
+        assert answered_numbers(journal) == answered
 
 
 def test_only_keys_are_in_a_journal(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_record_that_cannot_be_written_leaves_no_trace(tmp_path: Path) -> None
     with Journal(path) as journal:
         with pytest.raises(TypeError):
             journal.append([answer(1), answer(2, "\ud800")])
-        assert done(journal) == set()
+        assert answered_numbers(journal) == set()
         journal.append([answer(2)])
     assert texts(path) == ["a"]
 
@@ -196,25 +196,25 @@ def test_a_record_that_cannot_be_written_leaves_no_trace(tmp_path: Path) -> None
 
 @shared_folder
 @given(st.lists(TEXTS, max_size=30), st.integers(1, 400))
-def test_offsets_lead_back_to_their_records_for_any_block_size(tmp_path: Path, said: list[str], block: int) -> None:
+def test_offsets_lead_back_to_their_records_for_any_block_size(tmp_path: Path, values: list[str], block: int) -> None:
     """Lines longer than a block, and blocks that end within a character or exactly at a newline."""
     path = tmp_path / "j.jsonl"
     path.unlink(missing_ok=True)
     with Journal(path) as journal:
-        journal.append(answer(number, text) for number, text in enumerate(said))
+        journal.append(answer(number, text) for number, text in enumerate(values))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journals, "BLOCK", block)
-        found = list(read(path))
-        pieces = list(blocks(path))
+        patch.setattr(journals, "READ_CHUNK_BYTES", block)
+        records = list(iter_records(path))
+        chunks = list(iter_blocks(path))
         with Journal(path) as journal:
-            assert done(journal) == set(range(len(said)))
-    assert [record["text"] for _, record in found] == said
-    assert b"".join(piece for _, piece in pieces) == path.read_bytes()
-    assert all(piece.endswith(b"\n") for _, piece in pieces)
-    assert [start for start, _ in pieces] == [sum(len(p) for _, p in pieces[:i]) for i in range(len(pieces))]
-    reader = Reader(path)
-    for offset, record in reversed(found):
-        assert reader.at(offset) == record
+            assert answered_numbers(journal) == set(range(len(values)))
+    assert [record["text"] for _, record in records] == values
+    assert b"".join(piece for _, piece in chunks) == path.read_bytes()
+    assert all(piece.endswith(b"\n") for _, piece in chunks)
+    assert [start for start, _ in chunks] == [sum(len(p) for _, p in chunks[:i]) for i in range(len(chunks))]
+    reader = JournalReader(path)
+    for offset, record in reversed(records):
+        assert reader.read_at(offset) == record
     reader.close()
 
 
@@ -222,12 +222,12 @@ def test_reading_beside_a_writer_sees_whole_lines_only(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1)])
-        reading = read(path)
+        reading = iter_records(path)
         assert next(reading)[1]["key"] == key(1)
         with path.open("ab") as file:  # a write on its way
             file.write(b'{"key": "' + key(2).encode())
             file.flush()
-            assert [record["key"] for _, record in read(path)] == [key(1)]
+            assert [record["key"] for _, record in iter_records(path)] == [key(1)]
             file.write(b'", "text": "b"}\n')
         assert texts(path) == ["a", "b"]
 
@@ -238,25 +238,25 @@ def test_reading_beside_a_writer_sees_whole_lines_only(tmp_path: Path) -> None:
 FILL = """
 import json, resource, sys
 from rlaif.errors import RunError
-from rlaif.records import Completion, key_of
+from rlaif.records import Completion, content_key
 from rlaif.run.journal import Journal
 from pathlib import Path
 path, limit = Path(sys.argv[1]), int(sys.argv[2])
 journal = Journal(path)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-told = None
+failure = None
 for number in range(1000):
     try:
-        journal.append([Completion(key=key_of(number=number), prompt_id="p", index=0, model="m", text="x" * 300)])
+        journal.append([Completion(key=content_key(number=number), prompt_id="p", index=0, model="m", text="x" * 300)])
     except RunError as error:
-        told = error
+        failure = error
         break
-assert told is not None
-written = [key_of(number=n) in journal for n in range(number + 1)]
+assert failure is not None
+written = [content_key(number=n) in journal for n in range(number + 1)]
 # Room again, and those in flight come in.
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-journal.append([Completion(key=key_of(number=9999), prompt_id="p", index=0, model="m", text="late")])
-print(json.dumps({"told": str(told), "code": told.exit_code, "written": written}))
+journal.append([Completion(key=content_key(number=9999), prompt_id="p", index=0, model="m", text="late")])
+print(json.dumps({"message": str(failure), "code": failure.exit_code, "written": written}))
 """
 
 
@@ -266,15 +266,15 @@ def test_a_full_disk_is_told_and_the_journal_stays_whole(tmp_path: Path, limit: 
     path = tmp_path / "j.jsonl"
     ran = subprocess.run([sys.executable, "-c", FILL, path, str(limit)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    found = orjson.loads(ran.stdout)
-    assert found["told"].startswith(f"{path}: cannot be written: File too large\n  Make room")
-    assert found["code"] == 1
-    assert found["written"] == [True] * (len(found["written"]) - 1) + [False]
-    assert len(found["written"]) > 5
-    keys = [record["key"] for _, record in read(path)]
-    assert keys == [key(number) for number in [*range(len(found["written"]) - 1), 9999]]
+    result = orjson.loads(ran.stdout)
+    assert result["message"].startswith(f"{path}: cannot be written: File too large\n  Make room")
+    assert result["code"] == 1
+    assert result["written"] == [True] * (len(result["written"]) - 1) + [False]
+    assert len(result["written"]) > 5
+    keys = [record["key"] for _, record in iter_records(path)]
+    assert keys == [key(number) for number in [*range(len(result["written"]) - 1), 9999]]
     with Journal(path) as journal:
-        assert done(journal) == set(range(len(keys) - 1))
+        assert answered_numbers(journal) == set(range(len(keys) - 1))
 
 
 def test_a_disk_that_cannot_be_synced_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_a_journal_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="cannot be opened for writing: "):
             Journal(path)
     with pytest.raises(RunError, match="cannot be read: Is a directory"):
-        list(read(tmp_path))
+        list(iter_records(tmp_path))
 
 
 def test_records_are_on_disk_at_the_latest_when_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

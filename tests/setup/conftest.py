@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import absent
+from tests.conftest import skip_missing
 from tests.setup.standins import ALL, Checkout
 
 
@@ -15,7 +15,7 @@ from tests.setup.standins import ALL, Checkout
 def first(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout after its first `make setup`, with a copy of it beside it."""
     if not shutil.which("make"):
-        absent("make")
+        skip_missing("make")
     checkout = Checkout(tmp_path_factory.mktemp("setup") / "base")
     checkout.create()
     checkout.make("setup", PYTHONDONTWRITEBYTECODE="1")

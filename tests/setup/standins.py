@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT, absent
+from tests.conftest import ROOT, skip_missing
 
 TOOLS = ("sh", "make", "mkdir", "touch", "rm", "tar", "gzip", "cat", "env", "sleep", "cp")
 PROGRAMS = ("uv", "npm", "apt-get", "chromium")
@@ -78,8 +78,8 @@ class Checkout:
         for folder in (self.bin, self.state, self.wheels):
             folder.mkdir()
         for name in TOOLS:
-            found = shutil.which(name) or absent(name)
-            (self.bin / name).symlink_to(found)
+            program = shutil.which(name) or skip_missing(name)
+            (self.bin / name).symlink_to(program)
         (self.bin / "python3").symlink_to(getattr(sys, "_base_executable", sys.executable))
         for name in PROGRAMS[1:]:
             (self.bin / name).write_text(f"#!{self.bin / 'python3'}\n{STAND_IN}")
@@ -93,11 +93,11 @@ class Checkout:
 
     def environment(self, **variables: str | None) -> dict[str, str]:
         """What `make` gets of an environment. None unsets a variable."""
-        found = {
+        values = {
             "PATH": str(self.bin), "HOME": str(self.base), "STAND_IN": str(self.state), "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull, **variables,
         }  # fmt: skip
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def make(self, *arguments: str, code: int = 0, **variables: str | None) -> str:
         """Run `make`, check its exit code, and return its output."""

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import RlaifError
-from rlaif.llm import demo
+from rlaif.serving import demo_model
 from tests.conftest import ROOT, needs
 from tests.setup.standins import ALL, VERSION, Checkout
 
 pytestmark = pytest.mark.xdist_group("setup")  # the first set-up takes 15 s and is copied for each test
 
 
-def until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
@@ -35,7 +35,7 @@ def interrupted(ready: Checkout) -> Iterator[subprocess.Popen[bytes]]:
     (ready.state / "uv-hangs").touch()
     process = ready.start("setup")
     try:
-        until((ready.state / "hanging").exists)
+        wait_until((ready.state / "hanging").exists)
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -69,11 +69,11 @@ def test_clean_keeps_folders_that_make_did_not_create(ready: Checkout) -> None:
 
 def test_the_demo_runs_in_a_folder_with_any_name_and_clean_deletes_it(ready: Checkout) -> None:
     folder = "it's my $HOME demo"
-    given = f"DEMO={folder.replace('$', '$$')}"
-    ready.make("demo", given, DEMO="elsewhere")
+    setting = f"DEMO={folder.replace('$', '$$')}"
+    ready.make("demo", setting, DEMO="elsewhere")
     assert (ready.path / folder / "seen").exists()
     assert not (ready.path / "elsewhere").exists()
-    ready.make("clean", given)
+    ready.make("clean", setting)
     assert not (ready.path / folder).exists()
 
 
@@ -139,18 +139,18 @@ def test_a_killed_installation_is_repaired(ready: Checkout) -> None:
 
 def test_a_whole_package_stays_after_a_killed_installation(ready: Checkout) -> None:
     (site,) = (ready.path / ".venv").glob("lib/python*/site-packages")
-    whole, short = site / "whole-1.dist-info", site / "short-1.dist-info"
-    for folder in (whole, short):
+    complete, short = site / "whole-1.dist-info", site / "short-1.dist-info"
+    for folder in (complete, short):
         folder.mkdir()
         (site / f"{folder.name[:5]}.py").write_text("1234\n")
-        (folder / "RECORD").write_text(f'"{folder.name[:5]}.py",sha256=x,{5 if folder is whole else 6}\n')
+        (folder / "RECORD").write_text(f'"{folder.name[:5]}.py",sha256=x,{5 if folder is complete else 6}\n')
     cut = site / "cut-1.dist-info"
     cut.mkdir()
     (cut / "RECORD").write_text("whole.py,sha")
     (ready.path / ".venv" / ".parts" / "environment.begun").touch()
     ready.forget("environment")
     ready.make("setup")
-    assert whole.exists()
+    assert complete.exists()
     assert not short.exists()
     assert not cut.exists()
 
@@ -161,7 +161,7 @@ def test_a_terminated_make_leaves_no_child(ready: Checkout) -> None:
         process.terminate()
         process.wait(timeout=60)
         (call,) = ready.installs()
-        until(lambda: not Path(f"/proc/{call['pid']}").exists())
+        wait_until(lambda: not Path(f"/proc/{call['pid']}").exists())
 
 
 def test_a_second_setup_waits_for_the_first(ready: Checkout) -> None:
@@ -172,7 +172,7 @@ def test_a_second_setup_waits_for_the_first(ready: Checkout) -> None:
         (call,) = ready.installs()
         os.kill(int(Path(f"/proc/{call['pid']}/stat").read_text().split()[3]), signal.SIGKILL)
         second = ready.start("setup")
-        until(lambda: "waiting for it to end" in ready.output.read_text())
+        wait_until(lambda: "waiting for it to end" in ready.output.read_text())
         assert len(ready.installs()) == 1
         (ready.state / "hanging").unlink()
         assert second.wait(timeout=120) == 0, ready.output.read_text()
@@ -326,8 +326,8 @@ def test_an_unwritable_home_leaves_the_caches_to_the_environment(ready: Checkout
 
 def test_skipped_parts_are_listed_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "test_parts.py").write_text(
-        "import pytest\nfrom tests.conftest import absent, needs, needs_file\n"
-        "@pytest.mark.parametrize('n', range(3))\ndef test_browser(n): absent('chromium')\n"
+        "import pytest\nfrom tests.conftest import skip_missing, needs, needs_file\n"
+        "@pytest.mark.parametrize('n', range(3))\ndef test_browser(n): skip_missing('chromium')\n"
         "def test_module(): needs('no_such_module')\n"
         "def test_other(): pytest.skip('there is CUDA here')\n"
     )
@@ -369,11 +369,11 @@ def test_a_home_that_cannot_be_written_names_rlaif_cache(monkeypatch: pytest.Mon
         monkeypatch.setenv("HOME", home)
     else:  # a user without an entry in the password file
         monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
-    assert not home or not demo.is_prepared()
+    assert not home or not demo_model.is_converted()
     with pytest.raises(RlaifError, match="RLAIF_CACHE") as caught:
-        demo.demo_checkpoint()
+        demo_model.demo_checkpoint()
     assert caught.value.exit_code == 1
-    assert caught.value.where == (f"{os.devnull}/.cache/rlaif" if home else None)
+    assert caught.value.location == (f"{os.devnull}/.cache/rlaif" if home else None)
 
 
 def test_the_conversion_of_the_demo_model_shows_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
@@ -384,6 +384,6 @@ def test_the_conversion_of_the_demo_model_shows_no_bar(capfd: pytest.CaptureFixt
         list(gguf.tqdm([1, 2], desc="Converting and de-quantizing GGUF tensors..."))
         return capfd.readouterr().err
 
-    with demo._no_progress_bars():
+    with demo_model._no_progress_bars():
         assert convert() == ""
     assert "Converting" in convert()

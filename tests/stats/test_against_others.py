@@ -23,9 +23,11 @@ def test_wilson_is_statsmodels(n: int, data: st.DataObject, level: float) -> Non
     from statsmodels.stats.proportion import proportion_confint
 
     k = data.draw(st.integers(0, n))
-    found = stats.wilson(k, n, level)
-    assert found is not None
-    assert (found.low, found.high) == pytest.approx(proportion_confint(k, n, 1 - level, method="wilson"), abs=1e-9)
+    estimate = stats.wilson(k, n, level)
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == pytest.approx(
+        proportion_confint(k, n, 1 - level, method="wilson"), abs=1e-9
+    )
 
 
 @settings(deadline=None)  # the first call imports the other library
@@ -53,12 +55,12 @@ def test_kappa_is_statsmodels() -> None:
     for size in (2, 3, 4):
         for _ in range(25):
             table = RNG.integers(0, 40, (size, size)) + np.eye(size, dtype=int)
-            found, theirs = stats.cohen_kappa(table, level=0.9), cohens_kappa(table)
-            assert found is not None
-            assert found.value == pytest.approx(theirs.kappa)
+            estimate, theirs = stats.cohen_kappa(table, confidence_level=0.9), cohens_kappa(table)
+            assert estimate is not None
+            assert estimate.value == pytest.approx(theirs.kappa)
             half = 1.6448536269514722 * theirs.std_kappa
-            assert found.low == pytest.approx(max(-1.0, theirs.kappa - half))
-            assert found.high == pytest.approx(min(1.0, theirs.kappa + half))
+            assert estimate.low == pytest.approx(max(-1.0, theirs.kappa - half))
+            assert estimate.high == pytest.approx(min(1.0, theirs.kappa + half))
     assert stats.cohen_kappa([[5, 0], [0, 0]]) is None
     assert stats.cohen_kappa([[0, 0], [0, 0]]) is None
 
@@ -73,11 +75,11 @@ def test_alpha_is_krippendorffs() -> None:
         labels[:, : pairs // 2] = labels[0, : pairs // 2]
         labels[RNG.random(labels.shape) < 0.3] = np.nan
         units = [[str(label) for label in column if not np.isnan(label)] for column in labels.T]
-        found = stats.krippendorff_alpha(units, rounds=50)
-        assert found is not None
+        estimate = stats.krippendorff_alpha(units, rounds=50)
+        assert estimate is not None
         theirs = krippendorff.alpha(reliability_data=labels, level_of_measurement="nominal")
-        assert found.value == pytest.approx(theirs)
-        assert found.low <= found.value <= found.high
+        assert estimate.value == pytest.approx(theirs)
+        assert estimate.low <= estimate.value <= estimate.high
     assert stats.krippendorff_alpha([["a", "a"], ["a"]]) is None
 
 
@@ -95,9 +97,9 @@ def test_labels_of_which_none_differs_are_no_certainty() -> None:
 
 
 def wilson_low(n: int) -> float:
-    found = stats.wilson(n, n)
-    assert found is not None
-    return found.low
+    estimate = stats.wilson(n, n)
+    assert estimate is not None
+    return estimate.low
 
 
 def test_ppi_is_ppi_python() -> None:
@@ -107,22 +109,26 @@ def test_ppi_is_ppi_python() -> None:
         from ppi_py import ppi_mean_ci, ppi_mean_pointestimate
 
     for case in range(40):
-        n, many = int(RNG.integers(20, 200)), int(RNG.integers(200, 3000))
-        truth = RNG.random(n + many)
-        labels = (RNG.random(n + many) < truth).astype(float)
-        guess = np.clip(truth + RNG.normal(0, 0.2, n + many), 0, 1)
+        n, n_unlabeled = int(RNG.integers(20, 200)), int(RNG.integers(200, 3000))
+        truth = RNG.random(n + n_unlabeled)
+        labels = (RNG.random(n + n_unlabeled) < truth).astype(float)
+        guess = np.clip(truth + RNG.normal(0, 0.2, n + n_unlabeled), 0, 1)
         weights = RNG.random(n) + 0.2 if case % 2 else None
-        given = (labels[:n], guess[:n], guess[n:])
-        for trust in (0.0, 1.0, 0.4):
-            found = stats.ppi_mean(*given, weights, level=0.9, trust=trust)
-            assert found is not None
-            point = float(np.ravel(ppi_mean_pointestimate(*given, lam=trust, w=weights))[0])
-            assert found.value == pytest.approx(point)
+        data = (labels[:n], guess[:n], guess[n:])
+        for lambda_ in (0.0, 1.0, 0.4):
+            estimate = stats.ppi_mean(*data, weights, confidence_level=0.9, lambda_=lambda_)
+            assert estimate is not None
+            point = float(np.ravel(ppi_mean_pointestimate(*data, lam=lambda_, w=weights))[0])
+            assert estimate.value == pytest.approx(point)
             if weights is None:
-                low, high = (float(np.ravel(x)[0]) for x in ppi_mean_ci(*given, alpha=0.1, lam=trust))
-                assert found.high - found.low == pytest.approx(high - low, rel=0.03)  # theirs divides by n, ours by n-1
-        tuned = stats.ppi_mean(*given, weights, level=0.9)
-        fixed = [stats.ppi_mean(*given, weights, level=0.9, trust=trust) for trust in np.linspace(0, 1, 21)]
+                low, high = (float(np.ravel(x)[0]) for x in ppi_mean_ci(*data, alpha=0.1, lam=lambda_))
+                assert estimate.high - estimate.low == pytest.approx(
+                    high - low, rel=0.03
+                )  # theirs divides by n, ours by n-1
+        tuned = stats.ppi_mean(*data, weights, confidence_level=0.9)
+        fixed = [
+            stats.ppi_mean(*data, weights, confidence_level=0.9, lambda_=lambda_) for lambda_ in np.linspace(0, 1, 21)
+        ]
         assert tuned is not None
         assert tuned.high - tuned.low <= min(one.high - one.low for one in fixed if one) + 1e-9
     assert stats.ppi_mean([1.0], [0.5], [0.5]) is None
@@ -139,30 +145,30 @@ def test_ppi_believes_perfect_predictions_and_ignores_useless_ones() -> None:
 
 
 def test_the_weighted_mean_is_hajeks_and_the_certain_rows_stand_for_themselves() -> None:
-    values, weights, known = [1, 0, 1, 1], [10.0, 20.0, 10.0, 60.0], [0, 1]
-    found = stats.hajek(values, weights, known=known)
-    assert found is not None
-    assert found.value == pytest.approx((0.5 * 2 + 80.0) / 102.0)
-    assert found.n == 6
-    alike = stats.hajek([1] * 30 + [0] * 10, [3.0] * 40)
+    values, weights, certain = [1, 0, 1, 1], [10.0, 20.0, 10.0, 60.0], [0, 1]
+    estimate = stats.hajek_mean(values, weights, certain_values=certain)
+    assert estimate is not None
+    assert estimate.value == pytest.approx((0.5 * 2 + 80.0) / 102.0)
+    assert estimate.n == 6
+    alike = stats.hajek_mean([1] * 30 + [0] * 10, [3.0] * 40)
     plain = stats.wilson(30, 40)
     assert alike is not None
     assert plain is not None
     assert (alike.value, alike.n) == (plain.value, plain.n)
     assert (alike.low, alike.high) == pytest.approx((plain.low, plain.high), abs=0.01)
-    every = stats.hajek([1] * 12, [5.0] * 12)
+    every = stats.hajek_mean([1] * 12, [5.0] * 12)
     assert every is not None
     assert every.low < 0.85
     # Four labels stand for nearly all: that they agree says no more than four do, whatever the forty others are.
-    few = stats.hajek([0] * 4 + [1, 0] * 20, [90.0] * 4 + [0.05] * 40)
+    few = stats.hajek_mean([0] * 4 + [1, 0] * 20, [90.0] * 4 + [0.05] * 40)
     assert few is not None
     assert few.low < few.value < 0.01
     assert few.high > 0.4
-    better = stats.hajek([1] * 30 + [0] * 10, [3.0] * 40, mean=0.8)
+    better = stats.hajek_mean([1] * 30 + [0] * 10, [3.0] * 40, mean=0.8)
     assert better is not None
     assert (better.value, better.low < 0.7, better.high > 0.87) == (0.8, True, True)
-    assert stats.hajek([], []) is None
-    assert stats.hajek([], [], known=[1, 0]) == stats.Estimate(0.5, 0.5, 0.5, 2)
+    assert stats.hajek_mean([], []) is None
+    assert stats.hajek_mean([], [], certain_values=[1, 0]) == stats.Estimate(0.5, 0.5, 0.5, 2)
 
 
 def test_the_bootstrap_resamples_whole_prompts() -> None:
@@ -180,43 +186,43 @@ def test_the_bootstrap_resamples_whole_prompts() -> None:
 
 
 def test_calibration_error_of_known_cases() -> None:
-    found = stats.expected_calibration_error([0.95] * 60 + [0.55] * 40, [1] * 57 + [0] * 3 + [1] * 10 + [0] * 30)
-    assert found is not None
-    assert found.value == pytest.approx(0.4 * 0.3)
-    assert found.low < 0.12 < found.high
+    estimate = stats.expected_calibration_error([0.95] * 60 + [0.55] * 40, [1] * 57 + [0] * 3 + [1] * 10 + [0] * 30)
+    assert estimate is not None
+    assert estimate.value == pytest.approx(0.4 * 0.3)
+    assert estimate.low < 0.12 < estimate.high
     assert stats.expected_calibration_error([], []) is None
 
 
 def test_one_persons_error_and_the_noise_of_a_dataset() -> None:
     for error in (0.0, 0.05, 0.2, 0.5):
-        assert stats.error_of_one(2 * error * (1 - error)) == pytest.approx(error)
-    assert stats.error_of_one(0.8) == 0.5
+        assert stats.single_rater_error(2 * error * (1 - error)) == pytest.approx(error)
+    assert stats.single_rater_error(0.8) == 0.5
     assert stats.noise_rate(0.1, 90, 0.0, 10) == pytest.approx(0.09)
     assert stats.noise_rate(1.0, 10, 1.0, 10) < 0.5
     assert stats.noise_rate(0.0, 0, 0.0, 0) == 0.0
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.1, 50))
-def test_turning_every_pair_turns_every_probability(seed: int, seats: int, l2: float) -> None:
+def test_turning_every_pair_turns_every_probability(seed: int, judges: int, l2: float) -> None:
     rng = np.random.default_rng(seed)
-    x = rng.normal(0, 2, (80, seats))
+    x = rng.normal(0, 2, (80, judges))
     y = (rng.random(80) < 0.5).astype(float)
     y[rng.random(80) < 0.3] = np.nan
-    folds, prior = rng.integers(0, 5, 80), rng.random(seats)
+    folds, prior = rng.integers(0, 5, 80), rng.random(judges)
     turned = np.asarray(rng.random(80) < 0.5)
     sign = np.where(turned, -1.0, 1.0)
-    one = stats.cross_fitted(x, y, folds, prior, l2=l2)
-    other = stats.cross_fitted(x * sign[:, None], np.where(turned, 1 - y, y), folds, prior, l2=l2)
+    one = stats.cross_fit(x, y, folds, prior, l2=l2)
+    other = stats.cross_fit(x * sign[:, None], np.where(turned, 1 - y, y), folds, prior, l2=l2)
     assert np.allclose(other, np.where(turned, 1 - one, one), atol=1e-9)
 
 
 def test_a_pairs_own_label_never_touches_its_probability() -> None:
     x, y, folds = RNG.normal(0, 2, (50, 2)), (RNG.random(50) < 0.5).astype(float), np.arange(50) % 5
-    before = stats.cross_fitted(x, y, folds)
+    before = stats.cross_fit(x, y, folds)
     for row in range(50):
         changed = y.copy()
         changed[row] = 1 - y[row]
-        after = stats.cross_fitted(x, changed, folds)
+        after = stats.cross_fit(x, changed, folds)
         assert after[row] == before[row]
         assert not np.array_equal(after, before)
 
@@ -224,11 +230,11 @@ def test_a_pairs_own_label_never_touches_its_probability() -> None:
 def test_few_labels_change_little_and_many_decide() -> None:
     prior = np.array([0.5, 0.5])
     x = np.array([[3.9, -3.9]] * 400)
-    few = stats.antisymmetric(x[:2], np.ones(2), prior, l2=38.0)
-    many = stats.antisymmetric(x, np.ones(400), prior, l2=38.0)
+    few = stats.fit_antisymmetric_logistic(x[:2], np.ones(2), prior, l2=38.0)
+    many = stats.fit_antisymmetric_logistic(x, np.ones(400), prior, l2=38.0)
     assert np.abs(few - prior).max() < 0.12
     assert many[0] > prior[0] + 0.2 > prior[1] - 0.2 > many[1]
-    assert np.array_equal(stats.antisymmetric(x[:0], np.ones(0), prior, l2=38.0), prior)
+    assert np.array_equal(stats.fit_antisymmetric_logistic(x[:0], np.ones(0), prior, l2=38.0), prior)
 
 
 def test_the_penalised_regression_is_statsmodels_without_penalty() -> None:
@@ -237,4 +243,6 @@ def test_the_penalised_regression_is_statsmodels_without_penalty() -> None:
 
     x = RNG.normal(0, 1, (300, 3))
     y = (RNG.random(300) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.2]))).astype(float)
-    assert stats.antisymmetric(x, y, l2=0.0) == pytest.approx(sm.Logit(y, x).fit(disp=False).params, abs=1e-6)
+    assert stats.fit_antisymmetric_logistic(x, y, l2=0.0) == pytest.approx(
+        sm.Logit(y, x).fit(disp=False).params, abs=1e-6
+    )

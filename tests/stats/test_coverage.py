@@ -17,8 +17,8 @@ Draw = Callable[[np.random.Generator], "Estimate | None"]
 
 def coverage(draw: Draw, truth: float, *, simulations: int = SIMULATIONS, seed: int = 0) -> float:
     rng = np.random.default_rng(seed)
-    found = [draw(rng) for _ in range(simulations)]
-    return float(np.mean([one is not None and one.low <= truth <= one.high for one in found]))
+    estimates = [draw(rng) for _ in range(simulations)]
+    return float(np.mean([one is not None and one.low <= truth <= one.high for one in estimates]))
 
 
 def wilson(rng: np.random.Generator) -> Estimate | None:
@@ -28,7 +28,7 @@ def wilson(rng: np.random.Generator) -> Estimate | None:
 
 def kappa(rng: np.random.Generator) -> Estimate | None:
     table = rng.multinomial(250, [0.42, 0.08, 0.09, 0.41]).reshape(2, 2)
-    return stats.cohen_kappa(table, level=0.9)
+    return stats.cohen_kappa(table, confidence_level=0.9)
 
 
 KAPPA = (0.83 - (0.5 * 0.51 + 0.5 * 0.49)) / (1 - (0.5 * 0.51 + 0.5 * 0.49))
@@ -37,15 +37,21 @@ KAPPA = (0.83 - (0.5 * 0.51 + 0.5 * 0.49)) / (1 - (0.5 * 0.51 + 0.5 * 0.49))
 def bootstrap(rng: np.random.Generator) -> Estimate | None:
     """Four pairs a prompt, which share the prompt's difficulty."""
     right = rng.random((150, 4)) < rng.beta(6, 2, 150)[:, None]
-    return stats.bootstrap_ratio(right.ravel(), np.ones(600), np.repeat(np.arange(150), 4), level=0.9, rounds=1000,
-                                 seed=int(rng.integers(1 << 30)))  # fmt: skip
+    return stats.bootstrap_ratio(
+        right.ravel(),
+        np.ones(600),
+        np.repeat(np.arange(150), 4),
+        confidence_level=0.9,
+        rounds=1000,
+        seed=int(rng.integers(1 << 30)),
+    )
 
 
 def alpha(rng: np.random.Generator) -> Estimate | None:
     """Two people who each see the truth (of two kinds) with probability 0.9: alpha is 0.8 squared."""
     truth = rng.random(200) < 0.5
-    said = np.where(rng.random((200, 2)) < 0.9, truth[:, None], ~truth[:, None])
-    return stats.krippendorff_alpha([list(map(str, row)) for row in said], level=0.9,
+    labels = np.where(rng.random((200, 2)) < 0.9, truth[:, None], ~truth[:, None])
+    return stats.krippendorff_alpha([list(map(str, row)) for row in labels], confidence_level=0.9,
                                     seed=int(rng.integers(1 << 30)))  # fmt: skip
 
 
@@ -59,21 +65,21 @@ def unequal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def hajek(rng: np.random.Generator) -> Estimate | None:
     wrong, _, pi = unequal(rng)
-    drawn = rng.random(3000) < pi
-    return stats.hajek(1 - wrong[drawn], 1 / pi[drawn], level=0.9)
+    sampled = rng.random(3000) < pi
+    return stats.hajek_mean(1 - wrong[sampled], 1 / pi[sampled], confidence_level=0.9)
 
 
 def ppi(rng: np.random.Generator) -> Estimate | None:
     wrong, p, pi = unequal(rng)
-    drawn = rng.random(3000) < pi
+    sampled = rng.random(3000) < pi
     guess = np.clip(p * 1.3, 0, 1)  # predictions need not be calibrated
-    return stats.ppi_mean(wrong[drawn], guess[drawn], guess, 1 / pi[drawn], level=0.9)
+    return stats.ppi_mean(wrong[sampled], guess[sampled], guess, 1 / pi[sampled], confidence_level=0.9)
 
 
 def ppi_equal(rng: np.random.Generator) -> Estimate | None:
     p = rng.beta(2, 2, 1200)
     labels = (rng.random(1200) < p).astype(float)
-    return stats.ppi_mean(labels[:150], p[:150], p[150:], level=0.9)
+    return stats.ppi_mean(labels[:150], p[:150], p[150:], confidence_level=0.9)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +101,13 @@ def test_the_exact_bound_is_never_too_bold() -> None:
 
 def certified(rng: np.random.Generator, accuracy: Callable[[np.ndarray], np.ndarray], labels: int) -> bool:
     """Whether a split certifies a part of the pairs in which agreement is below what was asked."""
-    sure = 0.5 + rng.random(4000) / 2
-    p = accuracy(sure)
-    right = rng.random(4000) < p
-    found = stats.certify(sure[:labels], right[:labels], sure[labels:], target=0.85, alpha=0.1)
-    if found.threshold is None:
+    confidence = 0.5 + rng.random(4000) / 2
+    p = accuracy(confidence)
+    correct = rng.random(4000) < p
+    certificate = stats.certify(confidence[:labels], correct[:labels], confidence[labels:], target=0.85, alpha=0.1)
+    if certificate.threshold is None:
         return False
-    above = np.linspace(found.threshold, 1.0, 2001)
+    above = np.linspace(certificate.threshold, 1.0, 2001)
     return bool(accuracy(above).mean() < 0.85)
 
 
@@ -118,11 +124,11 @@ def test_the_certificate_is_violated_in_at_most_its_nominal_share() -> None:
 
 
 def test_nothing_is_certified_where_the_first_test_fails() -> None:
-    sure = np.linspace(1.0, 0.5, 400)
-    right = np.concatenate([np.zeros(20), np.ones(380)])
-    assert stats.certify(sure, right, sure).share == 0.0
-    assert stats.certify(sure, np.ones(400), sure).share == 1.0
-    assert stats.certify(sure[:5], np.ones(5), sure).share == 0.0  # five labels can certify nothing
-    half = stats.certify(sure, (sure > 0.75).astype(float), sure)
+    confidence = np.linspace(1.0, 0.5, 400)
+    correct = np.concatenate([np.zeros(20), np.ones(380)])
+    assert stats.certify(confidence, correct, confidence).share == 0.0
+    assert stats.certify(confidence, np.ones(400), confidence).share == 1.0
+    assert stats.certify(confidence[:5], np.ones(5), confidence).share == 0.0  # five labels can certify nothing
+    half = stats.certify(confidence, (confidence > 0.75).astype(float), confidence)
     assert 0.5 <= half.share <= 0.65
     assert half.tested >= 200

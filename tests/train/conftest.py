@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rlaif.run.directory import Run
+from rlaif.run.run import Run
 from tests.train.pairs import rows
 
 

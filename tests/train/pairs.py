@@ -17,22 +17,22 @@ PAIRS = [
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    made = []
+    examples = []
     for index in range(first, first + count):
         question, good, bad = PAIRS[index % len(PAIRS)]
-        made.append(
+        examples.append(
             {
                 "prompt": [{"role": "user", "content": f"{question} ({index})"}],
                 "chosen": [{"role": "assistant", "content": good}],
                 "rejected": [{"role": "assistant", "content": bad}],
                 "pair_id": f"pair-{index}",
                 "prompt_id": f"prompt-{index}",
-                "source": "human" if index % 4 == 0 else "judge",
+                "label_source": "human" if index % 4 == 0 else "judge",
                 "confidence": 0.9,
-                "margin": 1.0,
+                "rating_margin": 1.0,
                 "chosen_model": "demo",
                 "rejected_model": "demo",
                 "tags": ["test"],
             }
         )
-    return made
+    return examples

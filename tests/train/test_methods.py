@@ -13,16 +13,18 @@ from typing import Any, Literal
 import polars as pl
 import pytest
 
-from rlaif.config import Config
-from rlaif.errors import IdentityError, MissingPart, OtherRows, RunError, UsageError
-from rlaif.records import Choice, Review, key_of
-from rlaif.report import gather, verdict
-from rlaif.run.directory import Run
+from rlaif.config.models import Config
+from rlaif.errors import ConfigMismatchError, DatasetChangedError, MissingDependencyError, RunError, UsageError
+from rlaif.records import Choice, Review, content_key
+from rlaif.report import recommendation, report_data
+from rlaif.run.run import Run
 from rlaif.stats import wilson
-from rlaif.train import kto, loop, measure, methods, settings
-from rlaif.train.writing import TrainResult
+from rlaif.train import methods, metrics, trl_config
+from rlaif.train import trainer as loop
+from rlaif.train.artifacts import TrainResult
+from rlaif.train.methods import kto
 from tests.train.pairs import rows
-from tests.train.test_dpo import history
+from tests.train.test_trainer import history
 
 pytestmark = pytest.mark.real
 
@@ -35,9 +37,9 @@ SCORES_WITHIN = 1e-4
 @pytest.fixture
 def train(run: Run, small: Path) -> Train:
     def train(method: str, *, say: Callable[[str], None] = lambda _line: None, **changed: Any) -> TrainResult:
-        wanted = {"method": method, "model": str(small), "output": str(run.path / method), "batch_size": 4,
+        train_settings = {"method": method, "model": str(small), "output": str(run.path / method), "batch_size": 4,
                   "max_length": 128, "max_steps": 2, "learning_rate": 1e-2, **changed}  # fmt: skip
-        return loop.train(run, Config.model_validate({"train": wanted}), say=say)
+        return loop.train(run, Config.model_validate({"train": train_settings}), log=say)
 
     return train
 
@@ -96,22 +98,22 @@ def test_a_reward_model_learns_and_is_read_by_transformers(train: Train) -> None
 def test_what_is_too_long_for_a_reward_model_is_told_before_and_after(train: Train, run: Run, small: Path) -> None:
     """TRL leaves such a pair out whole, whichever side is too long."""
     long = [{"role": "assistant", "content": "word " * 200}]
-    pl.DataFrame([{**row, "rejected": long} if place < 6 else row for place, row in enumerate(rows(16))]).write_parquet(
+    pl.DataFrame([{**row, "rejected": long} if index < 6 else row for index, row in enumerate(rows(16))]).write_parquet(
         run.dataset / "train.parquet"
     )
-    wanted = {"model": str(small), "method": "reward", "batch_size": 4, "max_length": 128}
-    prepared, how = loop.plan(run, Config.model_validate({"train": wanted}))
+    train_settings = {"model": str(small), "method": "reward", "batch_size": 4, "max_length": 128}
+    prepared, description = loop.plan(run, Config.model_validate({"train": train_settings}))
     (length,) = (finding.message for finding in prepared.findings if finding.name == "length")
     assert "6 of 16 pairs" in length
     assert "they are left out" in length
-    assert how.startswith("3 steps of 4 pairs")
-    assert "on about 10 pairs" in how
+    assert description.startswith("3 steps of 4 pairs")
+    assert "on about 10 pairs" in description
     result = train("reward", max_steps=None, merge=False)
     assert (result.pairs, result.steps) == (10, 3)
     card = (result.output / "README.md").read_text()
     assert "10 preference pairs (6 more were left out: they are longer than the longest sequence)." in card
-    _, how = loop.plan(run, Config.model_validate({"train": {**wanted, "method": "dpo"}}))
-    assert "on 16 pairs" in how  # an answer's end is cut off
+    _, description = loop.plan(run, Config.model_validate({"train": {**train_settings, "method": "dpo"}}))
+    assert "on 16 pairs" in description  # an answer's end is cut off
 
 
 def test_pairs_are_measured_in_the_order_of_their_lengths_and_told_in_their_own(small: Path) -> None:
@@ -124,16 +126,17 @@ def test_pairs_are_measured_in_the_order_of_their_lengths_and_told_in_their_own(
 
     lengths = (9, 3, 30, 4, 12)
     pairs = [
-        measure.Tokens(list(range(5, 5 + length)), list(range(60, 60 + length // 2)), start=1) for length in lengths
+        metrics.TokenizedPair(list(range(5, 5 + length)), list(range(60, 60 + length // 2)), start=1)
+        for length in lengths
     ]
 
-    def measured(size: int, pairs: list[measure.Tokens]) -> list[tuple[float, float]]:
+    def measured(size: int, pairs: list[metrics.TokenizedPair]) -> list[tuple[float, float]]:
         trainer = SimpleNamespace(model=model, accelerator=accelerator, args=SimpleNamespace(
             per_device_eval_batch_size=size), processing_class=AutoTokenizer.from_pretrained(small))  # fmt: skip
-        return [(each.chosen, each.rejected) for each in measure.likelihoods(trainer, pairs, "score")]
+        return [(each.chosen, each.rejected) for each in metrics.pair_logprobs(trainer, pairs, "score")]
 
     alone = [measured(1, [pair])[0] for pair in pairs]
-    scores = sorted(score for both in alone for score in both)
+    scores = sorted(score for pair_scores in alone for score in pair_scores)
     assert min(high - low for low, high in itertools.pairwise(scores)) > 2 * SCORES_WITHIN  # none stands in for another
     for size in (1, 2, 5):
         together = measured(size, pairs)
@@ -147,17 +150,30 @@ def call_both_bad(run: Run, prompts: list[str], but: Mapping[int, Choice] = Mapp
               "response_a": "No.", "response_b": "Never."} for n, prompt in enumerate(prompts)]  # fmt: skip
     run.pairs_path.parent.mkdir(exist_ok=True)
     pl.DataFrame(pairs).write_parquet(run.pairs_path)
-    for place in range(len(prompts)):
-        label(run, f"bad-{place}", "ann", but.get(place, "both_bad"))
+    for index in range(len(prompts)):
+        append_review(run, f"bad-{index}", "ann", but.get(index, "both_bad"))
 
 
-def label(
+def append_review(
     run: Run, pair: str, who: str, choice: Choice, role: Literal["annotator", "adjudicator"] = "annotator"
 ) -> None:
     preferred: Literal["a"] | None = "a" if choice == "left" else None
-    with run.writing(), run.journal("reviews") as journal:
-        journal.append([Review(key=key_of(pair=pair, who=who), pair_id=pair, prompt_id="p", annotator=who, role=role,
-                               choice=choice, left="a", preferred=preferred, route="audit")])  # fmt: skip
+    with run.lock(), run.journal("reviews") as journal:
+        journal.append(
+            [
+                Review(
+                    key=content_key(pair=pair, who=who),
+                    pair_id=pair,
+                    prompt_id="p",
+                    annotator=who,
+                    role=role,
+                    choice=choice,
+                    left_side="a",
+                    preferred=preferred,
+                    route="audit",
+                )
+            ]
+        )
 
 
 def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
@@ -165,9 +181,9 @@ def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
     assert first.pairs == 32
     call_both_bad(run, ["other-0", "other-1", "prompt-16"], but={1: "tie"})
     # One is a tie, and one stands on a prompt of the test set.
-    assert [pair["pair_id"] for pair in kto.both_bad(run)] == ["bad-0"]
+    assert [pair["pair_id"] for pair in kto.both_bad_pairs(run)] == ["bad-0"]
     with pytest.raises(
-        OtherRows, match="since then people call other pairs both bad\n"
+        DatasetChangedError, match="since then people call other pairs both bad\n"
     ):  # not gone on with over other rows
         train("kto", max_steps=2, merge=False)
     result = train("kto", max_steps=2, output=str(run.path / "more"))
@@ -179,22 +195,22 @@ def test_kto_takes_what_people_called_both_bad(train: Train, run: Run) -> None:
 def test_people_call_a_pair_both_bad_by_the_rule_of_the_dataset(run: Run) -> None:
     """The adjudicator over everybody, else the majority."""
     call_both_bad(run, [f"other-{n}" for n in range(5)], but={0: "left", 3: "left"})
-    label(run, "bad-0", "lead", "both_bad", role="adjudicator")
-    label(run, "bad-1", "lead", "left", role="adjudicator")
-    label(run, "bad-2", "bob", "both_bad")
-    label(run, "bad-2", "cy", "left")
+    append_review(run, "bad-0", "lead", "both_bad", role="adjudicator")
+    append_review(run, "bad-1", "lead", "left", role="adjudicator")
+    append_review(run, "bad-2", "bob", "both_bad")
+    append_review(run, "bad-2", "cy", "left")
     for who in ("bob", "cy"):
-        label(run, "bad-3", who, "both_bad")
-    label(run, "bad-4", "bob", "left")
-    assert [pair["pair_id"] for pair in kto.both_bad(run)] == ["bad-0", "bad-2", "bad-3"]
+        append_review(run, "bad-3", who, "both_bad")
+    append_review(run, "bad-4", "bob", "left")
+    assert [pair["pair_id"] for pair in kto.both_bad_pairs(run)] == ["bad-0", "bad-2", "bad-3"]
 
 
 def test_the_identity_of_other_methods_knows_nothing_of_both_bad_pairs(run: Run) -> None:
     train = Config.model_validate({"train": {"method": "dpo"}}).train
     frame = pl.DataFrame(rows(4))
-    before = methods.of("dpo").rows(frame, run, train, 0).deciding
+    before = methods.get_method("dpo").build_dataset(frame, run, train, 0).extra_identity
     call_both_bad(run, ["other-0"])
-    assert methods.of("dpo").rows(frame, run, train, 0).deciding == before == {}
+    assert methods.get_method("dpo").build_dataset(frame, run, train, 0).extra_identity == before == {}
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -203,31 +219,33 @@ def test_kto_learns_its_kl_from_answers_to_other_prompts(
 ) -> None:
     """TRL's own batches: the answer that stands in for the KL term is never one to the same prompt."""
     trainers: list[Any] = []
-    ours = loop._trainer
-    monkeypatch.setattr(loop, "_trainer", lambda *given: trainers.append(ours(*given)) or trainers[-1])
+    build_trainer = loop._build_trainer
+    monkeypatch.setattr(loop, "_build_trainer", lambda *given: trainers.append(build_trainer(*given)) or trainers[-1])
     call_both_bad(run, [f"other-{n}" for n in range(6)])
     train("kto", max_steps=1, merge=False, per_device_batch_size=size, output=str(run.path / f"by-{size}"))
     (trainer,) = trainers
-    seen = list(trainer.train_dataset)
+    examples = list(trainer.train_dataset)
     assert list(trainer._get_train_sampler()) == list(range(44))
     for first in range(0, 44, size):
-        batch = seen[first : first + size]
+        batch = examples[first : first + size]
         for before, row in zip([batch[-1], *batch], batch, strict=False):
             assert row["KL_completion_ids"] == before["completion_ids"]
             assert row["prompt_ids"] != before["prompt_ids"]
-    both_bad = ["Sing" in trainer.processing_class.decode(row["prompt_ids"]) for row in seen]
+    both_bad = ["Sing" in trainer.processing_class.decode(row["prompt_ids"]) for row in examples]
     assert (sum(both_bad), sum(both_bad[:22])) == (12, 6)  # in no block of their own
 
 
 def test_the_order_of_ktos_rows_is_the_seeds() -> None:
-    made = [{"prompt": f"p{n // 4}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(400)]
-    first, again, other = (kto.spread(given, seed) for given, seed in ((made, 1), (made[::-1], 1), (made, 2)))
-    assert first == again != other
-    assert sorted(row["completion"] for row in first) == sorted(row["completion"] for row in made)
-    where: dict[str, list[int]] = {}
-    for place, row in enumerate(first):
-        where.setdefault(row["prompt"], []).append(place)
-    assert all(later - sooner == 100 for own in where.values() for sooner, later in itertools.pairwise(own))
+    examples = [{"prompt": f"p{n // 4}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(400)]
+    first, reversed_input, other = (
+        kto.order_rows_for_kl(given, seed) for given, seed in ((examples, 1), (examples[::-1], 1), (examples, 2))
+    )
+    assert first == reversed_input != other
+    assert sorted(row["completion"] for row in first) == sorted(row["completion"] for row in examples)
+    positions: dict[str, list[int]] = {}
+    for index, row in enumerate(first):
+        positions.setdefault(row["prompt"], []).append(index)
+    assert all(later - sooner == 100 for indices in positions.values() for sooner, later in itertools.pairwise(indices))
 
 
 def test_what_stands_on_the_device_at_once_decides_what_kto_trains(
@@ -236,18 +254,18 @@ def test_what_stands_on_the_device_at_once_decides_what_kto_trains(
     import torch
 
     train("kto", max_steps=1, merge=False)
-    with pytest.raises(IdentityError, match="per_device_batch_size was 2, now 4"):
+    with pytest.raises(ConfigMismatchError, match="per_device_batch_size was 2, now 4"):
         train("kto", max_steps=2, merge=False, per_device_batch_size=4)
     assert train("kto", max_steps=1, merge=False, per_device_batch_size=3).steps == 1  # of a batch of 4, still 2
 
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(measure, "likelihoods", full)
+    monkeypatch.setattr(metrics, "pair_logprobs", full)
     for method, way in (("kto", "Set a smaller max_length"), ("dpo", "Set per_device_batch_size = 1")):
         with pytest.raises(RunError, match="out of memory") as caught:
             train(method, max_steps=1, output=str(run.path / "full"))
-        assert (caught.value.mend or "").startswith(way)
+        assert (caught.value.hint or "").startswith(way)
     with pytest.raises(UsageError, match="batch size must be > 1"):  # why KTO is not told what the others are
         train("kto", per_device_batch_size=1, output=str(run.path / "one"))
 
@@ -255,13 +273,13 @@ def test_what_stands_on_the_device_at_once_decides_what_kto_trains(
 def test_rloo_against_the_reward_model_that_was_trained_here(train: Train, run: Run) -> None:
     with pytest.raises(UsageError, match="needs a reward model") as caught:
         train("rloo")
-    assert "--method reward" in (caught.value.mend or "")
+    assert "--method reward" in (caught.value.hint or "")
     reward = train("reward", max_steps=1)
     with pytest.raises(UsageError, match="holds no reward model") as caught:
         train("rloo", reward_model=str(reward.output))
-    assert str(reward.merged) in (caught.value.mend or "")
+    assert str(reward.merged) in (caught.value.hint or "")
     extra = {"max_completion_length": 8, "num_generations": 2}
-    result = train("rloo", reward_model=str(reward.merged), max_steps=1, extra=extra)
+    result = train("rloo", reward_model=str(reward.merged), max_steps=1, trl=extra)
     assert result.pairs == 16
     assert {"reward", "kl"} <= history(result)[-1].keys()
     assert "2 answers a prompt, KL beta 0.1" in (result.output / "README.md").read_text()
@@ -277,8 +295,10 @@ def test_reversed_labels_are_named(run: Run, train: Train) -> None:
     assert result.moved is not None
     assert result.reversed == result.moved
     assert any("are the labels reversed?" in line for line in lines)
-    turned = gather.training(run, {"train": {"config": {"train": {"output": str(result.output)}}}})
-    assert verdict.estimate(turned, "reversed") == dataclasses.asdict(result.moved)  # the report reads it there
+    turned = report_data.load_training(run, {"train": {"config": {"train": {"output": str(result.output)}}}})
+    assert recommendation.find_estimate(turned, "reversed") == dataclasses.asdict(
+        result.moved
+    )  # the report reads it there
 
 
 @pytest.mark.parametrize(
@@ -295,8 +315,8 @@ def test_reversed_labels_are_named(run: Run, train: Train) -> None:
 def test_when_labels_are_called_reversed(
     moved: tuple[int, int] | None, after: tuple[int, int] | None, named: bool
 ) -> None:
-    found = {"moved": moved and wilson(*moved), "accuracy_after": after and wilson(*after)}
-    result = TrainResult(Path(), None, None, pairs=9, steps=1, seconds=1.0, loss=None, **found)
+    estimates = {"moved": moved and wilson(*moved), "accuracy_after": after and wilson(*after)}
+    result = TrainResult(Path(), None, None, pairs=9, steps=1, seconds=1.0, loss=None, **estimates)
     assert (result.reversed is not None) is named
 
 
@@ -306,15 +326,15 @@ def test_when_labels_are_called_reversed(
         ({"method": "sft", "loss": ["nl"]}, "TRL has no loss 'nl'. Did you mean 'nll'?"),
         ({"method": "sft", "loss": ["nll", "dft"]}, "SFT takes one loss, not 2"),
         ({"method": "reward", "loss": ["sigmoid"]}, "Reward model has one loss only"),
-        ({"method": "kto", "extra": {"desirable_wait": 2}}, "KTOConfig has no setting 'desirable_wait'. Did you mean"),
+        ({"method": "kto", "trl": {"desirable_wait": 2}}, "KTOConfig has no setting 'desirable_wait'. Did you mean"),
         ({"method": "rloo", "batch_size": 6}, "does not hold whole prompts of 4 answers"),
-        ({"method": "kto", "extra": {"beta": 2}}, "Set beta under [train] instead."),
+        ({"method": "kto", "trl": {"beta": 2}}, "Set beta under [train] instead."),
     ],
 )
 def test_what_a_method_does_not_have(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
-    wanted = Config.model_validate({"train": changed}).train
+    train_config = Config.model_validate({"train": changed}).train
     with pytest.raises(UsageError) as caught:
-        settings.arguments(wanted, seed=0, folder=tmp_path, pairs=10)
+        trl_config.trl_config_kwargs(train_config, seed=0, folder=tmp_path, pairs=10)
     assert message in str(caught.value)
 
 
@@ -322,8 +342,8 @@ def test_qlora_needs_cuda_and_an_adapter(train: Train) -> None:
     import torch
 
     with pytest.raises(UsageError, match="only an adapter"):
-        train("dpo", quantize=True, lora=False)
+        train("dpo", qlora=True, lora=False)
     if torch.cuda.is_available():
         pytest.skip("there is CUDA here")
-    with pytest.raises(MissingPart, match="needs CUDA"):
-        train("dpo", quantize=True)
+    with pytest.raises(MissingDependencyError, match="needs CUDA"):
+        train("dpo", qlora=True)

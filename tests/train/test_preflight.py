@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from rlaif.errors import UsageError
-from rlaif.llm.demo import demo_checkpoint
-from rlaif.train import preflight, template
-from rlaif.train.preflight import Finding
+from rlaif.serving.demo_model import demo_checkpoint
+from rlaif.train import chat_template, preflight
+from rlaif.train.preflight import PreflightFinding
 
 Row = dict[str, Any]
 
@@ -39,9 +39,9 @@ def row(index: int = 0, **changes: Any) -> Row:
         "rejected": [{"role": "assistant", "content": f"Bad answer, number {index}."}],
         "pair_id": f"pair-{index}",
         "prompt_id": f"prompt-{index}",
-        "source": "judge",
+        "label_source": "judge",
         "confidence": 0.9,
-        "margin": 1.0,
+        "rating_margin": 1.0,
         "chosen_model": "demo",
         "rejected_model": "demo",
         "tags": [],
@@ -67,36 +67,36 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def named(findings: list[Finding], name: str) -> Finding:
-    (found,) = (finding for finding in findings if finding.name == name)
-    return found
+def finding_named(findings: list[PreflightFinding], name: str) -> PreflightFinding:
+    (match,) = (finding for finding in findings if finding.name == name)
+    return match
 
 
-def refused(findings: list[Finding]) -> list[str]:
+def refused_names(findings: list[PreflightFinding]) -> list[str]:
     return [finding.name for finding in findings if finding.level == "refuse"]
 
 
 def test_a_sound_dataset_passes(write: Callable[..., Path], tokenizer: Any) -> None:
     dataset = write([row(i) for i in range(100)], [row(200 + i) for i in range(20)])
-    findings = preflight.check(dataset, tokenizer, max_length=256)
+    findings = preflight.check_dataset(dataset, tokenizer, max_length=256)
     assert [finding for finding in findings if finding.level != "pass"] == []
-    assert "100 pairs" in named(findings, "count").message
-    preflight.refuse(findings, where=dataset)
+    assert "100 pairs" in finding_named(findings, "count").message
+    preflight.raise_refusals(findings, location=dataset)
 
 
 def test_no_dataset_names_the_command_that_makes_one(tmp_path: Path, tokenizer: Any) -> None:
     dataset = tmp_path / "run" / "dataset"
-    findings = preflight.check(dataset, tokenizer, max_length=256)
+    findings = preflight.check_dataset(dataset, tokenizer, max_length=256)
     with pytest.raises(UsageError) as caught:
-        preflight.refuse(findings, where=dataset)
-    assert caught.value.mend == f"Run: rlaif judge {tmp_path / 'run'}"
+        preflight.raise_refusals(findings, location=dataset)
+    assert caught.value.hint == f"Run: rlaif judge {tmp_path / 'run'}"
 
 
 def test_no_rows(write: Callable[..., Path], tokenizer: Any) -> None:
     dataset = write(pl.DataFrame([row()]).clear())
-    finding = named(preflight.check(dataset, tokenizer, max_length=256), "dataset")
+    finding = finding_named(preflight.check_dataset(dataset, tokenizer, max_length=256), "dataset")
     assert (finding.level, finding.message) == ("refuse", "train.parquet has no rows")
-    assert "rlaif judge" in (finding.mend or "")
+    assert "rlaif judge" in (finding.hint or "")
 
 
 @pytest.mark.parametrize(("held", "level"), [(None, "warn"), (0, "warn"), (19, "warn"), (20, "pass")])
@@ -105,9 +105,9 @@ def test_too_few_pairs_to_measure_only_warn(write: Callable[..., Path], held: in
     if held == 0:
         pl.DataFrame([row()]).clear().write_parquet(dataset / "test.parquet")
     findings, frame = preflight.check_rows(dataset)
-    found = named(findings, "measured")
-    assert found.level == level
-    assert f"{held or 'no'} pairs are held out" in found.message
+    finding = finding_named(findings, "measured")
+    assert finding.level == level
+    assert f"{held or 'no'} pairs are held out" in finding.message
     assert frame is not None
 
 
@@ -116,40 +116,40 @@ def test_a_file_that_is_no_parquet(write: Callable[..., Path]) -> None:
     (dataset / "train.parquet").write_bytes(b"PAR1 torn")
     findings, frame = preflight.check_rows(dataset)
     assert frame is None
-    assert "train.parquet cannot be read" in named(findings, "dataset").message
+    assert "train.parquet cannot be read" in finding_named(findings, "dataset").message
 
 
 def test_a_renamed_column_is_named_with_what_was_expected(write: Callable[..., Path]) -> None:
     dataset = write(pl.DataFrame([row()]).rename({"chosen": "choosen"}))
     findings, frame = preflight.check_rows(dataset)
-    finding = named(findings, "columns")
+    finding = finding_named(findings, "columns")
     assert frame is None
     assert finding.level == "refuse"
     assert "lacks chosen" in finding.message
     assert "choosen" in finding.message
     assert "expected prompt, chosen, rejected" in finding.message
-    assert finding.mend == "Did you rename 'choosen'?"
+    assert finding.hint == "Did you rename 'choosen'?"
 
 
 def test_text_instead_of_turns(write: Callable[..., Path]) -> None:
     findings, frame = preflight.check_rows(write([row(prompt="Question?")]))
     assert frame is None
-    assert "prompt is String" in named(findings, "columns").message
+    assert "prompt is String" in finding_named(findings, "columns").message
 
 
 def test_whole_conversations_in_chosen(write: Callable[..., Path]) -> None:
     whole = [{"role": "user", "content": "Question 0?"}, {"role": "assistant", "content": "Yes."}]
     findings, _ = preflight.check_rows(write([row(chosen=whole), row(1)]))
-    assert "1 of 2 pairs" in named(findings, "speaker").message
-    assert "expected lists of {role, content}" in named(findings, "speaker").message
-    assert refused(findings) == ["speaker"]
+    assert "1 of 2 pairs" in finding_named(findings, "speaker").message
+    assert "expected lists of {role, content}" in finding_named(findings, "speaker").message
+    assert refused_names(findings) == ["speaker"]
 
 
 @pytest.mark.parametrize("other", ["Same.", "Same. \n"])
 def test_identical_answers(write: Callable[..., Path], other: str) -> None:
     findings, _ = preflight.check_rows(write([row(), row(1, chosen=answer("Same."), rejected=answer(other))]))
-    finding = named(findings, "identical")
-    assert refused(findings) == ["identical"]
+    finding = finding_named(findings, "identical")
+    assert refused_names(findings) == ["identical"]
     assert "1 of 2 pairs" in finding.message
     assert "(pair pair-1)" in finding.message
 
@@ -157,8 +157,8 @@ def test_identical_answers(write: Callable[..., Path], other: str) -> None:
 @pytest.mark.parametrize("nothing", [answer(""), answer(" \n"), answer(None), []])
 def test_empty_answers(write: Callable[..., Path], nothing: list[Row]) -> None:
     findings, _ = preflight.check_rows(write([row(), row(1, rejected=nothing)]))
-    assert refused(findings) == ["empty"]
-    assert "1 of 2 pairs" in named(findings, "empty").message
+    assert refused_names(findings) == ["empty"]
+    assert "1 of 2 pairs" in finding_named(findings, "empty").message
 
 
 def test_a_tool_call_without_text_is_an_answer(write: Callable[..., Path], tokenizer: Any) -> None:
@@ -170,13 +170,13 @@ def test_a_tool_call_without_text_is_an_answer(write: Callable[..., Path], token
         [row(chosen=call("Oslo"), rejected=call("Rome")), row(1, chosen=call("Bern"), rejected=call("Bern"))]
     )
     findings, _ = preflight.check_rows(dataset)
-    assert refused(findings) == ["identical"]
-    assert "pair-1" in named(findings, "identical").message
+    assert refused_names(findings) == ["identical"]
+    assert "pair-1" in finding_named(findings, "identical").message
 
 
 def test_an_empty_prompt(write: Callable[..., Path]) -> None:
     findings, _ = preflight.check_rows(write([row(), row(1, prompt=[])]))
-    assert refused(findings) == ["prompt"]
+    assert refused_names(findings) == ["prompt"]
 
 
 def test_the_test_file_is_checked_too(write: Callable[..., Path]) -> None:
@@ -187,7 +187,7 @@ def test_the_test_file_is_checked_too(write: Callable[..., Path]) -> None:
 
 def test_few_pairs_warn_with_their_number(write: Callable[..., Path]) -> None:
     findings, _ = preflight.check_rows(write([row(i) for i in range(99)]))
-    finding = named(findings, "count")
+    finding = finding_named(findings, "count")
     assert (finding.level, "99 pairs" in finding.message) == ("warn", True)
 
 
@@ -195,22 +195,22 @@ def test_few_pairs_warn_with_their_number(write: Callable[..., Path]) -> None:
 def test_length_skew(write: Callable[..., Path], longer: int, n: int, level: str) -> None:
     rows = [row(i, chosen=answer("long " * 9 if i < longer else "s"), rejected=answer("short")) for i in range(n)]
     findings, _ = preflight.check_rows(write(rows))
-    finding = named(findings, "skew")
+    finding = finding_named(findings, "skew")
     assert finding.level == level
     assert f"{longer} of {n} pairs" in finding.message
 
 
 def test_prompts_on_both_sides_of_the_split(write: Callable[..., Path]) -> None:
     findings, _ = preflight.check_rows(write([row(0), row(1)], [row(1), row(2)]))
-    finding = named(findings, "leak")
+    finding = finding_named(findings, "leak")
     assert finding.level == "warn"
     assert "1 of 2 test prompts" in finding.message
 
 
 def test_no_chat_template(write: Callable[..., Path], tokenizer: Any) -> None:
     tokenizer.chat_template = None
-    findings = preflight.check(write([row()]), tokenizer, max_length=256)
-    assert refused(findings) == ["template"]
+    findings = preflight.check_dataset(write([row()]), tokenizer, max_length=256)
+    assert refused_names(findings) == ["template"]
 
 
 def test_a_template_that_refuses_a_turn(write: Callable[..., Path], tokenizer: Any) -> None:
@@ -219,8 +219,8 @@ def test_a_template_that_refuses_a_turn(write: Callable[..., Path], tokenizer: A
         "{{ m.content }}{% endfor %}"
     )
     system = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    findings = preflight.check(write([row(), row(1, prompt=system)]), tokenizer, max_length=256)
-    finding = named(findings, "template")
+    findings = preflight.check_dataset(write([row(), row(1, prompt=system)]), tokenizer, max_length=256)
+    finding = finding_named(findings, "template")
     assert finding.level == "refuse"
     assert "cannot render 1 of 2 pairs: no system turn" in finding.message
 
@@ -229,8 +229,8 @@ def test_a_prompt_that_is_rendered_differently_before_an_answer(write: Callable[
     start = "<|im_start|>assistant\n"
     assert tokenizer.chat_template.count(start) == 1
     tokenizer.chat_template = tokenizer.chat_template.replace(start, f"{start}<think>\n")
-    findings = preflight.check(write([row(), row(1)]), tokenizer, max_length=256)
-    finding = named(findings, "prefix")
+    findings = preflight.check_dataset(write([row(), row(1)]), tokenizer, max_length=256)
+    finding = finding_named(findings, "prefix")
     assert finding.level == "warn"
     assert "2 of 2 pairs" in finding.message
     assert "<think>" in finding.message
@@ -239,7 +239,7 @@ def test_a_prompt_that_is_rendered_differently_before_an_answer(write: Callable[
 @pytest.mark.parametrize(("long", "level"), [(5, "pass"), (6, "warn"), (100, "refuse")])
 def test_pairs_over_the_longest_sequence(write: Callable[..., Path], tokenizer: Any, long: int, level: str) -> None:
     rows = [row(i, chosen=answer("word " * 100)) if i < long else row(i) for i in range(100)]
-    finding = named(preflight.check(write(rows), tokenizer, max_length=64), "length")
+    finding = finding_named(preflight.check_dataset(write(rows), tokenizer, max_length=64), "length")
     assert finding.level == level
     assert f"{long} of 100 pairs ({long}%) are longer than max_length = 64 tokens" in finding.message
     assert "ends are cut off" in finding.message
@@ -247,7 +247,7 @@ def test_pairs_over_the_longest_sequence(write: Callable[..., Path], tokenizer: 
 
 def test_prompts_that_fill_the_sequence_are_said_to_be_left_out(write: Callable[..., Path], tokenizer: Any) -> None:
     rows = [row(0), row(1, prompt=[{"role": "user", "content": "word " * 100}])]
-    finding = named(preflight.check(write(rows), tokenizer, max_length=64), "length")
+    finding = finding_named(preflight.check_dataset(write(rows), tokenizer, max_length=64), "length")
     assert finding.level == "warn"
     assert "1 have a prompt that fills it alone and are left out" in finding.message
 
@@ -258,7 +258,9 @@ def test_a_trainer_that_takes_whole_pairs_only_is_told_what_it_leaves_out(
     """As TRL's of reward models: nothing is cut."""
     prompt = [{"role": "user", "content": "word " * 100}]
     rows = [row(0), row(1, prompt=prompt), *(row(i, rejected=answer("word " * 100)) for i in range(2, 4))]
-    finding = named(preflight.check(write(rows), tokenizer, max_length=64, whole=True), "length")
+    finding = finding_named(
+        preflight.check_dataset(write(rows), tokenizer, max_length=64, drops_overlong=True), "length"
+    )
     assert "3 of 4 pairs (75%) are longer" in finding.message
     assert finding.message.endswith("; they are left out")
 
@@ -266,19 +268,19 @@ def test_a_trainer_that_takes_whole_pairs_only_is_told_what_it_leaves_out(
 def test_large_sets_are_sampled_and_the_n_says_so(
     write: Callable[..., Path], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "SAMPLE", 10)
-    findings = preflight.check(write([row(i) for i in range(95)]), tokenizer, max_length=256)
-    assert "all of 10 sampled pairs" in named(findings, "template").message
+    monkeypatch.setattr(preflight, "MAX_SAMPLED_PAIRS", 10)
+    findings = preflight.check_dataset(write([row(i) for i in range(95)]), tokenizer, max_length=256)
+    assert "all of 10 sampled pairs" in finding_named(findings, "template").message
 
 
 def test_the_example_is_the_rendered_template(write: Callable[..., Path], tokenizer: Any) -> None:
     _, frame = preflight.check_rows(write([row(chosen=answer("word " * 1_000))]))
     assert frame is not None
-    shown = template.example(frame, tokenizer)
-    assert "<|im_start|>user\nQuestion 0?<|im_end|>\n<|im_start|>assistant\nchosen:\nword" in shown
-    assert shown.endswith("rejected:\nBad answer, number 0.<|im_end|>")
-    assert "characters ...]" in shown
-    assert len(shown) < 3 * template.SHOWN_CHARACTERS
+    rendered = chat_template.render_example(frame, tokenizer)
+    assert "<|im_start|>user\nQuestion 0?<|im_end|>\n<|im_start|>assistant\nchosen:\nword" in rendered
+    assert rendered.endswith("rejected:\nBad answer, number 0.<|im_end|>")
+    assert "characters ...]" in rendered
+    assert len(rendered) < 3 * chat_template.MAX_SHOWN_CHARS
 
 
 def test_tools_and_calls_reach_the_template_as_values(write: Callable[..., Path], tokenizer: Any) -> None:
@@ -297,4 +299,4 @@ def test_tools_and_calls_reach_the_template_as_values(write: Callable[..., Path]
     tools = '[{"type": "function", "function": {"name": "weather", "parameters": {}}}]'
     _, frame = preflight.check_rows(write([row(prompt=prompt, tools=tools)]))
     assert frame is not None
-    assert "[weather]user: Weather?\n<Oslo>tool: Rain\nassistant:" in template.example(frame, tokenizer)
+    assert "[weather]user: Weather?\n<Oslo>tool: Rain\nassistant:" in chat_template.render_example(frame, tokenizer)

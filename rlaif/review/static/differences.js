@@ -2,8 +2,8 @@
 // Myers' greedy algorithm on words (Myers 1986), after a common beginning and end are taken away. Two texts that have
 // too little in common for it are compared by which words the other has at all.
 
-const MOST_EDITS = 1200;
-const MOST_WORDS = 30_000; // of each answer: more than anybody reads, and less than makes the page wait
+const MAX_EDITS = 1200;
+const MAX_WORDS = 30_000; // of each answer: more than anybody reads, and less than makes the page wait
 const WORD = /[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu;
 
 export const supported = typeof Highlight === "function" && CSS.highlights !== undefined;
@@ -17,22 +17,22 @@ export function show(left, right) {
 export const hide = () => CSS.highlights.delete("differs");
 
 function words(root) {
-  const found = [];
+  const result = [];
   const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
-  for (let node = walker.nextNode(); node && found.length < MOST_WORDS; node = walker.nextNode()) {
-    for (const match of node.data.slice(0, 8 * MOST_WORDS).matchAll(WORD)) found.push({ text: match[0], node, start: match.index, end: match.index + match[0].length });
+  for (let node = walker.nextNode(); node && result.length < MAX_WORDS; node = walker.nextNode()) {
+    for (const match of node.data.slice(0, 8 * MAX_WORDS).matchAll(WORD)) result.push({ text: match[0], node, start: match.index, end: match.index + match[0].length });
   }
-  return found;
+  return result;
 }
 
 function ranges(list, marked) {
-  const found = [];
+  const result = [];
   list.forEach((word, at) => {
     if (!marked[at]) return;
     const range = new StaticRange({ startContainer: word.node, startOffset: word.start, endContainer: word.node, endOffset: word.end });
-    found.push(range);
+    result.push(range);
   });
-  return found;
+  return result;
 }
 
 // Two arrays of flags: which words of a and of b have no counterpart in the other.
@@ -58,7 +58,7 @@ export function differing(a, b) {
 }
 
 function alignment(a, b) {
-  const most = Math.min(a.length + b.length, MOST_EDITS);
+  const most = Math.min(a.length + b.length, MAX_EDITS);
   const reach = new Int32Array(2 * most + 3);
   const trace = [];
   for (let edits = 0; edits <= most; edits++) {

@@ -5,37 +5,37 @@ const policy = globalThis.trustedTypes?.createPolicy("rlaif", { createHTML: (htm
 const safe = (html) => policy?.createHTML(html) ?? html;
 
 export function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key in made && key !== "role") made[key] = value;
-    else made.setAttribute(key, value);
+    if (key in node && key !== "role") node[key] = value;
+    else node.setAttribute(key, value);
   }
-  made.append(...children);
-  return made;
+  node.append(...children);
+  return node;
 }
 
 // An answer as a reader sees it, or as it was written.
 export function body(text, raw) {
   if (!text.text.trim()) return element("p", { className: "hint", textContent: "(empty)" });
   if (!raw && text.html !== null) {
-    const made = element("div", { className: "markdown", dir: "auto" });
-    made.innerHTML = safe(text.html);
-    return made;
+    const node = element("div", { className: "markdown", dir: "auto" });
+    node.innerHTML = safe(text.html);
+    return node;
   }
-  const made = element("pre", { className: "plain", dir: "auto", textContent: text.text.slice(0, LONG) });
-  if (text.text.length <= LONG) return made;
+  const node = element("pre", { className: "plain", dir: "auto", textContent: text.text.slice(0, LONG) });
+  if (text.text.length <= LONG) return node;
   const rest = (text.text.length - LONG).toLocaleString();
   const more = element("button", { type: "button", textContent: `Show the other ${rest} characters` });
   more.addEventListener("click", () => {
-    made.append(text.text.slice(LONG));
+    node.append(text.text.slice(LONG));
     more.remove();
   });
-  return element("div", {}, made, more);
+  return element("div", {}, node, more);
 }
 
 // The last turn in full; what was said before it, folded.
 export function prompt(turns, raw) {
-  const made = document.createDocumentFragment();
+  const node = document.createDocumentFragment();
   const before = turns.slice(0, -1);
   if (before.length) {
     const system = before.some((turn) => turn.role === "system");
@@ -43,8 +43,8 @@ export function prompt(turns, raw) {
     const parts = [system && "system prompt", rest && `${rest} earlier ${rest === 1 ? "turn" : "turns"}`].filter(Boolean);
     const fold = element("details", {}, element("summary", { textContent: parts.join(" and ") }));
     for (const turn of before) fold.append(element("h3", { textContent: turn.role }), body(turn, raw));
-    made.append(fold);
+    node.append(fold);
   }
-  made.append(element("div", { className: "asked", tabIndex: 0 }, body(turns.at(-1), raw)));
-  return made;
+  node.append(element("div", { className: "last-turn", tabIndex: 0 }, body(turns.at(-1), raw)));
+  return node;
 }

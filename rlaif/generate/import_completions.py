@@ -1,0 +1,68 @@
+"""``generate --import``: answers that somebody has already. ``{"prompt", "responses": [...], "models"?: [...]}`` a row.
+
+The same prompt in several rows is one prompt with all their answers. A completion's key is made of its prompt, its
+model, its text and its occurrence among equal ones, never of its place: swapping answers changes nothing downstream.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlaif.config.models import Config
+from rlaif.generate import sources
+from rlaif.generate.ingest import PromptIdIndex, to_prompt
+from rlaif.llm.chat_protocol import split_reasoning
+from rlaif.records import Completion, ImportRow, content_key
+from rlaif.run.run import Run
+
+UNKNOWN_MODEL = "unknown"
+
+
+@dataclass
+class CompletionImport:
+    prompts: int = 0
+    completions: int = 0
+    new: int = 0
+
+
+def import_completions(run: Run, config: Config, source: str, log: Callable[[str], None]) -> CompletionImport:
+    """Journal the prompts and completions of ``source``. Those already there are not repeated. Answers to prompts that
+    the run holds out are kept, and never judged.
+
+    Raises :class:`InputError` naming file and line before anything is written.
+    """
+    id_index = PromptIdIndex(run, config)
+    sources.validate_source(source, ImportRow, config.prompts.on_bad_row, log, id_index.register)
+    result, occurrences, prompt_ids, heldout_rows = CompletionImport(), Counter[str](), set[str](), 0
+    with run.journal("prompts") as prompt_journal, run.journal("completions") as journal:
+        for location, row in sources.valid_rows(source, ImportRow):
+            prompt = to_prompt(row, location, config, may_hold_out=False)
+            prompt_id = id_index.id_by_key.setdefault(prompt.key, prompt.prompt_id)
+            prompt_ids.add(prompt_id)
+            heldout_rows += prompt.key in id_index.heldout_keys
+            if prompt.key not in prompt_journal:
+                prompt_journal.append([prompt])
+            new_completions = []
+            models = row.models or [UNKNOWN_MODEL] * len(row.responses)
+            for index, (text, model) in enumerate(zip(row.responses, models, strict=True)):
+                key = content_key(prompt=prompt.key, model=model, text=text, occurrence=0)
+                occurrences[key] += 1
+                if occurrences[key] > 1:
+                    key = content_key(prompt=prompt.key, model=model, text=text, occurrence=occurrences[key] - 1)
+                result.completions += 1
+                if key not in journal:
+                    reasoning, answer = split_reasoning(text)
+                    new_completions.append(
+                        Completion(key=key, prompt_id=prompt_id, index=index, model=model, text=answer,
+                                   reasoning=reasoning, source="imported")
+                    )  # fmt: skip
+            journal.append(new_completions)
+            result.new += len(new_completions)
+    result.prompts = len(prompt_ids)
+    if heldout_rows:
+        log(
+            f"{heldout_rows:,} rows are of prompts that this run holds out for evaluation: their answers are not judged"
+        )
+    return result

@@ -1,0 +1,131 @@
+"""Near duplicates by MinHash (Broder 1997), in time and memory that are bounded for each prompt.
+
+Of each number of a signature its last byte is kept, which two unlike ones share once in 256 (Li and König 2010), and
+bands are chains of 4-byte numbers: what is kept of a prompt takes half a kilobyte at the default threshold.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+
+import numpy as np
+import numpy.typing as npt
+
+from rlaif.records import Prompt, content_key
+
+PERMUTATIONS = 256
+RECALL = 0.999
+"""How surely two prompts at the threshold share a band, by which they are compared at all."""
+SHINGLE_WORDS = 5
+MAX_BAND_CANDIDATES = 64
+"""Prompts that share a band are compared with the last so many of them."""
+MIN_CAPACITY = 1 << 12
+BYTE_COLLISION_RATE = 1 / 256
+HASH_MULTIPLIER = 0x9E3779B97F4A7C15
+
+
+def lsh_bands(threshold: float) -> tuple[int, int]:
+    """How many bands of how many rows: the longest that meet :data:`RECALL` at ``threshold``, as these make the fewest
+    comparisons in vain."""
+    for rows in range(PERMUTATIONS, 1, -1):
+        band_count = PERMUTATIONS // rows
+        if 1 - (1 - threshold**rows) ** band_count >= RECALL:
+            return band_count, rows
+    return PERMUTATIONS, 1
+
+
+class NearDuplicateIndex:
+    """Near duplicates by MinHash over runs of five words, Jaccard similarity at or over a threshold.
+
+    At 0.9 about one word in a hundred differs. Case, spaces and punctuation count for nothing, but signs that carry
+    meaning (C and C++, x + 5 and x - 5) do. Prompts under different system prompts or tools are never alike.
+
+    A prompt is compared with at most ``MAX_BAND_CANDIDATES`` others of each band. Where thousands of prompts share a
+    long instruction, it takes up some of their bands, and of those only the last prompts are looked at; what tells the
+    prompts apart makes the others, which few share. So of two that differ in case and punctuation alone the second is
+    always found, and few near duplicates are missed while the instruction is not nearly all of the prompt.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        import rensa
+
+        self._rensa = rensa
+        self._min_equal_bytes = (BYTE_COLLISION_RATE + (1 - BYTE_COLLISION_RATE) * threshold) * PERMUTATIONS
+        self._band_count, self._rows_per_band = lsh_bands(threshold)
+        self._band_indexes = np.arange(self._band_count)
+        self._weights = np.array(
+            [pow(HASH_MULTIPLIER, row + 1, 1 << 64) for row in range(self._rows_per_band)], dtype=np.uint64
+        )
+        self._count, self._capacity = 1, 0  # 0 is nobody's: it ends the chains
+        self._signatures = np.zeros((1, PERMUTATIONS), np.uint8)
+        self._context_hashes = np.zeros(1, np.uint64)
+        self._grow()
+
+    def check_and_add(self, prompt: Prompt) -> bool:
+        """Whether something like ``prompt`` came before; if not, remember it."""
+        if self._count == self._capacity:
+            self._grow()
+        system = [message.content for message in prompt.messages if message.role == "system"]
+        context_hash = np.uint64(int(content_key(system=system, tools=prompt.tools)[:16], base=16))
+        text = "\n".join(message.content or "" for message in prompt.messages if message.role != "system")
+        minhash = self._rensa.RMinHash(num_perm=PERMUTATIONS, seed=1)
+        minhash.update(list(_shingles(text)))
+        signature = np.frombuffer(array("I", minhash.digest()), np.uintc).astype(np.uint8)
+        slots = self._slots(
+            signature[: self._band_count * self._rows_per_band].reshape(self._band_count, self._rows_per_band),
+            context_hash,
+        )
+        candidates = self._candidates(slots)
+        candidates = candidates[self._context_hashes[candidates] == context_hash]
+        if (np.count_nonzero(self._signatures[candidates] == signature, axis=1) >= self._min_equal_bytes).any():
+            return True
+        self._signatures[self._count], self._context_hashes[self._count] = signature, context_hash
+        self._previous[self._count] = self._latest[self._band_indexes, slots]
+        self._latest[self._band_indexes, slots] = self._count
+        self._count += 1
+        return False
+
+    def _slots(
+        self, band: npt.NDArray[np.uint8], context_hashes: npt.NDArray[np.uint64] | np.uint64
+    ) -> npt.NDArray[np.int64]:
+        """Where each row of ``band`` belongs in its table. Two that differ may belong into one: comparing tells."""
+        mixed = (band @ self._weights + context_hashes) * np.uint64(HASH_MULTIPLIER)
+        return (mixed >> np.uint64(65 - self._capacity.bit_length())).astype(np.int64)
+
+    def _candidates(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The last prompts of each band's slot."""
+        current: npt.NDArray[np.int32] = self._latest[self._band_indexes, slots]
+        levels = [current[:0]]
+        while len(levels) <= MAX_BAND_CANDIDATES and current.any():
+            levels.append(current)
+            current = self._previous[current, self._band_indexes]
+        candidates = np.concatenate(levels)
+        return candidates[candidates > 0]
+
+    def _grow(self) -> None:
+        """Room for twice as many, the chains laid anew."""
+        count, self._capacity = self._count, max(MIN_CAPACITY, 2 * self._capacity)
+        for name in ("_signatures", "_context_hashes"):
+            old = getattr(self, name)
+            new = np.empty((self._capacity, *old.shape[1:]), old.dtype)
+            new[:count] = old
+            setattr(self, name, new)
+        self._previous = np.zeros((self._capacity, self._band_count), np.int32)
+        self._latest = np.zeros((self._band_count, self._capacity), np.int32)
+        for band in range(self._band_count):
+            band_rows = self._signatures[1:count, band * self._rows_per_band : (band + 1) * self._rows_per_band]
+            slots = self._slots(band_rows, self._context_hashes[1:count])
+            order = np.argsort(slots, kind="stable")
+            slots, order = slots[order], order + 1
+            follows = np.append(False, slots[1:] == slots[:-1])[: len(slots)]
+            self._previous[order, band] = np.where(follows, np.roll(order, 1), 0)
+            self._latest[band, slots] = order  # of several in one slot, the last
+
+
+def _shingles(text: str) -> set[str]:
+    words = re.findall(r"\w+|[^\w\s.,;:!?'\"‘’“”…–—]", text.casefold()) or [text]
+    words = (
+        [""] * (SHINGLE_WORDS - 1) + words + [""] * (SHINGLE_WORDS - 1)
+    )  # so that the first word weighs as much as others
+    return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}

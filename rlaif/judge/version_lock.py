@@ -1,0 +1,41 @@
+"""The version lock: ``checksums.txt`` beside the judge folders, a line ``name version hash`` for each that is in use.
+
+A judge whose text changed under one version would give labels that are not those of before under the same name.
+"""
+
+from __future__ import annotations
+
+from rlaif.errors import RlaifError, UsageError
+from rlaif.judge.judge_file import Judge
+
+LOCK_FILE = "checksums.txt"
+
+
+def check_version_lock(judge: Judge, *, lock: bool = False) -> str:
+    """Whether ``judge`` is what its version was locked as, in a few words. ``lock`` writes the line that is missing.
+
+    Raises :class:`UsageError` where the text changed and the version did not.
+    """
+    path = judge.folder.resolve().parent / LOCK_FILE
+    line = f"{judge.name} {judge.file.version} {judge.hash}"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RlaifError(f"cannot be read: {reason}", location=str(path)) from None
+    for line_number, existing in enumerate(lines, 1):
+        if existing.split()[:2] == [judge.name, judge.file.version]:
+            if existing == line:
+                return f"locked in {path}"
+            raise UsageError(
+                f"{judge.name} has changed since version {judge.file.version} was locked",
+                location=f"{path}:{line_number}",
+                hint=f"Raise version in {judge.folder / 'judge.toml'}, or undo the change.",
+            )
+    if not lock:
+        return f"not locked yet; --lock writes its line into {path}"
+    try:
+        path.write_text("".join(f"{entry}\n" for entry in [*lines, line]), encoding="utf-8")
+    except OSError as error:
+        raise RlaifError(f"cannot be written: {error.strerror}", location=str(path)) from None
+    return f"locked now, in {path}"

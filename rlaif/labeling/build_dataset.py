@@ -1,0 +1,260 @@
+"""tables/pairs.parquet and dataset/ from settled candidates: routed, with their texts, merged with people's labels.
+
+Whom to ask, and what people's labels say of the others, is decided over all that :mod:`rlaif.labeling.candidate_table`
+found part by part; texts are read for a few thousand rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+import polars as pl
+
+import rlaif
+from rlaif.judge.runner import PanelJudge
+from rlaif.labeling.candidate_table import CandidateTable, build_candidate_table
+from rlaif.labeling.judging import JudgingRounds
+from rlaif.pair import dataset_card, dataset_writer, refusal_guard, routing
+from rlaif.pair import human_calibration as calibrate
+from rlaif.pair import label_quality as trust
+from rlaif.run import frames
+from rlaif.run.human_labels import human_labels
+from rlaif.run.journal import JournalReader, iter_blocks
+from rlaif.run.partitions import PartitionedFrames
+from rlaif.run.run import Run
+from rlaif.stats import Estimate
+
+CHUNK_ROWS = 5_000
+"""Pairs whose texts are in memory at once, and which are a row group of the table."""
+PAIR_COLUMNS = (
+    "pair_id", "prompt_id", "prompt", "response_a", "response_b", "completion_a", "completion_b", "prob_a", "preferred",
+    "outcome", "route", "route_reason", "inclusion_probability", "reviewed", "rating_margin",
+)  # fmt: skip
+"""Of tables/pairs.parquet."""
+
+
+@dataclass
+class BuildResult:
+    """``label_quality``: what people's labels say of all the others
+    (:meth:`rlaif.pair.label_quality.LabelQuality.summary`, and how they put
+    the panel right), each figure with n and interval. ``refusal_table``: what was chosen for which kind of prompt."""
+
+    candidates: int
+    outcomes: dict[str, int]
+    routes: dict[str, int]
+    left_out: dict[str, int]
+    prompts_without_pair: int
+    dataset_counts: dataset_writer.DatasetCounts
+    agreement: Estimate | None
+    label_quality: dict[str, Any]
+    refusal_table: list[dict[str, str | int]]
+    warnings: list[str] = field(default_factory=list)
+
+    def describe_labels(self) -> list[str]:
+        return trust.describe(self.label_quality)
+
+
+def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> BuildResult:
+    """Route the settled candidates, settle them anew from people's labels, write tables/pairs.parquet and the dataset.
+
+    The queue is chosen from what the judges said alone, so labels that come in do not change it.
+    """
+    run, config = rounds.run, rounds.config
+    reviews = run.reviews()
+    labels = human_labels(reviews)
+    table = build_candidate_table(rounds, candidates, labels)
+    pairs = refusal_guard.apply_refusal_guard(table.pairs, has_prompt_classes=table.has_prompt_class)
+    pairs = routing.route_pairs(pairs, table.tags, human_fraction=config.pairs.human_fraction, seed=config.seed)
+    pairs, human_calibration = calibrate.apply_human_calibration(
+        pairs,
+        table.votes,
+        labels,
+        min_confidence=config.pairs.min_confidence,
+        max_tie_drop_fraction=config.pairs.max_tie_drop_fraction,
+        num_judged=table.judged_count,
+        num_dropped=table.dropped_outcomes["tie"] + table.dropped_outcomes["inconsistent"],
+    )
+    pairs = refusal_guard.reapply_refusal_guard(pairs, has_prompt_classes=table.has_prompt_class)
+    quality = trust.estimate_label_quality(pairs, labels, reviews, seed=config.seed)
+    pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
+    table.add_decisions(pairs)
+    metadata = PartitionedFrames(run.path)
+    frames.write_parquet_atomically(_add_texts(run, table.iter_sorted(CHUNK_ROWS), metadata), run.pairs_path)
+    dataset_counts = dataset_writer.write_dataset(
+        run.pairs_path,
+        labels,
+        metadata,
+        run.dataset,
+        seed=config.seed,
+        test_fraction=config.pairs.test_fraction,
+    )
+    routes = Counter(_count_by(pairs, "route"))
+    routes["dropped"] += table.dropped_outcomes.total()
+    result = BuildResult(
+        candidates=table.outcomes.total(),
+        outcomes={name: table.outcomes[name] for name in ("win", "tie", "inconsistent", "unparsable")},
+        routes={name: routes[name] for name in ("judge", "audit", "targeted", "dropped")},
+        left_out=dict(rounds.left_out),
+        prompts_without_pair=table.prompts_without_pair,
+        dataset_counts=dataset_counts,
+        agreement=quality.agreement,
+        label_quality=quality.summary() | {"calibration": asdict(human_calibration) if human_calibration else None},
+        refusal_table=refusal_guard.refusal_table(_add_winner(pairs, labels)),
+        warnings=_label_warnings(table, pairs, rounds.panel),
+    )
+    counts = {"outcome": result.outcomes, "route": result.routes}
+    card_info = _card_info(rounds, table.policies)
+    dataset_card.write_card(
+        run.dataset / "README.md", dataset_counts, counts, card_info, result.label_quality, result.refusal_table
+    )
+    run.update_manifest(
+        "judge",
+        strategy=rounds.strategy,
+        judges=[judge_info(judge) for judge in rounds.panel],
+        pairs={
+            "candidates": result.candidates,
+            "outcomes": result.outcomes,
+            "routes": result.routes,
+            "completions_left_out": result.left_out,
+            "prompts_without_pair": result.prompts_without_pair,
+            "dataset": {"train": dataset_counts.train, "test": dataset_counts.test, **dataset_counts.sources},
+            "dataset_left_out": dict(dataset_counts.left_out),
+        },
+        labels=result.label_quality,
+        balance=result.refusal_table,
+    )
+    return result
+
+
+def _card_info(rounds: JudgingRounds, policies: list[str]) -> dict[str, Any]:
+    return {
+        "policies": policies,
+        "judges": [f"{judge.name} (version {judge.definition.file.version})" for judge in rounds.panel],
+        "judge_models": [judge.member_config.model for judge in rounds.panel],
+        "strategy": rounds.strategy,
+        "min_confidence": rounds.config.pairs.min_confidence,
+        "human_fraction": rounds.config.pairs.human_fraction,
+        "version": rlaif.__version__,
+    }
+
+
+def _add_winner(pairs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
+    """``pairs`` with the ``winner`` that the dataset has (null where it has none): people's, else that of judges where
+    they decide."""
+    human_winner = pl.when(pl.col("label").is_in(["a", "b"])).then("label")
+    judge_winner = pl.when((pl.col("route") == "judge") & pl.col("label").is_null()).then("preferred")
+    labeled_pairs = pairs.join(labels.select("pair_id", "label"), on="pair_id", how="left", maintain_order="left")
+    return labeled_pairs.with_columns(winner=pl.coalesce(human_winner, judge_winner))
+
+
+def _count_by(frame: pl.DataFrame, column: str) -> dict[str, int]:
+    return dict(frame.group_by(column).len().sort(column).iter_rows())
+
+
+def _tool_columns(run: Run) -> pl.DataFrame:
+    """prompt_offset, tools, calls of the prompts that mention tools: only they are parsed a second time."""
+    rows = []
+    for start, block in iter_blocks(run.journal_path("prompts")):
+        if b'"tools":[' not in block and b'"tool_calls":[' not in block:
+            continue
+        offset = start
+        for line in block.splitlines(keepends=True):
+            if b'"tools":[' in line or b'"tool_calls":[' in line:
+                record = orjson.loads(line)
+                tools = orjson.dumps(record["tools"]).decode() if record.get("tools") else None
+                rows.append((offset, tools, any(message.get("tool_calls") for message in record["messages"])))
+            offset += len(line)
+    return pl.DataFrame(
+        rows, schema={"prompt_offset": pl.Int64, "tools": pl.String, "has_tool_calls": pl.Boolean}, orient="row"
+    )
+
+
+def _add_texts(run: Run, chunks: Iterator[pl.DataFrame], metadata: PartitionedFrames) -> Iterator[pl.DataFrame]:
+    """tables/pairs.parquet in ``chunks``: the contract's columns, then rating_margin (score of a less score of b). Into
+    ``metadata`` goes, chunk by chunk, what the dataset says of each pair beside its texts: pair_id, model_a, model_b,
+    tags, tools (JSON text or null), has_tool_calls (whether a turn carries tool calls)."""
+    prompts, answers = JournalReader(run.journal_path("prompts")), JournalReader(run.journal_path("completions"))
+    tools = _tool_columns(run)
+
+    def read_side(side: str, offsets: pl.Series) -> list[pl.Series]:
+        """The texts and keys of the answers at ``offsets``."""
+        records = [(answer["text"], answer["key"]) for answer in map(answers.read_at, offsets)]
+        texts, keys = zip(*records, strict=True) if records else ((), ())
+        columns = {f"response_{side}": texts, f"completion_{side}": keys}
+        return [pl.Series(name, values, dtype=pl.String) for name, values in columns.items()]
+
+    try:
+        for partition, chunk in enumerate(chunks):
+            with_tools = chunk.join(tools, on="prompt_offset", how="left", maintain_order="left")
+            metadata.add(
+                partition,
+                with_tools.select(
+                    "pair_id", "model_a", "model_b", "tags", "tools", pl.col("has_tool_calls").fill_null(False)
+                ),
+            )
+            conversations = [
+                _conversation_json(prompts.read_at(offset)["messages"]) for offset in chunk["prompt_offset"]
+            ]
+            yield chunk.with_columns(
+                pl.Series("prompt", conversations, dtype=pl.String),
+                *read_side("a", chunk["offset_a"]),
+                *read_side("b", chunk["offset_b"]),
+            ).select(PAIR_COLUMNS)
+    finally:
+        prompts.close()
+        answers.close()
+
+
+def _conversation_json(messages: list[dict[str, Any]]) -> str:
+    """``messages`` as JSON text, their tool calls in the one form that the dataset's schema has."""
+    turns = [
+        turn | {"tool_calls": [_normalize_tool_call(call) for call in turn["tool_calls"]]}
+        if turn.get("tool_calls")
+        else turn
+        for turn in messages
+    ]
+    return orjson.dumps(turns).decode()
+
+
+def _normalize_tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    """Files have arguments as objects too, where the protocol has JSON text, and calls that are the function itself."""
+    if "function" not in call:
+        call = {"function": call}
+    function = {name: _to_json_text(value) for name, value in call["function"].items()}
+    return {name: function if name == "function" else _to_json_text(value) for name, value in call.items()}
+
+
+def _to_json_text(value: Any) -> Any:
+    return orjson.dumps(value).decode() if isinstance(value, dict | list) else value
+
+
+def _label_warnings(table: CandidateTable, pairs: pl.DataFrame, panel: list[PanelJudge]) -> list[str]:
+    """What a person should know before trusting these labels."""
+    warnings = []
+    self_judging = sorted({judge.member_config.model for judge in panel} & set(table.policies))
+    if self_judging:
+        warnings.append(f"{', '.join(self_judging)} judges its own answers; a judge of another family is safer")
+    if table.judged_count >= 20:
+        contradicted = table.contradicted_count / table.judged_count
+        if contradicted > 0.5:
+            warnings.append(
+                f"in {contradicted:.0%} of {table.judged_count} pairs the judges chose by position, not by content: "
+                "labels of such judges are close to noise"
+            )
+    if not pairs.filter(pl.col("route") != "dropped").height:
+        warnings.append("no pair was kept: see route_reason in tables/pairs.parquet for why")
+    return warnings
+
+
+def judge_info(judge: PanelJudge) -> dict[str, Any]:
+    return {
+        "name": judge.definition.name,
+        "version": judge.definition.file.version,
+        "hash": judge.definition.hash,
+        "model": judge.member_config.model,
+        "weight": judge.member_config.weight,
+    }

@@ -1,0 +1,166 @@
+"""What is known of the candidates before anything is decided over all of them, gathered part by part.
+
+What whom to ask depends on is in memory, for the pairs that are kept or labelled, and with no more columns than it
+takes. All others are dropped for what is known of them in their part, and counted. What is only written lies on disk,
+in parts of another kind: by the pairs' ids, in whose order tables/pairs.parquet is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from rlaif.labeling.judging import JudgingRounds, PromptPartition
+from rlaif.pair import human_calibration, refusal_guard, routing
+from rlaif.records import content_key
+from rlaif.run.partitions import PartitionedFrames
+
+DECISION_COLUMNS = (
+    "pair_id",
+    "prompt_id",
+    "a",
+    "b",
+    "prob_a",
+    "preferred",
+    "outcome",
+    "decided_by",
+    "flags",
+    "kept",
+    "drop_reason",
+    "prompt_class",
+    "answer_label_a",
+    "answer_label_b",
+    "chars_a",
+    "chars_b",
+    "suspicion",
+)
+"""What whom to ask depends on."""
+OUTPUT_COLUMNS = (
+    "pair_id",
+    "prompt_id",
+    "prob_a",
+    "preferred",
+    "outcome",
+    "route",
+    "route_reason",
+    "inclusion_probability",
+    "reviewed",
+)
+"""What was decided, as it is written."""
+METADATA_COLUMNS = ("pair_id", "prompt_offset", "offset_a", "offset_b", "model_a", "model_b", "tags", "rating_margin")
+"""What is written beside it, whatever is decided."""
+
+
+class CandidateTable:
+    """``pairs``: the candidates to decide on (columns ``DECISION_COLUMNS``);
+    ``votes``: what each judge said of them; ``tags``: of
+    their prompts (prompt_id, tags), where there are any. Of all candidates: ``outcomes``, of those that are not in
+    ``pairs`` too (``dropped_outcomes``), how many were judged (``judged_count``) and contradicted by the other order
+    (``contradicted_count``); ``has_prompt_class``: whether
+    any prompt has a class. ``prompts_without_pair``: prompts that have answers and no candidate.
+    ``policies``: who answered."""
+
+    pairs: pl.DataFrame
+    votes: pl.DataFrame
+    tags: pl.DataFrame
+    policies: list[str]
+
+    def __init__(self, folder: Path, partition_count: int) -> None:
+        self.partition_count = partition_count
+        self.outcomes, self.dropped_outcomes = Counter[str](), Counter[str]()
+        self.judged_count = self.contradicted_count = self.prompts_without_pair = 0
+        self.has_prompt_class = False
+        self._decisions, self._metadata = PartitionedFrames(folder), PartitionedFrames(folder)
+
+    def add_metadata(self, pairs: pl.DataFrame) -> None:
+        """Keep what is known of ``pairs`` beside what is decided of them. Columns: ``METADATA_COLUMNS``."""
+        self._add_by_id(self._metadata, pairs.select(METADATA_COLUMNS))
+
+    def add_decisions(self, pairs: pl.DataFrame) -> None:
+        """Keep what was decided of ``pairs``. Columns: ``OUTPUT_COLUMNS``."""
+        self._add_by_id(self._decisions, pairs.select(OUTPUT_COLUMNS))
+
+    def _add_by_id(self, store: PartitionedFrames, pairs: pl.DataFrame) -> None:
+        partition = pl.col("pair_id").str.head(4).str.to_integer(base=16) * self.partition_count // 16**4
+        store.add_partitioned(partition, pairs)
+
+    def iter_sorted(self, chunk_rows: int) -> Iterator[pl.DataFrame]:
+        """All pairs by their id, as many at once as ``chunk_rows``; at least one frame.
+
+        Columns: ``OUTPUT_COLUMNS``, ``METADATA_COLUMNS``.
+        """
+        pending: pl.DataFrame | None = None
+        for partition in range(self.partition_count):
+            partition_rows = (
+                self._decisions.read(partition).join(self._metadata.read(partition), on="pair_id").sort("pair_id")
+            )
+            pending = partition_rows if pending is None else pl.concat([pending, partition_rows])
+            full = pending.height // chunk_rows * chunk_rows
+            for start in range(0, full, chunk_rows):
+                yield pending.slice(start, chunk_rows)
+            pending = pending.slice(full)
+        if pending is not None and (pending.height or not self.outcomes):
+            yield pending
+
+
+def build_candidate_table(rounds: JudgingRounds, candidates: PartitionedFrames, labels: pl.DataFrame) -> CandidateTable:
+    """What is known of ``candidates``, as the rounds settled them. ``labels``: of people, by pair_id."""
+    table = CandidateTable(rounds.run.path, rounds.partition_count)
+    pairs, all_votes, tags, policies = [], [], [], []
+    kept_or_labeled = pl.col("kept") | pl.col("pair_id").is_in(labels["pair_id"].implode())
+    for partition in rounds:
+        rows = _add_pair_ids(candidates.read(partition.index), partition)
+        votes, answer_labels = rounds.judge_votes(partition.index, rows)
+        rows = refusal_guard.add_prompt_class(rows, partition.prompts.select("prompt_id", "tags"), answer_labels)
+        rows = routing.add_suspicion(rows, votes, partition.answers)
+        table.add_metadata(rows)
+        dropped = rows.filter(~kept_or_labeled)
+        table.add_decisions(routing.mark_dropped(dropped).with_columns(reviewed=False))
+        judged = rows.filter(pl.col("prob_a").is_not_null())
+        table.judged_count += judged.height
+        table.contradicted_count += judged.filter((pl.col("p_ab") - 0.5) * (pl.col("p_ba") - 0.5) < 0).height
+        table.prompts_without_pair += partition.answers["prompt_id"].n_unique() - rows["prompt_id"].n_unique()
+        table.outcomes.update(rows["outcome"].to_list())
+        table.dropped_outcomes.update(dropped["outcome"].to_list())
+        table.has_prompt_class |= not rows["prompt_class"].is_null().all()
+        rows = rows.filter(kept_or_labeled).select(DECISION_COLUMNS)
+        pairs.append(rows)
+        all_votes.append(_votes_for(votes, rows) if labels.height >= human_calibration.MIN_LABELS else votes.clear())
+        tags.append(partition.prompts.filter(pl.col("tags").list.len() > 0).join(rows, on="prompt_id", how="semi"))
+        policies.append(partition.answers["model"].unique())
+    table.pairs = pl.concat(pairs)
+    table.votes = pl.concat(all_votes)
+    table.tags = pl.concat(tags).select("prompt_id", "tags")
+    table.policies = pl.concat(policies).unique().sort().to_list()
+    return table
+
+
+def _votes_for(votes: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The ``votes`` on ``pairs``, and one row of each judge whatever it is of: a seat that spoke of none of them is
+    one of the panel all the same."""
+    matched = votes.with_columns(is_first=pl.int_range(pl.len()).over("panel_judge") == 0).join(
+        pairs.select("a", "b", is_match=True), on=["a", "b"], how="left", maintain_order="left"
+    )
+    return matched.filter(pl.col("is_first") | pl.col("is_match").is_not_null()).select(votes.columns)
+
+
+def pair_id(a: str, b: str) -> str:
+    """The id of the pair of completions ``a`` and ``b``, in whichever order: 16 hex digits."""
+    return content_key(pair=sorted((a, b)))[:16]
+
+
+def _add_pair_ids(candidates: pl.DataFrame, partition: PromptPartition) -> pl.DataFrame:
+    """``candidates`` with pair_id, for which the halves of their keys are put together, and ``METADATA_COLUMNS``."""
+    for side in ("a", "b"):
+        answers = partition.answers.select(
+            pl.col("key").alias(side), pl.col("key_low", "offset", "model").name.suffix(f"_{side}")
+        )
+        candidates = candidates.join(answers, on=side, how="left", maintain_order="left")
+    keys = candidates.select("a", "key_low_a", "b", "key_low_b").iter_rows()
+    ids = [pair_id(f"{a:032x}{key_low_a:032x}", f"{b:032x}{key_low_b:032x}") for a, key_low_a, b, key_low_b in keys]
+    return candidates.join(partition.prompts, on="prompt_id", how="left", maintain_order="left").with_columns(
+        pl.Series("pair_id", ids, dtype=pl.String), rating_margin=pl.col("score_a") - pl.col("score_b")
+    )

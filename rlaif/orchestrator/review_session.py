@@ -1,0 +1,84 @@
+"""``rlaif review``: the page, with what the judges go by as guidelines and their gold pairs as a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rlaif.config.models import Config
+from rlaif.errors import UsageError
+from rlaif.judge import judge_file
+from rlaif.review import web_app
+from rlaif.review.annotators import AssignmentRules, load_registry
+from rlaif.review.assignment import AssignmentService
+from rlaif.review.gold_pairs import read_gold_pairs
+from rlaif.run.run import Run
+from rlaif.web.security import is_loopback
+
+
+def serve_review_page(
+    run: Run,
+    config: Config,
+    *,
+    annotator: str | None,
+    host: str,
+    port: int,
+    on_ready: Callable[[dict[str, str], AssignmentService], None],
+) -> None:
+    """Serve the page until interrupted. ``annotator`` is the one who labels; None is everybody of ``config.review``.
+
+    ``on_ready`` is told the links once the page answers.
+    Raises :class:`rlaif.errors.RunError` where nothing was judged.
+    """
+    review_config = config.review
+    registry = load_registry(run.path, review_config, annotator=annotator, links=not is_loopback(host))
+    has_several = len(registry.annotators) > 1
+    rules = AssignmentRules(
+        labels_per_pair=min(review_config.labels_per_pair, len(registry.annotators)),
+        extra_label_fraction=review_config.extra_label_fraction
+        if has_several and review_config.labels_per_pair < len(registry.annotators)
+        else 0.0,
+        gold_fraction=0.0 if registry.without_links else review_config.gold_fraction,
+    )
+    judges = [judge_file.find_judge(entry.name) for entry in config.panel_members()]
+    gold = read_gold_pairs(_gold_files(review_config.gold, judges)) if rules.gold_fraction else {}
+    guidelines = _read_text(review_config.guidelines) if review_config.guidelines else _format_rubrics(judges)
+    service = AssignmentService(run, config.seed, rules, gold)
+    context = web_app.PageContext(
+        assignments=service, registry=registry, title=run.path.resolve().name, guidelines=guidelines
+    )
+    application = web_app.create_app(context, host)
+    try:
+        with web_app.bind_socket(host, port) as listener:
+            on_ready(web_app.annotator_links(registry, host, listener.getsockname()[1]), service)
+            web_app.serve(application, listener)
+    finally:
+        service.close()
+
+
+def _gold_files(configured: str | None, judges: list[judge_file.Judge]) -> list[Path]:
+    if configured:
+        return [Path(configured)]
+    return [
+        path for judge in judges if judge.file.kind == "compare" and (path := judge.folder / "gold.jsonl").is_file()
+    ]
+
+
+def _format_rubrics(judges: list[judge_file.Judge]) -> str:
+    """What the judges go by, for a person: a comparing judge's system part, a rating judge's aspects."""
+    sections = []
+    for judge in judges:
+        if judge.file.kind == "compare":
+            sections.append(f"## {judge.name}\n\n{judge.system}")
+        elif judge.file.aspects:
+            aspects = [f"**{aspect.name.replace('_', ' ')}.** {aspect.text.strip()}" for aspect in judge.file.aspects]
+            sections.append("\n\n".join([f"## {judge.name}", *aspects]))
+    return "\n\n".join(sections) or "Which of the two would a careful person rather have received?"
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"the guidelines cannot be read: {reason}", location=path) from None

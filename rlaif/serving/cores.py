@@ -1,0 +1,214 @@
+"""Which cores a model server computes on, so that two servers on one machine never share one.
+
+Each physical core has a small file in a folder that all users of the machine share. Whoever holds its ``flock`` has the
+core. The files are handed to the server's guard, so the kernel drops the locks when the last of them ends, however it
+ends. Containers that do not share /dev/shm do not see each other's locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlaif.cpu import Core, Cores
+
+BIND_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
+SIM_NUMA_VARIABLE = "VLLM_CPU_SIM_MULTI_NUMA"
+"""With this one vLLM binds by itself, and refuses :data:`BIND_VARIABLE`."""
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+LOCK_DIR_NAME = "rlaif-cores"
+NO_FREE_CORE = "no core is free"
+POLL_INTERVAL_S = 0.1
+CLAIM_LOCK_TIMEOUT_S = 5.0
+"""How long to wait while another process claims its cores, which takes milliseconds."""
+
+
+@dataclass
+class CoreClaim:
+    """Cores that nobody else's server uses while ``lock_fds`` are open here or in a process that inherited them.
+
+    ``cores`` may be empty: then ``reason`` says why there are none.
+    """
+
+    cores: tuple[Core, ...] = ()
+    reason: str = ""
+    lock_fds: list[int] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Close the files. A process that inherited them keeps the cores."""
+        while self.lock_fds:
+            os.close(self.lock_fds.pop())
+
+
+def default_lock_dir() -> Path:
+    """Return the folder of the locks: the same one for every user of the machine, whatever their TMPDIR."""
+    shared = Path("/dev/shm")  # noqa: S108  opened and checked below
+    return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / LOCK_DIR_NAME
+
+
+def claim_cores(
+    usable: Cores,
+    max_cores: int | None = None,
+    max_nodes: int = 1,
+    *,
+    lock_dir: Path | None = None,
+    timeout_s: float = 0.0,
+) -> CoreClaim:
+    """Claim free cores of ``max_nodes`` NUMA nodes: all there are, or ``max_cores``.
+
+    One worker on two nodes would read half of its memory from the other one. If no core is free, look again for
+    ``timeout_s``: the guard of a run that was just killed needs a moment to end its server.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        result = _try_claim(usable, max_cores, max_nodes, lock_dir)
+        if result.cores or not result.reason.startswith(NO_FREE_CORE) or time.monotonic() >= deadline:
+            return result
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _try_claim(usable: Cores, max_cores: int | None, max_nodes: int, lock_dir: Path | None) -> CoreClaim:
+    candidates, lock_dir = usable.for_servers, lock_dir or default_lock_dir()
+    try:
+        directory_fd = _open_lock_dir(lock_dir)
+    except OSError as error:
+        return CoreClaim(reason=f"cores cannot be reserved in {lock_dir}: {error.strerror}")
+    held: dict[Core, int] = {}
+    problem = ""
+    try:
+        with _claim_mutex(directory_fd):
+            for core in candidates:
+                try:
+                    held[core] = _open_locked(directory_fd, f"core-{core.id}")
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    problem = f"cores cannot be reserved in {lock_dir}: {error.strerror}"
+            nodes_of_cores = [core.node for core in held]
+            chosen_nodes = sorted(dict.fromkeys(nodes_of_cores), key=nodes_of_cores.count, reverse=True)[:max_nodes]
+            chosen = [core for core in held if core.node in chosen_nodes][:max_cores]
+            for core in set(held) - set(chosen):
+                os.close(held[core])
+    finally:
+        os.close(directory_fd)
+    if not chosen:
+        none_free = f"{NO_FREE_CORE}: other model servers hold {format_cpu_list([core.cpu for core in candidates])}"
+        return CoreClaim(reason=problem or none_free)
+    return CoreClaim(tuple(chosen), lock_fds=[held[core] for core in chosen])
+
+
+def binding_variables(core_claim: CoreClaim, usable: Cores, num_workers: int = 1) -> dict[str, str]:
+    """Return the variables that have a vLLM of ``num_workers`` workers compute on the claimed cores, split evenly.
+
+    Under a CPU quota threads are counted but not bound: other containers on the machine choose the same core numbers.
+    """
+    groups = _split_cores(core_claim.cores, num_workers)
+    if not groups or usable.quota_limited:
+        return {
+            BIND_VARIABLE: "nobind",
+            THREADS_VARIABLE: str(max(1, (len(core_claim.cores) or usable.count) // num_workers)),
+        }
+    return {BIND_VARIABLE: "|".join(format_cpu_list([core.cpu for core in group]) for group in groups)}
+
+
+def _split_cores(cores: Sequence[Core], num_workers: int) -> list[Sequence[Core]]:
+    """Return ``num_workers`` groups of equal size, each within one NUMA node if the nodes divide evenly; [] if too
+    few."""
+    by_node = [[core for core in cores if core.node == node] for node in dict.fromkeys(core.node for core in cores)]
+    parts = by_node if by_node and num_workers % len(by_node) == 0 else [list(cores)]
+    groups_per_part = num_workers // len(parts)
+    size = min(len(part) // groups_per_part for part in parts)
+    return [part[n * size : (n + 1) * size] for part in parts for n in range(groups_per_part)] if size else []
+
+
+def user_binding(environ: Mapping[str, str]) -> str | None:
+    """Return the variable with its value by which a user binds vLLM's threads, or None."""
+    for name, unset_values in ((BIND_VARIABLE, ("",)), (SIM_NUMA_VARIABLE, ("", "0"))):
+        if environ.get(name, "") not in unset_values:
+            return f"{name}={environ[name]}"
+    return None
+
+
+def describe_binding(core_claim: CoreClaim, usable: Cores, num_workers: int = 1) -> str:
+    """Return what :func:`binding_variables` does in words, for the line that announces a start."""
+    variables = binding_variables(core_claim, usable, num_workers)
+    if variables[BIND_VARIABLE] != "nobind":
+        return f"cores {variables[BIND_VARIABLE]}" if len(core_claim.cores) > 1 else f"core {variables[BIND_VARIABLE]}"
+    count = int(variables[THREADS_VARIABLE])
+    threads = f"{count} thread{'' if count == 1 else 's'}"
+    if core_claim.reason:
+        return f"not bound to cores, {threads} ({core_claim.reason})"
+    if usable.quota_limited:
+        return f"{threads} (CPU quota {usable.quota:g})"
+    return f"not bound to cores, {threads} each ({len(core_claim.cores)} free for {num_workers} workers)"
+
+
+def format_cpu_list(cpus: Sequence[int]) -> str:
+    """Return CPU numbers in the kernel's notation: ``0-2,8``."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1].append(cpu)
+        else:
+            parts.append([cpu])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def _open_lock_dir(lock_dir: Path) -> int:
+    """Open the folder, made if it is not there. Links are refused: another user may have put one in its place."""
+    created = False
+    with contextlib.suppress(FileExistsError):
+        lock_dir.mkdir()
+        created = True
+    directory_fd = os.open(lock_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if created:
+        os.fchmod(directory_fd, 0o1777)  # mkdir's mode is cut by the umask
+    return directory_fd
+
+
+def _open_locked(directory_fd: int, name: str) -> int:
+    """Return the file descriptor of the locked file. Raises OSError if another process holds the lock.
+
+    A file is opened for reading only and never changed unless it was made here: in a folder that everybody may write
+    to, a name may be a link to anything.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o444, dir_fd=directory_fd)
+        os.fchmod(fd, 0o444)
+    except FileExistsError:
+        fd = os.open(name, flags, dir_fd=directory_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", name)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def _claim_mutex(directory_fd: int) -> Iterator[None]:
+    """Let one process claim at a time, or each of two that start together gets half of what one alone would get."""
+    fd, deadline = None, time.monotonic() + CLAIM_LOCK_TIMEOUT_S
+    while fd is None and time.monotonic() < deadline:
+        try:
+            fd = _open_locked(directory_fd, "turn")
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:
+            break
+    try:
+        yield
+    finally:
+        if fd is not None:
+            os.close(fd)

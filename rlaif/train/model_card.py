@@ -1,0 +1,119 @@
+"""OUTPUT/README.md: the model card, with the hub's YAML header, what it was trained on, how, and what was measured."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlaif.config.models import Config
+from rlaif.train import methods, trl_config
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from rlaif.train.artifacts import TrainResult
+    from rlaif.train.prepare import PreparedTraining
+
+
+def write_card(path: Path, prepared: PreparedTraining, config: Config, result: TrainResult) -> None:
+    """Write the card to a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(render_card(prepared, config, result), encoding="utf-8")
+    temporary.replace(path)
+
+
+def render_card(prepared: PreparedTraining, config: Config, result: TrainResult) -> str:
+    train = config.train
+    rows = {
+        "Method": methods.get_method(train.method).describe(train),
+        "Weights": f"LoRA, r = {train.lora_r}, alpha = {train.lora_alpha}, all linear layers" if train.lora else "all",
+        "Learning rate": f"{trl_config.learning_rate(train):g}",
+        "Steps": f"{result.steps} of {train.batch_size} {methods.get_method(train.method).row_unit}",
+        "Longest sequence": f"{train.max_length} tokens",
+        "Precision": trl_config.dtype(train),
+        "Seed": str(config.seed),
+        **{name: str(value) for name, value in trl_config.weight_affecting(train.trl).items()},
+    }
+    scores = methods.get_method(train.method).head == "score"
+    base = Path(prepared.path).name if Path(prepared.path).is_dir() else prepared.model
+    return f"""---
+{_header(prepared, train.method, result)}---
+
+# {f"A reward model from {base}" if scores else f"{base}, aligned with preferences"}
+
+Trained from `{prepared.model}` with [TRL](https://github.com/huggingface/trl) by rlaif {_version("rlaif")}.
+
+{_layout(result)}
+## Data
+{_data(prepared, config, result)}
+Labelled by: {_sources(prepared.train)}.
+The training file's sha256 is `{prepared.digest}`.
+
+## Settings
+| setting | value |
+|---|---|
+{_table(rows)}
+
+## Results
+{_results(result)}
+How good the labels are stands in the dataset's card. No human evaluation of this model's answers was made here.
+
+## Made with
+{", ".join(f"{name} {_version(name)}" for name in ("trl", "peft", "transformers", "torch"))}
+"""
+
+
+def _header(prepared: PreparedTraining, method: str, result: TrainResult) -> str:
+    local = prepared.path != prepared.model or Path(prepared.path).exists()
+    base = "" if local else f"base_model: {prepared.model}\n"  # the hub refuses a local path here
+    library = "transformers" if result.merged else "peft"
+    task = "text-classification" if methods.get_method(method).head == "score" else "text-generation"
+    return f"{base}library_name: {library}\npipeline_tag: {task}\ntags: [trl, {method}, rlaif]\n"
+
+
+def _layout(result: TrainResult) -> str:
+    parts = []
+    if result.adapter:
+        parts.append("- `adapter/`: the LoRA adapter, to be loaded over the base with peft or vLLM's `--lora-modules`")
+    if result.merged:
+        parts.append("- `merged/`: the whole model with tokenizer and chat template, for transformers and any server")
+    return "\n".join(parts) + "\n"
+
+
+def _data(prepared: PreparedTraining, config: Config, result: TrainResult) -> str:
+    unit = methods.get_method(config.train.method).row_unit
+    if unit != "pairs":
+        noun = "prompts" if config.train.method == "rloo" else unit
+        return f"{result.pairs} {noun} of {prepared.train.height} preference pairs."
+    reason = (
+        "they are longer than" if methods.get_method(config.train.method).drops_overlong_pairs else "their prompts fill"
+    )
+    dropped = prepared.train.height - result.pairs
+    left_out = f" ({dropped} more were left out: {reason} the longest sequence)" if dropped else ""
+    return f"{result.pairs} preference pairs{left_out}."
+
+
+def _sources(frame: pl.DataFrame) -> str:
+    if "label_source" not in frame.columns:
+        return "not recorded"
+    counts = frame["label_source"].value_counts(sort=True).iter_rows()
+    return ", ".join(f"{source or 'not recorded'} {count}" for source, count in counts)
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _results(result: TrainResult) -> str:
+    loss = f"Final training loss {result.loss:.4f}.\n" if result.loss is not None else ""
+    if result.accuracy_after is None:
+        return f"{loss}Not measured on held-out pairs: the dataset has none.\n"
+    comparison = "chosen answer likelier a token" if result.moved else "chosen answer scored higher"
+    moved = f"| moved towards the chosen answer (chance is 0.5) | {result.moved} |\n" if result.moved else ""
+    return f"""{loss}
+| on held-out pairs, with 95 % interval | |
+|---|---|
+| {comparison}, before | {result.accuracy_before} |
+| {comparison}, after | {result.accuracy_after} |
+{moved}"""

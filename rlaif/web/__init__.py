@@ -1,0 +1,1 @@
+"""What web pages share: Markdown that is safe to show, and the security middleware."""

@@ -1,0 +1,417 @@
+"""``rlaif evaluate`` against scripted models; on real parts it ends the night of
+tests/orchestrator/test_real_run.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif import api
+from rlaif.cli.options import config_as_judged, open_run_with_config
+from rlaif.config.models import Config, PanelMemberConfig
+from rlaif.errors import UsageError
+from rlaif.evaluate import kl
+from rlaif.evaluate.run_evaluation import eval_judges
+from rlaif.evaluate.trained_model import evaluated_models
+from rlaif.judge import judge_file as definition
+from rlaif.llm.backends import LocalModel, ModelBackends
+from rlaif.llm.client import Client
+from rlaif.llm.usage import UsageMeter
+from rlaif.run.run import Run
+from rlaif.serving.vllm_server import vllm_args
+from rlaif.stats import Estimate
+from tests.conftest import read_jsonl, write_jsonl
+from tests.fake_judge import fenced_parts, judge_by, verdict_words
+from tests.fake_server import ScriptedServer, with_probabilities
+from tests.labeling.test_judging import QuietReporter, goodness
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+Serve = Callable[..., ScriptedServer]
+
+
+def prompt_number(body: dict[str, Any]) -> int:
+    return int(body["messages"][-1]["content"].rpartition(" ")[2])
+
+
+def fake_models(body: dict[str, Any]) -> Any:
+    """The policy is fair, the trained one better where the prompt's number is no third, and the same where it ends in
+    nine. The judge prefers what is better, but on a quarter of prompts whatever stands first."""
+    if "structured_outputs" in body:
+        if int(fenced_parts(body)[0].rpartition(" ")[2]) % 4 == 0 and verdict_words(body) == ["A", "B"]:
+            return with_probabilities({"A": 0.9, "B": 0.1})
+        return judge_by(goodness)(body)
+    n = prompt_number(body)
+    if body["model"] == "policy" or n % 10 == 9:
+        return [f"plain {n} [0.5]", f"plainer {n} [0.1]"][: body.get("n", 1)]
+    return [f"trained and longer {n} [{0.1 if n % 3 == 0 else 0.9}]"] * body.get("n", 1)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, serve: Serve, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Config]:
+    """A judged run with held-out prompts, and what a training leaves behind. Every model is the scripted server."""
+    run = Run(tmp_path / "run")
+    server = serve(fake_models, models=("policy", "m"))
+    rows = [{"prompt": f"Question number {n}", "tags": ["benign" if n % 2 else "harmful"],
+             "checks": [{"kind": "regex", "pattern": "longer"}] if n % 5 == 0 else []} for n in range(200)]  # fmt: skip
+    source = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    run.path.mkdir()
+    (run.path / "rlaif.toml").write_text("[prompts]\nheldout_fraction = 0.4\nnear_duplicate_threshold = 0\n")
+    url = ("--base-url", server.url)
+    rlaif("generate", run.path, "--prompts", source, "--model", "policy", "-n", "2", *url)
+    rlaif("judge", run.path, "--judge", "helpful", "--model", "m", *url, "--max-failures", "999")
+    adapter = run.model / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"r": 12}')
+    result = {"adapter": str(adapter), "merged": None, "steps": 1, "pairs": 1}
+    (run.model / "training.json").write_text(json.dumps({"identity": {"model": "policy"}, "result": result}))
+
+    def client(self: ModelBackends, model: str, urls: Any, options: Any, usage: Any) -> Client:
+        server.models = (*server.models, model)
+        return Client(model, [server.url], self._config, usage)
+
+    monkeypatch.setattr(ModelBackends, "client_for", client)
+    config = Config.model_validate({"judge": {"panel": ["helpful"], "model": "m"}, "sampler": {"model": ["policy"]},
+                                    "evaluate": {"kl_samples": 0}})  # fmt: skip
+    return run, config
+
+
+def run_evaluation(run: Run, config: Config) -> dict[str, Any]:
+    class CountingReporter(QuietReporter):
+        @contextlib.contextmanager
+        def progress(self, usage: UsageMeter) -> Iterator[None]:
+            yield
+            assert usage.answers + usage.skipped == usage.total
+
+    with ModelBackends(run.log, config.client, lambda line: None) as backends:
+        return api.evaluate(run, config, CountingReporter(), backends)
+
+
+def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cli) -> None:
+    run, config = trained
+    heldout = [record for record in read_jsonl(run.journal_path("prompts")) if record["split"] == "heldout"]
+    numbers = [int(record["messages"][0]["content"].rpartition(" ")[2]) for record in heldout]
+    results = run_evaluation(run, config)
+    decided_by_check = [n for n in numbers if n % 5 == 0]  # the trained model meets the check, which outranks the judge
+    tied = [n for n in numbers if n not in decided_by_check and (n % 4 == 0 or n % 10 == 9)]
+    lost = [n for n in numbers if n not in decided_by_check and n not in tied and n % 3 == 0]
+    assert (results["wins"], results["ties"], results["losses"]) == (
+        len(numbers) - len(tied) - len(lost),
+        len(tied),
+        len(lost),
+    )
+    assert results["identical_answers"] == sum(n % 10 == 9 for n in numbers)
+    assert results["win_rate"]["n"] == results["prompts"] == len(numbers)
+    assert results["win_rate"]["value"] == pytest.approx((results["wins"] + results["ties"] / 2) / len(numbers))
+    assert results["length_ratio"]["value"] > 1
+    reference, trained_, gain = (row["pass_rate"] for row in results["checks"])
+    assert (reference["value"], trained_["value"], gain["value"]) == (0.0, 1.0, 1.0)
+    assert gain["n"] == len(decided_by_check)
+    benign, harmful = results["refusals"]
+    assert (benign["prompt_class"], harmful["prompt_class"]) == ("benign", "harmful")
+    assert benign["trained"] == benign["reference"]
+    assert benign["trained"]["n"] == sum(n % 2 for n in numbers)
+    assert "give --judge" in results["warnings"][0]
+    assert {sample["preferred"] for sample in results["samples"]} <= {"trained", "reference", "tie"}
+    # Nothing of the run itself has changed, and no held-out prompt has become one to train on.
+    assert [r["split"] for r in read_jsonl(run.journal_path("prompts"))].count("heldout") == len(numbers)
+    eval_run = Run(run.path / "evaluation")
+    assert len(read_jsonl(eval_run.journal_path("completions"))) == 2 * len(numbers)
+
+    before = read_jsonl(eval_run.journal_path("verdicts"))
+    again = run_evaluation(run, config)
+    assert read_jsonl(eval_run.journal_path("verdicts")) == before
+    assert again == results
+
+    page = json.loads(rlaif("report", run.path, "--json").stdout)
+    assert page["evaluation"] == results
+    assert page["recommendation"]["status"] in ("better", "not shown to be better")
+
+
+def test_dry_run_asks_and_writes_nothing(trained: tuple[Run, Config], rlaif: Cli, tmp_path: Path) -> None:
+    run, config = trained
+
+    def dry(*flags: str | Path) -> tuple[str, str]:
+        before = {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()}
+        done = rlaif("evaluate", run.path, *flags, "--dry-run")
+        assert {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()} == before
+        return done.stdout, done.stderr
+
+    request, summary = dry("--limit", "9")
+    assert json.loads(request)["model"] == "policy"
+    assert "18 answers and at most 18 verdicts: at most 36 calls, about " in summary
+    assert "No call was made." in summary
+    assert not (run.path / "evaluation").exists()
+    run_evaluation(run, with_evaluate(config, limit=9))
+    assert "nothing is owed" in dry("--limit", "9")[1]
+    _, summary = dry("--limit", "12")
+    assert "6 answers and at most 6 verdicts: at most 12 calls" in summary
+    request, summary = dry("--limit", "9", "--model", "gpt-4.1-mini", "--base-url", "https://api.openai.com/v1")
+    assert json.loads(request)["model"] == "gpt-4.1-mini"
+    assert re.search(r"0 answers and at most \d+ verdicts: at most \d+ calls.* about \$0\.\d\d at most", summary)
+    assert "18 answers" in dry("--limit", "9", "--seed", "3")[1]
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Something like {n * n * 'so '}"} for n in range(4)])
+    assert "8 answers and at most 8 verdicts" in dry("--prompts", fresh)[1]
+
+
+def test_a_drift_that_cannot_be_measured_costs_nothing_else(
+    trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat template is somebody else's program, and raises what it likes."""
+    run, config = trained
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise TypeError("Can only get item pairs from a mapping.")
+
+    monkeypatch.setattr(kl, "estimate_kl", broken)
+    results = run_evaluation(run, with_evaluate(config, limit=5, kl_samples=2))
+    assert results["warnings"][-1] == "the drift is not measured: TypeError: Can only get item pairs from a mapping."
+    assert (results["kl_per_token"], results["win_rate"]["n"]) == (None, 5)
+    monkeypatch.setattr(
+        kl, "estimate_kl", lambda *_, **__: {"answer": Estimate(1, 0, 2, 2), "token": Estimate(1, 0, 2, 2)}
+    )
+    cooler = config.model_copy(update={"sampler": config.sampler.model_copy(update={"temperature": 0.5})})
+    results = run_evaluation(run, with_evaluate(cooler, limit=5, kl_samples=2))
+    assert "it is biased" in results["warnings"][-1]
+    assert results["kl_per_token"]["n"] == 2
+
+
+def test_another_training_asks_the_reference_nothing_again(trained: tuple[Run, Config]) -> None:
+    run, config = trained
+    run_evaluation(run, config)
+    eval_run = Run(run.path / "evaluation")
+    before = len(read_jsonl(eval_run.journal_path("completions")))
+    stored = json.loads((run.model / "training.json").read_text())
+    (run.model / "training.json").write_text(json.dumps({**stored, "identity": {"model": "policy", "beta": 0.5}}))
+    run_evaluation(run, config)
+    after = read_jsonl(eval_run.journal_path("completions"))
+    assert len(after) == before * 3 // 2
+    assert len({record["model"] for record in after}) == 3
+
+
+def test_given_prompts_that_were_trained_on_are_left_out(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    run, config = trained
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Question number {n}"} for n in range(190, 230)])
+    train = [r for r in read_jsonl(run.journal_path("prompts")) if r["split"] == "train"]
+    trained_count = sum(int(r["messages"][0]["content"].rpartition(" ")[2]) >= 190 for r in train)
+    evaluate = config.evaluate.model_copy(update={"sources": [str(fresh)]})
+    prompts = config.prompts.model_copy(update={"near_duplicate_threshold": 0})
+    results = run_evaluation(run, config.model_copy(update={"evaluate": evaluate, "prompts": prompts}))
+    assert 0 < trained_count < 10
+    assert results["prompts"] == 40 - trained_count
+    assert f"{trained_count} of the prompts were trained on" in " ".join(results["warnings"])
+
+
+def with_evaluate(config: Config, source: Path | None = None, **settings: Any) -> Config:
+    """``config`` evaluating on ``source``, none of whose rows is left out for being like another."""
+    evaluate = config.evaluate.model_copy(update={"sources": [str(source)] if source else [], **settings})
+    prompts = config.prompts.model_copy(update={"near_duplicate_threshold": 0})
+    return config.model_copy(update={"evaluate": evaluate, "prompts": prompts})
+
+
+def test_each_evaluation_is_of_what_it_asked_for(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """Others' prompts, fewer of them, or answers under other settings: what stands in the journals is used again, and
+    counts only where it was asked for."""
+    run, config = trained
+    all_heldout = run_evaluation(run, config)
+    assert all_heldout["source"] == "the prompts that were held out"
+    eval_run = Run(run.path / "evaluation")
+
+    def answer_count() -> int:
+        return len(read_jsonl(eval_run.journal_path("completions")))
+
+    count_once = answer_count()
+    few = run_evaluation(run, with_evaluate(config, limit=7))
+    assert (few["prompts"], few["win_rate"]["n"], few["limit"]) == (7, 7, 7)
+    assert sum(row["trained"]["n"] for row in few["refusals"]) == 7
+    assert answer_count() == count_once
+
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"New number {n}", "id": f"id-{n}"} for n in range(20)])
+    results = run_evaluation(run, with_evaluate(config, fresh))
+    assert (results["prompts"], results["win_rate"]["n"], results["checks"]) == (20, 20, None)
+    assert results["source"] == str(fresh)
+    assert {row["prompt"].partition(" ")[0] for row in results["samples"]} == {"New"}
+    assert answer_count() == count_once + 40
+
+    short = config.model_copy(update={"sampler": config.sampler.model_copy(update={"max_tokens": 99})})
+    results = run_evaluation(run, with_evaluate(short, fresh))
+    assert (results["prompts"], results["win_rate"]["n"], results["max_tokens"]) == (20, 20, 99)
+    assert answer_count() == count_once + 80
+
+    again = run_evaluation(run, config)
+    assert again == all_heldout
+    assert answer_count() == count_once + 80
+
+
+def test_ids_and_checks_are_those_of_the_prompts_asked_for(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """One id names other prompts in another file, and one prompt has other checks there."""
+    run, config = trained
+    first = write_jsonl(tmp_path / "first.jsonl", [
+        {"prompt": f"New number {n}", "id": str(n), "tags": ["benign"],
+         "checks": [{"kind": "regex", "pattern": "longer"}]} for n in range(8)])  # fmt: skip
+    second = write_jsonl(tmp_path / "second.jsonl", [
+        {"prompt": f"New number {n}", "id": str(n - 4), "tags": ["harmful"],
+         "checks": [{"kind": "regex", "pattern": "plain"}]} for n in range(4, 12)])  # fmt: skip
+    results = run_evaluation(run, with_evaluate(config, first))
+    assert (results["prompts"], results["wins"], results["losses"]) == (8, 8, 0)
+    results = run_evaluation(run, with_evaluate(config, second))
+    assert (results["prompts"], results["wins"]) == (8, 0)
+    assert [(row["prompt_class"], row["trained"]["n"]) for row in results["refusals"]] == [("harmful", 8)]
+    again = run_evaluation(run, with_evaluate(config, first))
+    assert (again["wins"], again["losses"], again["refusals"][0]["prompt_class"]) == (8, 0, "benign")
+    completions = read_jsonl(Run(run.path / "evaluation").journal_path("completions"))
+    assert len(completions) == 2 * 12
+    # A check that cannot be run is told before anything is asked, and mended in the same run.
+    rows = [{"prompt": "New number 50", "checks": [{"kind": "regex", "pattern": "("}]}]
+    with pytest.raises(UsageError, match="cannot be evaluated"):
+        run_evaluation(run, with_evaluate(config, write_jsonl(first, rows)))
+    assert read_jsonl(Run(run.path / "evaluation").journal_path("completions")) == completions
+    rows[0]["checks"] = [{"kind": "regex", "pattern": "longer"}]
+    assert run_evaluation(run, with_evaluate(config, write_jsonl(first, rows)))["wins"] == 1
+
+
+PANEL = {
+    "judge": {"model": "m", "base_url": ["http://own"], "panel": ["helpful", "quality"], "vllm": {"seed": 1}},
+    "panel": [{"name": "helpful", "model": "m", "base_url": ["http://one"], "weight": 2},
+               {"name": "helpful", "model": "n", "vllm": {"max_model_len": 9}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tables", "evaluate", "expected"),
+    [
+        (False, {}, ["helpful@m http://own"]),
+        (False, {"base_url": "http://new"}, ["helpful@m http://new"]),
+        (False, {"judges": "helpful"}, ["helpful@m http://own"]),
+        (False, {"judges": "helpful@other"}, ["helpful@other"]),
+        (False, {"model": "other"}, ["helpful@other"]),
+        (False, {"model": "other", "base_url": "http://new"}, ["helpful@other http://new"]),
+        (True, {}, ["helpful@m http://one", "helpful@n {'max_model_len': 9}"]),
+        (True, {"base_url": "http://new"}, ["helpful@m http://new", "helpful@n http://new {'max_model_len': 9}"]),
+        (True, {"judges": ["helpful@n"]}, ["helpful@n {'max_model_len': 9}"]),
+        (True, {"judges": ["helpful"]}, ["helpful@m http://one"]),
+        (True, {"model": "other"}, ["helpful@other"]),
+    ],
+)
+def test_where_the_judges_are_served(tables: bool, evaluate: dict[str, Any], expected: list[str]) -> None:
+    """A model that labelled is where it was, unless it is said where else; another one is not."""
+    panel = PANEL if tables else {"judge": PANEL["judge"]}
+    panel_judges = eval_judges(Config.model_validate({**panel, "evaluate": evaluate}))
+    described = [
+        " ".join(
+            [
+                panel_judge.name,
+                *panel_judge.member_config.base_url,
+                *([str(panel_judge.member_config.vllm)] * bool(panel_judge.member_config.vllm)),
+            ]
+        )
+        for panel_judge in panel_judges
+    ]
+    assert described == expected
+    if tables and not evaluate:
+        assert [panel_judge.member_config.weight for panel_judge in panel_judges] == [2, 1]
+
+
+def test_settings_of_vllm_reach_only_servers_of_ours(
+    trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = trained
+    requested = []
+    client_for: Any = ModelBackends.client_for
+
+    def client(self: ModelBackends, model: str, urls: Any, options: Any, usage: Any) -> Client:
+        requested.append((model, list(urls), dict(options)))
+        return client_for(self, model, urls, options, usage)
+
+    monkeypatch.setattr(ModelBackends, "client_for", client)
+    judge = config.judge.model_copy(update={"vllm": {"max_model_len": 99}})
+    member = PanelMemberConfig(name="helpful", model="m", vllm={"seed": 3})
+    run_evaluation(run, with_evaluate(config.model_copy(update={"judge": judge, "panel": [member]}), limit=3))
+    assert requested[-1] == ("m", [], {"max_model_len": 99, "seed": 3})
+    run_evaluation(
+        run,
+        with_evaluate(config.model_copy(update={"judge": judge}), limit=3, model="other", base_url=["http://there"]),
+    )
+    assert requested[-1] == ("other", ["http://there"], {})
+
+
+def test_what_a_judge_cannot_do_is_told_before_anything_is_answered(
+    trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, config = trained
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(definition.find_judge("helpful").folder, tmp_path / "judges" / "slow")
+    judge_file = tmp_path / "judges" / "slow" / "judge.toml"
+    text = judge_file.read_text().replace('"helpful"', '"slow"')
+    judge_file.write_text(text.replace('reasoning = "none"', 'reasoning = "first"'))
+    strict = config.model_copy(update={"judge": config.judge.model_copy(update={"output_mode": "choice"})})
+    with pytest.raises(UsageError, match="reasons first"):
+        run_evaluation(run, with_evaluate(strict, judges=["slow"]))
+    bounded = config.model_copy(update={"client": config.client.model_copy(update={"budget_usd": 1.0})})
+    with pytest.raises(UsageError, match="no price is known"):
+        run_evaluation(run, with_evaluate(bounded, model="other", base_url=["https://example.com/v1"]))
+    assert not (run.path / "evaluation").exists()
+
+
+def test_a_judges_server_that_has_moved_is_found_where_it_is_now(trained: tuple[Run, Config]) -> None:
+    """rlaif.toml says where; what labelled stays what labelled."""
+    run, _ = trained
+    file = run.path / "rlaif.toml"
+    original = file.read_text()
+
+    def config_with(more: str) -> Config:
+        file.write_text(original + more)
+        return config_as_judged(*open_run_with_config(run.path, {}))
+
+    before = config_with("").judge
+    assert (before.model, len(before.base_url)) == ("m", 1)
+    moved = config_with('[judge]\nbase_url = "http://new"\n[judge.vllm]\nmax_model_len = 9\n').judge
+    assert (moved.base_url, moved.vllm) == (["http://new"], {"max_model_len": 9})
+    assert config_with('[judge]\nmodel = "other"\nbase_url = "http://new"\n').judge == before
+    assert config_with("").judge == before
+
+    members = [PanelMemberConfig(name="helpful", model="m", base_url=["http://old"], weight=2)]
+    stage = Config.model_validate(run.manifest()["stages"]["judge"]["config"]).model_copy(update={"panel": members})
+    run.update_manifest("judge", config=stage.model_dump(mode="json"))
+    assert config_with("").panel == members
+    (member,) = config_with('[[panel]]\nname = "helpful"\nmodel = "m"\nbase_url = "http://new"\n').panel
+    assert (member.base_url, member.weight) == (["http://new"], 2)
+    assert config_with('[[panel]]\nname = "helpful"\nmodel = "other"\n').panel == members
+
+
+def test_what_is_missing_is_said(tmp_path: Path, rlaif: Cli, trained: tuple[Run, Config]) -> None:
+    run, config = trained
+    (run.model / "training.json").unlink()
+    done = rlaif("evaluate", run.path, code=2)
+    assert "no trained model is there" in done.stderr
+    assert f"rlaif train {run.path}" in done.stderr
+    with pytest.raises(UsageError, match="no trained model"):
+        evaluated_models(run, config)
+    result = {"adapter": None, "merged": None}
+    (run.model / "training.json").write_text(json.dumps({"identity": {"model": "policy"}, "result": result}))
+    with pytest.raises(UsageError, match="left no model that answers"):
+        evaluated_models(run, config)
+
+
+def test_base_and_adapter_are_one_server(tmp_path: Path) -> None:
+    backends = ModelBackends(tmp_path, Config().client, print)
+    backends.register_local_model(LocalModel("tuned-1", str(tmp_path), base="org/base", rank=32))
+    backends.register_local_model(LocalModel("whole-1", str(tmp_path / "merged")))
+    assert backends._resolve_served_model("tuned-1", {})[0] == "org/base"
+    served, options, path = backends._resolve_served_model("org/base", {"max_model_len": 512})
+    flags = vllm_args(served, "cuda", options, path)
+    assert flags[: flags.index("org/base") + 1] == ["--model", "org/base"]
+    assert f"tuned-1={tmp_path}" in flags[flags.index("--lora-modules") + 1]
+    assert flags[flags.index("--max-lora-rank") + 1] == "32"
+    served, options, path = backends._resolve_served_model("whole-1", {})
+    flags = vllm_args(served, "cuda", options, path)
+    assert flags[flags.index("--model") + 1] == str(tmp_path / "merged")
+    assert flags[flags.index("--served-model-name") + 1] == "whole-1"
+    assert "--lora-modules" not in flags

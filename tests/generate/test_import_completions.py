@@ -1,0 +1,234 @@
+"""Answers that somebody has already: all of them, once, each knowing its prompt and its model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlaif.config.loader import load
+from rlaif.errors import InputError, RunError
+from rlaif.generate.import_completions import CompletionImport, import_completions
+from rlaif.generate.ingest import ingest_prompts
+from rlaif.run.run import Run
+from tests.conftest import read_jsonl, write_jsonl
+
+
+def run_import(run: Run, rows: list[dict[str, Any]] | Path, **flags: Any) -> CompletionImport:
+    source = rows if isinstance(rows, Path) else write_jsonl(run.path.with_suffix(".jsonl"), rows)
+    return import_completions(run, load(run.path, flags, {}), str(source), lambda line: None)
+
+
+def prompts(run: Run) -> list[dict[str, Any]]:
+    path = run.journal_path("prompts")
+    return read_jsonl(path) if path.exists() else []
+
+
+def answers(run: Run) -> list[dict[str, Any]]:
+    path = run.journal_path("completions")
+    return read_jsonl(path) if path.exists() else []
+
+
+def answer_counts(run: Run) -> Counter[tuple[str, str, str, str]]:
+    """Every answer by all that matters about it."""
+    return Counter((record["key"], record["prompt_id"], record["model"], record["text"]) for record in answers(run))
+
+
+def test_every_answer_arrives_as_it_is(tmp_path: Path) -> None:
+    """Long, empty, with CRLF, with thinking, with a lone surrogate; its model named, or "unknown"."""
+    responses = ["x" * 20_000, "", "a\r\nb\n", "<think>t</think>\nanswer", "lone \ud800", " spaced "]
+    run = Run(tmp_path / "run")
+    result = run_import(run, [{"prompt": "q", "id": 1, "tags": ["x"], "responses": responses, "models": list("abcdef")},
+                           {"prompt": "r", "responses": ["s"]}])  # fmt: skip
+    assert result == CompletionImport(prompts=2, completions=7, new=7)
+    records = answers(run)
+    assert [record["text"] for record in records] == [
+        "x" * 20_000,
+        "",
+        "a\r\nb\n",
+        "answer",
+        "lone \ufffd",
+        " spaced ",
+        "s",
+    ]
+    assert [record["model"] for record in records] == [*"abcdef", "unknown"]
+    assert [record["index"] for record in records] == [0, 1, 2, 3, 4, 5, 0]
+    assert records[3]["reasoning"] == "t"
+    assert {record["source"] for record in records} == {"imported"}
+    assert [record["prompt_id"] for record in records] == ["1"] * 6 + [prompts(run)[1]["key"][:16]]
+    assert prompts(run)[0]["tags"] == ["x"]
+    assert prompts(run)[0]["source"] == f"{tmp_path / 'run.jsonl'}:1"
+
+
+def test_imported_prompts_are_never_held_out(tmp_path: Path) -> None:
+    """Their answers are there to be judged."""
+    run = Run(tmp_path / "run")
+    run_import(
+        run, [{"prompt": f"q{i}", "responses": ["a", "b"]} for i in range(50)], **{"prompts.heldout_fraction": 0.9}
+    )
+    assert Counter(record["split"] for record in prompts(run)) == {"train": 50}
+
+
+def test_rows_of_prompts_that_the_run_holds_out_are_counted(tmp_path: Path) -> None:
+    run, lines = Run(tmp_path / "run"), list[str]()
+    rows = [{"prompt": f"q{i}"} for i in range(50)]
+    config = load(run.path, {"prompts.sources": [str(write_jsonl(tmp_path / "p.jsonl", rows))],
+                             "prompts.heldout_fraction": 0.4}, {})  # fmt: skip
+    result = ingest_prompts(run, config, lambda line: None)
+    import_path = write_jsonl(tmp_path / "a.jsonl", [{**row, "responses": ["a", "b"]} for row in rows])
+    import_completions(run, config, str(import_path), lines.append)
+    assert 5 < result.heldout < 45
+    assert lines == [
+        f"{result.heldout} rows are of prompts that this run holds out for evaluation: their answers are not judged"
+    ]
+    assert ingest_prompts(run, config, lambda line: None).heldout == result.heldout
+
+
+def test_a_prompt_that_was_imported_first_is_not_counted_as_held_out(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    rows = [{"prompt": f"q{i}"} for i in range(50)]
+    run_import(run, [{**row, "responses": ["a", "b"]} for row in rows[:25]])
+    source = str(write_jsonl(tmp_path / "p.jsonl", rows))
+    result = ingest_prompts(
+        run, load(run.path, {"prompts.sources": [source], "prompts.heldout_fraction": 0.9}, {}), lambda line: None
+    )
+    heldout = [record for record in prompts(run) if record["split"] == "heldout"]
+    assert result.heldout == len(heldout)
+    assert 10 < len(heldout) <= 25
+
+
+def test_one_prompt_in_several_rows_is_one_prompt_with_all_answers(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    rows = [{"prompt": "q", "id": "1", "responses": ["a", "b"]}, {"prompt": "r", "responses": ["a"]},
+            {"prompt": [{"role": "user", "content": "q"}], "responses": ["c"]}]  # fmt: skip
+    result = run_import(run, rows)
+    assert (result.prompts, result.completions, len(prompts(run))) == (2, 4, 2)
+    assert Counter(record["prompt_id"] for record in answers(run))["1"] == 3
+    assert len({record["key"] for record in answers(run)}) == 4
+
+
+def test_equal_answers_are_kept_apart_and_counted_together(tmp_path: Path) -> None:
+    """Two samples may say the same, in one row or in two; whether that is a duplicate is decided later."""
+    run = Run(tmp_path / "run")
+    result = run_import(run, [{"prompt": "q", "responses": ["a", "a", "b"], "models": ["m", "n", "m"]},
+                           {"prompt": "q", "responses": ["a"], "models": ["m"]}])  # fmt: skip
+    assert (result.completions, result.new) == (4, 4)
+    assert len({record["key"] for record in answers(run)}) == 4
+    assert run.completions().height == 4
+
+
+def test_importing_again_adds_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    rows = [{"prompt": f"q{i % 7}", "responses": ["a", f"b{i}", "a"], "models": ["m", "n", "m"]} for i in range(20)]
+    first = run_import(run, rows)
+    assert (first.completions, first.new) == (60, 60)
+    before = [path.read_bytes() for path in sorted(run.journals.iterdir())]
+    assert run_import(run, rows) == CompletionImport(prompts=7, completions=60, new=0)
+    assert [path.read_bytes() for path in sorted(run.journals.iterdir())] == before
+    assert run_import(run, [*rows, {"prompt": "q0", "responses": ["new"]}]).new == 1
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries({"prompt": st.sampled_from(["p", "q"]), "answers": st.lists(
+        st.tuples(st.sampled_from(["a", "b", ""]), st.sampled_from(["m", "n"])), min_size=1, max_size=4)}),
+    min_size=1, max_size=5,
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(ROWS, st.randoms())
+def test_keys_do_not_depend_on_the_order_of_answers_or_rows(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], random: Any
+) -> None:
+    """Swapping answers, and their models with them, changes nothing downstream."""
+    folder = tmp_path_factory.mktemp("order")
+
+    def imported(name: str, rows: list[dict[str, Any]]) -> Run:
+        run = Run(folder / name)
+        run_import(run, [{"prompt": row["prompt"], "responses": [text for text, _ in row["answers"]],
+                       "models": [model for _, model in row["answers"]]} for row in rows])  # fmt: skip
+        return run
+
+    mixed = [{**row, "answers": random.sample(row["answers"], len(row["answers"]))} for row in rows]
+    random.shuffle(mixed)
+    one, other = imported("one", rows), imported("other", mixed)
+    assert answer_counts(one) == answer_counts(other)
+    assert max(Counter(record["key"] for record in answers(one)).values()) == 1
+    assert {record["key"] for record in prompts(one)} == {record["key"] for record in prompts(other)}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_interrupted_and_given_again_equals_unbroken(
+    tmp_path_factory: pytest.TempPathFactory, first: float, second: float
+) -> None:
+    folder = tmp_path_factory.mktemp("resumed")
+    rows = [{"prompt": f"q{i % 7}", "responses": ["a", f"b{i}", "a"], "models": ["m", "n", "m"]} for i in range(20)]
+    source = write_jsonl(folder / "r.jsonl", rows)
+    unbroken, broken = Run(folder / "whole"), Run(folder / "broken")
+    run_import(unbroken, source)
+    broken.journals.mkdir(parents=True)
+    for name, share in (("prompts", first), ("completions", second)):
+        content = (unbroken.journals / f"{name}.jsonl").read_bytes()
+        (broken.journals / f"{name}.jsonl").write_bytes(content[: round(share * len(content))])
+    run_import(broken, source)
+    assert answer_counts(broken) == answer_counts(unbroken)
+    assert Counter(record["key"] for record in prompts(broken)) == Counter(
+        record["key"] for record in prompts(unbroken)
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "q", "responses": ["a", "b"], "models": ["m"]}, "2 responses but 1 models"),
+        ({"prompt": "q", "responses": ["a"], "models": ["m", "n"]}, "1 responses but 2 models"),
+        ({"prompt": "q", "responses": []}, "responses: List should have at least 1 item"),
+        ({"prompt": "other", "id": "1", "responses": ["a"]}, "the id '1' was already used for another prompt"),
+    ],
+)
+def test_nothing_is_written_when_a_row_is_bad(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    run = Run(tmp_path / "run")
+    good = [{"prompt": f"q{i}", "id": str(i), "responses": ["a"]} for i in range(5)]
+    with pytest.raises(InputError) as raised:
+        run_import(run, [*good, row])
+    assert str(raised.value).startswith(f"{tmp_path / 'run.jsonl'}:6: {message}")
+    assert (prompts(run), answers(run)) == ([], [])
+
+
+def test_an_id_that_the_run_has_is_refused_for_another_prompt(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run_import(run, [{"prompt": "q", "id": "1", "responses": ["a"]}])
+    with pytest.raises(InputError, match="the id '1' was already used"):
+        run_import(run, [{"prompt": "r", "id": "1", "responses": ["a"]}])
+    assert run_import(run, [{"prompt": "q", "id": "2", "responses": ["b"]}]).new == 1
+    assert {record["prompt_id"] for record in answers(run)} == {"1"}, "the prompt keeps the id that it has"
+
+
+def test_csv_and_parquet_are_imported_too(tmp_path: Path) -> None:
+    import polars as pl
+
+    run = Run(tmp_path / "run")
+    (tmp_path / "r.csv").write_text('prompt,responses,models\nq,"[""a"", ""b""]","[""m"", ""n""]"\n')
+    pl.DataFrame({"prompt": ["q", "r"], "responses": [["a", "b"], ["c"]], "models": [["m", "n"], None]}).write_parquet(
+        tmp_path / "r.parquet"
+    )
+    assert run_import(run, tmp_path / "r.csv").new == 2
+    assert run_import(run, tmp_path / "r.parquet").new == 1
+    assert [(record["text"], record["model"]) for record in answers(run)] == [("a", "m"), ("b", "n"), ("c", "unknown")]
+
+
+def test_a_damaged_journal_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run_import(run, [{"prompt": "q", "responses": ["a"]}])
+    path = run.journal_path("completions")
+    path.write_bytes(b"damaged\n" + path.read_bytes())
+    before = [file.read_bytes() for file in sorted(run.journals.iterdir())]
+    with pytest.raises(RunError) as raised:
+        run_import(run, [{"prompt": "r", "responses": ["a"]}])
+    assert raised.value.location == f"{path}:1"
+    assert [file.read_bytes() for file in sorted(run.journals.iterdir())] == before

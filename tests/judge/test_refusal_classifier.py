@@ -1,0 +1,89 @@
+"""The text classifier of refusals on answers written for it: what declines, what only sounds like it, and what it costs
+to be wrong. Published answers with two people's labels are measured by a benchmark, and nothing is fitted to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlaif.judge import refusal_classifier
+from rlaif.judge.refusal_classifier import classify
+from tests.conftest import read_jsonl
+
+EXAMPLES = read_jsonl(Path(__file__).parent / "refusal_examples.jsonl")
+
+
+def test_the_examples_are_many_and_mostly_told_right() -> None:
+    counts = Counter((row["label"], classify(row["text"]).label) for row in EXAMPLES)
+    assert counts.total() >= 150
+    correct = sum(count for (label, predicted), count in counts.items() if label == predicted)
+    assert correct >= 0.95 * counts.total(), counts
+    assert counts["comply", "refuse"] <= 1, counts
+
+
+def test_where_it_is_sure_it_is_right() -> None:
+    """From here on no model is asked."""
+    wrong = [
+        row["text"]
+        for row in EXAMPLES
+        if (prediction := classify(row["text"])).probability >= refusal_classifier.MIN_CONFIDENCE
+        and prediction.label != row["label"]
+    ]
+    assert len(wrong) <= 0.02 * len(EXAMPLES), wrong
+
+
+def test_each_feature_has_a_weight_and_each_weight_a_feature() -> None:
+    names = {
+        name
+        for row in EXAMPLES
+        if (outline := refusal_classifier.outline_answer(row["text"]))
+        for name in refusal_classifier.features(outline)
+    }
+    assert names <= set(refusal_classifier.load_weights())
+    kinds = {f"{position} {kind}" for position in ("first", "second") for kind in refusal_classifier.KINDS}
+    assert set(refusal_classifier.load_weights()) - names - kinds <= {"always"}
+
+
+def test_an_answer_of_nothing_but_content_is_passed_at_once() -> None:
+    assert refusal_classifier.outline_answer("The capital of France is Paris. It lies on the Seine.") is None
+    assert refusal_classifier.outline_answer("I cannot help with that.") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("I can't help with that.", "refuse"),
+        ("I can't help but smile at this photo. The dog wears a hat, and the cat looks at it with contempt.", "comply"),
+        ("I can't say for sure, but the error usually means that the list is empty.", "comply"),
+        ("Say this: \"I'm sorry, but I can't help with that.\" It is short and kind.", "comply"),
+        ("> I cannot assist with that.\n\nThat reply was written by a script on the support desk.", "comply"),
+        ("> How do I pick a lock?\n\nI'm sorry, but I can't help with that.", "refuse"),
+        ("```\nprint('I cannot help with that request')\n```\nRun it with Python 3.", "comply"),
+        ("I’m sorry, but I can’t help with that.", "refuse"),
+        ("**I CANNOT ASSIST WITH THIS REQUEST.**", "refuse"),
+        ("", "comply"),
+    ],
+)
+def test_what_only_sounds_like_a_refusal(text: str, label: str) -> None:
+    assert classify(text).label == label
+
+
+@given(st.text(max_size=400))
+def test_any_text_has_a_label_and_a_probability(text: str) -> None:
+    prediction = classify(text)
+    assert prediction.label in ("refuse", "partial", "comply")
+    assert 0.4 <= prediction.probability < 1
+
+
+def test_one_verdict_an_answer_with_a_key_of_its_own() -> None:
+    one = refusal_classifier.refusal_verdict("p", {"key": "a" * 64, "text": "I cannot assist with that."})
+    other = refusal_classifier.refusal_verdict("p", {"key": "b" * 64, "text": "Six minutes."})
+    assert (one.kind, one.judge, one.model, one.label, one.a) == ("classify", "refusal-text", "", "refuse", "a" * 64)
+    assert other.label == "comply"
+    assert one.key != other.key
+    assert one.score is not None and one.score >= refusal_classifier.MIN_CONFIDENCE
+    assert one.prob_a is None

@@ -1,0 +1,475 @@
+"""Select, settle, route and merge on small frames whose right answer can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif.pair import aggregation, candidates, dataset_writer
+from rlaif.run.human_labels import human_labels
+
+COMPARER = candidates.PanelMember("helpful", "h", "m", 1.0)
+RATER = candidates.PanelMember("quality", "q", "m", 1.0, num_aspects=2)
+
+
+def completions(*rows: tuple[str, str, str, str | None]) -> pl.DataFrame:
+    """(key, prompt, text, finish_reason)."""
+    frame = pl.DataFrame(
+        rows,
+        schema={"key": pl.String, "prompt_id": pl.String, "text": pl.String, "finish_reason": pl.String},
+        orient="row",
+    )
+    return candidates.summarize_texts(frame.with_columns(model=pl.lit("p"), offset=pl.lit(0, pl.Int64)))
+
+
+def verdict(a: str, b: str | None, **fields: Any) -> dict[str, Any]:
+    kind = "rate" if b is None else "compare"
+    member = RATER if b is None else COMPARER
+    base = {
+        "kind": kind,
+        "judge": member.judge,
+        "judge_hash": member.judge_hash,
+        "model": member.model,
+        "prompt_id": "p",
+        "a": a,
+        "b": b,
+        "order": None,
+        "aspect": None,
+        "sample": 0,
+        "prob_a": None,
+        "score": None,
+        "variance": None,
+        "label": None,
+        "flags": [],
+    }
+    return base | fields
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    schema = {"kind": pl.String, "judge": pl.String, "judge_hash": pl.String, "model": pl.String,
+              "prompt_id": pl.String, "a": pl.String,
+              "b": pl.String, "order": pl.String, "aspect": pl.String, "sample": pl.Int64, "prob_a": pl.Float64,
+              "score": pl.Float64, "variance": pl.Float64, "label": pl.String, "flags": pl.List(pl.String)}  # fmt: skip
+    return pl.DataFrame(rows, schema=schema)
+
+
+def compare(a: str, b: str, p_ab: float | None, p_ba: float | None, **fields: Any) -> list[dict[str, Any]]:
+    orders = [("ab", p_ab), ("ba", p_ba)]
+    return [verdict(a, b, order=order, prob_a=p, **fields) for order, p in orders if p is not None]
+
+
+def rate(key: str, *scores: float, variance: float = 0.0) -> list[dict[str, Any]]:
+    return [verdict(key, None, aspect=f"aspect{i}", score=score, variance=variance) for i, score in enumerate(scores)]
+
+
+def test_what_may_not_stand_in_a_pair_is_counted_by_its_reason() -> None:
+    frame = completions(
+        ("1", "p", "Yes, it is.", "stop"),
+        ("2", "p", " Yes,  it is. \r\n", "stop"),
+        ("3", "p", "", "stop"),
+        ("4", "p", "   \n", None),
+        ("5", "p", "cut o", "length"),
+        ("6", "other", "Yes, it is.", None),
+        ("7", "p", "?!", None),
+        ("8", "p", "...", None),
+        # One sign, capital or comma apart is not the same answer.
+        ("a", "p", "-5", None),
+        ("b", "p", "5", None),
+        ("c", "p", "yes, it is.", None),
+        ("d", "p", "Yes it is.", None),
+    )
+    answers, left_out = candidates.drop_unusable(frame)
+    assert sorted(answers["key"]) == ["1", "6", "7", "8", "a", "b", "c", "d"]
+    assert left_out == {"empty": 2, "truncated": 1, "duplicate": 1}
+
+
+def test_ratings_need_every_aspect_and_fit_every_scale_to_one_to_five() -> None:
+    wide = candidates.PanelMember("wide", "w", "m", 3.0, num_aspects=1, low=0, high=9)
+    by_wide = verdict("z", None, judge="wide", judge_hash="w", aspect="it", score=9.0, variance=0.0)
+    rows = [*rate("x", 2.0, 4.0), *rate("y", 5.0), by_wide, *rate("z", 1.0, 1.0)]
+    rated = dict(candidates.rating_scores(frame(rows), [RATER, wide]).select("key", "score").iter_rows())
+    assert rated == {"x": 3.0, "z": pytest.approx((3 * 5 + 1 * 1) / 4)}
+
+
+def test_candidates_go_from_best_against_worst_to_smaller_margins() -> None:
+    answers, _ = candidates.drop_unusable(completions(*[(str(i), "p", f"text {i}", None) for i in range(4)]))
+    rated = pl.DataFrame({"key": ["0", "1", "2", "3"], "score": [1.0, 2.5, 4.0, 5.0], "variance": [0.1] * 4})
+    ranked = candidates.rank_candidates(answers, rated, "rate-then-compare", min_rating_margin=1.0, max_candidates=8)
+    assert ranked.select("a", "b", "rank").rows() == [("0", "3", 1), ("0", "2", 2), ("1", "3", 3), ("0", "1", 4),
+                                                      ("1", "2", 5), ("2", "3", 6)]  # fmt: skip
+    assert (
+        candidates.rank_candidates(answers, rated, "rate-then-compare", min_rating_margin=2.6, max_candidates=8).height
+        == 2
+    )
+    assert (
+        candidates.rank_candidates(answers, rated, "rate-then-compare", min_rating_margin=0.0, max_candidates=1).height
+        == 1
+    )
+
+
+def test_a_failed_rating_does_not_lose_its_prompt() -> None:
+    """Two answers of which one has no rating are compared all the same; so are three, where the rated are too near."""
+    keys = [("1", "two"), ("2", "two"), ("3", "near"), ("4", "near"), ("5", "near"), ("6", "far"), ("7", "far"),
+             ("8", "far")]  # fmt: skip
+    answers, _ = candidates.drop_unusable(completions(*[(key, prompt, f"text {key}", None) for key, prompt in keys]))
+    scores = {"1": 4.0, "3": 4.0, "4": 3.9, "6": 4.0, "7": 1.0}
+    rated = pl.DataFrame({"key": list(scores), "score": list(scores.values()), "variance": [0.1] * len(scores)})
+    ranked = candidates.rank_candidates(answers, rated, "rate-then-compare", min_rating_margin=1.0, max_candidates=8)
+    assert ranked.select("prompt_id", "a", "b", "rank").rows() == [
+        ("far", "6", "7", 1), ("near", "3", "5", 1), ("near", "4", "5", 2), ("two", "1", "2", 1)]  # fmt: skip
+    by_ratings = candidates.rank_candidates(answers, rated, "rate-only", min_rating_margin=1.0, max_candidates=8)
+    assert by_ratings["prompt_id"].to_list() == ["far"]  # nothing else would say which is better
+
+
+def test_of_eight_answers_the_rejected_one_is_not_the_worst_outlier() -> None:
+    answers, _ = candidates.drop_unusable(completions(*[(str(i), "p", f"text {i}", None) for i in range(8)]))
+    scores = [1.0, 2.9, 3.6, 3.8, 4.0, 4.2, 4.4, 4.6]  # mean 3.56, sd 1.07: the target is 1.42
+    rated = pl.DataFrame({"key": [str(i) for i in range(8)], "score": scores, "variance": [0.1] * 8})
+    assert candidates.rank_candidates(
+        answers, rated, "rate-then-compare", min_rating_margin=1.0, max_candidates=1
+    ).select("a", "b").row(0) == (
+        "0",
+        "7",
+    )
+    scores[0] = -9.0  # mean 2.3, sd 4.4: the target is -6.4, still nearest to the outlier
+    scores[1] = -6.0
+    rated = rated.with_columns(score=pl.Series(scores))
+    chosen = (
+        candidates.rank_candidates(answers, rated, "rate-then-compare", min_rating_margin=1.0, max_candidates=1)
+        .select("a", "b")
+        .row(0)
+    )
+    mean = sum(scores) / 8
+    target = mean - 2 * (sum((s - mean) ** 2 for s in scores) / 8) ** 0.5
+    nearest = min(range(7), key=lambda i: abs(scores[i] - target))
+    assert chosen == (str(nearest), "7")
+
+
+REWARD = candidates.PanelMember("reward", "r", "rm", 3.0)
+
+
+def scored(key: str, score: float, kind: str = "reward", **fields: Any) -> dict[str, Any]:
+    member = REWARD if kind == "reward" else candidates.PanelMember("check", "c", "", 1.0)
+    base = {"kind": kind, "judge": member.judge, "judge_hash": member.judge_hash, "model": member.model, "score": score}
+    return verdict(key, None, **base | fields)
+
+
+def test_a_reward_model_is_a_seat_like_any_other() -> None:
+    """Bradley-Terry in both orders, weighted; pairs of another prompt or of another reward model give nothing."""
+    rows = [*compare("x", "y", 0.9, 0.7), scored("x", 1.0), scored("y", 3.0, flags=["addresses the judge"]),
+            scored("z", 0.0, prompt_id="other"), scored("y", -9.0, judge_hash="stale")]  # fmt: skip
+    judge_votes = aggregation.votes_by_judge(frame(rows), [COMPARER, REWARD])
+    p = 1 / (1 + math.exp(2))
+    assert judge_votes.columns == ["a", "b", "panel_judge", "weight", "p_ab", "p_ba", "flags"]
+    assert judge_votes.rows() == [("x", "y", "helpful@m", 1.0, 0.9, 0.7, []),
+                            ("x", "y", "reward@rm", 3.0, pytest.approx(p), pytest.approx(p),
+                             ["b addresses the judge"])]  # fmt: skip
+    (row,) = aggregation.aggregate_votes(frame(rows), [COMPARER, REWARD]).rows(named=True)
+    assert row == {"a": "x", "b": "y", "p_ab": pytest.approx((0.9 + 3 * p) / 4),
+                    "p_ba": pytest.approx((0.7 + 3 * p) / 4), "flags": ["b addresses the judge"],
+                    "decided_by": "panel"}  # fmt: skip
+    requested = pl.DataFrame({"a": ["x"], "b": ["z"]})
+    assert aggregation.votes_by_judge(frame(rows), [COMPARER, REWARD], requested).filter(pl.col("b") == "z").height == 1
+
+
+def test_a_check_outranks_every_model_and_an_equal_check_says_nothing() -> None:
+    rows = [*compare("x", "y", 0.99, 0.99), *compare("x", "z", 0.8, 0.6), scored("x", 0.5, "check"),
+            scored("y", 0.0, "check"), scored("y", 1.0, "check"), scored("z", 0.5, "check")]  # fmt: skip
+    pairs = pl.DataFrame({"a": ["x", "x", "y"], "b": ["y", "z", "z"]})
+    outcomes = {(a, b): rest for a, b, *rest in aggregation.aggregate_votes(frame(rows), [COMPARER], pairs).rows()}
+    assert outcomes == {("x", "y"): [0.0, 0.0, [], "check"], ("x", "z"): [0.8, 0.6, [], "panel"],
+                    ("y", "z"): [1.0, 1.0, [], "check"]}  # fmt: skip
+    assert aggregation.aggregate_votes(frame(rows), [COMPARER]).height == 2
+
+
+def test_a_check_decides_under_every_strategy() -> None:
+    rows = [*compare("x", "y", 0.9, 0.9), scored("x", 0.0, "check"), scored("y", 1.0, "check")]
+    pairs = candidate(("p", "x", "y")).with_columns(score_a=5.0, score_b=1.0, variance_a=0.1, variance_b=0.1)
+    compared = aggregation.aggregate_votes(frame(rows), [COMPARER], pairs)
+    for strategy in ("rate-then-compare", "round-robin", "rate-only"):
+        decided = aggregation.decide_outcomes(pairs, compared, strategy, min_confidence=0.65, max_per_prompt=1)
+        assert decided.select("preferred", "prob_a", "outcome", "kept", "decided_by").row(0) == (
+            "b",
+            0.0,
+            "win",
+            True,
+            "check",
+        )
+
+
+def candidate(*pairs: tuple[str, str, str]) -> pl.DataFrame:
+    none = pl.lit(None, pl.Float64)
+    return pl.DataFrame(pairs, schema=["prompt_id", "a", "b"], orient="row").with_columns(
+        score_a=none, score_b=none, variance_a=none, variance_b=none, rating_margin=none,
+        rank=pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over("prompt_id"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("p_ab", "p_ba", "outcome", "preferred"),
+    [
+        (0.9, 0.8, "win", "a"),
+        (0.1, 0.3, "win", "b"),
+        (1.0, 0.5, "win", "a"),  # a verdict and a tie
+        (0.7, 0.6, "win", "a"),  # at the threshold, whichever answer is called a: the mean is an ulp below 0.65
+        (0.4, 0.3, "win", "b"),
+        (0.99, 0.4, "win", "a"),  # sure enough in the mean
+        (0.9, 0.1, "inconsistent", None),
+        (0.6, 0.6, "tie", None),
+        (0.5, 0.5, "tie", None),
+        (0.9, None, "unparsable", None),  # one order is not enough
+        (None, None, "unparsable", None),
+    ],
+)
+def test_outcomes(p_ab: float | None, p_ba: float | None, outcome: str, preferred: str | None) -> None:
+    compared = aggregation.aggregate_votes(frame(compare("x", "y", p_ab, p_ba)), [COMPARER])
+    row = aggregation.decide_outcomes(
+        candidate(("p", "x", "y")), compared, "rate-then-compare", min_confidence=0.65, max_per_prompt=1
+    )
+    assert (row["outcome"].item(), row["preferred"].item()) == (outcome, preferred)
+    assert row["kept"].item() == (outcome == "win")
+    assert (row["drop_reason"].item() is None) == (outcome == "win")
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 1))
+def test_turning_a_pair_turns_its_label(p_ab: float, p_ba: float, threshold: float) -> None:
+    """With a and b exchanged everywhere, the same answer wins."""
+
+    def outcome(first: float, second: float) -> tuple[str, str | None]:
+        compared = aggregation.aggregate_votes(frame(compare("x", "y", first, second)), [COMPARER])
+        row = aggregation.decide_outcomes(
+            candidate(("p", "x", "y")), compared, "round-robin", min_confidence=threshold, max_per_prompt=1
+        )
+        return row["outcome"].item(), row["preferred"].item()
+
+    swapped_side = {"a": "b", "b": "a", None: None}
+    original, swapped_result = outcome(p_ab, p_ba), outcome(1 - p_ba, 1 - p_ab)
+    if abs(max((p_ab + p_ba) / 2, 1 - (p_ab + p_ba) / 2) - threshold) > 1e-9 and abs(p_ab + p_ba - 1) > 1e-9:
+        assert (original[0], original[1]) == (swapped_result[0], swapped_side[swapped_result[1]])
+
+
+def test_round_robin_keeps_the_strongest_against_the_weakest() -> None:
+    rows = [*compare("x", "y", 0.9, 0.9), *compare("x", "z", 0.8, 0.8), *compare("y", "z", 0.7, 0.7)]
+    decided = aggregation.decide_outcomes(
+        candidate(("p", "x", "y"), ("p", "x", "z"), ("p", "y", "z")).with_columns(rank=pl.lit(1, pl.UInt32)),
+        aggregation.aggregate_votes(frame(rows), [COMPARER]), "round-robin", min_confidence=0.65, max_per_prompt=1,
+    )  # fmt: skip
+    # Strengths: x 0.85, y 0.4, z 0.25.
+    assert decided.filter("kept").select("a", "b").rows() == [("x", "z")]
+    assert set(decided.filter(~pl.col("kept"))["drop_reason"]) == {"another pair of this prompt is kept"}
+
+
+def test_an_old_judges_verdicts_do_not_count() -> None:
+    """Verdicts by another version of the judge, or another model, are as if never given."""
+    rows = compare("x", "y", 0.9, 0.9, judge_hash="older") + compare("x", "y", 0.9, 0.9, model="other")
+    assert aggregation.aggregate_votes(frame(rows), [COMPARER]).height == 0
+
+
+def reviews(*rows: tuple[str, str, str, str | None, float]) -> pl.DataFrame:
+    return pl.DataFrame(
+        rows, schema={"pair_id": pl.String, "annotator": pl.String, "choice": pl.String, "preferred": pl.String,
+                      "created_at": pl.Float64}, orient="row",
+    )  # fmt: skip
+
+
+def test_the_newest_label_of_each_person_counts_and_people_must_agree() -> None:
+    labels = human_labels(
+        reviews(
+            ("1", "ada", "left", "a", 1.0), ("1", "ada", "right", "b", 2.0),
+            ("2", "ada", "left", "a", 1.0), ("2", "bob", "right", "a", 1.0),
+            ("3", "ada", "left", "a", 1.0), ("3", "bob", "left", "b", 1.0),
+            ("4", "ada", "tie", None, 1.0), ("5", "ada", "skip", None, 1.0),
+            ("6", "ada", "skip", None, 1.0), ("6", "bob", "both_bad", None, 1.0),
+        )
+    )  # fmt: skip
+    result = dict(labels.select("pair_id", "label").iter_rows())
+    assert result == {"1": "b", "2": "a", "3": "disagreement", "4": "tie", "6": "both_bad"}
+
+
+def review(pair: str, name: str, preferred: str | None, choice: str = "left", **more: Any) -> dict[str, Any]:
+    return {"pair_id": pair, "annotator": name, "choice": choice, "preferred": preferred, "created_at": 1.0,
+            "edited_response": None, "role": "annotator", "route": "audit", **more}  # fmt: skip
+
+
+def test_a_majority_decides_and_an_adjudicator_outranks_it() -> None:
+    rows = [
+        *(review("majority", name, side) for name, side in (("ada", "a"), ("bob", "b"), ("cyd", "b"))),
+        *(review("split", name, side) for name, side in (("ada", "a"), ("bob", "b"))),
+        *(review("outranked", name, "a") for name in ("ada", "bob", "cyd")),
+        review("outranked", "lead", None, "tie", role="adjudicator"),
+        review("outranked", "lead", "b", role="adjudicator", created_at=2.0),
+        *(review("passed on", name, "a") for name in ("ada", "bob")),
+        review("passed on", "lead", None, "skip", role="adjudicator"),
+        review("gold", "ada", "a", route="gold"),
+        review("three ways", "ada", "a"), review("three ways", "bob", "b"), review("three ways", "cyd", None, "tie"),
+    ]  # fmt: skip
+    schema = {"edited_response": pl.String, "preferred": pl.String}
+    result = {row["pair_id"]: row for row in human_labels(pl.DataFrame(rows, schema_overrides=schema)).to_dicts()}
+    assert {pair: (row["label"], row["decided_by"], row["num_annotators"]) for pair, row in result.items()} == {
+        "majority": ("b", "majority", 3),
+        "split": ("disagreement", "majority", 2),
+        "outranked": ("b", "adjudicated", 4),
+        "passed on": ("a", "majority", 2),
+        "three ways": ("disagreement", "majority", 3),
+    }
+
+
+def metadata(n: int) -> pl.DataFrame:
+    """What a table of ``n`` pairs says beside its texts."""
+    return pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "model_a": ["small"] * n, "model_b": ["large"] * n,
+         "tags": [["t"]] * n, "tools": [None] * n, "has_tool_calls": [False] * n},
+        schema_overrides={"tools": pl.String},
+    )  # fmt: skip
+
+
+def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_path: Path) -> None:
+    """Also where neither was good: then against the one that the judges preferred. An edit by somebody who was
+    outvoted, or whose pair is left undecided, is not used."""
+    rows = [
+        review("0", "ada", "b", edited_response="better"),
+        review("1", "ada", None, "both_bad", edited_response="written anew"),
+        review("2", "ada", "a", edited_response="lost"),
+        review("2", "bob", "b"),
+        review("2", "cyd", "b"),
+        review("3", "ada", "a", edited_response="undecided"),
+        review("3", "bob", "b"),
+        review("4", "ada", "a", edited_response="hers"),
+        review("4", "lead", "a", role="adjudicator", edited_response="the lead's"),
+    ]
+    n = 5
+    pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i}" for i in range(n)],
+         "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["A"] * n, "response_b": ["B"] * n,
+         "completion_a": ["x"] * n, "completion_b": ["y"] * n, "prob_a": [0.2] * n, "preferred": ["b"] * n,
+         "route": ["audit"] * n, "rating_margin": [-1.0] * n}
+    ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
+    labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited_response": pl.String}))
+    counts = dataset_writer.write_dataset(
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.0
+    )
+    result = {
+        row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"],
+                         row["rejected_model"], row["rating_margin"], row["decided_by"], row["num_annotators"])
+        for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)
+    }  # fmt: skip
+    assert result == {
+        "0": ("better", "A", "human:ada", "small", None, "single", 1),
+        "1": ("written anew", "B", "human:ada", "large", None, "single", 1),
+        "2": ("B", "A", "large", "small", 1.0, "majority", 3),
+        "4": ("the lead's", "B", "human:lead", "large", None, "adjudicated", 2),
+    }
+    assert counts.human_written == 3
+    assert dict(counts.left_out) == {"annotators_disagree": 1}
+
+
+def test_an_edit_that_changed_nothing_is_none(tmp_path: Path) -> None:
+    """Start from an answer, leave it as it is, choose: the choice stands, and no answer is put over itself."""
+    rows = [
+        review("0", "ada", "a", edited_response="B\nb\n"),
+        review("1", "ada", "a", edited_response=" A"),
+        review("2", "ada", None, "both_bad", edited_response="B\nb"),
+        review("3", "ada", None, "tie", edited_response="A"),
+        review("4", "ada", "b", edited_response="B b"),
+    ]
+    n = 5
+    pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i}" for i in range(n)],
+         "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["A"] * n, "response_b": ["B\r\nb"] * n,
+         "completion_a": ["x"] * n, "completion_b": ["y"] * n, "prob_a": [0.2] * n, "preferred": ["b"] * n,
+         "route": ["audit"] * n, "rating_margin": [-1.0] * n}
+    ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
+    labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String}))
+    counts = dataset_writer.write_dataset(
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.0
+    )
+    result = {
+        row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"])
+        for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)
+    }
+    assert result == {
+        "0": ("A", "B\r\nb", "small"),
+        "1": ("A", "B\r\nb", "small"),
+        "4": ("B b", "A", "human:ada"),
+    }
+    assert counts.human_written == 1
+    assert dict(counts.left_out) == {"both_bad": 1, "tie": 1}
+
+
+def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) -> None:
+    n = 8
+    routes = ["judge", "judge", "audit", "audit", "targeted", "targeted", "dropped", "dropped"]
+    pairs = pl.DataFrame(
+        {
+            "pair_id": [str(i) for i in range(n)],
+            "prompt_id": [f"p{i}" for i in range(n)],
+            "prompt": ['[{"role":"user","content":"q"}]'] * n,
+            "response_a": ["left"] * n,
+            "response_b": ["right"] * n,
+            "completion_a": ["x"] * n,
+            "completion_b": ["y"] * n,
+            "prob_a": [0.9] * 6 + [0.5, None],
+            "preferred": ["a"] * 6 + [None] * 2,
+            "route": routes,
+            "rating_margin": [2.0] * n,
+        }
+    )
+    pairs.write_parquet(tmp_path / "pairs.parquet")
+    labels = human_labels(
+        reviews(("2", "ada", "left", "b", 1.0), ("3", "ada", "tie", None, 1.0),
+                ("4", "ada", "left", "a", 1.0), ("4", "bob", "left", "b", 1.0))
+    )  # fmt: skip
+    counts = dataset_writer.write_dataset(
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.0
+    )
+    rows = {row["pair_id"]: row for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)}
+    assert sorted(rows) == ["0", "1", "2"]
+    assert dict(counts.left_out) == {
+        "tie": 1, "annotators_disagree": 1, "awaiting_review": 1, "dropped": 2,
+    }  # fmt: skip
+    assert rows["0"] == {
+        "prompt": [{"role": "user", "content": "q"}],
+        "chosen": [{"role": "assistant", "content": "left"}],
+        "rejected": [{"role": "assistant", "content": "right"}],
+        "pair_id": "0",
+        "prompt_id": "p0",
+        "label_source": "judge",
+        "confidence": 0.9,
+        "rating_margin": 2.0,
+        "chosen_model": "small",
+        "rejected_model": "large",
+        "tags": ["t"],
+        "decided_by": "judges",
+        "num_annotators": 0,
+    }
+    assert (rows["2"]["decided_by"], rows["2"]["num_annotators"]) == ("single", 1)
+    assert rows["2"]["label_source"] == "human"
+    assert rows["2"]["chosen"][0]["content"] == "right"
+    assert (rows["2"]["rating_margin"], rows["2"]["chosen_model"]) == (-2.0, "large")
+    assert pl.read_parquet(tmp_path / "set" / "test.parquet").height == 0
+
+
+def test_the_split_is_by_prompt(tmp_path: Path) -> None:
+    n = 400
+    pairs = pl.DataFrame(
+        {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i // 4}" for i in range(n)],
+         "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["l"] * n, "response_b": ["r"] * n,
+         "completion_a": ["x"] * n, "completion_b": ["y"] * n, "prob_a": [0.9] * n, "preferred": ["a"] * n,
+         "route": ["judge"] * n, "rating_margin": [None] * n}, schema_overrides={"rating_margin": pl.Float64},
+    )  # fmt: skip
+    pairs.write_parquet(tmp_path / "pairs.parquet")
+    labels = human_labels(reviews())
+    dataset_writer.write_dataset(
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.2
+    )
+    train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))
+    assert train.height + test.height == n
+    assert not set(train["prompt_id"]) & set(test["prompt_id"])
+    assert 40 <= test.height <= 120

@@ -1,0 +1,135 @@
+"""`rlaif export --to`: to a real S3 server, and to a hub that is played up to the commit that it is sent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from aiohttp import web
+
+from rlaif.run import object_storage
+from tests.fake_server import ScriptedServer
+from tests.train.pairs import rows
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+CARD = "---\ntags: [preference]\n---\n\n# Preference dataset\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    dataset = tmp_path / "run" / "dataset"
+    dataset.mkdir(parents=True)
+    (tmp_path / "run" / "journal").mkdir()
+    pl.DataFrame(rows(16)).write_parquet(dataset / "train.parquet")
+    pl.DataFrame(rows(4, first=16)).write_parquet(dataset / "test.parquet")
+    (dataset / "README.md").write_text(CARD)
+    (dataset / ".train.parquet.99").write_text("half of one")
+    return tmp_path / "run"
+
+
+def test_to_object_storage_and_back(s3: str, run: Path, tmp_path: Path, rlaif: Cli) -> None:
+    result = rlaif("export", run, "--to", f"{s3}/v1/")
+    assert result.stdout.split() == [f"{s3}/v1/{name}" for name in ("README.md", "test.parquet", "train.parquet")]
+    with object_storage.open_remote(f"{s3}/v1/train.parquet") as file:
+        assert pl.read_parquet(file).equals(pl.read_parquet(run / "dataset" / "train.parquet"))
+    with object_storage.open_remote(f"{s3}/v1/README.md") as file:
+        assert file.read().decode() == CARD
+    result = rlaif("export", run, "--to", f"{s3}/axolotl", "--format", "axolotl")
+    assert f"{s3}/axolotl/train.jsonl" in result.stdout
+
+
+class Hub(ScriptedServer):
+    """The four calls that a push makes; files are sent within the commit, as small ones are."""
+
+    def routes(self, app: web.Application) -> None:
+        self.created: list[dict[str, Any]] = []
+        self.commits: list[list[dict[str, Any]]] = []
+        self.tokens: set[str | None] = set()
+        app.router.add_post("/api/repos/create", self.create)
+        app.router.add_post("/api/validate-yaml", self.valid)
+        app.router.add_post("/api/datasets/me/pairs/preupload/main", self.preupload)
+        app.router.add_post("/api/datasets/me/pairs/commit/main", self.commit)
+
+    async def create(self, request: web.Request) -> web.Response:
+        self.tokens.add(request.headers.get("Authorization"))
+        self.created.append(await request.json())
+        return web.json_response({"url": f"http://127.0.0.1:{self.port}/datasets/me/pairs", "id": "me/pairs"})
+
+    async def valid(self, request: web.Request) -> web.Response:
+        return web.json_response({"errors": [], "warnings": []})
+
+    async def preupload(self, request: web.Request) -> web.Response:
+        files = (await request.json())["files"]
+        return web.json_response({"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                                            for file in files]})  # fmt: skip
+
+    async def commit(self, request: web.Request) -> web.Response:
+        self.tokens.add(request.headers.get("Authorization"))
+        lines = (await request.text()).splitlines()
+        self.commits.append([json.loads(line) for line in lines])
+        url = f"http://127.0.0.1:{self.port}/datasets/me/pairs/commit/1"
+        return web.json_response({"commitUrl": url, "commitOid": "1",
+                                  "pullRequestUrl": None, "success": True, "hookOutput": ""})  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with Hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.port}")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield server
+
+
+def test_to_the_hub_with_its_card(hub: Hub, run: Path, rlaif: Cli) -> None:
+    result = rlaif("export", run, "--to", "hf:me/pairs")
+    assert "me/pairs" in result.stdout
+    assert "hf_secret" not in result.stdout + result.stderr
+    (created,) = hub.created
+    assert (created["name"], created["organization"], created["type"]) == ("pairs", "me", "dataset")
+    assert created.get("private") is True or created.get("visibility") == "private"
+    assert hub.tokens == {"Bearer hf_secret"}
+    (commit,) = hub.commits
+    sent = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
+    }
+    assert set(sent) == {"README.md", "train.parquet", "test.parquet"}
+    assert sent["README.md"].decode() == CARD
+    assert sent["train.parquet"] == (run / "dataset" / "train.parquet").read_bytes()
+
+
+def test_public_only_when_asked_for(hub: Hub, run: Path, rlaif: Cli) -> None:
+    rlaif("export", run, "--to", "hf:me/pairs", "--public")
+    assert not hub.created[0].get("private")
+
+
+def test_what_stands_in_the_way_is_said_before_anything_is_sent(
+    hub: Hub, run: Path, tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no name of a repository" in rlaif("export", run, "--to", "hf:a/b/c", code=2).stderr
+    assert "neither hf:OWNER/NAME nor a URL" in rlaif("export", run, "--to", "pairs", code=2).stderr
+    assert "two places" in rlaif("export", run, "--to", "hf:me/pairs", "-o", tmp_path / "o", code=2).stderr
+    assert "where to and how?" in rlaif("export", run, code=2).stderr
+    monkeypatch.delenv("HF_TOKEN")
+    stderr = rlaif("export", run, "--to", "hf:me/pairs", code=2).stderr
+    assert "Set HF_TOKEN to one that may write" in stderr
+    (run / "dataset" / "train.parquet").unlink()
+    assert "there is no dataset yet" in rlaif("export", run, "--to", "hf:me/pairs", code=2).stderr
+    assert not hub.created
+
+
+def test_a_hub_that_refuses_is_told(hub: Hub, run: Path, rlaif: Cli) -> None:
+    stderr = rlaif("export", run, "--to", "hf:me/others", code=1).stderr
+    assert "hf:me/others: cannot be pushed: " in stderr
+    assert "hf_secret" not in stderr
+
+
+def test_a_hub_that_is_out_of_reach_is_told(hub: Hub, run: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "hf:me/pairs: cannot be pushed: " in rlaif("export", run, "--to", "hf:me/pairs", code=1).stderr

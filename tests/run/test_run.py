@@ -1,0 +1,371 @@
+"""One writer at a time, a manifest that is never half written, and what may change when a stage goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+
+import rlaif
+from rlaif.config.loader import load
+from rlaif.errors import ConfigMismatchError, RunError
+from rlaif.records import Completion, Failure, Message, Prompt, Record, Verdict, content_key
+from rlaif.run.run import JournalName, Run, open_run
+
+HOLD_LOCK_CODE = """
+import sys
+from rlaif.run.run import Run
+sys.argv = ["rlaif", "generate"]
+with Run({path!r}).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the run's lock until its standard input is closed."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD_LOCK_CODE.format(path=str(path))], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+# The lock
+
+
+def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    """kill -9 releases the lock; what the dead process left in the lock file misleads nobody."""
+    run = Run(tmp_path / "run")
+    assert not run.is_locked()
+    with lock_holder(run.path) as process:
+        assert run.is_locked()
+        with (
+            pytest.raises(RunError, match=rf"locked by process {process.pid} \(rlaif generate\)") as raised,
+            run.lock(),
+        ):
+            raise AssertionError("two writers")
+        assert raised.value.location == str(run.path)
+        assert raised.value.exit_code == 1
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not run.is_locked()
+        with run.lock():
+            assert run.is_locked()
+            assert f"process {os.getpid()} " in (run.path / ".lock").read_text()
+    assert not run.is_locked()
+
+
+def test_the_lock_is_given_back_at_the_end_and_after_an_error(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with lock_holder(run.path) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait() == 0
+    with pytest.raises(ZeroDivisionError), run.lock():
+        _ = 1 / 0
+    with run.lock():
+        pass
+    assert not run.is_locked()
+
+
+def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with run.lock(), pytest.raises(RunError, match="locked by process"), Run(run.path).lock():
+        raise AssertionError("two writers")
+
+
+def test_looking_never_keeps_a_writer_out(tmp_path: Path) -> None:
+    """`status` asks whether a run is being written, again and again, while another command starts."""
+    run = Run(tmp_path / "run")
+    with run.lock():
+        pass
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            Run(run.path).is_locked()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            with run.lock():
+                pass
+    finally:
+        stop.set()
+        looking.join()
+
+
+@contextlib.contextmanager
+def read_only_dir() -> Iterator[Path]:
+    """A directory that the user of this block cannot write to; root gives up being root for it."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "run").mkdir()
+    (folder / "run").chmod(0o555)
+    folder.chmod(0o555)
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        os.seteuid(me)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_directory_that_cannot_be_written_to_is_told() -> None:
+    with read_only_dir() as folder:
+        for path in (folder / "run", folder / "absent"):
+            with pytest.raises(RunError) as raised, Run(path).lock():
+                raise AssertionError("written")
+            assert str(raised.value) == f"{path}: cannot be written to: Permission denied"
+        with pytest.raises(RunError, match=r"manifest\.json: cannot be written: Permission denied"):
+            Run(folder / "run").update_manifest("generate", x=1)
+        with pytest.raises(RunError, match="cannot be opened for writing: Permission denied"):
+            Run(folder / "run").journal("prompts")
+
+
+def test_a_file_in_the_runs_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written to: "), Run(tmp_path / "file").lock():
+        raise AssertionError("written")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_number: int
+) -> None:
+    """As NFS answers whose lock daemon is not there, and Lustre mounted without flock."""
+
+    def no_locks(_fd: int, _how: int) -> None:
+        raise OSError(error_number, os.strerror(error_number))
+
+    monkeypatch.setattr("rlaif.run.run.fcntl.flock", no_locks)
+    run = Run(tmp_path / "run")
+    with pytest.raises(RunError, match=f"cannot be locked: {os.strerror(error_number)}") as raised, run.lock():
+        pytest.fail("went on without a lock")
+    assert "file system has to have locks" in str(raised.value)
+    assert run.is_locked() is False
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_holding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder's name is a courtesy."""
+
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    run = Run(tmp_path / "run")
+    with run.lock(), pytest.raises(RunError, match="locked by another process"), Run(run.path).lock():
+        raise AssertionError("two writers")
+
+
+# Opening
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no such run"):
+        open_run(tmp_path / "absent")
+    with pytest.raises(RunError, match="this directory is not a run"):
+        open_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="there is no such run"):
+        open_run(tmp_path / "file")
+
+
+def test_a_run_that_has_only_settings_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "rlaif.toml").write_text("")
+    run = rlaif.open_run(str(tmp_path))
+    for frame in (run.prompts(), run.completions(), run.verdicts(), run.reviews()):
+        assert isinstance(frame, pl.DataFrame)
+        assert frame.height == 0
+        assert "key" in frame.columns
+    with pytest.raises(RunError, match="there are no pairs yet") as raised:
+        run.pairs()
+    assert f"rlaif judge {tmp_path}" in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rlaif.toml"]  # reading made nothing
+
+
+# The manifest
+
+
+def test_facts_are_merged_by_stage(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.manifest() == {"schema_version": 1, "stages": {}}
+    run.update_manifest("generate", a=1, b=2)
+    run.update_manifest("judge", a=3)
+    run.update_manifest("generate", b=[4], c=None)
+    assert run.manifest()["stages"] == {"generate": {"a": 1, "b": [4], "c": None}, "judge": {"a": 3}}
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_what_another_version_put_into_the_manifest_stays(tmp_path: Path) -> None:
+    value = {"schema_version": 1, "stages": {"other": {"x": 1}}, "further": "kept"}
+    (tmp_path / "manifest.json").write_bytes(orjson.dumps(value))
+    Run(tmp_path).update_manifest("generate", a=1)
+    assert Run(tmp_path).manifest() == {**value, "stages": {"other": {"x": 1}, "generate": {"a": 1}}}
+
+
+def test_the_manifest_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stops the writing, the old one is still there, and no temporary file beside it."""
+    run = Run(tmp_path)
+    run.update_manifest("generate", a=1)
+    before = run.manifest_path.read_bytes()
+
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match=r"manifest\.json: cannot be written: No space left on device"):
+        run.update_manifest("generate", a=2)
+    assert run.manifest_path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_newer_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"schema_version": 99, "stages": {}}')
+    with pytest.raises(RunError, match=r"written by a newer rlaif \(schema 99, this one reads 1\)"):
+        Run(tmp_path).manifest()
+    with pytest.raises(RunError, match="newer"):
+        Run(tmp_path).update_manifest("generate", a=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"schema_version": 1}',
+        '{"schema_version": "x", "stages": {}}',
+        '{"schema_version": null, "stages": {}}',
+        '{"schema_version": 1, "stages": []}',
+        '{"schema_version": 1, "stages": {"generate": 3}}',
+        "\udcff",
+    ],
+)
+def test_a_damaged_manifest_is_named_and_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    before = path.read_bytes()
+    for attempt in (Run(tmp_path).manifest, lambda: Run(tmp_path).update_manifest("generate", a=1)):
+        with pytest.raises(RunError, match="not a manifest that rlaif wrote") as raised:
+            attempt()
+        assert raised.value.location == str(path)
+        assert raised.value.hint
+    assert path.read_bytes() == before
+
+
+# Beginning a stage
+
+
+def configured(run: Run, **flags: Any) -> Any:
+    values = {"prompts.sources": ["a.jsonl"], "sampler.model": ["m"], "judge.model": "j",
+              **{name.replace("__", "."): value for name, value in flags.items()}}  # fmt: skip
+    return load(run.path, values, {})
+
+
+def append_record(run: Run, name: JournalName, record: Record) -> None:
+    with run.journal(name) as journal:
+        journal.append([record])
+
+
+KEY = content_key(x=1)
+PROMPT = Prompt(key=KEY, prompt_id="p", messages=[Message(role="user", content="q")])
+COMPLETION = Completion(key=KEY, prompt_id="p", index=0, model="m", text="t")
+VERDICT = Verdict(key=KEY, kind="compare", judge="j", judge_hash="h", model="m", prompt_id="p", a="1", prob_a=0.5)
+
+
+def test_what_ran_is_recorded(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start_stage("generate", configured(run))
+    facts = run.manifest()["stages"]["generate"]
+    assert facts["config"]["sampler"]["model"] == ["m"]
+    assert facts["identity"]["policies"] == ["m"]
+    assert re.fullmatch("[0-9a-f]{64}", facts["identity_hash"])
+    assert facts["packages"]["rlaif"] == rlaif.__version__
+    assert facts["ended"] is None
+    run.finish_stage("generate", prompts=3)
+    facts = run.manifest()["stages"]["generate"]
+    assert facts["started"] <= facts["ended"]
+    assert facts["history"][-1]["prompts"] == 3
+    run.start_stage("generate", configured(run))
+    assert run.manifest()["stages"]["generate"]["ended"] is None
+    run.finish_stage("generate", prompts=4)
+    assert [start["prompts"] for start in run.manifest()["stages"]["generate"]["history"]] == [3, 4]
+
+
+def test_a_changed_identity_is_refused_and_the_manifest_stays(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start_stage("generate", configured(run))
+    append_record(run, "prompts", PROMPT)
+    append_record(run, "completions", COMPLETION)
+    before = run.manifest_path.read_bytes()
+    with pytest.raises(ConfigMismatchError, match=r"policies was \['m'\], now \['n'\]"):
+        run.start_stage("generate", configured(run, sampler__model=["n"]))
+    with pytest.raises(ConfigMismatchError, match=r"sampler.n may only grow: it was 4, now 3"):
+        run.start_stage("generate", configured(run, sampler__n=3))
+    assert run.manifest_path.read_bytes() == before
+    run.start_stage("generate", configured(run, sampler__n=5, client__concurrency=7))
+    with pytest.raises(ConfigMismatchError, match=r"sampler.n may only grow: it was 5, now 4"):
+        run.start_stage("generate", configured(run))
+
+
+def test_a_setting_that_has_decided_nothing_may_be_mended(tmp_path: Path) -> None:
+    """A mistyped file or model stops the first command; the second, mended one is not refused for the difference.
+
+    Prompts bind what decides prompts, answers bind what decides answers; a failure or an imported answer binds nothing.
+    """
+    run = Run(tmp_path)
+    run.start_stage("generate", configured(run, prompts__sources=["typo.jsonl"], sampler__model=["typo"], sampler__n=8))
+    run.start_stage("generate", configured(run, sampler__model=["typo"], sampler__max_tokens=99999))
+    append_record(run, "prompts", PROMPT)
+    with pytest.raises(ConfigMismatchError, match=r"prompts\.sources was"):
+        run.start_stage("generate", configured(run, prompts__sources=["other.jsonl"]))
+    with pytest.raises(ConfigMismatchError, match="seed was 0, now 1"):
+        run.start_stage("generate", configured(run, seed=1))
+    with pytest.raises(ConfigMismatchError, match=r"sampler.system was None, now 's'"):
+        run.start_stage("generate", configured(run, sampler__system="s"))
+    append_record(run, "completions", Failure(key=KEY, error="HTTP 400: too many tokens", kind="endpoint"))
+    append_record(run, "completions", COMPLETION.model_copy(update={"source": "imported"}))
+    run.start_stage("generate", configured(run))
+    append_record(run, "completions", COMPLETION)
+    with pytest.raises(ConfigMismatchError, match="policies was"):
+        run.start_stage("generate", configured(run, sampler__model=["typo"]))
+
+
+def test_a_judge_is_bound_by_its_first_verdict_unless_restarted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    append_record(run, "prompts", PROMPT)
+    append_record(run, "completions", COMPLETION)
+    run.start_stage("judge", configured(run, judge__model="typo"))
+    run.start_stage("judge", configured(run))
+    append_record(run, "verdicts", VERDICT)
+    with pytest.raises(ConfigMismatchError, match="--restart"):
+        run.start_stage("judge", configured(run, judge__model="k"))
+    run.start_stage("judge", configured(run, judge__model="k"), restart=True)
+    run.start_stage("judge", configured(run, judge__model="k"))

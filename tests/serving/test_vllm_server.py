@@ -1,0 +1,843 @@
+"""The managed server: nothing of it is ever left behind, its death has a reason, and it comes back. With a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif import cpu
+from rlaif.config.models import ClientConfig
+from rlaif.cpu import Core, Cores
+from rlaif.errors import MissingDependencyError, RlaifError, ServerError, UsageError
+from rlaif.llm.backends import ModelBackends
+from rlaif.llm.client import Client
+from rlaif.llm.usage import UsageMeter
+from rlaif.serving import cores, demo_model, process_supervisor, vllm_server
+from rlaif.serving.vllm_server import VllmServer, failure_reason, vllm_args
+from tests.conftest import ROOT
+from tests.processes import processes_carrying, wait_until
+
+HERE = Path(__file__).parent
+LOGS = HERE / "logs"
+GRACE_S = 0.2
+TWO_CORES = Cores((Core(0, 0), Core(1, 1)))
+PROCESSOR = cpu.parse_cpuinfo((ROOT / "tests" / "cpuinfo" / "zen3.txt").read_text())
+
+
+class FakeVllmServer(VllmServer):
+    """A VllmServer that runs tests/serving/fake_vllm.py. ``plan`` is what its starts do, in turn."""
+
+    plan: Path
+
+    def _command(self, flags: list[str]) -> list[str]:
+        real = super()._command(flags)
+        return [real[0], str(HERE / "standin.py"), str(self.plan), *real[3:]]
+
+
+def short_grace(folder: Path) -> str:
+    """The guard as it is, but for how long it lets others finish: a copy of its file."""
+    text = Path(process_supervisor.__file__).read_text()
+    for line in ("\nSHUTDOWN_GRACE_S = 8.0\n", "\nCRASH_GRACE_S = 1.0\n"):
+        assert line in text
+        text = text.replace(line, f"{line.partition(' =')[0]} = {GRACE_S}\n")
+    copy = folder / "guard.py"
+    copy.write_text(text)
+    return str(copy)
+
+
+@pytest.fixture
+def log_lines() -> list[str]:
+    return []
+
+
+Make = Callable[..., FakeVllmServer]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) -> Iterator[Make]:
+    """``make("serve", ...)``: a server whose starts do these things in turn. Whatever is left of it is ended."""
+    monkeypatch.setattr(process_supervisor, "__file__", short_grace(tmp_path))
+    monkeypatch.setattr(vllm_server, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(vllm_server, "LOG_FLUSH_S", 1.0)
+    monkeypatch.setattr(vllm_server, "CORE_WAIT_S", 0.2)
+    monkeypatch.setattr(vllm_server, "vllm_variant", lambda: "cpu")
+    monkeypatch.setattr(cores, "default_lock_dir", lambda: tmp_path / "cores")  # a real vLLM may run beside these tests
+    monkeypatch.setattr(cpu, "usable_cores", lambda: TWO_CORES)
+    monkeypatch.setattr(cpu, "detect_cpu", lambda: PROCESSOR)
+    for name in (cores.BIND_VARIABLE, cores.SIM_NUMA_VARIABLE, *cpu.ISA_LIMITS):
+        monkeypatch.delenv(name, raising=False)
+    created: list[FakeVllmServer] = []
+
+    def start(
+        *plan: str, model: str = "some/model", options: dict[str, Any] | None = None, max_cores: int | None = None,
+        **config: Any,
+    ) -> FakeVllmServer:  # fmt: skip
+        server = FakeVllmServer(
+            model, options or {}, ClientConfig(**config), tmp_path / "log", log_lines.append, max_cores=max_cores
+        )
+        server.plan = tmp_path / f"plan{len(created)}"
+        server.plan.write_text("\n".join(plan))
+        created.append(server)
+        return server
+
+    yield start
+    for server in created:
+        for number in processes_carrying(server.key):
+            os.kill(number, signal.SIGKILL)
+        server.close()
+
+
+def serving_processes(server: VllmServer) -> dict[int, str]:
+    """The stand-in's processes without the guard: the one that listens and its grandchild."""
+    return {n: command for n, command in processes_carrying(server.key).items() if "guard.py" not in command}
+
+
+def guard_pid(server: VllmServer) -> int:
+    assert server._process is not None
+    return server._process.pid
+
+
+def listening_pid(server: VllmServer) -> int:
+    """The guard's child."""
+    tasks = Path(f"/proc/{guard_pid(server)}/task/{guard_pid(server)}/children")
+    (child,) = map(int, tasks.read_text().split())
+    return child
+
+
+# Nothing is left behind
+
+
+def test_a_server_on_a_cpu_compiles_no_kernels(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler passes the path of the environment on unquoted: in one with a space every verdict failed."""
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
+    server = make("serve")
+    server.start()
+    environment = Path(f"/proc/{listening_pid(server)}/environ").read_bytes().split(b"\0")
+    assert b"TORCH_COMPILE_DISABLE=1" in environment
+
+
+def test_stop_ends_the_whole_group_deaf_or_not(make: Make, log_lines: list[str]) -> None:
+    server = make("serve")
+    server.start()
+    assert server.is_running()
+    assert len(serving_processes(server)) == 2
+    server.stop()
+    assert not processes_carrying(server.key)
+    assert not server.is_running()
+    server.stop()  # again is no harm
+    assert log_lines[0].startswith(
+        "starting vLLM with some/model: float32 (no avx512_bf16 or amx_bf16), cores 0-1 "
+        "(usually about a minute on a CPU); log: "
+    )
+    assert log_lines[-1].startswith("vLLM is ready after ")
+
+
+PARENT = f"""
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup, which has children ignore it
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from rlaif import cpu
+from rlaif.config.models import ClientConfig
+from rlaif.llm import cores, guard, server as servers
+from tests.serving.test_vllm_server import TWO_CORES, FakeVllmServer
+guard.__file__, servers.POLL_INTERVAL_S, servers.vllm_variant = sys.argv[2], 0.02, lambda: "cpu"
+cores.default_lock_dir, cpu.usable_cores = lambda: Path(sys.argv[1]).parent / "cores", lambda: TWO_CORES
+max_cores = int(sys.argv[3]) if len(sys.argv) > 3 else None
+servers.CORE_WAIT_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.2
+log_lines = []
+server = FakeVllmServer("some/model", {{}}, ClientConfig(), Path(sys.argv[1]).parent, log_lines.append, None, max_cores)
+server.plan = Path(sys.argv[1])
+server.start()
+print(server.key, *log_lines[:1], flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_however_the_parent_dies_nothing_is_left(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "plan").write_text("serve")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    assert parent.stdout is not None
+    key = parent.stdout.readline().split()[0]
+    parent.stdout.close()
+    assert len(key) == 32
+    assert len(processes_carrying(key)) == 3
+    parent.send_signal(number)
+    parent.wait(timeout=20)
+    assert wait_until(lambda: not processes_carrying(key))
+
+
+def test_a_sibling_that_inherited_the_pipe_does_not_keep_the_server_alive(tmp_path: Path) -> None:
+    """A fork of the parent holds the pipe open for good: the guard looks whether its parent is there."""
+    (tmp_path / "plan").write_text("serve")
+    code = PARENT.replace("server.start()", "server.start(); import os; os.fork() or time.sleep(600)")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "plan"), short_grace(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)  # fmt: skip
+    assert parent.stdout is not None
+    key = parent.stdout.readline().split()[0]
+    parent.stdout.close()
+    assert len(processes_carrying(key)) == 3
+    parent.kill()
+    parent.wait(timeout=20)
+    assert wait_until(lambda: not processes_carrying(key))
+    os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_a_dead_child_takes_its_group_along(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    os.kill(listening_pid(server), signal.SIGKILL)
+    assert wait_until(lambda: not processes_carrying(server.key))
+    assert wait_until(lambda: not server.is_running())  # the guard goes last
+    assert server._failure_reason() == "error: the server was ended by signal 9 (Killed)"
+
+
+def test_a_dead_guard_takes_its_child_along_and_stop_the_rest(make: Make) -> None:
+    """kill -9 of the guard itself: the child dies with it by the kernel's hand; the grandchild is ended by stop."""
+    server = make("serve")
+    server.start()
+    child = listening_pid(server)
+    os.kill(guard_pid(server), signal.SIGKILL)
+    assert wait_until(lambda: child not in processes_carrying(server.key))
+    assert not server.is_running()
+    assert len(processes_carrying(server.key)) == 1
+    server.stop()
+    assert wait_until(lambda: not processes_carrying(server.key))
+
+
+def test_a_dead_guard_does_not_keep_the_server_from_coming_back(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    before = set(processes_carrying(server.key))
+    os.kill(guard_pid(server), signal.SIGKILL)
+    assert wait_until(lambda: not server.is_running())
+    server.ensure_running()
+    assert server.is_running()
+    assert len(serving_processes(server)) == 2
+    assert not before & set(processes_carrying(server.key))
+    server.stop()
+    assert wait_until(lambda: not processes_carrying(server.key))
+
+
+def test_an_interrupt_during_the_start_leaves_nothing(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make("silent")
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
+    threading.Thread(
+        target=lambda: wait_until(lambda: len(serving_processes(server)) == 2) and os.kill(os.getpid(), signal.SIGINT)
+    ).start()
+    with pytest.raises(KeyboardInterrupt), ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
+        engines.client_for("some/model", [], {}, UsageMeter())
+    assert not processes_carrying(server.key)
+
+
+def test_a_start_that_nobody_waits_for_any_more_ends(make: Make) -> None:
+    """The second interrupt cancels the request whose thread starts the server again: the thread must not go on."""
+    server, cancelled, failed = make("silent"), threading.Event(), list[BaseException]()
+
+    def start() -> None:
+        try:
+            server.start(cancelled)
+        except ServerError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert wait_until(lambda: len(serving_processes(server)) == 2)
+    cancelled.set()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert "interrupted" in str(failed[0])
+    assert not processes_carrying(server.key)
+
+
+# Why it did not start
+
+
+@pytest.mark.parametrize(
+    ("log", "expected", "hint"),
+    [
+        ("nomodel.log", "OSError: We couldn't connect to 'https://huggingface.co'", "Check the model's name"),
+        ("nopath.log", "OSError: Repo id must be in the form 'repo_name'", "Check the model's name"),
+        ("noargs.log", "error: unrecognized arguments: --no-such-thing", "Mend what stands under [sampler.vllm]"),
+        ("typo.log", "error: unrecognized arguments: --tensor-paralel-size. Did you mean 'tensor_parallel_size'?", ""),
+        ("toolong.log", "ValueError: User-specified max_model_len (99999) is greater", "Mend what stands under"),
+        ("kvsmall.log", "ValueError: To serve at least one request with the model's max seq len", "Give it less"),
+        ("oom.log", "ValueError: Available memory on node 0 (8.81/13.84 GiB) on kv cache allocation", "Give it less"),
+        ("died.log", "RuntimeError: CPU Generator does not use offset", "Read the log"),
+        ("cuda.log", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB", "Give it less"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_the_first_cause_in_the_log(make: Make, log: str, expected: str, hint: str) -> None:
+    """Logs of real starts that failed (vLLM 0.32; typo.log without most of the usage, cuda.log written after its form).
+    Those are not tried again."""
+    server = make(f"crash {LOGS / log}", "serve")
+    with pytest.raises(ServerError) as caught:
+        server.start()
+    assert caught.value.message.startswith(f"vLLM did not start: {expected}")
+    assert caught.value.location == str(server.log_file)
+    assert (caught.value.hint or "").startswith(hint)
+    assert server.plan.read_text() == "serve"
+    assert not processes_carrying(server.key)
+
+
+def test_a_taken_port_is_tried_again_with_another(make: Make, log_lines: list[str]) -> None:
+    server = make(f"crash {LOGS / 'port.log'}", f"crash {LOGS / 'port.log'}", "serve")
+    server.start()
+    assert server.is_running()
+    assert sum("Address already in use); trying again" in line for line in log_lines) == 2
+
+
+def test_three_failed_starts_are_enough(make: Make, log_lines: list[str]) -> None:
+    server = make("killed")
+    with pytest.raises(
+        ServerError, match=r"did not start: error: the server was ended by signal 9 \(Killed\)"
+    ) as caught:
+        server.start()
+    assert sum(line.startswith("starting vLLM") for line in log_lines) == vllm_server.MAX_STARTS == 3
+    assert "Give it less" in str(caught.value)  # the kernel kills who takes too much memory
+
+
+def test_the_reason_is_of_this_start_and_not_of_one_before(make: Make) -> None:
+    server = make(f"crash {LOGS / 'port.log'}", "crash /dev/null")
+    with pytest.raises(ServerError, match="did not start: standin: starting crash"):
+        server.start()
+    assert "Address already in use" in server.log_file.read_text()
+
+
+def test_one_that_does_not_become_healthy_is_ended(
+    make: Make, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_server, "LOG_INTERVAL_S", 0.1)
+    for plan in ("silent", "sick"):
+        server = make(plan, server_start_timeout_s=0.6)
+        with pytest.raises(ServerError, match="not healthy after 1 s"):
+            server.start()
+        assert not processes_carrying(server.key)
+    assert sum(line.startswith("vLLM is loading some/model (") for line in log_lines) >= 4
+    assert sum(line.startswith("starting vLLM") for line in log_lines) == 2  # it would only take as long again
+
+
+def test_a_slow_start_says_so_now_and_then(make: Make, log_lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_server, "LOG_INTERVAL_S", 0.2)
+    make("serve 1").start()
+    assert 2 <= sum(line.startswith("vLLM is loading some/model (") for line in log_lines) <= 8
+    assert log_lines[-1].startswith("vLLM is ready after ")
+
+
+def test_a_python_that_is_not_there(make: Make) -> None:
+    for name in ("/nowhere/bin/python", "no-such-python"):
+        server = make("serve", server_python=name)
+        with pytest.raises(MissingDependencyError, match=f"there is no {name} to run vLLM with") as caught:
+            server.start()
+        assert "server_python" in str(caught.value)
+
+
+def test_another_python_runs_the_server_but_not_the_guard(make: Make, tmp_path: Path) -> None:
+    """vLLM may live in an environment of its own."""
+    other = tmp_path / "other-python"
+    other.symlink_to(sys.executable)
+    server = make("serve", server_python=str(other))
+    server.start()
+    assert all(str(other) in command for command in serving_processes(server).values())
+    assert processes_carrying(server.key)[guard_pid(server)].startswith(sys.executable)
+
+
+def test_no_vllm_is_a_missing_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def version(name: str) -> str:
+        raise vllm_server.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(vllm_server.importlib.metadata, "version", version)
+    with pytest.raises(MissingDependencyError, match="vLLM is not installed") as caught:
+        VllmServer("m", {}, ClientConfig(), tmp_path, print).start()
+    assert caught.value.exit_code == 4
+
+
+def test_a_log_without_errors_and_none_at_all(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert failure_reason(log) == "no log was written"
+    log.write_text("")
+    assert failure_reason(log) == "it said nothing"
+    log.write_text(
+        "INFO starting\n(APIServer pid=1) WARNING 11-24 00:06:20 [a.py:1] such as `OSError: [Errno 24] x`\nlast\n\n"
+    )
+    assert failure_reason(log) == "last"
+    log.write_bytes(b"\xff\xfeValueError: no\nValueError: " + b"x" * 10_000)
+    assert failure_reason(log) == "ValueError: " + "x" * 288
+
+
+# Coming back
+
+
+def test_ensure_starts_a_dead_server_once_for_all_callers(make: Make, log_lines: list[str]) -> None:
+    server = make("serve")
+    server.start()
+    port, before = server.port, set(processes_carrying(server.key))
+    server.ensure_running()
+    assert set(processes_carrying(server.key)) == before  # it lives: nothing happens
+    os.kill(listening_pid(server), signal.SIGKILL)
+    callers = [threading.Thread(target=server.ensure_running) for _ in range(16)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert server.is_running()
+    assert server.port == port
+    assert len(processes_carrying(server.key)) == 3
+    assert sum(line.startswith("vLLM has died (") for line in log_lines) == 1
+    assert any("signal 9" in line for line in log_lines)
+
+
+def test_a_death_that_the_guard_has_not_seen_is_one(make: Make) -> None:
+    """Nobody listens any more, but the guard still lives: that is a dead server."""
+    server = make("serve")
+    server.start()
+    os.kill(guard_pid(server), signal.SIGSTOP)
+    child = listening_pid(server)
+    os.kill(child, signal.SIGKILL)
+    assert wait_until(lambda: child not in processes_carrying(server.key))
+    assert server.is_running()
+    threading.Timer(0.3, os.kill, (guard_pid(server), signal.SIGCONT)).start()
+    server.ensure_running()
+    assert len(serving_processes(server)) == 2
+
+
+def test_a_server_whose_engine_is_dead_is_started_again(make: Make) -> None:
+    """vLLM answers 503 to /health while it takes itself down."""
+    server = make("serve")
+    server.start()
+    before = set(serving_processes(server))
+    os.kill(listening_pid(server), signal.SIGUSR1)
+    assert wait_until(lambda: server._probe_health(2) is False)
+    assert server.is_running()
+    server.ensure_running()
+    assert server._probe_health(2)
+    assert len(serving_processes(server)) == 2
+    assert not before & set(serving_processes(server))
+
+
+def test_a_busy_server_is_not_taken_for_a_dead_one(make: Make) -> None:
+    """It accepts and does not answer in time."""
+    server = make("serve")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        server.port = busy.getsockname()[1]
+        assert server._probe_health(0.1) is None
+    assert server._probe_health(0.1) is False
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGUSR2], ids=["frozen", "its engine alone"])
+def test_one_that_hangs_is_started_again_and_its_requests_are_answered(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], log_lines: list[str], number: int
+) -> None:
+    """It lives and listens, and answers nothing of what it is asked."""
+    server = make("serve")
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
+    with ModelBackends(tmp_path, ClientConfig(max_attempts=4, timeout_s=1.0), lambda line: None) as engines:
+        client = engines.client_for("some/model", [], {}, UsageMeter())
+
+        async def main() -> set[str]:
+            async with client:
+                body = {"messages": [{"role": "user", "content": "?"}]}
+                await client.chat(body)
+                os.kill(listening_pid(server), number)
+                replies = await asyncio.gather(*(client.chat(body) for _ in range(8)))
+                return {reply.choices[0].text for reply in replies}
+
+        assert len(asyncio.run(main())) == 1
+        assert sum(line.startswith("vLLM hangs (it does not answer any more)") for line in log_lines) == 1
+    assert not processes_carrying(server.key)
+
+
+def test_one_that_hangs_between_two_stages_is_started_again_for_the_next(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
+) -> None:
+    monkeypatch.setattr(vllm_server, "HEALTH_TIMEOUT_S", 0.2)
+    server = make("serve")
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
+        engines.client_for("some/model", [], {}, UsageMeter())
+        os.kill(listening_pid(server), signal.SIGSTOP)
+        engines.client_for("some/model", [], {}, UsageMeter())
+        assert server._probe_health(10)
+    assert sum(line.startswith("vLLM hangs") for line in log_lines) == 1
+
+
+def test_one_that_keeps_hanging_is_given_up_with_what_may_help(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    for _ in range(vllm_server.MAX_STARTS):
+        server.ensure_running(silent_since=time.monotonic())
+    with pytest.raises(ServerError, match="more than 3 times: it does not answer any more") as caught:
+        server.ensure_running(silent_since=time.monotonic())
+    assert "raise timeout_s" in str(caught.value)
+
+
+def test_a_server_that_keeps_dying_is_given_up(make: Make, log_lines: list[str]) -> None:
+    server = make("serve")
+    server.start()
+    for _ in range(vllm_server.MAX_STARTS):
+        os.kill(listening_pid(server), signal.SIGKILL)
+        server.ensure_running()
+    os.kill(listening_pid(server), signal.SIGKILL)
+    with pytest.raises(ServerError, match="vLLM died more than 3 times: error: the server was ended by signal 9"):
+        server.ensure_running()
+    with pytest.raises(ServerError):
+        server.ensure_running()
+    assert sum(line.startswith("vLLM has died (") for line in log_lines) == 3
+    assert not processes_carrying(server.key)
+
+
+# What a server on a CPU is started with
+
+
+def environment_of(server: VllmServer) -> dict[str, str]:
+    """The environment of the stand-in that listens, as the kernel shows it."""
+    text = Path(f"/proc/{listening_pid(server)}/environ").read_bytes().decode()
+    return dict(line.split("=", 1) for line in text.split("\0") if "=" in line)
+
+
+def option(server: VllmServer, name: str) -> str | None:
+    words = Path(f"/proc/{listening_pid(server)}/cmdline").read_bytes().decode().split("\0")
+    return words[words.index(name) + 1] if name in words else None
+
+
+def test_no_child_inherits_the_wish_not_to_write_bytecode(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("SOMETHING_ELSE", "kept")
+    server = make("serve")
+    server.start()
+    assert "PYTHONDONTWRITEBYTECODE" not in environment_of(server)
+    assert environment_of(server)["SOMETHING_ELSE"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "expected"),
+    [
+        ({}, "float32", "float32 (no avx512_bf16 or amx_bf16)"),
+        ({"dtype": "bfloat16"}, "bfloat16", "dtype bfloat16, as set"),
+        ({"quantization": "awq"}, None, "quantized, in vLLM's own dtype"),
+    ],
+)
+def test_the_dtype_follows_from_the_processor_unless_the_options_decide(
+    make: Make, log_lines: list[str], options: dict[str, Any], dtype: str | None, expected: str
+) -> None:
+    server = make("serve", options=options)
+    server.start()
+    assert option(server, "--dtype") == dtype
+    assert log_lines[0].startswith(f"starting vLLM with some/model: {expected}, cores 0-1 (")
+
+
+def test_a_model_that_its_first_start_brought_is_looked_at_again(
+    make: Make, tmp_path: Path, log_lines: list[str]
+) -> None:
+    """Only when it has been downloaded is it known that it is quantized, and that vLLM takes no float32 for it."""
+    model = tmp_path / "model"
+    server = make(f"crash {LOGS / 'quantized.log'}", "serve", model=str(model))
+    real, starts = server._spawn, list[list[str]]()
+
+    def spawn(command: list[str], variables: Any) -> None:
+        starts.append(command)
+        real(command, variables)
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
+
+    server._spawn = spawn  # type: ignore[method-assign]
+    server.start()
+    assert ["--dtype" in command for command in starts] == [True, False]
+    assert "float32 is not supported for quantization method awq" in log_lines[1]
+    assert log_lines[2].startswith(f"starting vLLM with {model}: quantized, in vLLM's own dtype, cores 0-1 (")
+
+
+def test_threads_are_bound_to_free_cores(make: Make, log_lines: list[str]) -> None:
+    first, second, third = make("serve", max_cores=1), make("serve", max_cores=1), make("serve")
+    for server in (first, second, third):
+        server.start()
+    assert [environment_of(server)[cores.BIND_VARIABLE] for server in (first, second, third)] == ["0", "1", "nobind"]
+    assert environment_of(third)[cores.THREADS_VARIABLE] == "2"
+    starting = [line for line in log_lines if line.startswith("starting")]
+    assert "core 0 (usually" in starting[0]
+    assert "not bound to cores, 2 threads (no core is free: other model servers hold 0-1) (usually" in starting[2]
+
+
+def test_a_server_that_is_started_again_keeps_its_cores(make: Make) -> None:
+    first, second = make("serve", max_cores=1), make("serve")
+    first.start()
+    first.stop()  # as before a restart
+    second.start()
+    assert environment_of(second)[cores.BIND_VARIABLE] == "1"
+    first.ensure_running()
+    assert environment_of(first)[cores.BIND_VARIABLE] == "0"
+    first.close()
+    third = make("serve")
+    third.start()
+    assert environment_of(third)[cores.BIND_VARIABLE] == "0"
+
+
+def test_what_the_user_binds_is_left_alone(make: Make, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) -> None:
+    monkeypatch.setenv(cores.BIND_VARIABLE, "0")
+    server, other = make("serve"), make("serve")
+    server.start()
+    assert environment_of(server)[cores.BIND_VARIABLE] == "0"
+    assert ", VLLM_CPU_OMP_THREADS_BIND=0, as set (usually" in log_lines[0]
+    monkeypatch.setenv(cores.BIND_VARIABLE, "")
+    other.start()
+    assert environment_of(other)[cores.BIND_VARIABLE] == "0-1"  # nothing was claimed, and "" is not set
+
+
+def test_servers_of_two_processes_have_different_cores_until_they_end(tmp_path: Path) -> None:
+    """Two rlaif processes, one killed as hard as can be: its core is free as soon as its server is gone."""
+    (tmp_path / "plan").write_text("serve")
+
+    def start(max_cores: int, wait_s: float = 0.2) -> tuple[subprocess.Popen[str], str, str]:
+        line = [
+            sys.executable,
+            "-c",
+            PARENT,
+            str(tmp_path / "plan"),
+            short_grace(tmp_path),
+            str(max_cores),
+            str(wait_s),
+        ]
+        parent = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert parent.stdout is not None
+        key = parent.stdout.readline().split()[0]
+        parent.stdout.close()
+        (bound,) = {
+            variable.removeprefix(f"{cores.BIND_VARIABLE}=") for number in processes_carrying(key)
+            for variable in Path(f"/proc/{number}/environ").read_bytes().decode().split("\0")
+            if variable.startswith(f"{cores.BIND_VARIABLE}=")
+        } - {os.environ.get(cores.BIND_VARIABLE)}  # fmt: skip
+        return parent, key, bound
+
+    parents = []
+    try:
+        (first, first_key, bound), (second, _, other), (third, _, none) = [start(1) for _ in range(3)]
+        parents += [first, second, third]
+        assert (bound, other, none) == ("0", "1", "nobind")
+        assert processes_carrying(first_key)
+        first.kill()  # and the same command at once, while the guard is still ending the server
+        parents.append((again := start(2, 30.0))[0])
+        assert again[2] == "0"
+    finally:
+        for parent in parents:
+            parent.kill()
+            parent.wait(timeout=20)
+    assert wait_until(lambda: not processes_carrying(str(tmp_path / "plan")))
+
+
+# Engines and the client
+
+
+def test_a_request_outlives_its_server(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    server = make("serve")
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
+    with ModelBackends(tmp_path, ClientConfig(max_attempts=4), lambda line: None) as engines:
+        client = engines.client_for("some/model", [], {}, UsageMeter())
+
+        async def main() -> list[str]:
+            async with client:
+                assert await client.check() == "vllm"
+                body = {"messages": [{"role": "user", "content": "?"}]}
+                first = await client.chat(body)
+                os.kill(listening_pid(server), signal.SIGKILL)
+                replies = await asyncio.gather(*(client.chat(body) for _ in range(8)))
+                return [reply.choices[0].text for reply in (first, *replies)]
+
+        texts = asyncio.run(main())
+        assert len(set(texts[1:])) == 1
+        assert texts[0] != texts[1]
+    assert not processes_carrying(server.key)
+
+
+def test_a_server_whose_port_is_taken_while_it_is_down_comes_back_on_another(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    server = make("serve")
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
+
+    def close_connections(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    with contextlib.ExitStack() as stack:
+        engines = stack.enter_context(ModelBackends(tmp_path, ClientConfig(max_attempts=6), lambda line: None))
+        client = engines.client_for("some/model", [], {}, UsageMeter())
+        port, body = server.port, {"messages": [{"role": "user", "content": "?"}]}
+
+        async def main() -> list[str]:
+            async with client:
+                first = await client.chat(body)
+                os.kill(listening_pid(server), signal.SIGKILL)
+                assert wait_until(lambda: server._probe_health(1) is False)
+                listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                stack.callback(listener.shutdown, socket.SHUT_RDWR)
+                threading.Thread(target=close_connections, args=(listener,), daemon=True).start()
+                replies = await asyncio.gather(*(client.chat(body) for _ in range(4)))
+                return [reply.choices[0].text for reply in (first, *replies)]
+
+        texts = asyncio.run(main())
+        assert server.port != port
+        assert len(set(texts[1:])) == 1
+        assert texts[0] != texts[1]
+
+
+def test_a_server_that_died_between_two_stages_is_back_for_the_next(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make("serve")
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
+        engines.client_for("some/model", [], {}, UsageMeter())
+        os.kill(listening_pid(server), signal.SIGKILL)
+        assert wait_until(lambda: not server.is_running())
+        client = engines.client_for("some/model", [], {}, UsageMeter())
+        assert server.is_running()
+        assert client.url == server.url
+    assert not server.is_running()
+
+
+def test_one_server_at_a_time_shared_by_one_model(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[FakeVllmServer] = []
+
+    def new(model: str, *_: Any) -> FakeVllmServer:
+        assert not any(server.is_running() for server in created)
+        created.append(make("serve", model=model))
+        return created[-1]
+
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", new)
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
+        for model in ("a", "a", "b", "a"):
+            assert isinstance(engines.client_for(model, [], {}, UsageMeter()), Client)
+            assert [server.model for server in created if server.is_running()] == [model]
+    assert [server.model for server in created] == ["a", "b", "a"]
+    assert not any(processes_carrying(server.key) for server in created)
+
+
+def test_a_url_needs_no_server_and_takes_no_server_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlaif.llm.backends.VllmServer", None)
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
+        assert engines.client_for("m", ["http://127.0.0.1:9/v1"], {}, UsageMeter()).urls == ["http://127.0.0.1:9/v1"]
+        with pytest.raises(UsageError, match="a server that rlaif does not start"):
+            engines.client_for("m", ["http://127.0.0.1:9/v1"], {"max_model_len": 1}, UsageMeter())
+
+
+# The command line
+
+
+def test_the_key_is_in_the_environment_and_in_no_command_line_or_log(make: Make) -> None:
+    server = make("serve")
+    server.start()
+    commands = processes_carrying(server.key)
+    assert len(commands) == 3
+    assert not any(server.key in command for command in commands.values())
+    server.stop()
+    assert server.key not in server.log_file.read_text()
+    assert server.key not in repr(server)
+
+
+def test_loopback_is_asked_for_health_without_a_proxy(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    make("serve", server_start_timeout_s=20).start()
+
+
+def flags_of(kind: str, options: dict[str, Any]) -> dict[str, list[str]]:
+    flags: dict[str, list[str]] = {}
+    for word in vllm_args("some/model", kind, options):
+        if word.startswith("--"):
+            assert word not in flags
+            flags[word] = []
+            last = word
+        else:
+            flags[last].append(word)
+    return flags
+
+
+def test_vllm_settings_become_flags() -> None:
+    flags = flags_of("cuda", {"max_model_len": 512, "enable_prefix_caching": False, "lora_modules": ["a=b", "c=d"],
+                              "hf_overrides": {"x": [1, True]}, "generation-config": "auto"})  # fmt: skip
+    assert flags["--model"] == ["some/model"]
+    assert flags["--served-model-name"] == ["some/model"]
+    assert flags["--host"] == ["127.0.0.1"]
+    assert flags["--max-model-len"] == ["512"]
+    assert flags["--no-enable-prefix-caching"] == []
+    assert flags["--lora-modules"] == ["a=b", "c=d"]
+    assert flags["--hf-overrides"] == ['{"x": [1, true]}']
+    assert flags["--generation-config"] == ["auto"]  # written either way, and once
+    assert "--enforce-eager" not in flags
+
+
+def test_on_a_cpu_no_prompt_is_read_in_pieces() -> None:
+    """A request with a seed would kill the engine: no piece is shorter than the longest prompt."""
+    for options in ({}, {"max_model_len": 8192}, {"max-model-len": 8192}):
+        flags = flags_of("cpu", options)
+        assert flags["--max-num-batched-tokens"] == flags["--max-model-len"]
+        assert "--no-enable-chunked-prefill" in flags
+        assert "--enforce-eager" in flags
+    assert flags["--max-model-len"] == ["8192"]
+
+
+@pytest.mark.parametrize("name", ["host", "port", "api_key", "api-key", "model", "served_model_name"])
+def test_what_rlaif_reaches_the_server_by_cannot_be_set(name: str) -> None:
+    with pytest.raises(UsageError, match="is set by rlaif itself"):
+        vllm_args("some/model", "cpu", {name: "x"})
+
+
+def test_log_names_are_plain(tmp_path: Path) -> None:
+    for model in ("org/model-7B", "/a/../../b", "..", "x" * 300, "a b\n"):
+        log = VllmServer(model, {}, ClientConfig(), tmp_path, print).log_file
+        assert log.parent == tmp_path
+        assert len(log.name) < 80
+
+
+def test_the_embedded_model_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another command converts it meanwhile, it is waited for and then taken as it is."""
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    converted: list[Path] = []
+
+    def convert(_gguf: Path, target: Path) -> None:
+        time.sleep(0.2)
+        converted.append(target)
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setattr(demo_model, "_convert", convert)
+    monkeypatch.setattr(demo_model, "_find_gguf", lambda: tmp_path)
+    threads = [threading.Thread(target=demo_model.demo_checkpoint) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert converted == [tmp_path / demo_model.CHECKPOINT_DIR_NAME]
+    assert demo_model.resolve_model("demo") == str(tmp_path / demo_model.CHECKPOINT_DIR_NAME)
+    assert demo_model.resolve_model("org/model") == "org/model"
+
+
+def test_a_missing_embedded_model_is_a_missing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo_model, "WEIGHTS_PACKAGE", "no_such_package_here")
+    with pytest.raises(MissingDependencyError, match="the embedded model is not installed") as caught:
+        demo_model.resolve_model("demo")
+    assert isinstance(caught.value, RlaifError)

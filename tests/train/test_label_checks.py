@@ -1,0 +1,69 @@
+"""Preflight from what the run knows of its labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.config.models import TrainConfig
+from rlaif.run.run import Run
+from rlaif.train import label_checks
+
+PAIRS = {"routes": {"judge": 90, "audit": 5, "targeted": 5}, "dataset_left_out": {"awaiting_review": 4}}
+BALANCE = [
+    {"prompt": "benign", "chosen": "comply", "pairs": 95},
+    {"prompt": "harmful", "chosen": "refuse", "pairs": 5},
+]
+
+
+def findings_by_name(
+    tmp_path: Path, train: dict[str, Any] | None = None, **judge: Any
+) -> dict[str, label_checks.PreflightFinding]:
+    run = Run(tmp_path)
+    run.update_manifest("judge", **judge)
+    return {
+        finding.name: finding for finding in label_checks.check_labels(run, TrainConfig.model_validate(train or {}))
+    }
+
+
+def test_a_run_that_judged_nothing_has_nothing_to_say(tmp_path: Path) -> None:
+    assert label_checks.check_labels(Run(tmp_path), TrainConfig()) == []
+
+
+def test_pairs_that_wait_are_counted(tmp_path: Path) -> None:
+    waiting = findings_by_name(tmp_path, pairs=PAIRS)["queue"]
+    assert (waiting.level, waiting.message) == ("warn", "4 of 10 pairs in the queue are not reviewed and left out")
+    assert "rlaif review" in (waiting.hint or "")
+    assert findings_by_name(tmp_path, pairs={**PAIRS, "dataset_left_out": {}})["queue"].level == "pass"
+
+
+@pytest.mark.parametrize(
+    ("rate", "train", "level"),
+    [
+        (None, {}, "pass"),
+        (0.05, {}, "pass"),
+        (0.2, {}, "warn"),
+        (0.2, {"loss": ["robust"]}, "pass"),
+        (0.2, {"method": "sft"}, "pass"),
+        (0.46, {"loss": ["robust"]}, "refuse"),
+        (0.8, {}, "refuse"),
+    ],
+)
+def test_noise_suggests_a_loss_that_expects_it(tmp_path: Path, rate: Any, train: Any, level: str) -> None:
+    noise = findings_by_name(tmp_path, train, pairs=PAIRS, labels={"noise_rate": rate})["noise"]
+    assert noise.level == level
+    assert (rate is None) == ("not measured" in noise.message)
+    assert (level == "warn") == ("label_smoothing = 0.20" in (noise.hint or ""))
+    assert ("reversed?" in noise.message) == (rate == 0.8)
+
+
+def test_refusals_are_balanced_by_the_prompts(tmp_path: Path) -> None:
+    assert "not measured" in findings_by_name(tmp_path, pairs=PAIRS)["refusals"].message
+    assert findings_by_name(tmp_path, pairs=PAIRS, balance=BALANCE)["refusals"].level == "pass"
+    refusing = [*BALANCE, {"prompt": "benign", "chosen": "refuse", "pairs": 7}]
+    finding = findings_by_name(tmp_path, pairs=PAIRS, balance=refusing)["refusals"]
+    assert (finding.level, finding.message[:28]) == ("warn", "12 of 107 chosen answers ref")
+    complying = [*BALANCE, {"prompt": "harmful", "chosen": "comply", "pairs": 2}]
+    assert "2 chosen answers comply" in findings_by_name(tmp_path, pairs=PAIRS, balance=complying)["refusals"].message

@@ -1,0 +1,131 @@
+"""PPO's hand-over: what ``launch.sh`` really starts, read by verl's own configuration parser."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rlaif import api
+from rlaif.config.models import Config
+from rlaif.errors import UsageError
+from rlaif.run.run import Run
+from rlaif.train import verl_export
+from tests.conftest import needs_tools
+from tests.labeling.test_judging import QuietReporter
+
+COMPOSE = """
+import importlib.util, json, sys
+import hydra, omegaconf
+from hydra.errors import HydraException
+(folder,) = importlib.util.find_spec("verl").submodule_search_locations
+with hydra.initialize_config_dir(folder + "/trainer/config", version_base=None):
+    try:
+        config = hydra.compose("ppo_trainer", overrides=sys.argv[1:])
+    except HydraException as error:
+        sys.exit(str(error))
+print(json.dumps(omegaconf.OmegaConf.to_container(config, resolve=True)))
+"""
+"""As verl.trainer.main_ppo has Hydra do it; importing that would take all that verl trains with."""
+
+
+def compose(overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    python = needs_tools("verl", "hydra")
+    return subprocess.run([python, "-c", COMPOSE, *overrides], capture_output=True, text=True)
+
+
+def launch_arguments(script: Path, tmp_path: Path, *more: str) -> list[str]:
+    """The arguments that the launch file gives to Python, by a shell and a ``python`` that tells them."""
+    fake_python = tmp_path / "bin" / "python"
+    fake_python.parent.mkdir(exist_ok=True)
+    fake_python.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    fake_python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fake_python.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([script, *more], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.removesuffix("\0").split("\0")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    reward = tmp_path / "reward, the first"  # what Hydra would take for a list, were it not quoted
+    reward.mkdir()
+    (reward / "config.json").write_text("{}")
+    train_settings = {"method": "ppo", "model": str(tmp_path), "beta": 0.02, "output": str(tmp_path / "it's (out)"),
+              "reward_model": str(reward), "num_processes": 2, "max_length": 256, "save_steps": 7}  # fmt: skip
+    return Config.model_validate({"train": train_settings})
+
+
+def test_verl_reads_the_launch_file(run: Run, config: Config, tmp_path: Path) -> None:
+    folder = api.export_for_verl(run, config)
+    module, name, *overrides = launch_arguments(folder / "launch.sh", tmp_path)
+    assert (module, name) == ("-m", "verl.trainer.main_ppo")
+    process = compose(overrides)
+    assert process.returncode == 0, process.stderr
+    read_as: dict[str, Any] = json.loads(process.stdout)
+
+    reward = read_as["reward"]["reward_model"]
+    assert (reward["enable"], Path(reward["model_path"])) == (True, Path(str(config.train.reward_model)))
+    assert (Path(reward["model_path"]) / "config.json").exists()
+    assert read_as["algorithm"]["kl_ctrl"]["kl_coef"] == 0.02
+    assert (read_as["algorithm"]["adv_estimator"], read_as["algorithm"]["use_kl_in_reward"]) == ("gae", True)
+    assert read_as["actor_rollout_ref"]["model"]["path"] == read_as["critic"]["model"]["path"] == str(tmp_path)
+    assert (read_as["trainer"]["n_gpus_per_node"], read_as["trainer"]["logger"]) == (2, ["console"])
+    assert read_as["trainer"]["default_local_dir"] == str(folder / "checkpoints")
+    assert read_as["trainer"]["save_freq"] == 7
+    batch = read_as["data"]["train_batch_size"]
+    assert (
+        batch
+        == read_as["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"]
+        == read_as["critic"]["ppo_mini_batch_size"]
+    )
+
+    # The columns are those that its dataset reads, by the names that it was told.
+    data = read_as["data"]
+    for which, count in (("train_files", 16), ("val_files", 4)):
+        prompts = pl.read_parquet(data[which])
+        assert prompts.height == count
+        assert {data["prompt_key"], data["reward_fn_key"], "reward_model", "extra_info"} <= set(prompts.columns)
+        assert prompts[data["prompt_key"]][0].to_list()[0]["content"].startswith("Name a colour. (")
+        assert prompts["extra_info"].struct.field("index").to_list() == list(range(count))
+        assert prompts["reward_model"].struct.field("ground_truth").to_list() == [""] * count
+    assert batch <= 16  # or the one batch would be dropped, and nothing trained
+
+
+def test_without_held_out_pairs_verl_validates_on_what_it_trains_on(run: Run, config: Config) -> None:
+    """It stops where there is nothing to validate on, and an empty file has none of the columns that it reads."""
+    test = run.dataset / "test.parquet"
+    pl.read_parquet(test).clear().write_parquet(test)
+    folder = verl_export.export_verl(run, config)
+    (train, validation) = (pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "test"))
+    assert validation.equals(train)
+    test.unlink()
+    assert pl.read_parquet(verl_export.export_verl(run, config) / "test.parquet").equals(train)
+
+
+def test_verl_refuses_what_it_does_not_know(run: Run, config: Config, tmp_path: Path) -> None:
+    """That the test above can fail; and what is appended to the launch file wins, as the file says."""
+    overrides = launch_arguments(api.export_for_verl(run, config) / "launch.sh", tmp_path, "trainer.nnodes=3")[2:]
+    assert json.loads(compose(overrides).stdout)["trainer"]["nnodes"] == 3
+    misspelt = [each.replace("kl_ctrl.kl_coef", "kl_ctrl.kl_coeff") for each in overrides]
+    process = compose(misspelt)
+    assert process.returncode == 1
+    assert "kl_coeff" in process.stderr
+
+
+def test_what_cannot_be_handed_over(run: Run, config: Config) -> None:
+    train = config.train
+    with pytest.raises(UsageError, match="needs a reward model"):
+        verl_export.export_verl(
+            run, config.model_copy(update={"train": train.model_copy(update={"reward_model": None})})
+        )
+    with pytest.raises(UsageError, match="16 prompts cannot be shared by 17 GPUs"):
+        verl_export.export_verl(
+            run, config.model_copy(update={"train": train.model_copy(update={"num_processes": 17})})
+        )
+    with pytest.raises(UsageError, match="handed over to verl"):
+        api.train(run, config, QuietReporter())
