@@ -152,7 +152,7 @@ def test_a_file_in_the_runs_place_is_told(tmp_path: Path) -> None:
         raise AssertionError("written")
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("error_number", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_number: int
 ) -> None:
