@@ -8,7 +8,7 @@
 # Five minutes before the time is up the shell is told, and has rlaif keep what is in flight.
 #SBATCH --signal=B:TERM@300
 #
-#   sbatch examples/night/slurm.sh RUN [further options of rlaif run]
+#   sbatch examples/overnight/slurm.sh RUN [further options of rlaif run]
 #
 # A job that was interrupted (out of time, or preempted) is queued again and goes on from there; one that is done, or
 # failed for a reason that will not pass by itself, is not.
