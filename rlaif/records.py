@@ -29,7 +29,7 @@ from pydantic import (
 
 from rlaif.errors import did_you_mean
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a str joins paired ones into one character
 
 Order = Literal["ab", "ba"]

@@ -123,6 +123,12 @@ class Run:
                 location=str(self.manifest_path),
                 hint="Upgrade rlaif.",
             )
+        if schema_version < SCHEMA_VERSION:
+            raise RunError(
+                f"the run directory has an earlier layout (schema {schema_version}), which this version cannot read",
+                location=str(self.path),
+                hint="Start a new run with `rlaif init NEW_RUN`, or read this one with the version that wrote it.",
+            )
         return manifest
 
     def update_manifest(self, stage: str, **facts: Any) -> None:

@@ -212,7 +212,7 @@ def test_a_run_that_has_only_settings_is_empty(tmp_path: Path) -> None:
 
 def test_facts_are_merged_by_stage(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert run.manifest() == {"schema_version": 1, "stages": {}}
+    assert run.manifest() == {"schema_version": 2, "stages": {}}
     run.update_manifest("generate", a=1, b=2)
     run.update_manifest("judge", a=3)
     run.update_manifest("generate", b=[4], c=None)
@@ -221,7 +221,7 @@ def test_facts_are_merged_by_stage(tmp_path: Path) -> None:
 
 
 def test_what_another_version_put_into_the_manifest_stays(tmp_path: Path) -> None:
-    value = {"schema_version": 1, "stages": {"other": {"x": 1}}, "further": "kept"}
+    value = {"schema_version": 2, "stages": {"other": {"x": 1}}, "further": "kept"}
     (tmp_path / "manifest.json").write_bytes(orjson.dumps(value))
     Run(tmp_path).update_manifest("generate", a=1)
     assert Run(tmp_path).manifest() == {**value, "stages": {"other": {"x": 1}, "generate": {"a": 1}}}
@@ -246,10 +246,18 @@ def test_the_manifest_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_newer_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema_version": 99, "stages": {}}')
-    with pytest.raises(RunError, match=r"written by a newer rlaif \(schema 99, this one reads 1\)"):
+    with pytest.raises(RunError, match="newer rlaif"):
         Run(tmp_path).manifest()
     with pytest.raises(RunError, match="newer"):
         Run(tmp_path).update_manifest("generate", a=1)
+
+
+def test_a_run_of_an_earlier_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "stages": {}}')
+    with pytest.raises(RunError, match="earlier layout") as caught:
+        Run(tmp_path).manifest()
+    assert caught.value.location == str(tmp_path)
+    assert "rlaif init" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +271,8 @@ def test_a_newer_manifest_is_refused(tmp_path: Path) -> None:
         '{"schema_version": 1}',
         '{"schema_version": "x", "stages": {}}',
         '{"schema_version": null, "stages": {}}',
-        '{"schema_version": 1, "stages": []}',
-        '{"schema_version": 1, "stages": {"generate": 3}}',
+        '{"schema_version": 2, "stages": []}',
+        '{"schema_version": 2, "stages": {"generate": 3}}',
         "\udcff",
     ],
 )
