@@ -21,8 +21,8 @@ from rlaif import api
 from rlaif.cli.console import INTERRUPTED_EXIT_CODE, Console
 from rlaif.cli.console import run_and_exit as run_command
 from rlaif.config import loader
+from rlaif.format import format_duration
 from rlaif.llm.backends import ModelBackends
-from rlaif.llm.usage import format_duration
 from rlaif.orchestrator import check_sources
 from rlaif.orchestrator.stages import JudgeResult
 from rlaif.planning import run_estimate

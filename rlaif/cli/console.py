@@ -52,7 +52,7 @@ class Console:
     @contextlib.contextmanager
     def progress(self, usage: UsageMeter) -> Iterator[None]:
         """Show ``usage`` while open: one line that is rewritten on a terminal, a line now and then elsewhere."""
-        from rlaif.llm.usage import progress_line
+        from rlaif.llm.reporter import progress_line
 
         done = threading.Event()
         terminal = sys.stderr.isatty()

@@ -10,6 +10,7 @@ import typer
 
 from rlaif.cli import console
 from rlaif.errors import UsageError
+from rlaif.format import format_days, format_duration
 
 if TYPE_CHECKING:
     from rlaif.config.models import Config
@@ -149,17 +150,7 @@ SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 def format_stage_time(part: PlanStage) -> str:
     """By the clock; of people in days, of which each has its hours."""
-    return format_days(part.hours) if part.name == "human review" and part.hours else format_hours(part.hours)
-
-
-def format_hours(hours: float) -> str:
-    from rlaif.llm.usage import format_duration
-
-    return format_duration(hours * 3600) if hours < 48 else format_days(hours)
-
-
-def format_days(hours: float) -> str:
-    return f"{hours / 24:,.{1 if hours < 240 else 0}f} days"
+    return format_days(part.hours) if part.name == "human review" and part.hours else format_duration(part.hours * 3600)
 
 
 def format_usd(dollars: float) -> str:
@@ -195,7 +186,7 @@ def _table_lines(estimate: CapacityPlan) -> list[str]:
         rows.append((names.get(part.name, part.name), *cells))
     total = estimate.cost
     rows.append(("machines, in all", "", format_count(total.prompt_tokens), "", format_count(total.completion_tokens),
-                 f"{estimate.gpu_hours:,.1f}", format_hours(estimate.machine_hours),
+                 f"{estimate.gpu_hours:,.1f}", format_duration(estimate.machine_hours * 3600),
                  format_usd(total.cost_usd - estimate.stage("human review").cost.cost_usd)))  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(TABLE_HEADER))]
     lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]

@@ -36,8 +36,11 @@ from rlaif.llm.batch_journal import (
 )
 from rlaif.llm.chat_protocol import MalformedResponseError
 from rlaif.llm.client import Client, RequestFailedError
-from rlaif.llm.request import ReplyParser, Request, UnparsableReplyError, on_interrupt
-from rlaif.llm.usage import UsageMeter, request_cost
+from rlaif.llm.pricing import request_cost
+from rlaif.llm.request import ReplyParser, Request, UnparsableReplyError
+from rlaif.llm.signals import on_interrupt
+from rlaif.llm.stop_reason import StopReason
+from rlaif.llm.usage import UsageMeter
 from rlaif.records import Failure, content_key
 from rlaif.run.journal import Journal, JournalReader
 
@@ -164,7 +167,7 @@ class BatchRunner:
             line = self._request_line(request)
             cost = self._max_cost(line, request)
             if self.usage.budget_usd is not None and committed_usd + job_cost + cost > self.usage.budget_usd:
-                self.usage.stop_message = f"the budget of ${self.usage.budget_usd:g} could not bear the next requests"
+                self.usage.stop_override = StopReason.NEXT_BATCH_OVER_BUDGET
                 break
             if self._should_stop():
                 break
@@ -177,13 +180,13 @@ class BatchRunner:
             keys.append(request.keys[0])
             size += len(line)
             job_cost += cost
-        if lines and (not self._should_stop() or self.usage.stop_message):
+        if lines and (not self._should_stop() or self.usage.stop_override):
             await self._submit_job(lines, keys, job_cost)
         self.first_pass = False
         if (
-            self.open_jobs and self.usage.stop_message
+            self.open_jobs and self.usage.stop_override
         ):  # what it costs is known when it is back: then perhaps more can be sent
-            self.usage.stop_message = None
+            self.usage.stop_override = None
 
     def _is_done(self, key: str) -> bool:
         """Answered, or failed for good in this command."""

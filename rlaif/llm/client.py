@@ -33,8 +33,9 @@ from rlaif.llm.endpoint import (
     raise_open_file_limit,
 )
 from rlaif.llm.endpoint_pool import EndpointPool
+from rlaif.llm.pricing import request_cost
 from rlaif.llm.server_metrics import ServerMonitor
-from rlaif.llm.usage import UsageMeter, request_cost
+from rlaif.llm.usage import UsageMeter
 from rlaif.records import replace_surrogates
 
 API_KEY_VARIABLES = ("RLAIF_API_KEY", "OPENAI_API_KEY")

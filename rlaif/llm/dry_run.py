@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
+from rlaif.llm.pricing import request_cost
 from rlaif.llm.request import Request
-from rlaif.llm.usage import request_cost
 from rlaif.run import journal
 
 CHARS_PER_TOKEN = 4

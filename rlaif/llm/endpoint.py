@@ -19,7 +19,7 @@ import aiohttp
 
 from rlaif.errors import UsageError
 from rlaif.llm.chat_protocol import CLASSIFY_PATH, error_message, parse_retry_after
-from rlaif.llm.usage import is_local
+from rlaif.llm.pricing import is_local
 from rlaif.serving.time_limits import METRICS_PATH, Patience, parse_metrics
 
 BACKOFF_S = 10.0

@@ -21,8 +21,10 @@ from typing import Any
 
 from rlaif.errors import EndpointError, UsageError
 from rlaif.llm.client import Client, RequestCancelled, RequestFailedError
-from rlaif.llm.request import ReplyParser, Request, UnparsableReplyError, on_interrupt
-from rlaif.llm.usage import RECENT_REQUESTS, UsageMeter, has_known_price
+from rlaif.llm.pricing import has_known_price
+from rlaif.llm.request import ReplyParser, Request, UnparsableReplyError
+from rlaif.llm.signals import on_interrupt
+from rlaif.llm.usage import RECENT_REQUESTS, UsageMeter
 from rlaif.records import Failure, Record
 from rlaif.run.journal import Journal
 

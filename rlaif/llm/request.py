@@ -1,11 +1,8 @@
-"""What is asked, one by one or by batch: a request with its keys, how its reply is read, and how a command is ended."""
+"""Requests with their journal keys, and the function that parses a reply into records."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,37 +11,21 @@ from rlaif.records import Record
 
 
 class UnparsableReplyError(Exception):
-    """The reply holds no verdict. Asked again once, then counted as a failure; never a label."""
+    """The reply contains no verdict. The request is sent once more, then counted as a failure; it never becomes a
+    label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request without its model. ``keys``: the journal keys of the records that its answer will give. ``context`` is
-    the caller's own, handed back with the reply. ``endpoint_path``: what of the server is asked."""
+    """A request without its model."""
 
     keys: tuple[str, ...]
+    """Journal keys of the records that the reply will produce."""
     body: dict[str, Any]
     prompt_id: str
     context: Any = None
+    """The caller's own value, passed back with the reply."""
     endpoint_path: str = CHAT_PATH
 
 
 ReplyParser = Callable[[Request, ChatResponse], Sequence[Record]]
-
-
-@contextlib.contextmanager
-def on_interrupt(callback: Callable[[], None]) -> Iterator[None]:
-    """Have SIGINT and SIGTERM call ``callback`` while open."""
-    loop = asyncio.get_running_loop()
-    previous_handlers: dict[signal.Signals, Any] = {}
-    with contextlib.suppress(RuntimeError, ValueError):  # not the main thread: the caller's own business
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(signum)
-            loop.add_signal_handler(signum, callback)
-            previous_handlers[signum] = handler
-    try:
-        yield
-    finally:
-        for signum, handler in previous_handlers.items():
-            loop.remove_signal_handler(signum)
-            signal.signal(signum, handler)

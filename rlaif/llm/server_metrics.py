@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from rlaif.format import format_count, format_duration
 from rlaif.llm.endpoint import Endpoint
 from rlaif.llm.endpoint_pool import EndpointPool
-from rlaif.llm.usage import UsageMeter, format_count, format_duration
+from rlaif.llm.usage import UsageMeter
 
 POLL_INTERVAL_S = 5.0
 MIN_REPORTED_SILENCE_S = 60.0

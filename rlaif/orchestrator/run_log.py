@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.config.models import RunConfig
 from rlaif.errors import RunError, UsageError
-from rlaif.llm.usage import UsageMeter, is_local, progress_line
+from rlaif.llm.pricing import is_local
+from rlaif.llm.reporter import progress_line
+from rlaif.llm.usage import UsageMeter
 
 if TYPE_CHECKING:
     from rlaif.llm.reporter import Reporter

@@ -30,13 +30,13 @@ from rlaif.config.models import Config
 from rlaif.errors import EndpointError, RlaifError, ServerError, TooManyFailuresError, UsageError
 from rlaif.evaluate.run_evaluation import evaluate
 from rlaif.evaluate.trained_model import existing_evaluation
+from rlaif.format import format_duration
 from rlaif.generate.ingest import IngestResult
 from rlaif.judge import rule_based
 from rlaif.labeling.build_dataset import BuildResult
 from rlaif.llm.backends import ModelBackends
 from rlaif.llm.reporter import Reporter
 from rlaif.llm.stage_limits import StageLimits, new_meter
-from rlaif.llm.usage import format_duration
 from rlaif.orchestrator import run_preflight, stages
 from rlaif.orchestrator.run_log import RunLog, notify
 from rlaif.planning import run_estimate

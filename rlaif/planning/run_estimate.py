@@ -19,7 +19,7 @@ from typing import Any
 from rlaif.config.models import RunConfig, parse_duration_s
 from rlaif.errors import RlaifError
 from rlaif.evaluate import trained_model
-from rlaif.llm.usage import format_count, format_duration
+from rlaif.format import format_count, format_duration
 from rlaif.report import run_status
 from rlaif.run.journal import iter_records
 from rlaif.run.run import JournalName, Run

@@ -20,8 +20,8 @@ from rlaif.errors import UsageError
 from rlaif.judge import runner
 from rlaif.labeling.judging import load_panel, resolve_strategy
 from rlaif.llm.dry_run import CHARS_PER_TOKEN, DryRun, add_requests
+from rlaif.llm.pricing import is_local, request_cost
 from rlaif.llm.request import Request
-from rlaif.llm.usage import is_local, request_cost
 from rlaif.planning.capacity import RECORD_OVERHEAD_BYTES, VERDICT_BYTES, StageLoad, Throughput, Workload
 from rlaif.planning.run_estimate import journal_bytes, request_seconds
 from rlaif.planning.stage_plans import plan_generate, plan_judge

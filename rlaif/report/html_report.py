@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from rlaif.format import format_duration
 from rlaif.report import html
 from rlaif.report.html import Html, concat, element
 from rlaif.report.recommendation import find_estimate
@@ -136,11 +137,6 @@ def _stage_row(stage: Mapping[str, Any]) -> Sequence[object]:
 def _usage_cells(usage: Mapping[str, Any]) -> tuple[str, ...]:
     counts = (f"{int(usage[name]):,}" for name in ("requests", "prompt_tokens", "completion_tokens"))
     return (format_duration(usage["seconds"]), *counts, f"{usage['cost_usd']:,.4f}" if usage["cost_usd"] else "0")
-
-
-def format_duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
 
 
 def _labels(report: Mapping[str, Any]) -> Iterable[Html]:

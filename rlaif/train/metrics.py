@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import RunError
+from rlaif.format import format_duration
 from rlaif.stats import Estimate, wilson
 from rlaif.train import chat_template
 from rlaif.train.methods.base import Head
@@ -227,14 +228,7 @@ def progress_callback(log: Callable[[str], None], *, per_step: int, unit: str, b
                 values.get(key) for key in ("margin", "reward", "kl"))]  # fmt: skip
             parts.append(f"{per_step / max(seconds_per_step, 1e-9):.2g} {unit}/s")
             return ", ".join(
-                [*parts, *([f"about {_duration(seconds_per_step * remaining)} left"] if remaining else [])]
+                [*parts, *([f"about {format_duration(seconds_per_step * remaining)} left"] if remaining else [])]
             )
 
     return ProgressCallback()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

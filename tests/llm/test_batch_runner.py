@@ -23,6 +23,7 @@ from rlaif.llm.batch_journal import read_jobs
 from rlaif.llm.client import Client
 from rlaif.llm.executor import execute_requests
 from rlaif.llm.request import Request
+from rlaif.llm.stop_reason import StopReason
 from rlaif.llm.usage import UsageMeter
 from rlaif.run.journal import Journal
 from tests.conftest import ROOT, read_jsonl, write_jsonl
@@ -221,7 +222,7 @@ def test_a_command_that_stops_leaves_its_batches_and_another_day_collects_them(s
     usage = UsageMeter()
     server.fault_at = lambda step: setattr(usage, "deadline", 0.0) if server.step_counts["look"] > 3 else None  # type: ignore[func-returns-value]
     run_requests(path, server.url, map(request, range(10)), usage)
-    assert usage.stop_reason() == "the deadline is reached"
+    assert usage.stop_reason() is StopReason.DEADLINE
     assert job_states(path) == [("submitted", "batch_0", "in_progress", 0)]
     assert texts(path) == {}
     server.fault_at = lambda step: None
@@ -434,7 +435,7 @@ def test_a_budget_is_kept_before_anything_is_submitted(
     assert usage.cost_usd == pytest.approx(len(texts(path)) * 0.002)
     assert 10 < len(texts(path)) < 26
     assert usage.cost_usd <= 0.05
-    assert "could not bear" in str(usage.stop_reason())
+    assert usage.stop_reason() is StopReason.NEXT_BATCH_OVER_BUDGET
 
 
 def test_a_budget_holds_for_what_is_under_way_too(

@@ -14,7 +14,8 @@ from rlaif.errors import EndpointError, UsageError
 from rlaif.llm import endpoint_pool
 from rlaif.llm.chat_protocol import ChatResponse
 from rlaif.llm.client import Client
-from rlaif.llm.usage import UsageMeter, progress_line
+from rlaif.llm.reporter import progress_line
+from rlaif.llm.usage import UsageMeter
 from rlaif.serving.ports import free_port
 from tests.fake_server import Fault, ScriptedServer, echo
 from tests.processes import wait_until

@@ -27,6 +27,7 @@ from rlaif.llm.chat_protocol import ChatResponse
 from rlaif.llm.client import Client
 from rlaif.llm.executor import execute_requests
 from rlaif.llm.request import Request, UnparsableReplyError
+from rlaif.llm.stop_reason import StopReason
 from rlaif.llm.usage import RECENT_REQUESTS, UsageMeter
 from rlaif.records import Completion, content_key
 from rlaif.run.journal import Journal
@@ -158,7 +159,7 @@ def test_requests_are_taken_as_room_becomes_free(serve: Serve, path: Path) -> No
     assert 16 <= most <= 18
     assert server.max_in_flight <= 16
     assert 300 <= usage.answers == len(server.requests) == len(texts(path)) <= 320
-    assert usage.stop_reason() == "the deadline is reached"
+    assert usage.stop_reason() is StopReason.DEADLINE
 
 
 def test_a_long_stretch_of_what_is_there_does_not_hold_up_those_in_flight(serve: Serve, path: Path) -> None:
@@ -398,7 +399,7 @@ def test_a_spent_budget_sends_nothing_new_and_lets_those_in_flight_finish(
 ) -> None:
     server = serve(delay_s=0.01)
     usage = run_requests(path, server.url, map(request, range(1000)), UsageMeter(budget_usd=0.5), concurrency=8)
-    assert usage.stop_reason() == "the budget of $0.5 is spent"
+    assert usage.stop_reason() is StopReason.BUDGET
     assert 50 <= len(server.requests) <= 58
     assert len(texts(path)) == len(server.requests)
     assert usage.cost_usd == pytest.approx(len(server.requests) / 100)
@@ -453,7 +454,7 @@ def test_a_stop_while_the_server_is_asked_what_it_can_do(
         execute_requests(
             lambda: Client("m", [server.url], ClientConfig(), usage), build_requests, parse_reply, journal, usage
         )
-    assert usage.stop_reason() == "the deadline is reached"
+    assert usage.stop_reason() is StopReason.DEADLINE
     assert len(server.requests) == (probe == "probabilities")
     assert path.read_bytes() == b""
 

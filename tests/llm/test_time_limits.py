@@ -17,7 +17,8 @@ from rlaif.config.models import ClientConfig
 from rlaif.llm.backends import ModelBackends
 from rlaif.llm.client import Client, RequestFailedError
 from rlaif.llm.endpoint import Endpoint
-from rlaif.llm.usage import UsageMeter, progress_line
+from rlaif.llm.reporter import progress_line
+from rlaif.llm.usage import UsageMeter
 from rlaif.serving.time_limits import Patience, ServerLoad, parse_metrics
 from tests.fake_server import Fault
 from tests.llm.test_client import BODY, Serve, talk

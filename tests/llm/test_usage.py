@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from rlaif.llm.usage import RECENT_REQUESTS, Usage, UsageMeter, has_known_price, is_local, request_cost
+from rlaif.llm.pricing import has_known_price, is_local, request_cost
+from rlaif.llm.stop_reason import StopReason
+from rlaif.llm.usage import RECENT_REQUESTS, Usage, UsageMeter
 
 LOOPBACK = ["http://127.0.0.1:8000/v1", "http://localhost:1/v1", "http://[::1]:8000/v1", "https://LOCALHOST/v1"]
 PAID = [
@@ -73,10 +75,10 @@ def test_the_meter_adds_up() -> None:
 def test_reasons_to_stop() -> None:
     assert UsageMeter().stop_reason() is None
     assert UsageMeter(budget_usd=1, cost_usd=0.99).stop_reason() is None
-    assert UsageMeter(budget_usd=1, cost_usd=1).stop_reason() == "the budget of $1 is spent"
+    assert UsageMeter(budget_usd=1, cost_usd=1).stop_reason() is StopReason.BUDGET
     assert UsageMeter(deadline=time.monotonic() + 60).stop_reason() is None
-    assert UsageMeter(deadline=time.monotonic()).stop_reason() == "the deadline is reached"
-    assert UsageMeter(interrupted=True).stop_reason() == "interrupted"
+    assert UsageMeter(deadline=time.monotonic()).stop_reason() is StopReason.DEADLINE
+    assert UsageMeter(interrupted=True).stop_reason() is StopReason.INTERRUPTED
 
 
 def test_hopeless_is_nearly_all_of_the_recent_ones() -> None:
