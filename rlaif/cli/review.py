@@ -1,4 +1,4 @@
-"""``rlaif review``."""
+"""``rlaif review``: the review page, or the queue as a file."""
 
 from __future__ import annotations
 
@@ -22,36 +22,40 @@ Formats = Literal["csv", "jsonl", "argilla", "label-studio"]
 def review(
     run: RunPath,
     annotator: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Whose labels these are.")
+        str | None, typer.Option(metavar="NAME", show_default=False, help="Your name, stored with your labels [default: reviewer]")
     ] = None,
     annotators: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B", show_default=False, help="Several people, each with a link of their own."),
+        typer.Option(metavar="A,B", show_default=False, help="Names of several annotators; each gets a personal link"),
     ] = None,
-    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="0 is any that is free.")] = DEFAULT_PORT,
-    host: Annotated[str, typer.Option(help="Beyond this machine only by links with tokens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="Port of the page; 0 picks a free one")] = DEFAULT_PORT,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine, every annotator needs a personal link")] = "127.0.0.1",
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", show_default=False, help="Write the queue for a person, blind.")
+        Path | None, typer.Option(metavar="FILE", show_default=False, help="Write the review queue to a file, without models and verdicts")
     ] = None,
     import_: Annotated[
-        Path | None, typer.Option("--import", metavar="FILE", show_default=False, help="Read their choices back.")
+        Path | None, typer.Option("--import", metavar="FILE", show_default=False, help="Read the labels back from a file")
     ] = None,
     format_: Annotated[
-        Formats | None, typer.Option("--format", help="Of FILE; by its ending and content otherwise.")
+        Formats | None, typer.Option("--format", help="Format of FILE [default: from its extension and content]")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Write the dataset anew with what people said.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Rebuild the dataset with the human labels")] = False,
     on_bad_row: OnBadRow = None,
 ) -> None:
-    """The page on which people label the queue. Or the queue as a file, and labels back."""
+    """Open the page on which annotators label the review queue, or export the queue and import the labels"""
     if sum((export is not None, import_ is not None, merge)) > 1:
         raise UsageError(
-            "one thing at a time", hint="One of --export FILE, --import FILE, --merge; without these the page opens."
+            "--export, --import and --merge exclude each other",
+            hint="Give one of them, or none to open the review page.",
         )
     annotator_names = [name for names in annotators or [] for name in names.split(",") if name.strip()]
     if annotator is not None and annotator_names:
-        raise UsageError("--annotator is one person, --annotators are several", hint="Give one of them.")
+        raise UsageError("--annotator and --annotators exclude each other", hint="Give --annotators for several people.")
     if (annotator_names or host != "127.0.0.1" or port != DEFAULT_PORT) and (export or import_ or merge):
-        raise UsageError("--annotators, --host and --port belong to the page", hint="A file is for one --annotator.")
+        raise UsageError(
+            "--annotators, --host and --port apply to the review page only",
+            hint="Drop them; a file belongs to one annotator, set by --annotator NAME.",
+        )
     target, settings = open_run_with_config(run, {"review.annotators": annotator_names or None})
     if export is not None:
         _export(target, settings, export, format_, annotator or "reviewer")
@@ -71,15 +75,15 @@ def _serve_page(run: Run, settings: Config, annotator: str | None, host: str, po
     labels_before = run.reviews().height
 
     def on_ready(links: dict[str, str], assignment: Any) -> None:
-        console.log(f"pairs for people: {len(assignment.queued):,}; labels go into {run.journal_path('reviews')}")
+        console.log(f"review queue: {len(assignment.queued):,} pairs; labels are written to {run.journal_path('reviews')}")
         if host != "127.0.0.1":
             console.log(
-                "warning: others on the network can reach this page, and a link is all they need; it is not encrypted. "
-                "Safer: leave --host away, and let people come through ssh -L"
+                "warning: the network can reach this page, and anyone with a link can label; traffic is not encrypted. "
+                "Safer: drop --host and let annotators connect through ssh -L"
             )
         for name, link in links.items():
             console.echo(f"{name}: {link}")
-        console.log("Ctrl-C closes the page; every label is on the disk by then.")
+        console.log("press Ctrl-C to close the page; every label is saved as soon as it is given")
         import sys
 
         sys.stdout.flush()
@@ -87,7 +91,7 @@ def _serve_page(run: Run, settings: Config, annotator: str | None, host: str, po
     api.serve_review_page(
         run, config_as_judged(run, settings), annotator=annotator, host=host, port=port, on_ready=on_ready
     )
-    console.log(f"{run.reviews().height - labels_before:,} labels were given. Next: rlaif review {run.path} --merge")
+    console.log(f"{run.reviews().height - labels_before:,} new labels. Next: rlaif review {run.path} --merge")
 
 
 def _export(run: Run, settings: Config, path: Path, format_: Formats | None, annotator: str) -> None:
@@ -96,8 +100,8 @@ def _export(run: Run, settings: Config, path: Path, format_: Formats | None, ann
     chosen = format_ or ("jsonl" if path.suffix == ".jsonl" else "csv")
     count = import_export.export_queue(run, path, format=chosen, annotator=annotator, seed=settings.seed)
     console.echo(
-        f"{count:,} pairs for {annotator} in {path}. {import_export.HOW_TO_LABEL[chosen]}, "
-        f"then: rlaif review {run.path} --import {path} --annotator {annotator}"
+        f"{count:,} pairs for {annotator} written to {path}. {import_export.HOW_TO_LABEL[chosen]}, "
+        f"then run: rlaif review {run.path} --import {path} --annotator {annotator}"
     )
 
 
@@ -118,7 +122,7 @@ def _import(
     for problem in result.bad_rows:
         console.log(f"skipped: {problem}")
     console.log(
-        f"{result.added:,} labels read, {result.changed:,} changed, {result.unchanged:,} known before, "
-        f"{result.unlabeled:,} rows still without a choice"
+        f"{result.added:,} labels added, {result.changed:,} changed, {result.unchanged:,} unchanged, "
+        f"{result.unlabeled:,} rows without a choice"
     )
     print_pair_summary(api.rebuild_dataset(run, config_as_judged(run, settings)), run.path)

@@ -1,5 +1,5 @@
-// Labelling. A choice is kept in the browser, sent, and only when the server has it on its disk does the page move on;
-// the next pairs are here by then. When the server does not answer, nothing moves and the choice is sent again.
+// The labeling page. It keeps a choice in the browser and sends it. It shows the next pair, which is already loaded, only
+// when the server has written the label to disk. If the server does not answer, the page stays and sends the choice again.
 
 import * as differences from "./differences.js";
 import * as drafts from "./drafts.js";
@@ -9,22 +9,22 @@ import { body, element, prompt } from "./text.js";
 const PREFETCHED_PAIRS = 4;
 const POLL_INTERVAL_MS = 5000;
 const $ = (id) => document.getElementById(id);
-const CHOICE_TEXT = { left: "left is better", right: "right is better", tie: "a tie", both_bad: "both bad", skip: "skipped" };
+const CHOICE_TEXT = { left: "left is better", right: "right is better", tie: "tie", both_bad: "both bad", skip: "skipped" };
 
 const state = {
   tab: "",
-  pair: null, // what is shown
-  upcoming: [], // what comes next
+  pair: null, // on display
+  upcoming: [], // prefetched pairs
   history: document.body.dataset.history.split(",").filter(Boolean),
   busy: false,
   raw: false,
   differences: false,
-  viewedMs: 0, // milliseconds that the pair has been looked at, and since when
+  viewedMs: 0, // time the pair was visible until viewedSince, in milliseconds
   viewedSince: 0,
   judge: null,
 };
 
-// Showing
+// Display
 
 function showPair(pair) {
   state.pair = pair;
@@ -59,28 +59,28 @@ function renderVotes(list) {
   $("votes").hidden = !list;
   if (!list) return;
   const lines = list.map((vote) => {
-    const certainty = ["", ", a guess", ", fairly sure", ", certain"][vote.confidence ?? 0];
+    const certainty = ["", ", guess", ", fairly sure", ", certain"][vote.confidence ?? 0];
     const line = element("li", {}, element("b", { textContent: vote.annotator }), ` ${CHOICE_TEXT[vote.choice]}${certainty}`);
     if (vote.comment) line.append(element("q", { textContent: vote.comment }));
-    if (vote.edited_response) line.append(element("details", {}, element("summary", { textContent: "wrote an answer" }), body({ text: vote.edited_response, html: null }, true)));
+    if (vote.edited_response) line.append(element("details", {}, element("summary", { textContent: "wrote a better answer" }), body({ text: vote.edited_response, html: null }, true)));
     return line;
   });
-  $("votes").replaceChildren(element("h2", { textContent: "What people said" }), element("ul", {}, ...lines));
+  $("votes").replaceChildren(element("h2", { textContent: "Annotators' labels" }), element("ul", {}, ...lines));
 }
 
 function showEmpty() {
   state.pair = null;
   $("pair").hidden = $("controls").hidden = true;
-  $("empty-title").textContent = document.body.dataset.lead ? "No disagreement is open." : "Nothing waits for you.";
+  $("empty-title").textContent = document.body.dataset.lead ? "No open disagreements" : "No pairs left for you";
   $("empty-text").textContent = state.history.length
-    ? `You have labelled ${state.history.length.toLocaleString()} pairs, and every one is saved. U goes back to the last.`
-    : "The queue is empty, or others have labelled what there is.";
+    ? `You have labeled ${state.history.length.toLocaleString()} pairs. All labels are saved. Press U to go back to the last one.`
+    : "The review queue is empty, or other annotators have labeled every pair. New pairs appear here by themselves.";
   $("empty").hidden = false;
   $("empty").focus();
   setTimeout(pollForPairs, POLL_INTERVAL_MS);
 }
 
-// Pairs come back that others skipped or left, and new ones from a night's judging.
+// New pairs can appear: from judging, or because another annotator skipped or left them.
 async function pollForPairs() {
   if (state.pair || state.busy) return;
   await refill().catch(() => {});
@@ -96,10 +96,10 @@ function showProgress({ done, remaining }) {
 
 function showError(text) {
   $("error").hidden = !text;
-  $("error-text").textContent = text ?? "";
+  $("error-text").textContent = text ? `${text[0].toUpperCase()}${text.slice(1)}` : "";
 }
 
-// Getting pairs
+// Loading pairs
 
 let pendingRefill = null;
 
@@ -123,10 +123,11 @@ async function nextPair() {
   const next = state.upcoming.shift();
   if (next) showPair(next);
   else showEmpty();
-  if (state.upcoming.length <= PREFETCHED_PAIRS / 2) refill().catch(() => {}); // asked again when it is needed
+  if (state.upcoming.length <= PREFETCHED_PAIRS / 2) refill().catch(() => {}); // nextPair() tries again when it needs a pair
 }
 
-// Until the server answers: say so, and try again, at once when the network or the person says so.
+// Call `act` until the server answers, and show the error meanwhile. Retry at once when the network is back or the
+// annotator clicks "Retry now". A RejectedError is final.
 async function retryUntilAnswered(act) {
   for (let wait = 400; ; wait = Math.min(wait * 1.6, 5000)) {
     try {
@@ -135,8 +136,8 @@ async function retryUntilAnswered(act) {
       return result;
     } catch (error) {
       if (error instanceof RejectedError) throw error;
-      const why = error.message && !(error instanceof TypeError) ? error.message : "The server does not answer";
-      showError(`${why}. What you chose and wrote is kept here and sent again by itself.`);
+      const why = error.message && !(error instanceof TypeError) ? error.message : "The server is not responding";
+      showError(`${why}. Your choice and text are kept in this browser; the page keeps retrying.`);
       await new Promise((done) => {
         const again = () => (clearTimeout(timer), removeEventListener("online", again), $("retry").removeEventListener("click", again), done());
         const timer = setTimeout(again, wait);
@@ -147,7 +148,7 @@ async function retryUntilAnswered(act) {
   }
 }
 
-// Choosing
+// Labels
 
 async function choose(choice) {
   if (state.busy || !state.pair) return;
@@ -170,7 +171,7 @@ async function choose(choice) {
     await nextPair();
     $("announcement").textContent = `Saved: ${CHOICE_TEXT[choice]}. ${state.pair ? "Next pair." : ""}`;
   } catch (error) {
-    showError(`Not saved: ${error.message} Your text is still here.`);
+    showError(`Not saved: ${error.message}. Your text is kept.`);
   } finally {
     state.busy = false;
     document.body.classList.remove("busy");
@@ -182,7 +183,7 @@ async function send(label, tab) {
   try {
     saved = await retryUntilAnswered(() => post("label", label));
   } catch (error) {
-    drafts.deletePending(tab); // refused for good: the draft stays, so that nothing written is lost
+    drafts.deletePending(tab); // rejected for good: keep the draft so that no text is lost
     drafts.saveDraft(label.id, { comment: label.comment, edited_response: label.edited_response, confidence: label.confidence });
     throw error;
   }
@@ -204,7 +205,7 @@ async function goBack() {
     state.history.pop();
     if (state.pair) state.upcoming.unshift(state.pair);
     showPair(pair);
-    $("announcement").textContent = `Back. You said: ${CHOICE_TEXT[pair.own_label?.choice] ?? "nothing"}.`;
+    $("announcement").textContent = `Previous pair. Your label: ${CHOICE_TEXT[pair.own_label?.choice] ?? "none"}.`;
   } catch (error) {
     showError(error.message);
   } finally {
@@ -224,14 +225,14 @@ function viewedMilliseconds() {
 
 function showVerdict(shown) {
   const { prob_left: p, reason } = state.judge ?? {};
-  const sides = p == null ? "The judges gave no verdict on it." : p === 0.5 ? "The judges saw no difference."
-    : `The judges preferred the ${p > 0.5 ? "left" : "right"} one, p = ${Math.max(p, 1 - p).toFixed(2)}.`;
-  $("verdict").textContent = `The pair before: ${sides}${reason ? ` Sent to people as ${reason}.` : ""}`;
+  const preference = p == null ? "no verdict from the judges." : p === 0.5 ? "the judges saw no difference."
+    : `the judges preferred the ${p > 0.5 ? "left" : "right"} answer (p = ${Math.max(p, 1 - p).toFixed(2)}).`;
+  $("verdict").textContent = `Previous pair: ${preference}${reason ? ` Queued for review as ${reason}.` : ""}`;
   $("verdict").hidden = !shown;
   $("judge").setAttribute("aria-expanded", String(shown));
 }
 
-// Writing
+// Comment, better answer and confidence
 
 function toggleEditor(part, shown) {
   $(part).hidden = !shown;
@@ -253,7 +254,7 @@ function closeEditors() {
 function startFrom(side) {
   const text = state.pair[side].text;
   const field = $("edited");
-  if (field.value.trim() && field.value !== text && !confirm("Replace what you have written?")) return;
+  if (field.value.trim() && field.value !== text && !confirm("Replace your text?")) return;
   field.value = text;
   saveDraft();
   field.focus();
@@ -272,11 +273,11 @@ function setConfidence(value) {
 }
 
 function showGuidelines(shown) {
-  const had = $("guidelines").contains(document.activeElement);
+  const hadFocus = $("guidelines").contains(document.activeElement);
   $("guidelines").hidden = !shown;
   $("guidelines-button").setAttribute("aria-expanded", String(shown));
   if (shown) $("guidelines").focus();
-  else if (had) $("guidelines-button").focus();
+  else if (hadFocus) $("guidelines-button").focus();
 }
 
 function toggleView(name) {
@@ -318,7 +319,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (writing || $("keys").open || event.repeat || localStorage.getItem("rlaif:keys") === "off") return;
-  // Arrows scroll a wide table or listing that has the focus.
+  // The arrow keys scroll a focused table or code block.
   if (event.key.startsWith("Arrow") && event.target.closest("pre, .wide, aside")) return;
   const act = keyActions[event.key.toLowerCase()];
   if (!act) return;
@@ -354,7 +355,7 @@ async function start() {
       await send(label, tab);
       state.history = [...state.history.filter((id) => id !== label.id), label.id];
     } catch (error) {
-      showError(`A choice from before was not saved: ${error.message}`);
+      showError(`A label from an earlier visit was not saved: ${error.message}`);
     }
   }
   await nextPair();

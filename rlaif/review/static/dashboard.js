@@ -1,4 +1,4 @@
-// The lead's numbers, read anew every few seconds while somebody looks.
+// The lead's dashboard, refreshed every ten seconds while it is visible.
 
 import { get } from "./server.js";
 import { element } from "./text.js";
@@ -7,8 +7,9 @@ const REFRESH_MS = 10_000;
 const $ = (id) => document.getElementById(id);
 const integer = (value) => Math.round(value).toLocaleString();
 const percent = (value) => (value == null ? "–" : `${Math.round(value * 100)} %`);
-const LABEL = { a: "first", b: "second", tie: "a tie", both_bad: "both bad" };
+const LABEL = { a: "first", b: "second", tie: "tie", both_bad: "both bad" };
 
+// A value with its 95 % interval and n.
 const estimate = (result, asPercent) => {
   if (!result) return "–";
   const format = (value) => (asPercent ? integer(value * 100) : value.toFixed(2));
@@ -21,7 +22,7 @@ const duration = (hours) => {
   return hours < 48 ? `${hours.toFixed(1)} h` : `${Math.round(hours / 24)} days`;
 };
 
-const ago = (at) => (at ? `${duration((Date.now() / 1000 - at) / 3600)} ago` : "–");
+const ago = (seconds) => (seconds ? `${duration((Date.now() / 1000 - seconds) / 3600)} ago` : "–");
 
 function table(id, heads, rows) {
   const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col", textContent: text })));
@@ -34,27 +35,27 @@ function table(id, heads, rows) {
 function show(data) {
   const { pairs, agreement } = data;
   $("bar").value = pairs.queued ? pairs.labeled / pairs.queued : 1;
-  $("count").textContent = `${integer(pairs.labeled)} of ${integer(pairs.queued)} pairs labelled`;
+  $("count").textContent = `${integer(pairs.labeled)} of ${integer(pairs.queued)} pairs labeled`;
   const open = data.disagreements - data.adjudicated;
   $("adjudicate").textContent = open ? `Adjudicate ${integer(open)}` : "Adjudicate";
   const figures = [
-    ["Labels still due", integer(pairs.labels_due)],
-    ["Labels an hour", integer(data.labels_per_hour)],
+    ["Labels pending", integer(pairs.labels_due)],
+    ["Labels per hour", integer(data.labels_per_hour)],
     ["Time left", duration(data.eta_hours)],
-    ["People disagree on", integer(data.disagreements), `(${integer(data.adjudicated)} adjudicated)`],
-    ["People agree with judges", ...estimate(data.judge_agreement, true).split(/ (?=\[)/)],
+    ["Disagreements", integer(data.disagreements), `(${integer(data.adjudicated)} adjudicated)`],
+    ["Agreement with the judges", ...estimate(data.judge_agreement, true).split(/ (?=\[)/)],
   ];
   $("figures").replaceChildren(...figures.map(([name, value, more = ""]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", {}, `${value} `, element("small", { textContent: more })))));
-  table("annotators", ["Name", "Labels", "Skips", "Edits", "An hour", "Seconds a pair", "Chose left", "Gold right", "Last label"],
+  table("annotators", ["Name", "Labels", "Skips", "Better answers", "Labels per hour", "Seconds per pair", "Chose left", "Gold accuracy", "Last label"],
     data.annotators.map((row) => [row.name, integer(row.labels), integer(row.skips), integer(row.edits), integer(row.labels_per_hour),
       row.median_seconds == null ? "–" : row.median_seconds.toFixed(1), percent(row.left_fraction), estimate(row.gold_accuracy, true), ago(row.last_label_at)]));
   $("alpha").textContent = agreement.pairs
-    ? `Krippendorff's alpha ${estimate(agreement.alpha)}: 1 is perfect, 0 what chance would give. ${integer(agreement.pairs)} pairs were labelled by several people.`
-    : "No pair was labelled by two people yet.";
-  table("kappas", ["People", "Cohen's kappa", "Same label"],
+    ? `Krippendorff's alpha ${estimate(agreement.alpha)}: 1 is perfect agreement, 0 is chance. Pairs with several labels: ${integer(agreement.pairs)}.`
+    : "No pair has labels from two annotators yet.";
+  table("kappas", ["Annotators", "Cohen's kappa", "Same label"],
     agreement.kappas.map((row) => [row.annotators.join(" and "), estimate(row.kappa), estimate(row.same_label, true)]));
-  table("gold", ["Prompt", "Who", "Said", "Known to be better", "Why"],
+  table("gold", ["Prompt", "Annotator", "Label", "Correct label", "Reason"],
     data.gold_missed.map((row) => [row.prompt, row.annotator, LABEL[row.label], LABEL[row.gold_label], row.reason]));
   $("gold-none").textContent = data.gold_missed.length ? "" : "None.";
 }
@@ -65,7 +66,7 @@ async function refresh() {
       show(await get("dashboard"));
       $("error").hidden = true;
     } catch (error) {
-      $("error-text").textContent = error instanceof TypeError ? "The server does not answer." : error.message;
+      $("error-text").textContent = error instanceof TypeError ? "The server is not responding." : error.message;
       $("error").hidden = false;
     }
   }

@@ -1,9 +1,9 @@
-// Words that differ between two answers, highlighted where they stand without touching the document.
-// Myers' greedy algorithm on words (Myers 1986), after a common beginning and end are taken away. Two texts that have
-// too little in common for it are compared by which words the other has at all.
+// Highlights the words that differ between two answers, without changing the document.
+// Myers' greedy algorithm on words (Myers 1986), after a common beginning and end are removed. If two texts have too
+// little in common for it, a word differs when the other text does not contain it at all.
 
 const MAX_EDITS = 1200;
-const MAX_WORDS = 30_000; // of each answer: more than anybody reads, and less than makes the page wait
+const MAX_WORDS = 30_000; // per answer: more than anyone reads, and few enough that the page does not stall
 const WORD = /[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu;
 
 export const supported = typeof Highlight === "function" && CSS.highlights !== undefined;
@@ -27,15 +27,15 @@ function words(root) {
 
 function ranges(list, marked) {
   const result = [];
-  list.forEach((word, at) => {
-    if (!marked[at]) return;
+  list.forEach((word, index) => {
+    if (!marked[index]) return;
     const range = new StaticRange({ startContainer: word.node, startOffset: word.start, endContainer: word.node, endOffset: word.end });
     result.push(range);
   });
   return result;
 }
 
-// Two arrays of flags: which words of a and of b have no counterpart in the other.
+// Return two arrays of flags: 1 for each word of a and of b that has no counterpart in the other.
 export function differing(a, b) {
   const [inA, inB] = [new Uint8Array(a.length), new Uint8Array(b.length)];
   let start = 0;
@@ -51,25 +51,26 @@ export function differing(a, b) {
     for (const [x, y] of common) (inA[start + x] = 0), (inB[start + y] = 0);
   } else {
     const [wordsA, wordsB] = [new Set(middleA), new Set(middleB)];
-    middleA.forEach((word, at) => (inA[start + at] = wordsB.has(word) ? 0 : 1));
-    middleB.forEach((word, at) => (inB[start + at] = wordsA.has(word) ? 0 : 1));
+    middleA.forEach((word, index) => (inA[start + index] = wordsB.has(word) ? 0 : 1));
+    middleB.forEach((word, index) => (inB[start + index] = wordsA.has(word) ? 0 : 1));
   }
   return [inA, inB];
 }
 
+// Index pairs of the longest common subsequence, or null if it takes more than MAX_EDITS edits.
 function alignment(a, b) {
-  const most = Math.min(a.length + b.length, MAX_EDITS);
-  const reach = new Int32Array(2 * most + 3);
+  const maxEdits = Math.min(a.length + b.length, MAX_EDITS);
+  const reach = new Int32Array(2 * maxEdits + 3); // furthest index in a, by diagonal k
   const trace = [];
-  for (let edits = 0; edits <= most; edits++) {
+  for (let edits = 0; edits <= maxEdits; edits++) {
     for (let k = -edits; k <= edits; k += 2) {
-      const at = k + most + 1;
-      let x = k === -edits || (k !== edits && reach[at - 1] < reach[at + 1]) ? reach[at + 1] : reach[at - 1] + 1;
+      const slot = k + maxEdits + 1;
+      let x = k === -edits || (k !== edits && reach[slot - 1] < reach[slot + 1]) ? reach[slot + 1] : reach[slot - 1] + 1;
       while (x < a.length && x - k < b.length && a[x] === b[x - k]) x++;
-      reach[at] = x;
+      reach[slot] = x;
       if (x >= a.length && x - k >= b.length) return walkBack(a, b, trace, edits, k);
     }
-    trace.push(reach.slice(most + 1 - edits, most + 2 + edits));
+    trace.push(reach.slice(maxEdits + 1 - edits, maxEdits + 2 + edits));
   }
   return null;
 }
@@ -79,12 +80,12 @@ function walkBack(a, b, trace, edits, k) {
   let x = a.length;
   for (; edits > 0; edits--) {
     const before = trace[edits - 1];
-    const at = (of) => (Math.abs(of) <= edits - 1 ? before[of + edits - 1] : -1);
-    const down = k === -edits || (k !== edits && at(k - 1) < at(k + 1));
+    const reached = (diagonal) => (Math.abs(diagonal) <= edits - 1 ? before[diagonal + edits - 1] : -1);
+    const down = k === -edits || (k !== edits && reached(k - 1) < reached(k + 1));
     const from = down ? k + 1 : k - 1;
-    const begin = down ? at(from) : at(from) + 1;
+    const begin = down ? reached(from) : reached(from) + 1;
     while (x > begin) common.push([--x, x - k]);
-    x = at(from);
+    x = reached(from);
     k = from;
   }
   while (x > 0) common.push([--x, x]);

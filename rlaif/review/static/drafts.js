@@ -1,4 +1,4 @@
-// What the browser keeps until the server has it: a draft for each pair, and the one label that is under way.
+// Browser storage for unsent input: one draft per pair, and the one label being sent.
 
 import { annotator } from "./server.js";
 
@@ -17,19 +17,19 @@ function write(name, value) {
   try {
     localStorage.setItem(name, JSON.stringify(value));
   } catch (error) {
-    console.warn("the browser keeps nothing more:", error.name);
+    console.warn("cannot save to browser storage:", error.name);
   }
 }
 
 export const loadDraft = (pair) => read(draftName(pair)) ?? {};
 export const saveDraft = (pair, value) => write(draftName(pair), value);
 export const deleteDraft = (pair) => localStorage.removeItem(draftName(pair));
-// A tab has its own: two tabs of one person do not send each other's labels, and a reload keeps the tab's.
+// Stored per tab: two tabs of one annotator do not send each other's labels, and a reload keeps the tab's label.
 export const loadPending = (tab) => read(`${pendingName}:${tab}`);
 export const savePending = (tab, label) => write(`${pendingName}:${tab}`, label);
 export const deletePending = (tab) => localStorage.removeItem(`${pendingName}:${tab}`);
 
-// Labels of tabs that were closed before the server had them. A tab that lives holds the lock of its name.
+// Names of closed tabs that left an unsent label. An open tab holds the lock of its name.
 export async function orphanedTabs(tab) {
   const prefix = `${pendingName}:`;
   const names = Object.keys(localStorage).filter((name) => name.startsWith(prefix) && name !== prefix + tab);
@@ -37,7 +37,7 @@ export async function orphanedTabs(tab) {
   return names.map((name) => name.slice(prefix.length)).filter((other) => !held.includes(`rlaif:${other}`));
 }
 
-// The tab's name: the same after a reload, another in a duplicate of the tab.
+// The tab's name. A reload keeps it; a duplicated tab gets a new one.
 export async function tabName() {
   const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   let name = sessionStorage.getItem("rlaif:tab") ?? fresh();

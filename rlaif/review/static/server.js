@@ -1,9 +1,9 @@
-// Requests to the person's own part of the server. A RejectedError is an answer that trying again does not change.
+// Requests to the annotator's own URLs. A RejectedError (HTTP 4xx) is final: retrying does not help.
 
 const base = location.pathname.replace(/[^/]*$/, "");
 const csrf = document.querySelector("meta[name=csrf]").content;
 
-export const annotator = csrf; // one value for each run and person: what is kept in the browser is kept under it
+export const annotator = csrf; // unique per run and annotator: the key prefix in browser storage
 
 export class RejectedError extends Error {}
 
@@ -11,7 +11,7 @@ async function ask(path, options = {}) {
   const response = await fetch(`${base}api/${path}`, { signal: AbortSignal.timeout(20000), ...options });
   const body = await response.json().catch(() => ({ error: response.statusText }));
   if (response.ok) return body;
-  const message = [body.error, body.hint].filter(Boolean).join(". ");
+  const message = [body.error, body.hint].filter(Boolean).map((part) => part.replace(/\.$/, "")).join(". ");
   throw response.status < 500 ? new RejectedError(message) : new Error(message);
 }
 

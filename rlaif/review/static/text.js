@@ -1,6 +1,6 @@
-// A pair as document nodes. HTML comes from the server, which made it safe; everything else is set as text.
+// Turns a pair into document nodes. Only HTML that the server has sanitized is set as HTML; the rest is set as text.
 
-const LONG = 100_000;
+const MAX_INITIAL_CHARS = 100_000; // a longer plain text shows the rest on request
 const policy = globalThis.trustedTypes?.createPolicy("rlaif", { createHTML: (html) => html });
 const safe = (html) => policy?.createHTML(html) ?? html;
 
@@ -14,7 +14,7 @@ export function element(name, attributes = {}, ...children) {
   return node;
 }
 
-// An answer as a reader sees it, or as it was written.
+// An answer: formatted, or as plain text if `raw` or if it is too long to format.
 export function body(text, raw) {
   if (!text.text.trim()) return element("p", { className: "hint", textContent: "(empty)" });
   if (!raw && text.html !== null) {
@@ -22,18 +22,18 @@ export function body(text, raw) {
     node.innerHTML = safe(text.html);
     return node;
   }
-  const node = element("pre", { className: "plain", dir: "auto", textContent: text.text.slice(0, LONG) });
-  if (text.text.length <= LONG) return node;
-  const rest = (text.text.length - LONG).toLocaleString();
-  const more = element("button", { type: "button", textContent: `Show the other ${rest} characters` });
+  const node = element("pre", { className: "plain", dir: "auto", textContent: text.text.slice(0, MAX_INITIAL_CHARS) });
+  if (text.text.length <= MAX_INITIAL_CHARS) return node;
+  const rest = (text.text.length - MAX_INITIAL_CHARS).toLocaleString();
+  const more = element("button", { type: "button", textContent: `Show the remaining ${rest} characters` });
   more.addEventListener("click", () => {
-    node.append(text.text.slice(LONG));
+    node.append(text.text.slice(MAX_INITIAL_CHARS));
     more.remove();
   });
   return element("div", {}, node, more);
 }
 
-// The last turn in full; what was said before it, folded.
+// The prompt: its last turn in full, the system prompt and earlier turns collapsed.
 export function prompt(turns, raw) {
   const node = document.createDocumentFragment();
   const before = turns.slice(0, -1);

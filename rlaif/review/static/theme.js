@@ -1,4 +1,4 @@
-// Light or dark as the system has it, until the button says otherwise. Runs before the page is drawn.
+// Follows the system's light or dark mode until the user clicks the button. Runs before the page is drawn.
 "use strict";
 (() => {
   const root = document.documentElement;
