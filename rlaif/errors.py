@@ -1,18 +1,6 @@
-"""Every error that a person can mend, as one small tree.
+"""The errors that a user can fix, as one small tree. docs/reference/exit-codes.md is generated from it.
 
-    RlaifError                exit 1   something failed; has a message, a location and a hint
-    ├── UsageError            exit 2   flags, rlaif.toml, judge files: what was asked for cannot be
-    │   ├── InputError        exit 2   a bad row in a file, named by file and line
-    │   └── ConfigMismatchError     exit 2   the run was started with other settings
-    │       └── DatasetChangedError     exit 2   since a training began there are other rows to train on
-    ├── RunError              exit 1   the run directory: locked, damaged, not a run
-    ├── EndpointError         exit 1   the model server: absent, refusing, failing
-    │   └── ServerError       exit 1   the managed vLLM child did not start or kept dying
-    ├── StorageError          exit 1   object storage or the hub: refusing, out of reach, nothing there
-    ├── TooManyFailuresError       exit 3   finished, with more failures than --max-failures
-    └── MissingDependencyError           exit 4   something is not installed on this machine
-
-An error that is not in this tree is a bug, and is shown with its traceback.
+An exception outside this tree is a bug and is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +11,7 @@ from pathlib import Path
 
 
 class RlaifError(Exception):
-    """What happened, where (file and line, when there is one), and one way to mend it."""
+    """Something failed. Has a message, a location (file and line, if there is one) and a hint: one way to fix it."""
 
     exit_code = 1
 
@@ -35,68 +23,77 @@ class RlaifError(Exception):
 
     def __str__(self) -> str:
         prefix = f"{self.location}: " if self.location else ""
-        hint = f"\n  {self.hint}" if self.hint else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
         return f"{prefix}{self.message}{hint}"
 
 
 class UsageError(RlaifError):
+    """A flag, a setting in rlaif.toml or a judge file is invalid."""
+
     exit_code = 2
 
 
 class InputError(UsageError):
-    pass
+    """A row of an input file is invalid; the message names the file and the line."""
 
 
 class ConfigMismatchError(UsageError):
-    pass
+    """The run was started with other settings."""
 
 
 class DatasetChangedError(ConfigMismatchError):
-    pass
+    """The rows to train on have changed since the training began."""
 
 
 class RunError(RlaifError):
-    pass
+    """The run directory is locked, damaged, not writable, or not a run."""
 
 
 class EndpointError(RlaifError):
-    pass
+    """The model server is unreachable, rejects requests, or fails."""
 
 
 class ServerError(EndpointError):
-    pass
+    """The vLLM process that rlaif manages did not start, or failed repeatedly."""
 
 
 class StorageError(RlaifError):
-    pass
+    """Object storage or the Hugging Face Hub is unreachable, denies access, or does not have the object."""
 
 
 class TooManyFailuresError(RlaifError):
+    """The command finished, but more requests failed than `--max-failures` allows."""
+
     exit_code = 3
 
 
 class MissingDependencyError(RlaifError):
+    """A package or program that the command needs is not installed."""
+
     exit_code = 4
 
 
 def os_error_message(error: OSError) -> str:
-    """The operating system's own words, out of what a library wraps around them ("... [errno 27] File too large")."""
+    """Return the operating system's message, without the text that a library wrapped around it.
+
+    An example of such text is "... [errno 27] File too large".
+    """
     return (error.strerror or str(error)).rpartition("] ")[2] or type(error).__name__
 
 
 def write_error(path: Path, error: OSError) -> RunError:
-    """What a full disk, or one that may not be written, is told as where nothing is lost by it."""
+    """Build the error for a disk that is full or read-only, for writes that a rerun repeats without loss."""
     return RunError(
         f"cannot be written: {os_error_message(error)}",
         location=str(path),
-        hint="Make room or mend the permission, then give the same command again: no answer is lost.",
+        hint="Free disk space or fix the permissions, then rerun the same command. No answers are lost.",
     )
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """A sentence that names the closest known word, or lists what there is."""
+    """Return a sentence that suggests the closest candidate, or lists all of them if none is close."""
     names = sorted(candidates)
     matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if matches:
         return f"Did you mean {matches[0]!r}?"
-    return f"There is: {', '.join(names)}." if names else "There is none yet."
+    return f"Available: {', '.join(names)}." if names else "None are available."

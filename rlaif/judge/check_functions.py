@@ -254,5 +254,5 @@ def require_module(module: str) -> Any:
     except ImportError:
         raise MissingDependencyError(
             f"the prompts' checks need {module.split('.')[0]}, which is not installed",
-            hint="Install it: pip install 'rlaif[checks]'",
+            extra="checks",
         ) from None

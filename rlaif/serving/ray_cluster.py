@@ -48,7 +48,7 @@ Log = Callable[[str], None]
 def require_ray() -> None:
     """Raises :class:`MissingDependencyError`."""
     if importlib.util.find_spec("ray") is None:
-        raise MissingDependencyError("Ray is not installed", hint="Install it: pip install 'rlaif[cluster]'")
+        raise MissingDependencyError("Ray is not installed", extra="cluster")
 
 
 class RayCluster:

@@ -28,6 +28,7 @@ from typing import Any
 from rlaif import cpu, spawn
 from rlaif.config.models import ClientConfig
 from rlaif.errors import MissingDependencyError, ServerError, UsageError
+from rlaif.installation import install_command
 from rlaif.serving import cores, demo_model, precision, process_supervisor
 from rlaif.serving.cpu_load import CpuLoad
 from rlaif.serving.ports import LOOPBACK, free_port, is_port_free
@@ -58,7 +59,7 @@ def vllm_variant() -> str:
             return variant
     raise MissingDependencyError(
         "vLLM is not installed, and no --base-url names a server that runs elsewhere",
-        hint="Install it: pip install 'rlaif[gpu]' (NVIDIA), or see the README for the CPU build.",
+        hint=f"Run `{install_command('gpu')}`, or `{install_command('cpu')}` if there is no NVIDIA GPU.",
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version as _version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlaif import __version__
 from rlaif.config.models import Config
 from rlaif.train import methods, trl_config
 
@@ -42,7 +43,7 @@ def render_card(prepared: PreparedTraining, config: Config, result: TrainResult)
 
 # {f"A reward model from {base}" if scores else f"{base}, aligned with preferences"}
 
-Trained from `{prepared.model}` with [TRL](https://github.com/huggingface/trl) by rlaif {_version("rlaif")}.
+Trained from `{prepared.model}` with [TRL](https://github.com/huggingface/trl) by rlaif {__version__}.
 
 {_layout(result)}
 ## Data
@@ -60,7 +61,7 @@ The training file's sha256 is `{prepared.digest}`.
 How good the labels are stands in the dataset's card. No human evaluation of this model's answers was made here.
 
 ## Made with
-{", ".join(f"{name} {_version(name)}" for name in ("trl", "peft", "transformers", "torch"))}
+{", ".join(f"{name} {version(name)}" for name in ("trl", "peft", "transformers", "torch"))}
 """
 
 

@@ -39,9 +39,7 @@ def prepare(run: Run, config: Config) -> PreparedTraining:
     """All that can be found out without loading the model. Raises :class:`UsageError` where training is refused."""
     missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(
-            f"{', '.join(missing)} is not installed", hint="Install it: pip install 'rlaif[train]'"
-        )
+        raise MissingDependencyError(f"training needs {', '.join(missing)}, not installed here", extra="train")
     _require_qlora_support(config)
     name = trl_config.model_name(config)
     findings, train = preflight.check_rows(run.dataset)

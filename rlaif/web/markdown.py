@@ -82,7 +82,8 @@ def require_review_extra() -> None:
     except ImportError as error:
         raise MissingDependencyError(
             f"the review page needs {error.name}, which is not installed",
-            hint="Run: pip install 'rlaif[review]'. Or label in a spreadsheet: rlaif review RUN --export queue.csv",
+            extra="review",
+            hint="Or label in a spreadsheet: `rlaif review RUN --export queue.csv`.",
         ) from None
 
 

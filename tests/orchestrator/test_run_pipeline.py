@@ -521,7 +521,7 @@ def test_what_stands_in_the_way_is_told_before_anything_is_asked(
         with pytest.raises(kind, match=message):
             run_in_process(path, **flags)
     monkeypatch.setattr("rlaif.orchestrator.run_preflight.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="training is asked for"):
+    with pytest.raises(MissingDependencyError, match="training needs"):
         run_in_process(path, run__train=True)
     failed_exam = {"result": {"status": "bad", "problems": ["it chooses by position"], "metrics": {}}}
     monkeypatch.setattr("rlaif.labeling.judge_exam.last", lambda *_: failed_exam)

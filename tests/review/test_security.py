@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.config.models import ReviewConfig
+from rlaif.installation import install_command
 from rlaif.review.annotators import SECRET_FILE, load_registry
 from rlaif.run.run import Run
 from rlaif.web.markdown import MARKDOWN_LIMIT, markdown_to_safe_html, show_invisible_characters
@@ -336,7 +337,7 @@ def test_without_its_packages_the_page_says_what_to_install(run: Run, tmp_path: 
                           env={**os.environ, "PYTHONPATH": path})  # fmt: skip
     assert done.returncode == 4
     assert f"the review page needs {package}" in done.stderr
-    assert "pip install 'rlaif[review]'" in done.stderr
+    assert f"Run `{install_command('review')}`" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -21,6 +21,7 @@ import pytest
 
 from rlaif.config.models import ClientConfig, ClusterConfig
 from rlaif.errors import MissingDependencyError
+from rlaif.installation import install_command
 from rlaif.llm.backends import ModelBackends
 from rlaif.llm.usage import UsageMeter
 from rlaif.serving.ports import free_port
@@ -269,4 +270,4 @@ def test_no_ray_is_a_missing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         pytest.raises(MissingDependencyError, match="Ray is not installed") as caught,
     ):
         engines.client_for("m", [], {}, UsageMeter())
-    assert "rlaif[cluster]" in str(caught.value)
+    assert install_command("cluster") in str(caught.value)
