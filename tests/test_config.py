@@ -170,7 +170,7 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ),
         (
             "[pairs]\nzzz = 1\n",
-            "unknown setting 'pairs.zzz'. There is: human_fraction, max_candidates_per_prompt, max_per_prompt",
+            "unknown setting 'pairs.zzz'. Available: human_fraction, max_candidates_per_prompt, max_per_prompt",
         ),
         ("[sampler]\nn = 'four'\n", "sampler.n: Input should be a valid integer"),
         (

@@ -42,7 +42,7 @@ def error_text(case: dict[str, Any], folder: Path, queue: Run | None) -> str:
 
 def _normalize(message: str) -> str:
     """Without lists that grow with the product, and without ids."""
-    message = re.sub(r"There is: [^.]*\.", "There is: ...", message)
+    message = re.sub(r"Available: [^.]*\.", "Available: ...", message)
     message = re.sub(r"expected: [a-z_, ]*", "expected: ...", message)
     return re.sub(r"\b[0-9a-f]{16}\b", "ID", message)
 

@@ -328,7 +328,7 @@ def test_skipping_every_row_is_an_error(tmp_path: Path) -> None:
 def test_what_is_no_source_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert validation_error("everydya").startswith("'everydya' is no packaged prompt set. Did you mean 'everyday'?")
-    assert "There is: constraints, everyday, refusals" in validation_error("zzz")
+    assert "Available: constraints, everyday, refusals" in validation_error("zzz")
     assert validation_error("absent.jsonl").startswith("absent.jsonl: there is no such file")
     assert validation_error("some/where").startswith("some/where: there is no such file")
     write_file(tmp_path / "p.txt", "a")

@@ -119,7 +119,7 @@ WRONG_PROMPT = [
     ("{response_a}", "{response-a}", "unknown placeholder {response-a}. Did you mean 'response_a'?"),
     ("{reference}", "{ reference }", "unknown placeholder { reference }. Did you mean 'reference'?"),
     ("{reply}", "{reply} {aspect}", "unknown placeholder {aspect}"),
-    ("Rules.", "Rules for {ansver}.", "unknown placeholder {ansver}. There is: checklist, conversation, reference,"),
+    ("Rules.", "Rules for {ansver}.", "unknown placeholder {ansver}. Available: checklist, conversation, reference,"),
     ("{response_a}", "{response_a}{response_a}", "the user part has {response_a} more than once"),
     ("Rules.", "Rules for {response_a}.", "{response_a} cannot stand in the system part"),
     ("Rules.", "Rules for {conversation}, {reference}.", "{conversation}, {reference} cannot stand in the system part"),
@@ -213,7 +213,7 @@ def test_an_unknown_name_is_told_with_the_closest(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     for name, message in {
         "helpfull": "there is no judge 'helpfull'. Did you mean 'helpful'?",
-        "zzz": "There is: helpful, quality",
+        "zzz": "Available: helpful, quality",
         "judges/none": "there is no judge 'judges/none'.",
         "": "there is no judge ''.",
     }.items():

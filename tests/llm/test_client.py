@@ -512,7 +512,7 @@ def test_a_model_that_is_not_there(serve: Serve) -> None:
         check(server.url, model="llama-3-8b-instuct")
     assert "Did you mean 'llama-3-8b-instruct'?" in caught.value.message
     assert caught.value.location == server.url
-    with pytest.raises(EndpointError, match=r"There is: llama-3-8b-instruct, qwen-7b\."):
+    with pytest.raises(EndpointError, match=r"Available: llama-3-8b-instruct, qwen-7b\."):
         check(server.url, model="zzz")
 
 

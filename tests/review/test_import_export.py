@@ -454,7 +454,7 @@ def swap_sides(rows: list[dict[str, str]]) -> None:
 BAD_ROWS: dict[str, tuple[Change, str, str]] = {
     "unknown pair": (put(1, pair_id="pair-9999"), "unknown pair_id 'pair-9999'", "export the queue again"),
     "no choice": (put(1, choice="lfet"), "'lfet'", "Did you mean 'left'"),
-    "not close to a choice": (put(1, choice="A"), "'A'", "There is: both_bad, left, right, skip, tie."),
+    "not close to a choice": (put(1, choice="A"), "'A'", "Available: both_bad, left, right, skip, tie."),
     "edited prompt": (put(1, prompt="Question?"), "prompt of pair", "as they were exported"),
     "edited left": (put(1, left="better"), "left of pair", "as they were exported"),
     "edited both": (put(1, left="x", right="y"), "left and right of pair", "as they were exported"),
