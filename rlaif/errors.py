@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from rlaif.installation import install_command
+
 
 class RlaifError(Exception):
     """Something failed. Has a message, a location (file and line, if there is one) and a hint: one way to fix it."""
@@ -68,9 +70,20 @@ class TooManyFailuresError(RlaifError):
 
 
 class MissingDependencyError(RlaifError):
-    """A package or program that the command needs is not installed."""
+    """A package or device is missing.
+
+    ``extra`` names the optional dependencies that bring it. The hint is then the command that installs them, followed
+    by ``hint``.
+    """
 
     exit_code = 4
+
+    def __init__(
+        self, message: str, *, extra: str | None = None, location: str | None = None, hint: str | None = None
+    ) -> None:
+        if extra is not None:
+            hint = " ".join(filter(None, (f"Run `{install_command(extra)}`.", hint)))
+        super().__init__(message, location=location, hint=hint)
 
 
 def os_error_message(error: OSError) -> str:
