@@ -55,7 +55,7 @@ def render_report(report: Mapping[str, Any]) -> str:
         element("meta", http_equiv="Content-Security-Policy", content=CONTENT_SECURITY_POLICY),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{report['run']}: {report['recommendation']['status']}"),
-        element("style", Html((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))),
+        element("style", Html((Path(__file__).parent / "html_report.css").read_text(encoding="utf-8"))),
     )
     parts = [
         _header(report),
