@@ -23,6 +23,7 @@ from rlaif.judge.gold import GoldExample
 from rlaif.labeling.judging import load_panel
 from rlaif.llm.backends import ModelBackends
 from rlaif.llm.dry_run import DryRun, add_requests
+from rlaif.llm.stop_reason import describe_stop
 from rlaif.llm.usage import UsageMeter
 from rlaif.records import Verdict, content_key
 from rlaif.run import atomic_write
@@ -111,8 +112,8 @@ def run_exam(
     with run.lock():
         questions = _ExamQuestions(panel_judge, config, rows)
         mode = _ask_judge(run, questions, reporter, usage)
-        if usage.stop_reason():
-            raise TooManyFailuresError(f"the exam is not over: {usage.stop_reason()}", hint="The same command goes on.")
+        if stop_reason := usage.stop_reason():
+            raise TooManyFailuresError(f"the exam is not over: {describe_stop(stop_reason, usage.budget_usd)}", hint="The same command goes on.")
         report = questions.report(run, mode)
         record = {
             "judge": panel_judge.definition.name,
