@@ -58,7 +58,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         rows = pl.read_parquet(run.dataset / "train.parquet").height
         return TrainResult(run.model, run.model / "adapter", None, rows, 1, 1.0, None)
 
-    monkeypatch.setattr(module.pipeline, "train", train)
+    monkeypatch.setattr(module.api, "train", train)
     return module
 
 

@@ -69,7 +69,7 @@ JUDGE_FIELDS = ("prob_a", "verdict_mass", "reply")
 def servers_of(marker: str) -> dict[int, str]:
     """The command lines of the vLLM servers whose processes carry ``marker``, without what guards them."""
     return {
-        n: line for n, line in processes_carrying(marker).items() if "api_server" in line and "guard.py" not in line
+        n: line for n, line in processes_carrying(marker).items() if "api_server" in line and "process_supervisor.py" not in line
     }
 
 

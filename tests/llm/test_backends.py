@@ -18,7 +18,7 @@ from rlaif.run.run import Run
 from rlaif.serving.vllm_server import describe_changes
 from tests.conftest import write_jsonl
 from tests.labeling.test_judging import QuietReporter
-from tests.serving.test_vllm_server import Make
+from tests.serving.test_vllm_server import Make, log_lines, make  # noqa: F401  # fixtures
 
 MakeClient = Callable[[str, dict[str, Any]], Client]
 

@@ -23,7 +23,7 @@ from rlaif.serving.time_limits import Patience, ServerLoad, parse_metrics
 from tests.fake_server import Fault
 from tests.llm.test_client import BODY, Serve, talk
 from tests.processes import processes_carrying, wait_until
-from tests.serving.test_vllm_server import Make, listening_pid
+from tests.serving.test_vllm_server import Make, listening_pid, log_lines, make  # noqa: F401  # fixtures
 
 TIMEOUT_S = 3.0
 AskStandIn = Callable[..., tuple[list[str], UsageMeter, Any]]
@@ -59,7 +59,7 @@ def ask_stand_in(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return re.findall(r"standin: asked (\S+)", server.log_file.read_text()), usage, server
 
     yield call
-    assert not processes_carrying("standin.py\0" + str(tmp_path))
+    assert not processes_carrying("fake_vllm.py\0" + str(tmp_path))
 
 
 def test_a_server_fifty_times_too_slow_answers_everything_once(ask_stand_in: AskStandIn, log_lines: list[str]) -> None:

@@ -472,7 +472,7 @@ def test_answers_that_stay_missing_cost_their_rows_and_not_the_night(serve: Serv
 def test_a_notification_that_fails_says_so_and_raises_nothing(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str
 ) -> None:
-    monkeypatch.setattr("rlaif.orchestrator.run_log.PATIENCE_S", 0.3)
+    monkeypatch.setattr("rlaif.orchestrator.run_log.NOTIFY_TIMEOUT_S", 0.3)
     (problem,) = notify(RunConfig(**settings), "done", {})
     assert message in problem
     assert "secret" not in problem

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from rlaif.run import object_storage
 from tests.fake_server import ScriptedServer
+from tests.run.test_object_storage import s3, store  # noqa: F401  # fixtures
 from tests.train.pairs import rows
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

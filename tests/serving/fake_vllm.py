@@ -1,6 +1,6 @@
 """A process that behaves as vLLM does where that is awkward: deaf to SIGTERM, with a grandchild that is deaf too.
 
-``python standin.py PLAN --port P ...``. PLAN is a file whose first line is taken at each start and says what happens:
+``python fake_vllm.py PLAN --port P ...``. PLAN is a file whose first line is taken at each start and says what happens:
 
     serve [S]      after S seconds answers /health and /v1; the grandchild outlives its parent
     generate R     as serve, and generates R tokens/s for all requests together, which /metrics counts as vLLM does

@@ -49,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     python.write_text(
         f"#!/bin/sh\nplan=$(mktemp -p {folder})\n"
         f'case "$*" in *bad/model*) echo "crash {HERE / "logs" / "nomodel.log"}";; *) echo serve;; esac > $plan\n'
-        f'shift 2\nexec {sys.executable} {HERE / "standin.py"} $plan "$@"\n'
+        f'shift 2\nexec {sys.executable} {HERE / "fake_vllm.py"} $plan "$@"\n'
     )
     python.chmod(0o755)
     (folder / ".ray").mkdir()
@@ -80,7 +80,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 def listening_pids(model: str) -> set[int]:
     """The stand-ins that listen for ``model``, without the guard and the grandchild of each."""
-    pids = {n for n, line in processes_carrying(f"served-model-name\0{model}").items() if "guard.py" not in line}
+    pids = {n for n, line in processes_carrying(f"served-model-name\0{model}").items() if "process_supervisor.py" not in line}
     return {n for n in pids if int(Path(f"/proc/{n}/stat").read_text().rpartition(")")[2].split()[1]) not in pids}
 
 

@@ -160,7 +160,7 @@ def test_a_killed_server_comes_back_and_the_request_is_answered(ask: Ask) -> Non
 
     async def work(client: Client) -> tuple[ChatResponse, dict[int, str], dict[int, str]]:
         before = processes_carrying(client.key or "?")
-        api = [number for number, command in before.items() if "api_server" in command and "guard.py" not in command]
+        api = [number for number, command in before.items() if "api_server" in command and "process_supervisor.py" not in command]
         assert api
         pending = asyncio.create_task(client.chat(question("Count to a hundred.", max_tokens=200, min_tokens=200)))
         await asyncio.sleep(0.5)

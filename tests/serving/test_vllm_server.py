@@ -43,7 +43,7 @@ class FakeVllmServer(VllmServer):
 
     def _command(self, flags: list[str]) -> list[str]:
         real = super()._command(flags)
-        return [real[0], str(HERE / "standin.py"), str(self.plan), *real[3:]]
+        return [real[0], str(HERE / "fake_vllm.py"), str(self.plan), *real[3:]]
 
 
 def short_grace(folder: Path) -> str:
@@ -52,7 +52,7 @@ def short_grace(folder: Path) -> str:
     for line in ("\nSHUTDOWN_GRACE_S = 8.0\n", "\nCRASH_GRACE_S = 1.0\n"):
         assert line in text
         text = text.replace(line, f"{line.partition(' =')[0]} = {GRACE_S}\n")
-    copy = folder / "guard.py"
+    copy = folder / "process_supervisor.py"
     copy.write_text(text)
     return str(copy)
 
@@ -101,7 +101,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) 
 
 def serving_processes(server: VllmServer) -> dict[int, str]:
     """The stand-in's processes without the guard: the one that listens and its grandchild."""
-    return {n: command for n, command in processes_carrying(server.key).items() if "guard.py" not in command}
+    return {n: command for n, command in processes_carrying(server.key).items() if "process_supervisor.py" not in command}
 
 
 def guard_pid(server: VllmServer) -> int:
