@@ -23,7 +23,7 @@ def test_init_writes_a_file_that_loads_and_never_overwrites_it(tmp_path: Path, r
     text = (run / "rlaif.toml").read_text()
     assert "[sampler]" in text
     (run / "rlaif.toml").write_text(text + "# mine\n")
-    assert "there is one already" in rlaif("init", run, code=2).stderr
+    assert "already exists" in rlaif("init", run, code=2).stderr
     assert (run / "rlaif.toml").read_text().endswith("# mine\n")
 
 
@@ -45,14 +45,14 @@ def test_a_missing_column_says_what_was_found(tmp_path: Path, rlaif: Cli) -> Non
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"question": "q", "topic": "t"}])
     stderr = rlaif("generate", tmp_path / "run", "--prompts", source, "--model", "m", "--base-url", "http://127.0.0.1:9/v1",
                  code=2).stderr  # fmt: skip
-    assert f"{source}:1: there is no 'prompt'; found: question, topic" in stderr
+    assert f"{source}:1: missing 'prompt'; the row has question, topic" in stderr
 
 
 def test_an_empty_file(tmp_path: Path, rlaif: Cli) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     stderr = rlaif("generate", tmp_path / "run", "--prompts", tmp_path / "empty.jsonl", "--model", "m", "--base-url",
                  "http://127.0.0.1:9/v1", code=2).stderr  # fmt: skip
-    assert "empty.jsonl: there is no prompt in it" in stderr
+    assert "empty.jsonl: has no rows" in stderr
 
 
 def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
@@ -67,7 +67,7 @@ def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Pat
     stderr = rlaif(*common, "--model", "mm", "--judge", "helpful", code=1).stderr
     assert "has no model 'mm'. Did you mean 'm'?" in stderr
     stderr = rlaif("generate", tmp_path / "new", "--prompts", "everydya", "--model", "m", code=2).stderr
-    assert "'everydya' is no packaged prompt set. Did you mean 'everyday'?" in stderr
+    assert "unknown prompt set 'everydya'. Did you mean 'everyday'?" in stderr
     (tmp_path / "run" / "rlaif.toml").write_text("[sampler]\ntemprature = 1\n")
     stderr = rlaif(*common, "--model", "m", code=2).stderr
     assert "unknown setting 'sampler.temprature'. Did you mean 'temperature'?" in stderr
@@ -135,7 +135,7 @@ def test_stages_in_the_wrong_order_name_the_right_one(tmp_path: Path, rlaif: Cli
 def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
     assert "helpful" in rlaif("judges", "list").stdout
     assert "{response_a}" in rlaif("judges", "show", "helpful").stdout
-    assert "good" in rlaif("judges", "check", "quality").stdout
+    assert ": valid\n" in rlaif("judges", "check", "quality").stdout
     assert "everyday" in rlaif("prompts", "list").stdout
     assert rlaif("prompts", "show", "refusals").stdout.startswith('{"')
     assert "rlaif 0." in rlaif("--version").stdout
@@ -147,13 +147,13 @@ def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
 
 
 def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -> None:
-    assert "prompts/mine.jsonl is a prompt file" in rlaif("prompts", "new", "mine", cwd=tmp_path).stdout
+    assert "created prompts/mine.jsonl" in rlaif("prompts", "new", "mine", cwd=tmp_path).stdout
     assert (
-        "3 prompts would be taken, 0 rows are bad"
+        "3 prompts would be ingested, 0 rows are invalid"
         in rlaif("prompts", "check", "prompts/mine.jsonl", cwd=tmp_path).stdout
     )
-    assert "there is a prompt set 'mine' already" in rlaif("prompts", "new", "mine", code=2, cwd=tmp_path).stderr
-    assert "there is no such file" in rlaif("prompts", "check", tmp_path / "nope.jsonl", code=2).stderr
+    assert "prompt set 'mine' already exists" in rlaif("prompts", "new", "mine", code=2, cwd=tmp_path).stderr
+    assert "nope.jsonl: file not found" in rlaif("prompts", "check", tmp_path / "nope.jsonl", code=2).stderr
 
     long = "How do I keep a sourdough starter alive in a cold kitchen through the whole of a long winter, day by day"
     file = tmp_path / "prompts.jsonl"
@@ -164,19 +164,19 @@ def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -
     )
     process = rlaif("prompts", "check", file, code=2)
     assert process.stdout.splitlines() == [
-        "2 prompts would be taken, 4 rows are bad",
-        f"1 would be left out (exact duplicates): {file}:4",
-        f"1 would be left out (near duplicates): {file}:8",
+        "2 prompts would be ingested, 4 rows are invalid",
+        f"1 would be dropped (exact duplicate): {file}:4",
+        f"1 would be dropped (near duplicate): {file}:8",
     ]
     for message in (
-        f"{file}:2: there is no 'prompt'; found: promp",
+        f"{file}:2: missing 'prompt'; the row has promp",
         f"{file}:3: not JSON",
         f"{file}:5: check 1 cannot be evaluated: it has no kind that is known ('regx'). Did you mean 'regex'?",
-        f"{file}:6: the id '1' was already used for another prompt",
+        f"{file}:6: the id '1' already belongs to another prompt",
     ):
         assert message in process.stderr
     result = json.loads(rlaif("prompts", "check", file, "--json", code=2).stdout)
-    assert (result["prompts"], len(result["bad"]), result["left_out"]["near duplicates"]) == (2, 4, [f"{file}:8"])
+    assert (result["prompts"], len(result["invalid"]), result["dropped"]["near_duplicate"]) == (2, 4, [f"{file}:8"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts", "prompts.jsonl"]
 
 

@@ -79,7 +79,7 @@ def test_every_command_line_in_the_examples_is_one_that_rlaif_knows(tmp_path: Pa
         arguments = [str(tmp_path / "run") if part in ("%i", "my-run") else part for part in shlex.split(match[1])]
         result = subprocess.run(command(*arguments, "--dry-run"), capture_output=True, text=True)
         assert result.returncode == 2
-        assert "no prompts are named" in result.stderr
+        assert "no prompts are given" in result.stderr
     assert int(unit["Service"]["TimeoutStopSec"]) > 120  # longer than requests in flight are given
 
 

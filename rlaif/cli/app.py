@@ -1,4 +1,4 @@
-"""``rlaif``: the list of commands. Each lives in the file of its name; judges, prompts and doctor in library.py."""
+"""``rlaif``: the list of commands. Each is in the module of its name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
-from rlaif.cli import console, library
+from rlaif.cli import console
+from rlaif.cli.doctor import doctor
 from rlaif.cli.evaluate import evaluate
 from rlaif.cli.export import export
 from rlaif.cli.generate import generate
 from rlaif.cli.init import init
 from rlaif.cli.judge import judge
+from rlaif.cli.judges import judges
 from rlaif.cli.plan import plan
+from rlaif.cli.prompts import prompts
 from rlaif.cli.report import report
 from rlaif.cli.review import review
 from rlaif.cli.run import run
@@ -32,11 +35,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    init, plan, run, generate, judge, review, train, evaluate, report, export, status, serve, library.doctor,
+    init, plan, run, generate, judge, review, train, evaluate, report, export, status, serve, doctor,
 ):  # fmt: skip
     app.command()(command)
-app.add_typer(library.judges, name="judges")
-app.add_typer(library.prompts, name="prompts")
+app.add_typer(judges, name="judges")
+app.add_typer(prompts, name="prompts")
 
 
 def _print_version(requested: bool) -> None:

@@ -33,22 +33,30 @@ def generate(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SRC", show_default=False, help="A packaged set, a file, hf:NAME, or a URL (s3://, gs://, az://)."
+            metavar="SRC", show_default=False, help="Packaged set, file, hf:NAME, or URL (s3://, gs://, az://)"
         ),
     ] = None,
     import_: Annotated[
         str | None,
-        typer.Option("--import", metavar="SRC", show_default=False, help="Bring your own answers."),
+        typer.Option(
+            "--import", metavar="SRC", show_default=False, help="Prompts with your own answers instead of sampling"
+        ),
     ] = None,
-    n: Annotated[int | None, typer.Option("-n", help="Answers to each prompt.", show_default=False)] = None,
+    n: Annotated[int | None, typer.Option("-n", help="Answers per prompt [default: 4]", show_default=False)] = None,
     model: Models = None,
     base_url: BaseUrls = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the sampling.", show_default=False)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Length of an answer at most.", show_default=False)] = None,
-    system: Annotated[str | None, typer.Option(help="A system prompt for prompts without one.")] = None,
-    heldout_fraction: Annotated[float | None, typer.Option(help="Share of prompts set aside for evaluation.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature [default: 1.0]", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum tokens per answer [default: 1024]", show_default=False)
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt for prompts without one")] = None,
+    heldout_fraction: Annotated[
+        float | None, typer.Option(help="Fraction of prompts held out for evaluation [default: 0.05]")
+    ] = None,
     decontaminate_against: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Leave out prompts that overlap this evaluation file.")
+        list[str] | None, typer.Option(metavar="SRC", help="Evaluation file; prompts that overlap it are dropped")
     ] = None,
     on_bad_row: OnBadRow = None,
     concurrency: Concurrency = None,
@@ -59,7 +67,7 @@ def generate(
     batch: Batch = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Sample answers to prompts, or --import them."""
+    """Sample answers to prompts, or import your own"""
     target, settings = open_run_with_config(
         run,
         {
@@ -83,7 +91,7 @@ def generate(
 
     if import_ is not None:
         if prompts or model:
-            raise UsageError("--import brings prompts and answers: --prompts and --model do not go with it")
+            raise UsageError("--import cannot be combined with --prompts or --model: it has both prompts and answers")
         imported = api.import_completions(target, settings, import_, console.Console())
         console.echo(
             f"{imported.prompts:,} prompts with {imported.completions:,} answers ({imported.new:,} new) in {run}. "
@@ -95,8 +103,8 @@ def generate(
         return
     with backends_for(target, settings) as backends:
         result = api.generate(target, settings, console.Console(), backends)
-    for reason, count in result.left_out.items():
-        console.log(f"left out {count:,} prompts: {reason}")
+    for reason, count in result.dropped.items():
+        console.log(f"dropped {count:,} prompts: {reason.replace('_', ' ')}")
     if result.heldout:
         console.log(f"held out {result.heldout:,} prompts for evaluation")
     log_early_stop(result.stop_reason)

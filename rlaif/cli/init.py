@@ -16,26 +16,30 @@ def init(
     run: RunPath,
     previous: Annotated[
         Path | None,
-        typer.Option("--from", metavar="RUN", show_default=False, help="The next round: its trained model answers."),
+        typer.Option(
+            "--from", metavar="RUN", show_default=False, help="Previous run; its trained model answers in this one"
+        ),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(metavar="SRC", show_default=False, help="Fresh prompts for it. Default: the same."),
+        typer.Option(metavar="SRC", show_default=False, help="New prompts, with --from [default: the previous run's]"),
     ] = None,
 ) -> None:
-    """Make a run: a directory with a commented rlaif.toml."""
+    """Create a run: a directory with a commented rlaif.toml"""
     from rlaif.config import loader
 
     path = run / loader.CONFIG_FILE
     if path.exists():
-        raise UsageError("there is one already", location=str(path), hint="Edit it, or name another directory.")
+        raise UsageError("already exists", location=str(path), hint="Edit it, or choose another directory.")
     if previous:
         from rlaif.orchestrator import next_iteration
         from rlaif.run.run import open_run
 
         text = next_iteration.next_iteration_config(open_run(previous), run, prompts or [])
     elif prompts:
-        raise UsageError("--prompts goes with --from", hint="Set sources under [prompts] in the new rlaif.toml.")
+        raise UsageError(
+            "--prompts needs --from", hint="Run `rlaif init` without --prompts and set prompts.sources in rlaif.toml."
+        )
     else:
         text = loader.template_text()
     try:
@@ -43,4 +47,4 @@ def init(
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RlaifError(f"cannot be written: {error.strerror}", location=str(path)) from None
-    console.echo(f"wrote {path}. Edit it, then: rlaif generate {run}")
+    console.echo(f"created {path}. Edit it, then run: rlaif generate {run}")

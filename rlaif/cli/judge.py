@@ -31,24 +31,31 @@ def judge(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[@MODEL]", show_default=False, help='A judge; several make a panel. "check": no model.'
+            metavar="NAME[@MODEL]", show_default=False, help='Judge on the panel (repeatable); "check" needs no model'
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="J", show_default=False, help="The model that judges.")
+        str | None, typer.Option("--model", "-m", metavar="J", show_default=False, help="Judge model")
     ] = None,
     base_url: BaseUrls = None,
     strategy: Annotated[
         Literal["auto", "rate-then-compare", "round-robin", "rate-only"] | None,
-        typer.Option(help="Which pairs are compared.", show_default=False),
+        typer.Option(help="Choice of answers to compare [default: auto]", show_default=False),
     ] = None,
-    human_fraction: Annotated[float | None, typer.Option(help="Share of pairs for people.", show_default=False)] = None,
-    min_confidence: Annotated[float | None, typer.Option(help="Keep a pair from here on.", show_default=False)] = None,
-    min_rating_margin: Annotated[float | None, typer.Option(help="Least gap of ratings.", show_default=False)] = None,
+    human_fraction: Annotated[
+        float | None, typer.Option(help="Fraction of pairs queued for human review [default: 0.1]", show_default=False)
+    ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(help="Minimum probability for the better answer, 0.5 to 1 [default: 0.65]", show_default=False),
+    ] = None,
+    min_rating_margin: Annotated[
+        float | None, typer.Option(help="Minimum rating difference [default: 1.0]", show_default=False)
+    ] = None,
     allow_failed_exam: Annotated[
-        bool, typer.Option("--allow-failed-exam", help="Ask a judge that failed its exam (rlaif judges exam).")
+        bool, typer.Option("--allow-failed-exam", help="Use judges that failed their exam")
     ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Judge anew under changed settings.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Judge again under changed settings")] = False,
     concurrency: Concurrency = None,
     seed: Seed = None,
     limit: Limit = None,
@@ -57,7 +64,7 @@ def judge(
     batch: Batch = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Judge answers, pair them, fill the queue."""
+    """Judge answers, pair them and fill the review queue"""
     target, settings = open_run_with_config(
         run,
         {

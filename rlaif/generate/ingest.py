@@ -1,7 +1,7 @@
-"""Prompts into a run: read, deduplicated, decontaminated, and some of them held out.
+"""Ingest prompts into a run: read, deduplicate and decontaminate them, and hold some of them out.
 
-Which prompts are taken depends on their content alone: the same sources give the same prompts, however often the
-command was interrupted on the way. Held-out prompts are journaled with the others and never sampled for training.
+The content of the prompts alone decides which of them are ingested: the same sources give the same prompts, no matter
+how often the command was interrupted. Held-out prompts are journaled with the others and never sampled for training.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rlaif.config.models import Config, PromptsConfig
 from rlaif.errors import InputError, UsageError
@@ -22,26 +23,28 @@ from rlaif.run.run import Run
 NGRAM = 13
 LOG_EVERY = 100_000
 
+DropReason = Literal["exact_duplicate", "near_duplicate", "evaluation_overlap"]
+
 
 @dataclass
 class IngestResult:
-    """How many prompts the run has, and why others were left out."""
+    """Number of prompts ingested, of these held out, of these new to the journal, and dropped, by reason."""
 
     prompts: int = 0
     heldout: int = 0
     new: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[DropReason] = field(default_factory=Counter)
 
 
 def ingest_prompts(run: Run, config: Config, log: Callable[[str], None]) -> IngestResult:
-    """Journal the prompts that ``config.prompts`` names, up to its limit. Those already there are not repeated.
+    """Journal the prompts of ``config.prompts.sources``, up to the limit, except those already in the journal.
 
-    Raises :class:`InputError` before anything is written where a source has bad rows and they are not to be skipped.
+    Raises :class:`InputError` before anything is written if a source has invalid rows and ``on_bad_row`` is "stop".
     """
     settings = config.prompts
     if not settings.sources:
         raise UsageError(
-            "no prompts are named",
+            "no prompts are given",
             hint="Give --prompts SRC: a packaged set (`rlaif prompts list`), a .jsonl/.parquet/.csv file, or hf:NAME.",
         )
     id_index = PromptIdIndex(run, config)
@@ -50,7 +53,7 @@ def ingest_prompts(run: Run, config: Config, log: Callable[[str], None]) -> Inge
     for source in settings.decontaminate_against:
         sources.validate_source(source, PromptRow, settings.on_bad_row, log)
     heldout_keys = id_index.heldout_keys
-    del id_index  # what follows needs its memory
+    del id_index  # free its memory for the filter below
     prompt_filter, result = PromptFilter(settings), IngestResult()
     with run.journal("prompts") as journal:
         for source in settings.sources:
@@ -59,12 +62,13 @@ def ingest_prompts(run: Run, config: Config, log: Callable[[str], None]) -> Inge
                     return result
                 processed = result.prompts + result.dropped.total()
                 if processed and processed % LOG_EVERY == 0:
-                    log(f"{result.prompts:,} prompts taken in, {result.dropped.total():,} left out so far")
+                    log(f"{result.prompts:,} prompts ingested, {result.dropped.total():,} dropped so far")
                 prompt = to_prompt(row, location, config)
-                if reason := prompt_filter.rejection_reason(prompt):
+                if reason := prompt_filter.drop_reason(prompt):
                     result.dropped[reason] += 1
                     continue
-                already_journaled = prompt.key in journal  # and may have been imported, which holds nothing out
+                # A journaled prompt may have been imported, and imported prompts are never held out.
+                already_journaled = prompt.key in journal
                 result.prompts += 1
                 result.heldout += (prompt.key in heldout_keys) if already_journaled else (prompt.split == "heldout")
                 if not already_journaled:
@@ -74,7 +78,8 @@ def ingest_prompts(run: Run, config: Config, log: Callable[[str], None]) -> Inge
 
 
 def to_prompt(row: PromptRow, location: str, config: Config, *, may_hold_out: bool = True) -> Prompt:
-    """The record of ``row``. Its key is its content; its id is its own, or the first 16 digits of the key."""
+    """Convert ``row`` to a record. The key is the hash of the content; a row without an id gets the key's first 16
+    digits."""
     messages = row.messages()
     if config.sampler.system and messages[0].role != "system":
         messages = [Message(role="system", content=config.sampler.system), *messages]
@@ -96,35 +101,36 @@ def to_prompt(row: PromptRow, location: str, config: Config, *, may_hold_out: bo
 
 
 class PromptFilter:
-    """Why a prompt is left out, going by those before it and by the evaluation files."""
+    """Decides which prompts to drop, from the prompts seen before and from the evaluation files."""
 
     def __init__(self, settings: PromptsConfig) -> None:
-        self._content_keys = set[bytes]()
-        self._near_duplicates = (
-            NearDuplicateIndex(settings.near_duplicate_threshold) if settings.near_duplicate_threshold > 0 else None
-        )
-        self._contamination = (
-            ContaminationIndex(sources.prompt_texts(settings.decontaminate_against))
-            if settings.decontaminate_against
-            else None
-        )
+        self._digests = set[bytes]()
+        self._near_duplicates: NearDuplicateIndex | None = None
+        if settings.near_duplicate_threshold > 0:
+            self._near_duplicates = NearDuplicateIndex(settings.near_duplicate_threshold)
+        self._contamination: ContaminationIndex | None = None
+        if settings.decontaminate_against:
+            self._contamination = ContaminationIndex(sources.prompt_texts(settings.decontaminate_against))
 
-    def rejection_reason(self, prompt: Prompt) -> str | None:
-        """None for a prompt that is taken."""
-        content = bytes.fromhex(prompt.key)  # half the memory of its text
-        if content in self._content_keys:
-            return "exact duplicates"
-        self._content_keys.add(content)
+    def drop_reason(self, prompt: Prompt) -> DropReason | None:
+        """Return why ``prompt`` is dropped, or None for a prompt to ingest. Remembers the prompt."""
+        digest = bytes.fromhex(prompt.key)  # half the memory of the hex digits
+        if digest in self._digests:
+            return "exact_duplicate"
+        self._digests.add(digest)
         if self._near_duplicates and self._near_duplicates.check_and_add(prompt):
-            return "near duplicates"
+            return "near_duplicate"
         if self._contamination and self._contamination.matches(sources.user_text(prompt.messages)):
-            return "overlaps an evaluation file"
+            return "evaluation_overlap"
         return None
 
 
 class PromptIdIndex:
-    """Which prompt each id names: in the run, and in the rows noted. Ids that rows are given by their content never
-    meet. ``heldout_keys``: the keys of the run's prompts that are held out."""
+    """Maps ids to prompts, for the prompts in the run and the rows registered since, to detect an id used twice.
+
+    Rows without an id need no entry: ids made from different contents differ. ``id_by_key`` and ``heldout_keys`` cover
+    the run's prompts.
+    """
 
     def __init__(self, run: Run | None, config: Config) -> None:
         self._config = config
@@ -137,15 +143,15 @@ class PromptIdIndex:
         self._key_by_id = {prompt_id: key for key, prompt_id in self.id_by_key.items()}
 
     def register(self, location: str, row: PromptRow) -> None:
-        """Raises :class:`InputError` where the row's id already names another prompt."""
+        """Raise :class:`InputError` if the row's id already belongs to another prompt."""
         if row.id is None:
             return
         key = to_prompt(row, location, self._config).key
         if self._key_by_id.setdefault(row.id, key) != key:
             raise InputError(
-                f"the id {row.id!r} was already used for another prompt",
+                f"the id {row.id!r} already belongs to another prompt",
                 location=location,
-                hint="Ids name one prompt each: change one of the two. Nothing was written.",
+                hint="Give each prompt its own id. Nothing was written.",
             )
 
 
@@ -154,7 +160,8 @@ def _words(text: str) -> list[str]:
 
 
 class ContaminationIndex:
-    """Overlap with evaluation texts: a common 13-word run (Brown et al. 2020, appendix C), or the same short text."""
+    """Detects overlap with evaluation texts: 13 consecutive words in common (Brown et al. 2020, appendix C), or, for a
+    text of fewer words, the same text."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._grams: set[int] = set()

@@ -1,8 +1,10 @@
-"""Rows out of prompt files: a packaged set's name, .jsonl, .parquet, .csv, ``hf:NAME[@CONFIG][:SPLIT]``, or a URL of
-object storage (s3://, gs://, az://): a file, or a folder whose files of these kinds are read by name.
+"""Read the rows of a prompt source.
 
-Every row comes with where it stands (file and line), so that a bad one can be named. Columns that rlaif does not use
-are passed over; ``messages`` is read as the prompt where there is no ``prompt``, without the answer it may end in.
+A source is the name of a packaged set, a .jsonl, .parquet or .csv file, ``hf:NAME[@CONFIG][:SPLIT]``, or a URL in
+object storage (s3://, gs://, az://). A URL names such a file, or a folder whose files are read in order of their names.
+
+Every row comes with its location (file and line), so that errors can name it. Columns that rlaif does not use are
+ignored. If a row has ``messages`` instead of ``prompt``, they are the prompt, without the assistant turns at the end.
 """
 
 from __future__ import annotations
@@ -43,47 +45,48 @@ def validate_source(
     log: Callable[[str], None],
     on_row: Callable[[str, Row], None] = lambda *_: None,
 ) -> int:
-    """Read all of ``source`` once before anything is asked or written. Returns the number of good rows; ``on_row`` gets
-    each of them, with where it stands.
+    """Read all of ``source`` once, before any request is sent or anything is written, and return the number of valid
+    rows. Calls ``on_row`` with the location of each valid row and the row.
 
-    Raises :class:`InputError` naming the bad rows by file and line, or, with ``skip``, says which they are. A source
-    without any good row is an error either way.
+    Raises :class:`InputError` naming the invalid rows by file and line; with ``skip`` it logs them instead. A source
+    without a valid row is an error in either case.
     """
-    good, bad, reported = 0, 0, list[InputError]()
+    valid, invalid, reported = 0, 0, list[InputError]()
     for location, row in iter_rows(source, row_type):
         if not isinstance(row, InputError):
-            good += 1
+            valid += 1
             on_row(location, row)
             continue
-        bad += 1
+        invalid += 1
         if len(reported) < MAX_ERRORS_SHOWN:
             reported.append(row)
-    if bad and on_bad_row == "stop":
-        more = [f"also {error.location}: {error.message}" for error in reported[1:]]
-        more += [f"and {bad - MAX_ERRORS_SHOWN} more bad rows"] if bad > MAX_ERRORS_SHOWN else []
+    if invalid and on_bad_row == "stop":
+        lines = [reported[0].message, *(f"{error.location}: {error.message}" for error in reported[1:])]
+        if invalid > MAX_ERRORS_SHOWN:
+            lines.append(f"and {invalid - MAX_ERRORS_SHOWN} more invalid rows")
         raise InputError(
-            "\n  ".join([reported[0].message, *more]),
+            "\n  ".join(lines),
             location=reported[0].location,
-            hint="Nothing was asked or written. Mend the rows, or leave them out with --on-bad-row skip.",
+            hint="Fix the rows, or skip them with --on-bad-row skip. Nothing was sent or written.",
         )
     for error in reported:
         log(f"skipped: {error}")
-    if bad:
-        log(f"{bad} bad rows skipped, {good} read from {source}")
-    if not good:
-        raise InputError("there is no prompt in it", location=source)
-    return good
+    if invalid:
+        log(f"skipped {invalid} invalid rows and read {valid} valid rows from {source}")
+    if not valid:
+        raise InputError("has no valid rows" if invalid else "has no rows", location=source)
+    return valid
 
 
 def valid_rows(source: str, row_type: type[Row]) -> Iterator[tuple[str, Row]]:
-    """The good rows of ``source``, each with where it stands. :func:`validate_source` has reported the others."""
+    """Yield the location and content of each valid row. :func:`validate_source` has reported the invalid ones."""
     for location, row in iter_rows(source, row_type):
         if not isinstance(row, InputError):
             yield location, row
 
 
 def iter_rows(source: str, row_type: type[Row]) -> Iterator[tuple[str, Row | InputError]]:
-    """Every row of ``source`` with where it stands, or what is wrong with it."""
+    """Yield the location of each row with the row, or with the error that makes it invalid."""
     columns = set(row_type.model_fields)
     for location, value in _iter_source(source):
         if isinstance(value, InputError):
@@ -95,8 +98,8 @@ def iter_rows(source: str, row_type: type[Row]) -> Iterator[tuple[str, Row | Inp
             yield location, InputError(format_validation_error(error, row_type), location=location)
         except InputError as error:
             yield location, InputError(error.message, location=location)
-        except (TypeError, RecursionError) as error:  # a number or a nesting that JSON written by rlaif cannot hold
-            yield location, InputError(f"cannot be kept: {error}", location=location)
+        except (TypeError, RecursionError) as error:  # an integer or a nesting that rlaif's own JSON cannot hold
+            yield location, InputError(f"cannot be stored: {error}", location=location)
 
 
 def _parse_row(value: Mapping[str, Any], row_type: type[Row], columns: set[str]) -> Row:
@@ -109,7 +112,7 @@ def _parse_row(value: Mapping[str, Any], row_type: type[Row], columns: set[str])
     missing = [name for name, field in row_type.model_fields.items() if field.is_required() and name not in fields]
     if missing:
         raise InputError(
-            f"there is no {' and no '.join(map(repr, missing))}; found: {', '.join(sorted(fields)) or '-'}"
+            f"missing {', '.join(map(repr, missing))}; the row has {', '.join(sorted(fields)) or 'no columns'}"
         )
     used = {
         name: replace_surrogates_deep(item) for name, item in fields.items() if name in columns and item is not None
@@ -121,8 +124,10 @@ def _parse_row(value: Mapping[str, Any], row_type: type[Row], columns: set[str])
 
 
 def _without_nulls(message: Any) -> Any:
-    """Columnar files fill every field that some other message has with null."""
-    return {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
+    """Remove null fields: columnar files have every field of any message in all messages."""
+    if not isinstance(message, dict):
+        return message
+    return {name: value for name, value in message.items() if value is not None}
 
 
 def _iter_source(source: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
@@ -138,10 +143,10 @@ def _iter_source(source: str) -> Iterator[tuple[str, dict[str, Any] | InputError
     path = sets.get(source) or Path(source)
     if not path.is_file():
         if path.suffix in SUFFIXES or "/" in source:
-            raise InputError("there is no such file", location=source)
+            raise InputError("file not found", location=source)
         raise UsageError(
-            f"{source!r} is no packaged prompt set. {did_you_mean(source, sets)}",
-            hint="Give a set's name, a .jsonl, .parquet or .csv file, hf:NAME, or a URL (s3://, gs://, az://).",
+            f"unknown prompt set {source!r}. {did_you_mean(source, sets)}",
+            hint="Give a packaged set, a .jsonl, .parquet or .csv file, hf:NAME, or a URL (s3://, gs://, az://).",
         )
     try:
         with path.open("rb") as file:
@@ -160,10 +165,13 @@ def _iter_file(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] 
             case ".parquet":
                 yield from _iter_parquet(name, file)
             case suffix:
-                raise UsageError(f"{suffix or 'no'} ending: cannot tell what is in it", location=name,
-                                 hint=f"Prompts are read from {', '.join(SUFFIXES)} files.")  # fmt: skip
+                raise UsageError(
+                    f"unsupported file extension {suffix!r}", location=name, hint=f"Use one of {', '.join(SUFFIXES)}."
+                )
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text (byte {error.start})", location=name, hint="Save it as UTF-8.") from None
+        raise InputError(
+            f"not UTF-8 text (byte {error.start})", location=name, hint="Save the file as UTF-8."
+        ) from None
 
 
 def _iter_jsonl(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
@@ -183,15 +191,15 @@ def _iter_jsonl(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]
         if isinstance(value, dict):
             yield location, value
         else:
-            yield location, InputError(f"expected an object, found {type(value).__name__}", location=location)
+            yield location, InputError(f"expected a JSON object, got {type(value).__name__}", location=location)
 
 
 def _parse_json(text: bytes) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        # Lone surrogates are legal in JSON's escapes; orjson refuses them, the standard library reads them. Its NaN
-        # and Infinity are not JSON.
+        # JSON allows escaped lone surrogates: orjson rejects them, the standard library reads them. But the standard
+        # library also reads NaN and Infinity, which are not JSON.
         return json.loads(text.decode("utf-8"), parse_constant=_reject_constant)
 
 
@@ -201,7 +209,7 @@ def _reject_constant(name: str) -> Any:
 
 def _iter_csv(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
     csv.field_size_limit(1 << 30)
-    # Bytes that are not UTF-8 come as lone surrogates, so that their row can be named and the others read.
+    # Bytes that are not UTF-8 become lone surrogates, so that only their row is invalid.
     with TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
         reader = csv.reader(text, strict=True)
         header: list[str] = []
@@ -211,19 +219,19 @@ def _iter_csv(name: str, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any] |
                 cells = next(reader, None)
             except csv.Error as error:
                 yield location, InputError(f"not CSV: {error}", location=location)
-                return  # where a quote is not closed, no later row can be told from its text
+                return  # after an unclosed quote, row boundaries are unknown
             if cells is None:
                 return
             if not header:
                 header = cells
-            elif cells:  # a blank line has none
+            elif cells:  # a blank line has no cells
                 yield location, _row_from_csv(header, cells, location)
 
 
 def _row_from_csv(header: list[str], cells: list[str], location: str) -> dict[str, Any] | InputError:
-    """A CSV row: empty cells are absent, lists are JSON (tags may also be separated by semicolons)."""
+    """Return the fields of a CSV row. Empty cells are omitted. Lists are JSON; tags may be separated by semicolons."""
     if len(cells) > len(header):
-        return InputError("more cells than the header has columns", location=location)
+        return InputError(f"{len(cells)} cells, but the header has {len(header)} columns", location=location)
     fields: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
     if any(LONE_SURROGATE.search(cell) for cell in fields.values()):
         return InputError("not UTF-8 text", location=location)
@@ -234,7 +242,7 @@ def _row_from_csv(header: list[str], cells: list[str], location: str) -> dict[st
         try:
             value = _parse_json(cell.encode())
         except JSON_ERRORS as error:
-            if name == "prompt":  # a prompt may begin with a bracket and be plain text
+            if name == "prompt":  # plain text may begin with a bracket
                 continue
             return InputError(f"column {name!r} is not JSON: {error}", location=location)
         if name != "prompt" or all(isinstance(turn, dict) for turn in value):
@@ -266,19 +274,19 @@ def _iter_hub(source: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
     name, _, subset = name.partition("@")
     try:
         dataset = datasets.load_dataset(name, subset or None, split=split or "train")
-    except Exception as error:  # the hub's client raises a dozen unrelated kinds: absent, offline, gated, no split
+    except Exception as error:  # missing, offline, gated, no such split: the client raises many unrelated classes
         reason = str(error).strip().splitlines()
         raise InputError(
-            f"cannot be loaded from the hub: {reason[0] if reason else type(error).__name__}",
+            f"cannot be loaded from the Hugging Face Hub: {reason[0] if reason else type(error).__name__}",
             location=source,
-            hint="Write it as hf:NAME[@CONFIG][:SPLIT]; for a gated one, `hf auth login` first.",
+            hint="Give hf:NAME[@CONFIG][:SPLIT]. If the dataset is gated, run `hf auth login` first.",
         ) from None
     for row_number, value in enumerate(dataset, 1):
         yield f"{source}:{row_number}", _row_from_columns(value, f"{source}:{row_number}")
 
 
 def _row_from_columns(value: Mapping[str, Any], location: str) -> dict[str, Any] | InputError:
-    """A row of a columnar file, where nested columns may have been stored as JSON text."""
+    """Return the fields of a row of a columnar file. Nested columns may be stored as JSON text."""
     fields = {name: cell for name, cell in value.items() if cell is not None}
     for name in ("checks", "checklist", "tools"):
         if isinstance(fields.get(name), str):
@@ -290,12 +298,12 @@ def _row_from_columns(value: Mapping[str, Any], location: str) -> dict[str, Any]
 
 
 def user_text(messages: Iterable[Message]) -> str:
-    """All user turns of a prompt: what an evaluation file would ask."""
+    """Return the text of all user turns, which an evaluation file would have in common with the prompt."""
     return "\n".join(message.content or "" for message in messages if message.role == "user")
 
 
 def prompt_texts(sources: Iterable[str]) -> Iterator[str]:
-    """What each prompt in ``sources`` asks."""
+    """Yield the user text of each valid prompt in ``sources``."""
     for source in sources:
         for _, row in valid_rows(source, PromptRow):
             yield user_text(row.messages())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rlaif.config.models import Config
 from rlaif.errors import InputError, UsageError
 from rlaif.generate import sources
-from rlaif.generate.ingest import PromptFilter, PromptIdIndex, to_prompt
+from rlaif.generate.ingest import DropReason, PromptFilter, PromptIdIndex, to_prompt
 from rlaif.judge import check_schema
 from rlaif.records import PromptRow
 
@@ -16,11 +16,11 @@ from rlaif.records import PromptRow
 @dataclass
 class SourceCheck:
     """``prompts``: how many would be taken. ``invalid``: the rows that ``generate`` refuses, and those whose checks
-    ``judge`` would, as FILE:LINE and why. ``left_out``: by reason, where the other rows stand."""
+    ``judge`` would, as FILE:LINE and why. ``dropped``: the locations of the other rows by reason."""
 
     prompts: int = 0
     invalid: list[str] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    dropped: dict[DropReason, list[str]] = field(default_factory=dict)
 
 
 def check_sources(prompt_sources: Iterable[str], config: Config) -> SourceCheck:
@@ -42,10 +42,10 @@ def check_sources(prompt_sources: Iterable[str], config: Config) -> SourceCheck:
                 result.invalid.append(f"{location}: {error.message}")
                 continue
             prompt = to_prompt(row, location, config)
-            if reason := prompt_filter.rejection_reason(prompt):
-                result.left_out.setdefault(reason, []).append(location)
+            if reason := prompt_filter.drop_reason(prompt):
+                result.dropped.setdefault(reason, []).append(location)
             else:
                 result.prompts += 1
         if is_empty:
-            result.invalid.append(f"{source}: there is no prompt in it")
+            result.invalid.append(f"{source}: has no rows")
     return result

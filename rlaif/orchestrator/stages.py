@@ -31,7 +31,7 @@ class GenerateResult:
     prompts: int
     heldout: int
     completions: int
-    left_out: dict[str, int]
+    dropped: dict[ingest.DropReason, int]
     usage: UsageMeter
     stop_reason: str | None = None
 
@@ -81,7 +81,7 @@ def generate(
         prompts=ingested.prompts,
         heldout=ingested.heldout,
         completions=completed,
-        left_out=dict(ingested.dropped),
+        dropped=dict(ingested.dropped),
         usage=usage,
         stop_reason=usage.stop_reason(),
     )

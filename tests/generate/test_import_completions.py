@@ -1,4 +1,4 @@
-"""Answers that somebody has already: all of them, once, each knowing its prompt and its model."""
+"""Importing existing answers: every answer once, with its prompt and its model."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def answers(run: Run) -> list[dict[str, Any]]:
 
 
 def answer_counts(run: Run) -> Counter[tuple[str, str, str, str]]:
-    """Every answer by all that matters about it."""
+    """Count the answers by key, prompt, model and text."""
     return Counter((record["key"], record["prompt_id"], record["model"], record["text"]) for record in answers(run))
 
 
-def test_every_answer_arrives_as_it_is(tmp_path: Path) -> None:
-    """Long, empty, with CRLF, with thinking, with a lone surrogate; its model named, or "unknown"."""
+def test_every_answer_is_imported_unchanged(tmp_path: Path) -> None:
+    """Long, empty, with CRLF, with reasoning, with a lone surrogate. A model that is not given is "unknown"."""
     responses = ["x" * 20_000, "", "a\r\nb\n", "<think>t</think>\nanswer", "lone \ud800", " spaced "]
     run = Run(tmp_path / "run")
     result = run_import(run, [{"prompt": "q", "id": 1, "tags": ["x"], "responses": responses, "models": list("abcdef")},
@@ -65,7 +65,7 @@ def test_every_answer_arrives_as_it_is(tmp_path: Path) -> None:
 
 
 def test_imported_prompts_are_never_held_out(tmp_path: Path) -> None:
-    """Their answers are there to be judged."""
+    """Their answers were given to be judged."""
     run = Run(tmp_path / "run")
     run_import(
         run, [{"prompt": f"q{i}", "responses": ["a", "b"]} for i in range(50)], **{"prompts.heldout_fraction": 0.9}
@@ -73,7 +73,7 @@ def test_imported_prompts_are_never_held_out(tmp_path: Path) -> None:
     assert Counter(record["split"] for record in prompts(run)) == {"train": 50}
 
 
-def test_rows_of_prompts_that_the_run_holds_out_are_counted(tmp_path: Path) -> None:
+def test_imported_rows_of_held_out_prompts_are_counted(tmp_path: Path) -> None:
     run, lines = Run(tmp_path / "run"), list[str]()
     rows = [{"prompt": f"q{i}"} for i in range(50)]
     config = load(run.path, {"prompts.sources": [str(write_jsonl(tmp_path / "p.jsonl", rows))],
@@ -82,13 +82,11 @@ def test_rows_of_prompts_that_the_run_holds_out_are_counted(tmp_path: Path) -> N
     import_path = write_jsonl(tmp_path / "a.jsonl", [{**row, "responses": ["a", "b"]} for row in rows])
     import_completions(run, config, str(import_path), lines.append)
     assert 5 < result.heldout < 45
-    assert lines == [
-        f"{result.heldout} rows are of prompts that this run holds out for evaluation: their answers are not judged"
-    ]
+    assert lines == [f"{result.heldout} rows belong to held-out prompts; their answers are not judged"]
     assert ingest_prompts(run, config, lambda line: None).heldout == result.heldout
 
 
-def test_a_prompt_that_was_imported_first_is_not_counted_as_held_out(tmp_path: Path) -> None:
+def test_a_prompt_imported_first_is_not_counted_as_held_out(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     rows = [{"prompt": f"q{i}"} for i in range(50)]
     run_import(run, [{**row, "responses": ["a", "b"]} for row in rows[:25]])
@@ -101,7 +99,7 @@ def test_a_prompt_that_was_imported_first_is_not_counted_as_held_out(tmp_path: P
     assert 10 < len(heldout) <= 25
 
 
-def test_one_prompt_in_several_rows_is_one_prompt_with_all_answers(tmp_path: Path) -> None:
+def test_several_rows_of_one_prompt_are_one_prompt_with_all_answers(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     rows = [{"prompt": "q", "id": "1", "responses": ["a", "b"]}, {"prompt": "r", "responses": ["a"]},
             {"prompt": [{"role": "user", "content": "q"}], "responses": ["c"]}]  # fmt: skip
@@ -111,8 +109,8 @@ def test_one_prompt_in_several_rows_is_one_prompt_with_all_answers(tmp_path: Pat
     assert len({record["key"] for record in answers(run)}) == 4
 
 
-def test_equal_answers_are_kept_apart_and_counted_together(tmp_path: Path) -> None:
-    """Two samples may say the same, in one row or in two; whether that is a duplicate is decided later."""
+def test_equal_answers_are_separate_records(tmp_path: Path) -> None:
+    """Two samples may have the same text, in one row or in two; duplicates are removed later."""
     run = Run(tmp_path / "run")
     result = run_import(run, [{"prompt": "q", "responses": ["a", "a", "b"], "models": ["m", "n", "m"]},
                            {"prompt": "q", "responses": ["a"], "models": ["m"]}])  # fmt: skip
@@ -141,10 +139,10 @@ ROWS = st.lists(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(ROWS, st.randoms())
-def test_keys_do_not_depend_on_the_order_of_answers_or_rows(
+def test_keys_do_not_depend_on_the_order_of_answers_and_rows(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], random: Any
 ) -> None:
-    """Swapping answers, and their models with them, changes nothing downstream."""
+    """Swapping answers together with their models changes nothing downstream."""
     folder = tmp_path_factory.mktemp("order")
 
     def imported(name: str, rows: list[dict[str, Any]]) -> Run:
@@ -153,9 +151,9 @@ def test_keys_do_not_depend_on_the_order_of_answers_or_rows(
                        "models": [model for _, model in row["answers"]]} for row in rows])  # fmt: skip
         return run
 
-    mixed = [{**row, "answers": random.sample(row["answers"], len(row["answers"]))} for row in rows]
-    random.shuffle(mixed)
-    one, other = imported("one", rows), imported("other", mixed)
+    shuffled = [{**row, "answers": random.sample(row["answers"], len(row["answers"]))} for row in rows]
+    random.shuffle(shuffled)
+    one, other = imported("one", rows), imported("other", shuffled)
     assert answer_counts(one) == answer_counts(other)
     assert max(Counter(record["key"] for record in answers(one)).values()) == 1
     assert {record["key"] for record in prompts(one)} == {record["key"] for record in prompts(other)}
@@ -163,23 +161,22 @@ def test_keys_do_not_depend_on_the_order_of_answers_or_rows(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_interrupted_and_given_again_equals_unbroken(
+def test_an_interrupted_import_resumes_with_the_same_result(
     tmp_path_factory: pytest.TempPathFactory, first: float, second: float
 ) -> None:
     folder = tmp_path_factory.mktemp("resumed")
     rows = [{"prompt": f"q{i % 7}", "responses": ["a", f"b{i}", "a"], "models": ["m", "n", "m"]} for i in range(20)]
     source = write_jsonl(folder / "r.jsonl", rows)
-    unbroken, broken = Run(folder / "whole"), Run(folder / "broken")
-    run_import(unbroken, source)
-    broken.journals.mkdir(parents=True)
-    for name, share in (("prompts", first), ("completions", second)):
-        content = (unbroken.journals / f"{name}.jsonl").read_bytes()
-        (broken.journals / f"{name}.jsonl").write_bytes(content[: round(share * len(content))])
-    run_import(broken, source)
-    assert answer_counts(broken) == answer_counts(unbroken)
-    assert Counter(record["key"] for record in prompts(broken)) == Counter(
-        record["key"] for record in prompts(unbroken)
-    )
+    complete, interrupted = Run(folder / "complete"), Run(folder / "interrupted")
+    run_import(complete, source)
+    interrupted.journals.mkdir(parents=True)
+    for name, fraction in (("prompts", first), ("completions", second)):
+        content = (complete.journals / f"{name}.jsonl").read_bytes()
+        (interrupted.journals / f"{name}.jsonl").write_bytes(content[: round(fraction * len(content))])
+    run_import(interrupted, source)
+    assert answer_counts(interrupted) == answer_counts(complete)
+    prompt_keys = [Counter(record["key"] for record in prompts(run)) for run in (interrupted, complete)]
+    assert prompt_keys[0] == prompt_keys[1]
 
 
 @pytest.mark.parametrize(
@@ -188,10 +185,10 @@ def test_interrupted_and_given_again_equals_unbroken(
         ({"prompt": "q", "responses": ["a", "b"], "models": ["m"]}, "2 responses but 1 models"),
         ({"prompt": "q", "responses": ["a"], "models": ["m", "n"]}, "1 responses but 2 models"),
         ({"prompt": "q", "responses": []}, "responses: List should have at least 1 item"),
-        ({"prompt": "other", "id": "1", "responses": ["a"]}, "the id '1' was already used for another prompt"),
+        ({"prompt": "other", "id": "1", "responses": ["a"]}, "the id '1' already belongs to another prompt"),
     ],
 )
-def test_nothing_is_written_when_a_row_is_bad(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_nothing_is_written_if_a_row_is_invalid(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     run = Run(tmp_path / "run")
     good = [{"prompt": f"q{i}", "id": str(i), "responses": ["a"]} for i in range(5)]
     with pytest.raises(InputError) as raised:
@@ -200,16 +197,16 @@ def test_nothing_is_written_when_a_row_is_bad(tmp_path: Path, row: dict[str, Any
     assert (prompts(run), answers(run)) == ([], [])
 
 
-def test_an_id_that_the_run_has_is_refused_for_another_prompt(tmp_path: Path) -> None:
+def test_an_id_in_the_run_is_rejected_for_another_prompt(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run_import(run, [{"prompt": "q", "id": "1", "responses": ["a"]}])
-    with pytest.raises(InputError, match="the id '1' was already used"):
+    with pytest.raises(InputError, match="the id '1' already belongs"):
         run_import(run, [{"prompt": "r", "id": "1", "responses": ["a"]}])
     assert run_import(run, [{"prompt": "q", "id": "2", "responses": ["b"]}]).new == 1
-    assert {record["prompt_id"] for record in answers(run)} == {"1"}, "the prompt keeps the id that it has"
+    assert {record["prompt_id"] for record in answers(run)} == {"1"}, "the prompt keeps its first id"
 
 
-def test_csv_and_parquet_are_imported_too(tmp_path: Path) -> None:
+def test_csv_and_parquet_files_are_imported(tmp_path: Path) -> None:
     import polars as pl
 
     run = Run(tmp_path / "run")
@@ -222,7 +219,7 @@ def test_csv_and_parquet_are_imported_too(tmp_path: Path) -> None:
     assert [(record["text"], record["model"]) for record in answers(run)] == [("a", "m"), ("b", "n"), ("c", "unknown")]
 
 
-def test_a_damaged_journal_is_named_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_damaged_journal_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run_import(run, [{"prompt": "q", "responses": ["a"]}])
     path = run.journal_path("completions")

@@ -1,4 +1,4 @@
-"""Prompts into a run: what is left out and why, what is held out, and a run that was interrupted is as good as new."""
+"""Ingesting prompts: which are dropped and why, which are held out, and that an interrupted command resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"
 
 
 def prose(seed: int, words: int = 12) -> str:
-    """A text like no other number's."""
+    """Return a text that is unlike the text of any other seed."""
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
@@ -56,7 +56,7 @@ def journaled_texts(run: Run) -> list[str]:
 # What is journaled
 
 
-def test_everything_of_a_row_reaches_the_journal(tmp_path: Path) -> None:
+def test_all_fields_of_a_row_are_journaled(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"default": None}}}]
     checks = [{"kind": "regex", "pattern": "\\d", "match": True, "note": None}]
     row = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Grüße 🙂\r\n"}], "id": 7,
@@ -83,7 +83,7 @@ def test_everything_of_a_row_reaches_the_journal(tmp_path: Path) -> None:
         "r", ["x", "y"], f"{source}:2")  # fmt: skip
 
 
-def test_a_default_system_prompt_goes_before_prompts_without_one(tmp_path: Path) -> None:
+def test_a_default_system_prompt_is_added_to_prompts_without_one(tmp_path: Path) -> None:
     own = [{"role": "system", "content": "own"}, {"role": "user", "content": prose(1)}]
     source = write_jsonl(
         tmp_path / "p.jsonl", [{"prompt": prose(0)}, {"prompt": own}, {"prompt": prose(2), "system": "field"}]
@@ -94,11 +94,11 @@ def test_a_default_system_prompt_goes_before_prompts_without_one(tmp_path: Path)
     ingest(plain, source)
     assert [len(record["messages"]) for record in journaled_prompts(plain)] == [1, 2, 2]
     same = [a["key"] == b["key"] for a, b in zip(journaled_prompts(run), journaled_prompts(plain), strict=True)]
-    assert same == [False, True, True]  # what the model is shown makes the key
+    assert same == [False, True, True]  # the key depends on all that the model is shown
 
 
-def test_nothing_is_journaled_when_bad_rows_stop(tmp_path: Path) -> None:
-    """However late they come: after thousands of good rows, or in the second file."""
+def test_nothing_is_journaled_if_a_row_is_invalid(tmp_path: Path) -> None:
+    """Not even if it comes after thousands of valid rows, or in the second file."""
     good = write_jsonl(tmp_path / "good.jsonl", [{"prompt": prose(i)} for i in range(3000)])
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"prompt": prose(9000)}, {"prompt": ""}])
     run = Run(tmp_path / "run")
@@ -110,46 +110,46 @@ def test_nothing_is_journaled_when_bad_rows_stop(tmp_path: Path) -> None:
 
 
 def test_no_source_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no prompts are named"):
+    with pytest.raises(UsageError, match="no prompts are given"):
         ingest(Run(tmp_path / "run"), [])
 
 
 # Ids
 
 
-def test_an_id_for_two_prompts_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    """Their answers would be compared with each other."""
+def test_an_id_of_two_prompts_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
+    """Otherwise the answers to both would be compared with each other."""
     source = write_jsonl(
         tmp_path / "p.jsonl", [*({"prompt": prose(i), "id": i} for i in range(20)), {"prompt": "x", "id": "3"}]
     )
     run = Run(tmp_path / "run")
-    with pytest.raises(InputError, match="the id '3' was already used for another prompt") as raised:
+    with pytest.raises(InputError, match="the id '3' already belongs to another prompt") as raised:
         ingest(run, source)
     assert raised.value.location == f"{source}:21"
     assert journaled_prompts(run) == []
 
 
-def test_an_id_that_the_run_has_is_refused_for_another_prompt(tmp_path: Path) -> None:
-    """Also where the first came by an import, or from another file."""
+def test_an_id_in_the_run_is_rejected_for_another_prompt(tmp_path: Path) -> None:
+    """Also if the first prompt was imported or came from another file."""
     run = Run(tmp_path / "run")
     import_path = write_jsonl(tmp_path / "r.jsonl", [{"prompt": "one", "id": "1", "responses": ["a"]}])
     import_completions(run, config(run, []), str(import_path), lambda line: None)
     before = journaled_prompts(run)
     other = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "two", "id": "2"}, {"prompt": "three", "id": "1"}])
-    with pytest.raises(InputError, match=r"p\.jsonl:2: the id '1' was already used"):
+    with pytest.raises(InputError, match=r"p\.jsonl:2: the id '1' already belongs"):
         ingest(run, other)
     assert journaled_prompts(run) == before
     same = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "one", "id": "1"}])
     assert (ingest(run, same).prompts, len(journaled_prompts(run))) == (1, 1)
 
 
-def test_a_duplicate_under_another_id_is_one_prompt(tmp_path: Path) -> None:
+def test_a_duplicate_with_another_id_is_one_prompt(tmp_path: Path) -> None:
     source = write_jsonl(
         tmp_path / "p.jsonl", [{"prompt": "one", "id": "1"}, {"prompt": "one", "id": "2"}, {"prompt": "one"}]
     )
     run = Run(tmp_path / "run")
     result = ingest(run, source)
-    assert (result.prompts, result.dropped) == (1, Counter({"exact duplicates": 2}))
+    assert (result.prompts, result.dropped) == (1, Counter({"exact_duplicate": 2}))
     assert [record["prompt_id"] for record in journaled_prompts(run)] == ["1"]
 
 
@@ -157,29 +157,29 @@ def test_a_duplicate_under_another_id_is_one_prompt(tmp_path: Path) -> None:
 
 
 def are_duplicates(*texts: str, threshold: float = 0.9, **row: Any) -> list[bool]:
-    """Which of ``texts`` is like one before it."""
+    """Return, for each of ``texts``, whether it is a near duplicate of an earlier one."""
     index, settings = NearDuplicateIndex(threshold), load(Path("/nowhere"), {}, {})
     return [index.check_and_add(to_prompt(PromptRow(prompt=text, **row), "x", settings)) for text in texts]
 
 
-def test_exact_and_near_duplicates_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_exact_and_near_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     long = prose(5, 300)
     rows = [{"prompt": long}, {"prompt": long}, {"prompt": long + "!"}, {"prompt": long.replace(" ", "  ").upper()},
             {"prompt": long.replace(long.split()[100], "other", 1)}, {"prompt": prose(6, 300)}]  # fmt: skip
     source = write_jsonl(tmp_path / "p.jsonl", rows)
     near, off = Run(tmp_path / "near"), Run(tmp_path / "off")
     result = ingest(near, source)
-    assert result.dropped == Counter({"exact duplicates": 1, "near duplicates": 3})
+    assert result.dropped == Counter({"exact_duplicate": 1, "near_duplicate": 3})
     assert journaled_texts(near) == [long, prose(6, 300)]
-    assert ingest(off, source, prompts__near_duplicate_threshold=0).dropped == Counter({"exact duplicates": 1})
+    assert ingest(off, source, prompts__near_duplicate_threshold=0).dropped == Counter({"exact_duplicate": 1})
     assert len(journaled_texts(off)) == 5
 
 
 @pytest.mark.parametrize(
     "names", [*([name] for name in sorted(resources.prompt_sets())), sorted(resources.prompt_sets())]
 )
-def test_packaged_sets_lose_nothing(tmp_path: Path, names: list[str]) -> None:
-    """Refusals come as twins that differ in little, constraints by one number; all of them are prompts of their own."""
+def test_no_prompt_of_the_packaged_sets_is_dropped(tmp_path: Path, names: list[str]) -> None:
+    """Twins in "refusals" differ in a few words, prompts in "constraints" in one number, and all of them are kept."""
     total = sum(len(read_jsonl(resources.prompt_sets()[name])) for name in names)
     result = ingest(Run(tmp_path / "run"), names)
     assert result.dropped == Counter()
@@ -188,12 +188,12 @@ def test_packaged_sets_lose_nothing(tmp_path: Path, names: list[str]) -> None:
 
 @pytest.mark.parametrize("words", [3, 5, 10, 20, 40, 60])
 def test_twins_that_differ_in_one_word_are_kept(words: int) -> None:
-    """Benign and harmful, one number and the next: wherever in the prompt the word stands."""
-    for place in {0, 1, words // 2, words - 1}:
+    """Benign and harmful, one number and the next, at any position of the word."""
+    for position in {0, 1, words // 2, words - 1}:
         for number in range(5):
             base = prose(number, words).split()
-            twin = [*base[:place], "different", *base[place + 1 :]]
-            assert are_duplicates(" ".join(base), " ".join(twin)) == [False, False], (words, place)
+            twin = [*base[:position], "different", *base[position + 1 :]]
+            assert are_duplicates(" ".join(base), " ".join(twin)) == [False, False], (words, position)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +209,13 @@ def test_twins_that_differ_in_one_word_are_kept(words: int) -> None:
         ("🙂", "🙁"),
     ],
 )
-def test_signs_that_carry_meaning_tell_prompts_apart(one: str, other: str) -> None:
+def test_prompts_that_differ_in_a_meaningful_sign_are_kept(one: str, other: str) -> None:
     assert are_duplicates(one, other) == [False, False]
     assert are_duplicates(one, one) == [False, True]
 
 
-def test_prompts_under_one_long_system_prompt_are_compared_by_themselves(tmp_path: Path) -> None:
-    """What they share does not make them alike; and one question under two system prompts is two prompts."""
+def test_a_shared_system_prompt_does_not_make_prompts_similar(tmp_path: Path) -> None:
+    """And one question under two system prompts is two prompts."""
     questions = [f"How do I cook {dish}?" for dish in ("rice", "lentils", "an egg", "pasta")]
     assert are_duplicates(*questions, system=prose(1, 400)) == [False] * 4
     source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in questions])
@@ -230,8 +230,8 @@ def test_prompts_under_one_long_system_prompt_are_compared_by_themselves(tmp_pat
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0])
-def test_bands_are_as_long_as_the_threshold_lets_them_be(threshold: float) -> None:
-    """Prompts at the threshold are compared; the longer the bands, the fewer others are."""
+def test_bands_are_as_long_as_the_threshold_allows(threshold: float) -> None:
+    """Prompts at the threshold are compared; longer bands reduce the number of other comparisons."""
 
     def compared(rows: int) -> float:
         return 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows)
@@ -247,14 +247,14 @@ def jaccard(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("threshold", [0.7, 0.9])
-def test_what_is_clearly_over_the_threshold_is_found_and_what_is_clearly_under_is_not(threshold: float) -> None:
-    """By the Jaccard similarity itself, of which the estimate is off by 0.03 at most in one case of a hundred."""
+def test_duplicates_are_those_clearly_above_the_similarity_threshold(threshold: float) -> None:
+    """Measured by the exact Jaccard similarity. The estimate is off by more than 0.03 in one case out of a hundred."""
     decided = Counter[bool]()
     for number in range(150):
         words = prose(number, 200).split()
         changed = [*words]
-        for place in random.Random(number).sample(range(200), number % 15):
-            changed[place] = "changed"
+        for position in random.Random(number).sample(range(200), number % 15):
+            changed[position] = "changed"
         one, other = " ".join(words), " ".join(changed)
         if abs(jaccard(one, other) - threshold) > 0.08:
             over = jaccard(one, other) > threshold
@@ -263,10 +263,10 @@ def test_what_is_clearly_over_the_threshold_is_found_and_what_is_clearly_under_i
     assert min(decided[True], decided[False]) >= 10
 
 
-def test_prompts_that_share_a_long_instruction_are_not_all_compared_with_each_other(
+def test_prompts_with_the_same_long_instruction_are_compared_with_few_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is looked at does not grow with their number, and those that are alike are found all the same."""
+    """The number of comparisons does not grow with the number of prompts, and near duplicates are still found."""
     monkeypatch.setattr("rlaif.generate.near_duplicates.MAX_BAND_CANDIDATES", 4)
     instruction, settings, candidate_counts = prose(1, 120), load(Path("/nowhere"), {}, {}), list[int]()
     index = NearDuplicateIndex(0.9)
@@ -288,19 +288,19 @@ def test_prompts_that_share_a_long_instruction_are_not_all_compared_with_each_ot
     assert sum(index.check_and_add(to_prompt(PromptRow(prompt=text), "x", settings)) for text in twins) >= 95
 
 
-def test_room_is_made_for_more_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_grows_and_keeps_its_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.generate.near_duplicates.MIN_CAPACITY", 2)
     texts = [prose(number, 30) for number in range(300)]
     assert are_duplicates(*texts, *(text.title() + "." for text in texts)) == [False] * 300 + [True] * 300
 
 
-def test_what_is_kept_of_a_prompt_takes_no_more_memory_than_the_plan_counts_with() -> None:
+def test_the_index_needs_no_more_memory_per_prompt_than_the_plan_assumes() -> None:
     index = NearDuplicateIndex(0.9)
     held = sum(value.nbytes for value in vars(index).values() if hasattr(value, "nbytes"))
     assert held / index._capacity < capacity.MEMORY_BYTES_PER_PROMPT
 
 
-def test_taking_in_a_great_many_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ingesting_many_prompts_logs_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.generate.ingest.LOG_EVERY", 10)
     source, lines = (
         write_jsonl(tmp_path / "p.jsonl", [{"prompt": prose(number // 2)} for number in range(35)]),
@@ -308,14 +308,14 @@ def test_taking_in_a_great_many_says_how_far_it_is(tmp_path: Path, monkeypatch: 
     )
     run = Run(tmp_path / "run")
     ingest_prompts(run, config(run, source), lines.append)
-    assert lines == [f"{count} prompts taken in, {count} left out so far" for count in (5, 10, 15)]
+    assert lines == [f"{count} prompts ingested, {count} dropped so far" for count in (5, 10, 15)]
 
 
 # Decontamination
 
 
-def test_prompts_of_an_evaluation_file_are_left_out(tmp_path: Path) -> None:
-    """A shared run of 13 words, or the same short question; also under a system prompt and within a conversation."""
+def test_prompts_of_an_evaluation_file_are_dropped(tmp_path: Path) -> None:
+    """13 consecutive words in common, or the same short question; also with a system prompt or in a conversation."""
     shared = prose(1, 13)
     evaluation = write_jsonl(
         tmp_path / "e.jsonl",
@@ -338,18 +338,18 @@ def test_prompts_of_an_evaluation_file_are_left_out(tmp_path: Path) -> None:
     for name, system in (("run", None), ("system", prose(9, 50))):
         run = Run(tmp_path / name)
         result = ingest(run, source, prompts__decontaminate_against=[str(evaluation)], sampler__system=system)
-        assert result.dropped == Counter({"overlaps an evaluation file": 3})
+        assert result.dropped == Counter({"evaluation_overlap": 3})
         assert journaled_texts(run) == [rows[2]["prompt"], "What is the capital of Spain?", "?!"]
 
 
 def test_an_evaluation_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    """Not an overlap of nothing with nothing."""
+    """It must not count as a file that nothing overlaps."""
     evaluation = write_jsonl(tmp_path / "e.jsonl", [{"question": "What is the capital of France?"}])
     source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "What is the capital of France?"}])
     run = Run(tmp_path / "run")
     for mode, message in (
-        ("stop", r"e\.jsonl:1: there is no 'prompt'; found: question"),
-        ("skip", "there is no prompt in it"),
+        ("stop", r"e\.jsonl:1: missing 'prompt'; the row has question"),
+        ("skip", "has no valid rows"),
     ):
         with pytest.raises(InputError, match=message):
             ingest(run, source, prompts__decontaminate_against=[str(evaluation)], prompts__on_bad_row=mode)
@@ -359,9 +359,9 @@ def test_an_evaluation_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> N
 # Held out
 
 
-def test_held_out_prompts_are_a_share_fixed_by_seed_and_content(tmp_path: Path) -> None:
-    """Neither the order of rows nor what else is in the file matters; the share is met within five deviations."""
-    count, share = 3000, 0.2
+def test_the_held_out_fraction_depends_on_seed_and_content_alone(tmp_path: Path) -> None:
+    """The order of rows and the other rows do not matter. The fraction is met within five standard deviations."""
+    count, fraction = 3000, 0.2
     rows = [{"prompt": prose(i, 8)} for i in range(count)]
 
     def heldout(name: str, rows: list[dict[str, Any]], **flags: Any) -> set[str]:
@@ -373,20 +373,20 @@ def test_held_out_prompts_are_a_share_fixed_by_seed_and_content(tmp_path: Path) 
         assert result.heldout == len(keys)
         return keys
 
-    expected = heldout("whole", rows, prompts__heldout_fraction=share)
-    assert abs(len(expected) - share * count) < 5 * math.sqrt(count * share * (1 - share))
-    assert heldout("turned", rows[::-1], prompts__heldout_fraction=share) == expected
-    assert heldout("half", rows[::2], prompts__heldout_fraction=share) < expected
-    assert heldout("less", rows, prompts__heldout_fraction=share / 2) < expected
-    assert heldout("seed", rows, prompts__heldout_fraction=share, seed=1) != expected
+    expected = heldout("all", rows, prompts__heldout_fraction=fraction)
+    assert abs(len(expected) - fraction * count) < 5 * math.sqrt(count * fraction * (1 - fraction))
+    assert heldout("reversed", rows[::-1], prompts__heldout_fraction=fraction) == expected
+    assert heldout("half", rows[::2], prompts__heldout_fraction=fraction) < expected
+    assert heldout("less", rows, prompts__heldout_fraction=fraction / 2) < expected
+    assert heldout("seed", rows, prompts__heldout_fraction=fraction, seed=1) != expected
     assert heldout("none", rows, prompts__heldout_fraction=0.0) == set()
 
 
-# Going on
+# Resuming
 
 
-def test_a_limit_grows_from_call_to_call(tmp_path: Path) -> None:
-    """Duplicates do not use it up, and the prompts are those of one call with the last limit."""
+def test_the_limit_can_grow_from_call_to_call(tmp_path: Path) -> None:
+    """Duplicates do not count towards it, and the prompts are those of a single call with the last limit."""
     rows = [{"prompt": prose(i // 2)} for i in range(40)]
     source = write_jsonl(tmp_path / "p.jsonl", rows)
     run, once = Run(tmp_path / "run"), Run(tmp_path / "once")
@@ -403,24 +403,26 @@ MIXED = [{"prompt": prose(i % 23, 120) + (" tail" if i % 5 else ""), **({"id": s
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 @given(st.floats(0, 1))
-def test_interrupted_and_resumed_equals_unbroken(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
-    """The journal may end at any byte: after the next call it holds what one call would have written."""
+def test_an_interrupted_command_resumes_with_the_same_result(
+    tmp_path_factory: pytest.TempPathFactory, fraction: float
+) -> None:
+    """The journal may end at any byte: after the next call it has what a single call would have written."""
     folder = tmp_path_factory.mktemp("resumed")
     source = write_jsonl(folder / "p.jsonl", MIXED)
-    unbroken, broken = Run(folder / "unbroken"), Run(folder / "broken")
-    expected = ingest(unbroken, source)
-    assert {"exact duplicates", "near duplicates"} <= set(expected.dropped)
-    complete = unbroken.journal_path("prompts").read_bytes()
-    size = round(share * len(complete))
-    broken.journals.mkdir(parents=True)
-    broken.journal_path("prompts").write_bytes(complete[:size])
-    result = ingest(broken, source)
-    assert broken.journal_path("prompts").read_bytes() == complete
+    complete, interrupted = Run(folder / "complete"), Run(folder / "interrupted")
+    expected = ingest(complete, source)
+    assert {"exact_duplicate", "near_duplicate"} <= set(expected.dropped)
+    journal = complete.journal_path("prompts").read_bytes()
+    size = round(fraction * len(journal))
+    interrupted.journals.mkdir(parents=True)
+    interrupted.journal_path("prompts").write_bytes(journal[:size])
+    result = ingest(interrupted, source)
+    assert interrupted.journal_path("prompts").read_bytes() == journal
     assert (result.prompts, result.heldout, result.dropped) == (expected.prompts, expected.heldout, expected.dropped)
-    assert result.new == expected.prompts - complete[:size].count(b"\n")
+    assert result.new == expected.prompts - journal[:size].count(b"\n")
 
 
-def test_lines_added_to_a_file_are_taken_too(tmp_path: Path) -> None:
+def test_lines_added_to_a_file_are_ingested(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prose(0)}])
     run = Run(tmp_path / "run")
     ingest(run, source)

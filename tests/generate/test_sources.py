@@ -1,4 +1,4 @@
-"""Prompt files of every kind are read alike, and a bad row is named by file and line while the others are kept."""
+"""All kinds of prompt files give the same rows, and errors name an invalid row by file and line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.conftest import write_jsonl
 
 
 def fail_on_log(line: str) -> None:
-    raise AssertionError(f"said something: {line}")
+    raise AssertionError(f"unexpected log line: {line}")
 
 
 def rows_by_line(source: str | Path) -> dict[int, PromptRow]:
-    """The good rows of ``source`` by the line or row they are said to stand at."""
+    """Return the valid rows of ``source`` by the line or row number of their location."""
     return {int(location.rpartition(":")[2]): row for location, row in valid_rows(str(source), PromptRow)}
 
 
@@ -72,7 +72,7 @@ def as_csv(folder: Path) -> str:
 
 
 def columnar() -> list[dict[str, Any]]:
-    """As columnar files have it: one type a column, nested schemas as JSON text, absent things null."""
+    """Return the rows as columnar files store them: one type per column, nested schemas as JSON text, null if missing."""
     return [
         {
             "prompt": [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"],
@@ -89,7 +89,7 @@ def as_parquet(folder: Path) -> str:
 
 
 def as_hub_dataset(folder: Path) -> str:
-    """What load_dataset finds in a folder, as it would find it on the hub."""
+    """Write a folder that load_dataset reads like a dataset on the hub."""
     datasets.disable_progress_bars()
     (folder / "set").mkdir()
     datasets.Dataset.from_list(columnar()).to_parquet(folder / "set" / "train-00000-of-00001.parquet")
@@ -105,7 +105,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("write", [as_jsonl, as_csv, as_parquet, as_hub_dataset])
 def test_every_kind_of_source_gives_the_same_rows(offline: None, tmp_path: Path, write: Callable[[Path], str]) -> None:
-    """Messages, tools, checks, tags and system prompts arrive as they were written, each row with its place."""
+    """Messages, tools, checks, tags and system prompts are unchanged, and each row has its location."""
     source = write(tmp_path)
     assert validate_source(source, PromptRow, "stop", fail_on_log) == len(ROWS)
     parsed = [row for _, row in valid_rows(source, PromptRow)]
@@ -127,23 +127,25 @@ def test_a_hub_dataset_has_splits_and_slices(offline: None, tmp_path: Path) -> N
         assert [location for location, _ in valid_rows(source, PromptRow)] == [
             f"{source}:{i}" for i in range(1, expected + 1)
         ]
-    assert validation_error(f"hf:{folder}:absent").startswith(f"hf:{folder}:absent: cannot be loaded from the hub: ")
-    assert "Write it as hf:NAME[@CONFIG][:SPLIT]" in validation_error(f"hf:{tmp_path / 'nothing'}")
+    assert validation_error(f"hf:{folder}:absent").startswith(
+        f"hf:{folder}:absent: cannot be loaded from the Hugging Face Hub: "
+    )
+    assert "hf:NAME[@CONFIG][:SPLIT]" in validation_error(f"hf:{tmp_path / 'nothing'}")
 
 
-def test_a_packaged_set_is_read_by_its_name() -> None:
+def test_a_packaged_set_is_read_by_name() -> None:
     for name, path in resources.prompt_sets().items():
         assert validate_source(name, PromptRow, "stop", fail_on_log) == path.read_bytes().count(b"\n")
 
 
-def test_several_rows_of_a_type_stay_apart_in_parquet(tmp_path: Path) -> None:
-    """Rows are numbered through over row groups and batches."""
+def test_parquet_rows_are_numbered_across_row_groups(tmp_path: Path) -> None:
+    """Batches do not restart the numbers either."""
     pl.DataFrame({"prompt": [f"p{i}" for i in range(2500)]}).write_parquet(tmp_path / "p.parquet", row_group_size=600)
     parsed = rows_by_line(tmp_path / "p.parquet")
     assert {number: row.prompt for number, row in parsed.items()} == {i + 1: f"p{i}" for i in range(2500)}
 
 
-def test_messages_are_the_prompt_without_the_answer_they_end_in(tmp_path: Path) -> None:
+def test_messages_without_their_final_answer_are_the_prompt(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     path = write_jsonl(tmp_path / "p.jsonl", [{"messages": talk}, {"messages": [*talk, talk[0]]},
                                               {"messages": talk, "prompt": "p"}])  # fmt: skip
@@ -152,7 +154,7 @@ def test_messages_are_the_prompt_without_the_answer_they_end_in(tmp_path: Path) 
     assert "prompt has no messages" in validation_error(write_jsonl(tmp_path / "q.jsonl", [{"messages": talk[1:]}]))
 
 
-def test_other_columns_are_passed_over(tmp_path: Path) -> None:
+def test_other_columns_are_ignored(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "q", "split": "train", "score": 3, "answer": None}])
     assert rows_by_line(path)[1] == PromptRow(prompt="q")
 
@@ -171,7 +173,7 @@ def test_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
 
 
 def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
-    """Valid in JSON's escapes, impossible in UTF-8: the row is good, the character is U+FFFD."""
+    """They are valid in JSON escapes and impossible in UTF-8: the row stays valid, the character becomes U+FFFD."""
     path = write_file(tmp_path / "p.jsonl", '{"prompt": "a\\ud800b \\ud83d\\ude00", "tags": ["\\udfff"]}\n')
     assert rows_by_line(path)[1] == PromptRow(prompt="a\ufffdb 😀", tags=["\ufffd"])
 
@@ -183,16 +185,16 @@ CELLS = st.text(st.sampled_from('a,"\n\r;[{ é🙂\t') | st.characters(exclude_c
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(CELLS.map(lambda cell: "p" + cell), min_size=1, max_size=8), st.sampled_from(["\n", "\r\n"]),
        st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))  # fmt: skip
-def test_any_csv_cell_comes_back_at_the_line_where_it_begins(
+def test_any_csv_cell_is_read_back_with_its_first_line(
     tmp_path: Path, cells: list[str], newline: str, quoting: Any
 ) -> None:
-    assume(quoting == csv.QUOTE_ALL or "\r" not in "".join(cells))  # which Python's writer leaves unquoted
+    assume(quoting == csv.QUOTE_ALL or "\r" not in "".join(cells))  # Python's writer leaves \r unquoted
     written = io.StringIO()
     writer = csv.writer(written, lineterminator=newline, quoting=quoting)
     writer.writerow(["id", "prompt"])
     begins = []
     for number, cell in enumerate(cells):
-        # A line ends where Python's csv reader says so: at \n, \r\n or a \r by itself.
+        # Python's csv reader ends a line at \n, at \r\n and at a single \r.
         so_far = written.getvalue().replace("\r\n", "\n").replace("\r", "\n")
         begins.append(so_far.count("\n") + 1)
         writer.writerow([number, cell])
@@ -200,7 +202,7 @@ def test_any_csv_cell_comes_back_at_the_line_where_it_begins(
     assert [(line, row.prompt) for line, row in rows_by_line(path).items()] == list(zip(begins, cells, strict=True))
 
 
-def test_a_prompt_in_brackets_is_text_unless_it_is_messages(tmp_path: Path) -> None:
+def test_a_prompt_in_brackets_is_text_unless_it_is_a_list_of_messages(tmp_path: Path) -> None:
     path = write_file(
         tmp_path / "p.csv", 'prompt\n"[1, 2] sorted?"\n"[1, 2]"\n[draft\n"[{""role"": ""user"", ""content"": ""q""}]"\n'
     )
@@ -214,44 +216,44 @@ def test_tags_in_csv_are_json_or_separated_by_semicolons(tmp_path: Path) -> None
     assert [row.tags for row in rows_by_line(path).values()] == [["x", "y"], ["x", "y"], []]
 
 
-# Bad rows
+# Invalid rows
 
 
 BAD_LINES: list[tuple[bytes, str]] = [
     (b"{bad", "not JSON: Expecting property name enclosed in double quotes"),
     (b'{"prompt": "a"} x', "not JSON: Extra data"),
     (b'{"prompt": NaN}', "not JSON: NaN is not JSON"),
-    (b'["prompt"]', "expected an object, found list"),
-    (b"null", "expected an object, found NoneType"),
-    (b'{"question": "a", "id": 3}', "there is no 'prompt'; found: id, question"),
-    (b"{}", "there is no 'prompt'; found: -"),
+    (b'["prompt"]', "expected a JSON object, got list"),
+    (b"null", "expected a JSON object, got NoneType"),
+    (b'{"question": "a", "id": 3}', "missing 'prompt'; the row has id, question"),
+    (b"{}", "missing 'prompt'; the row has no columns"),
     (b'{"prompt": ""}', "prompt is empty"),
     (b'{"prompt": null}', "prompt: Field required"),
     (b'{"prompt": ["a"]}', "prompt.messages.0: Input should be a valid dictionary"),
     (b'{"prompt": "caf\xe9"}', "not UTF-8 text (byte 15 of the line)"),
-    (b'{"prompt": "a", "checks": [{"a": ' + b"[" * 900 + b"]" * 900 + b"}]}", "cannot be kept: "),
+    (b'{"prompt": "a", "checks": [{"a": ' + b"[" * 900 + b"]" * 900 + b"}]}", "cannot be stored: "),
     (b'{"prompt": "a", "checks": ' + b"[" * 5000 + b"]" * 5000 + b"}", "not JSON: "),
     (
         b'{"prompt": "a", "tools": [{"max": 99999999999999999999, "x": "\\ud800"}]}',
-        "cannot be kept: Integer exceeds 64",
+        "cannot be stored: Integer exceeds 64",
     ),
 ]
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[message[:40] for _, message in BAD_LINES])
-def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path: Path, line: bytes, message: str) -> None:
+def test_an_invalid_line_is_named_and_the_others_are_kept(tmp_path: Path, line: bytes, message: str) -> None:
     path = write_file(tmp_path / "p.jsonl", b'{"prompt": "one"}\n' + line + b'\n\n{"prompt": "two"}\n')
     assert validation_error(path).startswith(f"{path}:2: {message}")
     lines: list[str] = []
     assert validate_source(str(path), PromptRow, "skip", lines.append) == 2
     assert lines[0].startswith(f"skipped: {path}:2: {message}")
-    assert lines[1:] == [f"1 bad rows skipped, 2 read from {path}"]
+    assert lines[1:] == [f"skipped 1 invalid rows and read 2 valid rows from {path}"]
     assert {number: row.prompt for number, row in rows_by_line(path).items()} == {1: "one", 4: "two"}
 
 
 BAD_CELLS: list[tuple[bytes, str]] = [
-    (b"a,1,2,3", "more cells than the header has columns"),
-    (b",1,", "there is no 'prompt'; found: id"),
+    (b"a,1,2,3", "4 cells, but the header has 3 columns"),
+    (b",1,", "missing 'prompt'; the row has id"),
     (b"caf\xe9,1,", "not UTF-8 text"),
     (b"a,1,[bad", "column 'checks' is not JSON: "),
     (b"a,1,3", "checks: Input should be a valid list"),
@@ -260,52 +262,52 @@ BAD_CELLS: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_CELLS, ids=[message[:40] for _, message in BAD_CELLS])
-def test_a_bad_csv_row_is_named_and_the_others_are_kept(tmp_path: Path, line: bytes, message: str) -> None:
+def test_an_invalid_csv_row_is_named_and_the_others_are_kept(tmp_path: Path, line: bytes, message: str) -> None:
     path = write_file(tmp_path / "p.csv", b'prompt,id,checks\n"o\nne",0,\n' + line + b"\ntwo,2,\n")
     assert validation_error(path).startswith(f"{path}:4: {message}")
     assert {number: row.prompt for number, row in rows_by_line(path).items()} == {2: "o\nne", 5: "two"}
 
 
-def test_a_quote_that_is_never_closed_is_named_where_it_opens(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_reported_at_its_opening_line(tmp_path: Path) -> None:
     path = write_file(tmp_path / "p.csv", 'prompt,id\none,1\n"two,2\nthree,3\n')
     assert validation_error(path).startswith(f"{path}:3: not CSV: unexpected end of data")
     assert list(rows_by_line(path)) == [2]
 
 
-def test_a_bad_parquet_row_is_named(tmp_path: Path) -> None:
+def test_an_invalid_parquet_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     pl.DataFrame({"prompt": ["a", "b", None], "tools": [None, "[bad", None]}).write_parquet(path)
     message = validation_error(path)
     assert message.startswith(f"{path}:2: column 'tools' is not JSON: ")
-    assert f"also {path}:3: there is no 'prompt'; found: -" in message
+    assert f"\n  {path}:3: missing 'prompt'; the row has no columns" in message
     assert list(rows_by_line(path)) == [1]
 
 
 @pytest.mark.parametrize("bad", [1, 9, 10, 11, 25])
-def test_ten_bad_rows_are_listed_and_the_others_counted(tmp_path: Path, bad: int) -> None:
+def test_ten_invalid_rows_are_listed_and_the_others_counted(tmp_path: Path, bad: int) -> None:
     path = write_file(tmp_path / "p.jsonl", '{"prompt": "good"}\n' + '{"prompt": 1}\n' * bad)
     message = validation_error(path)
     assert message.startswith(f"{path}:2: prompt.text: Input should be a valid string")
     assert [f"{path}:{line}:" in message for line in range(2, bad + 2)] == [line < 12 for line in range(2, bad + 2)]
-    assert (f"and {bad - 10} more bad rows" in message) is (bad > 10)
-    assert message.endswith("Nothing was asked or written. Mend the rows, or leave them out with --on-bad-row skip.")
+    assert (f"and {bad - 10} more invalid rows" in message) is (bad > 10)
+    assert "--on-bad-row skip" in message.splitlines()[-1]
     lines: list[str] = []
     validate_source(str(path), PromptRow, "skip", lines.append)
     assert len(lines) == min(bad, 10) + 1
 
 
-def test_a_bad_import_row_is_named(tmp_path: Path) -> None:
+def test_an_invalid_import_row_is_named(tmp_path: Path) -> None:
     path = write_jsonl(
         tmp_path / "r.jsonl",
         [{"prompt": "q", "responses": ["a"], "models": ["m", "n"]}, {"prompt": "q"}, {"responses": ["a"]}],
     )
     message = validation_error(path, ImportRow)
     assert message.startswith(f"{path}:1: 1 responses but 2 models")
-    assert f"also {path}:2: there is no 'responses'; found: prompt" in message
-    assert f"also {path}:3: there is no 'prompt'; found: responses" in message
+    assert f"\n  {path}:2: missing 'responses'; the row has prompt" in message
+    assert f"\n  {path}:3: missing 'prompt'; the row has responses" in message
 
 
-# Bad files
+# Invalid files
 
 
 @pytest.mark.parametrize("mode", ["stop", "skip"])
@@ -315,44 +317,44 @@ def test_a_bad_import_row_is_named(tmp_path: Path) -> None:
 )
 def test_a_source_without_prompts_is_an_error(tmp_path: Path, name: str, content: str, mode: Any) -> None:
     path = write_file(tmp_path / name, content)
-    with pytest.raises(InputError, match=r"p\.(jsonl|csv): there is no prompt in it"):
+    with pytest.raises(InputError, match=r"p\.(jsonl|csv): has no rows"):
         validate_source(str(path), PromptRow, mode, fail_on_log)
 
 
 def test_skipping_every_row_is_an_error(tmp_path: Path) -> None:
     path = write_file(tmp_path / "p.jsonl", '{"question": "a"}\n')
-    with pytest.raises(InputError, match="there is no prompt in it"):
+    with pytest.raises(InputError, match="has no valid rows"):
         validate_source(str(path), PromptRow, "skip", lambda _: None)
 
 
-def test_what_is_no_source_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_sources_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert validation_error("everydya").startswith("'everydya' is no packaged prompt set. Did you mean 'everyday'?")
+    assert validation_error("everydya").startswith("unknown prompt set 'everydya'. Did you mean 'everyday'?")
     assert "Available: constraints, everyday, refusals" in validation_error("zzz")
-    assert validation_error("absent.jsonl").startswith("absent.jsonl: there is no such file")
-    assert validation_error("some/where").startswith("some/where: there is no such file")
+    assert validation_error("absent.jsonl").startswith("absent.jsonl: file not found")
+    assert validation_error("some/where").startswith("some/where: file not found")
     write_file(tmp_path / "p.txt", "a")
-    assert validation_error("p.txt").startswith("p.txt: .txt ending: cannot tell what is in it")
+    assert validation_error("p.txt").startswith("p.txt: unsupported file extension '.txt'")
     write_file(tmp_path / "plain", "a")
-    assert validation_error("plain").startswith("plain: no ending: cannot tell what is in it")
+    assert validation_error("plain").startswith("plain: unsupported file extension ''")
     write_file(tmp_path / "bad.parquet", b"PAR1 not really")
     assert validation_error("bad.parquet").startswith("bad.parquet: ")
     write_file(tmp_path / "empty.parquet", b"")
     assert validation_error("empty.parquet").startswith("empty.parquet: ")
 
 
-def test_a_truncated_parquet_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     pl.DataFrame({"prompt": [f"p{i}" * 50 for i in range(3000)]}).write_parquet(path)
     content = path.read_bytes()
     for size in (3, 100, len(content) // 2, len(content) - 9, len(content) - 1):
         path.write_bytes(content[:size])
         assert validation_error(path).startswith(f"{path}: ")
-    # Its end is whole, its middle is not.
+    # Intact at the end, damaged in the middle.
     path.write_bytes(content[:50] + b"\xff" * 2000 + content[2050:])
     assert validation_error(path).startswith(f"{path}: ")
 
 
-def test_utf16_is_refused_line_by_line(tmp_path: Path) -> None:
+def test_utf16_is_rejected_by_line(tmp_path: Path) -> None:
     path = write_file(tmp_path / "p.jsonl", '{"prompt": "a"}\n'.encode("utf-16"))
     assert validation_error(path).startswith(f"{path}:1: not UTF-8 text")

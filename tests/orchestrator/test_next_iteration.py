@@ -63,7 +63,7 @@ def test_the_trained_model_answers_and_the_rest_is_as_it_ran(first: Run, tmp_pat
 def test_fresh_prompts(first: Run, tmp_path: Path, rlaif: Cli) -> None:
     rlaif("init", tmp_path / "second", "--from", first.path, "--prompts", "fresh.jsonl")
     assert load(tmp_path / "second", {}, {}).prompts.sources == ["fresh.jsonl"]
-    assert "--prompts goes with --from" in rlaif("init", tmp_path / "x", "--prompts", "fresh.jsonl", code=2).stderr
+    assert "--prompts needs --from" in rlaif("init", tmp_path / "x", "--prompts", "fresh.jsonl", code=2).stderr
 
 
 def test_a_run_without_a_model_has_no_next_round(first: Run, tmp_path: Path, rlaif: Cli) -> None:
