@@ -33,7 +33,8 @@ from rlaif.llm.stage_limits import StageLimits, new_meter, raise_if_too_many_fai
 from rlaif.llm.usage import UsageMeter
 from rlaif.pair import candidates
 from rlaif.records import Failure, Prompt
-from rlaif.run import atomic_write, frames
+from rlaif.run import frames
+from rlaif.run.atomic_write import atomic_write_bytes
 from rlaif.run.journal import JournalReader, iter_records
 from rlaif.run.run import Run
 
@@ -105,7 +106,7 @@ def evaluate(
             )
             results["stopped"] = stop_reason
             encoded = orjson.dumps(results, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-            atomic_write.atomic_write_bytes(eval_run.path / "evaluation.json", encoded)
+            atomic_write_bytes(eval_run.path / "evaluation.json", encoded)
         finally:
             run.finish_stage("evaluate", **usage.summary())
     raise_if_too_many_failures(config, usage)

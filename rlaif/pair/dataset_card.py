@@ -8,6 +8,7 @@ from typing import Any
 
 from rlaif.pair.dataset_writer import DatasetCounts
 from rlaif.pair.label_quality import describe
+from rlaif.run.atomic_write import atomic_write_text
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -72,9 +73,7 @@ Labels by language models prefer longer and better formatted answers, and answer
 do. Every comparison was asked in both orders and averaged, which removes the position's effect but not these.
 {_self_judging_warning(policies, recipe["judge_models"])}"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    atomic_write_text(path, text)
 
 
 def _markdown_table(title: str, counts: Mapping[str, int]) -> str:

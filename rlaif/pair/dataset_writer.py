@@ -13,7 +13,7 @@ An edit that left one of the two answers as it was (ends apart) is none: the per
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rlaif.records import hash_to_unit_interval
+from rlaif.run.atomic_write import atomic_path
 
 TEXT = pyarrow.string()
 FUNCTION = pyarrow.struct([("name", TEXT), ("arguments", TEXT)])
@@ -81,9 +82,11 @@ def write_dataset(
     sides = [("prompt", pyarrow.list_(pyarrow.struct(turn))), ("chosen", answer), ("rejected", answer)]
     schema = pyarrow.schema([*sides, *PROVENANCE_COLUMNS, *([TOOLS_COLUMN] if with_tools else [])])
     dataset.mkdir(parents=True, exist_ok=True)
-    temporary = {name: dataset / f".{name}.parquet.{os.getpid()}" for name in ("train", "test")}
-    writers = {name: pyarrow.parquet.ParquetWriter(path, schema) for name, path in temporary.items()}
-    try:
+    with contextlib.ExitStack() as stack:
+        paths = {name: stack.enter_context(atomic_path(dataset / f"{name}.parquet")) for name in ("train", "test")}
+        writers = {
+            name: stack.enter_context(pyarrow.parquet.ParquetWriter(path, schema)) for name, path in paths.items()
+        }
         for labeled in _iter_labeled(pairs_path, labels, metadata_pieces):
             rows = _dataset_rows(_drop_and_count(labeled, counts), pl.DataFrame(schema.empty_table())["prompt"].dtype)
             draws = [hash_to_unit_interval(seed, "test", prompt) < test_fraction for prompt in rows["prompt_id"]]
@@ -93,13 +96,6 @@ def write_dataset(
                     writers[name].write_table(split_rows.select(schema.names).to_arrow().cast(schema))
             counts.test += int(is_test.sum())
             counts.train += rows.height - int(is_test.sum())
-        for name, writer in writers.items():
-            writer.close()
-            temporary[name].replace(dataset / f"{name}.parquet")
-    finally:
-        for name, writer in writers.items():
-            writer.close()
-            temporary[name].unlink(missing_ok=True)
     return counts
 
 

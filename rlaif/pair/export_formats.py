@@ -44,7 +44,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 from rlaif.errors import RunError, UsageError, did_you_mean, os_error_message
-from rlaif.run.run import remove_stale_temp_files
+from rlaif.run.atomic_write import remove_stale_temp_files
 
 Format = Literal["trl", "h4", "llama-factory", "axolotl", "openrlhf"]
 FORMATS: tuple[Format, ...] = get_args(Format)

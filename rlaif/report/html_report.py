@@ -18,7 +18,7 @@ from rlaif.report import html
 from rlaif.report.html import Html, concat, element
 from rlaif.report.recommendation import find_estimate
 from rlaif.report.report_data import collect_report
-from rlaif.run import atomic_write
+from rlaif.run.atomic_write import atomic_write_text
 from rlaif.run.run import Run
 
 MAX_TEXT_CHARS = 1_500
@@ -42,7 +42,7 @@ def write_report(run: Run) -> Path:
     """Write RUN/report.html (beside, then renamed) and return its path. Needs no lock."""
     path = run.path / "report.html"
     text = render_report(collect_report(run))
-    atomic_write.atomic_write_bytes(path, text.encode())
+    atomic_write_text(path, text)
     return path
 
 

@@ -7,9 +7,7 @@ is kept.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rlaif.errors import RunError, os_error_message
+from rlaif.errors import RunError, write_error
+from rlaif.run.atomic_write import atomic_path
 from rlaif.run.journal import REQUIRED_FIELDS, iter_blocks, iter_records, raise_damaged_at
 
 PROMPTS: Mapping[str, Any] = {
@@ -149,22 +148,12 @@ def write_parquet_atomically(frames: Iterator[pl.DataFrame], path: Path) -> None
     """Write frames of one schema as the row groups of ``path``, to a temporary name first. There is at least one."""
     import pyarrow.parquet
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for frame in frames:
-            table = frame.to_arrow()
-            writer = writer or pyarrow.parquet.ParquetWriter(temporary, table.schema)
-            writer.write_table(table)
-        assert writer is not None
-        writer.close()
-        temporary.replace(path)
+        first = next(frames).to_arrow()
+        with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, first.schema) as writer:
+            writer.write_table(first)
+            for frame in frames:
+                writer.write_table(frame.to_arrow())
     except OSError as error:
-        raise RunError(f"cannot be written: {os_error_message(error)}", location=str(path)) from None
-    finally:
-        with contextlib.suppress(OSError):  # what could not be written cannot be finished either
-            if writer:
-                writer.close()
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise write_error(path, error) from None

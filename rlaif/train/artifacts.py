@@ -5,18 +5,16 @@ Weights are written beside and then renamed, so that a folder is whole or not th
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlaif.errors import UsageError
+from rlaif.run.atomic_write import atomic_path, remove_stale_temp_files
 from rlaif.stats import Estimate
 from rlaif.train import checkpoints, preflight
 from rlaif.train.methods.base import Head
@@ -112,12 +110,13 @@ def save_weights(
     adapter, merged = output / "adapter", output / "merged"
     if not trainer.accelerator.is_main_process:
         return (adapter, merged if merge else None) if lora else (None, merged)
+    remove_stale_temp_files(output)
     base_tokenizer = load_tokenizer(name, path)  # as the base has it: the trainer sets a padding token
     if not lora:
         # In the precision of the base: servers choose theirs by it, and training keeps float32.
         base_dtype = AutoConfig.from_pretrained(path, trust_remote_code=False).dtype
         model = trainer.accelerator.unwrap_model(trainer.model)
-        with _replace_dir(merged) as folder:
+        with atomic_path(merged) as folder:
             if state_dict is None:
                 model.to(base_dtype).save_pretrained(folder)
             else:
@@ -129,13 +128,13 @@ def save_weights(
                 model.save_pretrained(folder, state_dict=state_dict)
             base_tokenizer.save_pretrained(folder)
         return None, merged
-    with _replace_dir(adapter) as folder:
+    with atomic_path(adapter) as folder:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=state_dict)
         base_tokenizer.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # peft's blank form: ours stands one folder up
     if not merge:
         return adapter, None
-    with _replace_dir(merged) as folder:
+    with atomic_path(merged) as folder:
         _merge_adapter(path, adapter, head, trainer.model.config.pad_token_id).save_pretrained(folder)
         base_tokenizer.save_pretrained(folder)
     return adapter, merged
@@ -153,17 +152,6 @@ def _merge_adapter(path: str, adapter: Path, head: Head, pad: int | None) -> Any
         # The score is read at the last token that is no padding, so the model has to know which is.
         base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, pad_token_id=pad, **options)
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-
-
-@contextlib.contextmanager
-def _replace_dir(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``folder`` when all is written."""
-    temporary = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
 
 
 def finished_result(output: Path, fingerprint: dict[str, Any], *, merge: bool) -> TrainResult | None:

@@ -7,7 +7,6 @@ crash tore is passed over for the one before it. Only :func:`claim_dir` writes h
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import orjson
 
 from rlaif.errors import ConfigMismatchError, DatasetChangedError
+from rlaif.run.atomic_write import atomic_path
 
 FINGERPRINT_FILE = "identity.json"
 ROW_FIELDS = {"dataset": "the dataset has other rows", "both_bad": "people call other pairs both bad"}
@@ -163,8 +163,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """``value`` as JSON: written beside, then renamed."""
+    """Write ``value`` as JSON to ``path``, whose folder is created. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(orjson.dumps(dict(value), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(orjson.dumps(dict(value), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

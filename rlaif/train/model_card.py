@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlaif import __version__
 from rlaif.config.models import Config
+from rlaif.run.atomic_write import atomic_path
 from rlaif.train import methods, trl_config
 
 if TYPE_CHECKING:
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
 
 def write_card(path: Path, prepared: PreparedTraining, config: Config, result: TrainResult) -> None:
-    """Write the card to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(render_card(prepared, config, result), encoding="utf-8")
-    temporary.replace(path)
+    """Write the model card to ``path``. Raises OSError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(render_card(prepared, config, result), encoding="utf-8")
 
 
 def render_card(prepared: PreparedTraining, config: Config, result: TrainResult) -> str:
