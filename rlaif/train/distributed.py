@@ -27,6 +27,7 @@ from rlaif import spawn
 from rlaif.config.models import Config, TrainConfig
 from rlaif.errors import DatasetChangedError, MissingDependencyError, RlaifError, RunError, UsageError
 from rlaif.run.run import Run
+from rlaif.run.training_output import training_output
 from rlaif.train import artifacts, checkpoints
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -113,7 +114,7 @@ def train(run: Run, config: Config, *, log: Callable[[str], None]) -> artifacts.
 
     Called on every machine; where this one is not the first, the run's lock need not be held."""
     placement = detect_placement(config.train)
-    output = Path(config.train.output) if config.train.output else run.model
+    output = training_output(run, config)
     job = output / ".job.json"
     line, environment = launch_command(config, job, placement)
     if placement.rank == 0:

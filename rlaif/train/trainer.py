@@ -26,6 +26,7 @@ from typing import Any
 from rlaif.config.models import Config, TrainConfig
 from rlaif.errors import RunError, UsageError
 from rlaif.run.run import Run
+from rlaif.run.training_output import training_output
 from rlaif.train import artifacts, checkpoints, methods, metrics, model_card, trl_config
 from rlaif.train.artifacts import TrainResult
 from rlaif.train.methods.base import Head, TrainerDataset, TrainingMethod
@@ -57,7 +58,7 @@ def train(run: Run, config: Config, *, log: Callable[[str], None]) -> TrainResul
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     train_config = config.train
     prepared = prepare(run, config)
-    output = Path(train_config.output) if train_config.output else run.model
+    output = training_output(run, config)
     folder = output / "checkpoints"
     config_kwargs = trl_config.trl_config_kwargs(
         train_config, seed=config.seed, folder=folder, pairs=prepared.train.height

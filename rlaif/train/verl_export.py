@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.config.models import Config
 from rlaif.errors import RunError, UsageError
 from rlaif.run.run import Run
+from rlaif.run.training_output import training_output
 from rlaif.serving import demo_model
 from rlaif.train import chat_template, preflight, trl_config
 from rlaif.train.methods import rloo
@@ -39,7 +40,7 @@ def export_verl(run: Run, config: Config) -> Path:
     findings, train = preflight.check_rows(run.dataset)
     preflight.raise_refusals(findings, location=run.dataset)
     assert train is not None  # refused otherwise
-    folder = (Path(config.train.output) if config.train.output else run.model) / "verl"
+    folder = training_output(run, config) / "verl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         prompts = _verl_prompts(train)
