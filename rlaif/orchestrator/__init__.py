@@ -1,1 +1,1 @@
-"""`rlaif run` and what needs several stages: preflight, the stages in order, the run log, notification."""
+"""`rlaif run` and what else needs several stages: preflight, pilot, stages in order, run log, notification."""

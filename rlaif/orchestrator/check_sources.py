@@ -1,4 +1,4 @@
-"""``rlaif prompts check``: what a run would take of sources of prompts, before there is a run. Writes nothing."""
+"""``rlaif prompts check``: read prompt sources as a run would, before there is a run. Writes nothing."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from rlaif.records import PromptRow
 
 @dataclass
 class SourceCheck:
-    """``prompts``: how many would be taken. ``invalid``: the rows that ``generate`` refuses, and those whose checks
-    ``judge`` would, as FILE:LINE and why. ``dropped``: the locations of the other rows by reason."""
+    """Rows of prompt sources, by what a run would do with them."""
 
     prompts: int = 0
+    """Number of prompts that would be ingested."""
     invalid: list[str] = field(default_factory=list)
+    """Rows that ``generate`` rejects, or whose checks ``judge`` rejects: ``FILE:LINE: reason``."""
     dropped: dict[DropReason, list[str]] = field(default_factory=dict)
+    """Locations of the other rows, by reason."""
 
 
 def check_sources(prompt_sources: Iterable[str], config: Config) -> SourceCheck:
-    """Read ``prompt_sources``, one after the other, as ``generate`` would.
+    """Read ``prompt_sources`` in order, as ``generate`` would.
 
-    Raises :class:`InputError` for one that is not
-    there or cannot be read, and :class:`MissingDependencyError` where a check needs what is not installed."""
+    Raises :class:`InputError` for a source that is missing or unreadable, and :class:`MissingDependencyError` if a
+    check needs a package that is not installed.
+    """
     result, id_index, prompt_filter = SourceCheck(), PromptIdIndex(None, config), PromptFilter(config.prompts)
     for source in prompt_sources:
         is_empty = True

@@ -1,7 +1,7 @@
-"""The next round: a run whose policy is the model that the last one trained, with everything else as it was.
+"""The next iteration: a run whose policy is the model that the previous run trained. All else stays the same.
 
-The settings are those that the stages really ran with, flags included. The same prompts under the same seed hold the
-same ones out, so rounds are measured on common ground.
+The settings are those that the stages of the previous run used, flags included. The same prompts under the same seed
+hold out the same prompts, so iterations are measured on the same test data.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import loader
 from rlaif.config.models import Config
+from rlaif.config.template import render_template
 from rlaif.errors import UsageError
 from rlaif.evaluate.trained_model import load_training
 from rlaif.run.run import Run
@@ -22,22 +22,23 @@ SECTIONS_BY_STAGE = {
     "train": ("train", "client"),
     "evaluate": ("evaluate",),
 }
-"""Which stage says what the next round's settings are."""
+"""Sections of rlaif.toml that the next iteration copies, by the stage whose settings count."""
 
 
 def next_iteration_config(run: Run, target: Path, prompts: list[str]) -> str:
-    """The text of rlaif.toml for the round after ``run``, to stand in ``target``. ``prompts``: fresh ones, or none.
+    """Return the text of rlaif.toml for the iteration after ``run``. ``target``: its run directory. ``prompts``: its
+    sources, if they differ.
 
-    Raises :class:`UsageError` where the run has no whole model that can answer.
+    Raises :class:`UsageError` if the run has no merged model that can answer prompts.
     """
     stages = run.manifest()["stages"]
     config = Config.model_validate(stages.get("train", {}).get("config", {}))
     identity, result = load_training(run, config)
     if not result.get("merged") or identity.get("method") == "reward":
         raise UsageError(
-            "its training left no whole model that answers",
+            "the training has no merged model that can answer prompts",
             location=str(result.get("output", run.model)),
-            hint="Train again with merge = true under [train]; a reward model does not answer.",
+            hint="Train with a method other than reward, and with merge = true under [train].",
         )
     values: dict[str, Any] = {}
     for stage, sections in SECTIONS_BY_STAGE.items():
@@ -49,4 +50,4 @@ def next_iteration_config(run: Run, target: Path, prompts: list[str]) -> str:
     if prompts:
         values["prompts"] = {**values["prompts"], "sources": prompts, "limit": None}
     values["iteration"] = {"previous_run": os.path.relpath(run.path.resolve(), target.resolve())}
-    return loader.render_template(values)
+    return render_template(values)

@@ -1,4 +1,4 @@
-"""``rlaif review``: the page, with what the judges go by as guidelines and their gold pairs as a test."""
+"""``rlaif review``: the review page, with the judges' rubrics as guidelines and their gold pairs as a test."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def serve_review_page(
     port: int,
     on_ready: Callable[[dict[str, str], AssignmentService], None],
 ) -> None:
-    """Serve the page until interrupted. ``annotator`` is the one who labels; None is everybody of ``config.review``.
+    """Serve the review page until interrupted.
 
-    ``on_ready`` is told the links once the page answers.
-    Raises :class:`rlaif.errors.RunError` where nothing was judged.
+    ``annotator``: the only annotator; None for those of ``config.review``. ``on_ready`` is called with the annotators'
+    links once the page answers. Raises :class:`rlaif.errors.RunError` if nothing is judged yet.
     """
     review_config = config.review
     registry = load_registry(run.path, review_config, annotator=annotator, links=not is_loopback(host))
@@ -43,17 +43,14 @@ def serve_review_page(
     judges = [judge_file.find_judge(entry.name) for entry in config.panel_members()]
     gold = read_gold_pairs(_gold_files(review_config.gold, judges)) if rules.gold_fraction else {}
     guidelines = _read_text(review_config.guidelines) if review_config.guidelines else _format_rubrics(judges)
-    service = AssignmentService(run, config.seed, rules, gold)
-    context = web_app.PageContext(
-        assignments=service, registry=registry, title=run.path.resolve().name, guidelines=guidelines
-    )
-    application = web_app.create_app(context, host)
-    try:
+    with AssignmentService(run, config.seed, rules, gold) as service:
+        context = web_app.PageContext(
+            assignments=service, registry=registry, title=run.path.resolve().name, guidelines=guidelines
+        )
+        application = web_app.create_app(context, host)
         with web_app.bind_socket(host, port) as listener:
             on_ready(web_app.annotator_links(registry, host, listener.getsockname()[1]), service)
             web_app.serve(application, listener)
-    finally:
-        service.close()
 
 
 def _gold_files(configured: str | None, judges: list[judge_file.Judge]) -> list[Path]:
@@ -65,7 +62,7 @@ def _gold_files(configured: str | None, judges: list[judge_file.Judge]) -> list[
 
 
 def _format_rubrics(judges: list[judge_file.Judge]) -> str:
-    """What the judges go by, for a person: a comparing judge's system part, a rating judge's aspects."""
+    """Return the judges' rubrics as guidelines: a comparing judge's system part, a rating judge's aspects."""
     sections = []
     for judge in judges:
         if judge.file.kind == "compare":
@@ -73,7 +70,7 @@ def _format_rubrics(judges: list[judge_file.Judge]) -> str:
         elif judge.file.aspects:
             aspects = [f"**{aspect.name.replace('_', ' ')}.** {aspect.text.strip()}" for aspect in judge.file.aspects]
             sections.append("\n\n".join([f"## {judge.name}", *aspects]))
-    return "\n\n".join(sections) or "Which of the two would a careful person rather have received?"
+    return "\n\n".join(sections) or "Which of the two answers would a careful person prefer to receive?"
 
 
 def _read_text(path: str) -> str:
@@ -81,4 +78,6 @@ def _read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"the guidelines cannot be read: {reason}", location=path) from None
+        raise UsageError(
+            f"cannot read the guidelines: {reason}", location=path, hint="Correct `guidelines` under [review]."
+        ) from None

@@ -1,4 +1,4 @@
-"""A run's models kept up on a Ray cluster, for as many commands as want them."""
+"""``rlaif serve``: keep the models of a run on a Ray cluster, for any number of commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLL_INTERVAL_S = 5.0
 
 
 def models_to_serve(config: Config) -> list[ServedModel]:
-    """Every model that the run's policies and judges need and that nobody else serves, each once for its settings."""
+    """Return the policies and judges without a ``base_url``, each once per vLLM settings."""
     models = [
         ServedModel(policy.model, config.sampler.vllm) for policy in config.policies_resolved() if not policy.base_url
     ]
@@ -36,26 +36,30 @@ def models_to_serve(config: Config) -> list[ServedModel]:
 def serve_models(
     run: Run | None, config: Config, models: list[ServedModel], reporter: Reporter, *, port: int | None, detached: bool
 ) -> Iterator[dict[str, list[str]]]:
-    """While open, ``models`` are up: their base URLs by application. ``detached`` leaves them up.
+    """Serve ``models`` while open. Yields their base URLs by application name.
 
+    ``port``: of Ray Serve, if it is not running yet. ``detached``: leave the models running at the end.
     Raises :class:`UsageError`, :class:`MissingDependencyError` or :class:`ServerError`.
     """
     if not models:
-        raise UsageError("every model of this run has a base_url: there is nothing to serve")
+        raise UsageError(
+            "there is nothing to serve: every model of this run has a `base_url`",
+            location=str(run.path) if run else None,
+            hint="Remove `base_url` from rlaif.toml for the models that the cluster should serve.",
+        )
     cluster = RayCluster(config.cluster, config.client, reporter.log, run.log if run else None)
     try:
         cluster.connect(port)
         api_key = os.environ.get("RLAIF_API_KEY") or None
         if not api_key and not cluster.is_local_only:
             raise UsageError(
-                "whoever reaches the cluster could use the models",
-                hint="Set a key for this command and for those that use them: "
-                "export RLAIF_API_KEY=$(openssl rand -hex 16)",
+                "the cluster is reachable from other machines, and RLAIF_API_KEY is not set",
+                hint="Set the same key for this command and for the runs: export RLAIF_API_KEY=$(openssl rand -hex 16)",
             )
         if detached and cluster.started_here:
             raise UsageError(
-                "a local cluster ends with the command that starts it, so nothing can be left up on it",
-                hint="Leave --detach away, or start a cluster that stays: ray start --head",
+                "`--detach` needs a running cluster: a local cluster ends with the command that starts it",
+                hint="Omit --detach, or start a cluster first: ray start --head",
             )
         for model in models:
             cluster.deploy(model, model.application_name, api_key, num_shares=len(models), detached=detached)
@@ -69,13 +73,15 @@ def serve_models(
 
 
 def watch_replicas(models: list[ServedModel], reporter: Reporter) -> None:
-    """Say whenever replicas come and go, until an interrupt. Raises :class:`ServerError` where one is gone."""
+    """Log changes in the number of replicas until an interrupt. Raises :class:`ServerError` if a model was stopped."""
     last_states: dict[str, str] = {}
     while True:
         for model in models:
             state = ray_cluster.describe_replicas(model.application_name)
             if state == ray_cluster.NOT_DEPLOYED:
-                raise ServerError(f"{model.name} is no longer served: somebody took {model.application_name} down")
+                raise ServerError(
+                    f"{model.name} is no longer served: the application {model.application_name} was stopped"
+                )
             if last_states.setdefault(model.application_name, state) != state:
                 last_states[model.application_name] = state
                 reporter.log(f"{model.name}: {state}")
@@ -83,7 +89,7 @@ def watch_replicas(models: list[ServedModel], reporter: Reporter) -> None:
 
 
 def stop_models(config: Config, models: list[ServedModel], reporter: Reporter) -> list[str]:
-    """End what was left up of ``models``. Returns the names of those that were there."""
+    """Stop those of ``models`` that are running. Returns their application names."""
     cluster = RayCluster(config.cluster, config.client, reporter.log)
     try:
         cluster.connect(start=False)

@@ -1,4 +1,4 @@
-"""One function a command."""
+"""The stages of a run, one function each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rlaif.config.models import Config
 from rlaif.errors import DatasetChangedError, UsageError, write_error
-from rlaif.generate import import_completions as bringing
+from rlaif.generate import import_completions as completion_import
 from rlaif.generate import ingest, sampling
 from rlaif.labeling import judge_exam
 from rlaif.labeling.build_dataset import BuildResult, build_dataset
@@ -18,6 +18,7 @@ from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
 from rlaif.llm.backends import ModelBackends
 from rlaif.llm.reporter import Reporter
 from rlaif.llm.stage_limits import StageLimits, new_meter, raise_if_too_many_failures
+from rlaif.llm.stop_reason import StopReason
 from rlaif.llm.usage import UsageMeter
 from rlaif.run.run import Run, require_completions
 
@@ -28,22 +29,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class GenerateResult:
+    """Counts after ``generate``. ``completions``: all answers in the journal; ``dropped``: prompts by reason."""
+
     prompts: int
     heldout: int
     completions: int
     dropped: dict[ingest.DropReason, int]
     usage: UsageMeter
-    stop_reason: str | None = None
+    stop_reason: StopReason | None = None
 
 
 @dataclass
 class JudgeResult:
-    """What a judge command gave. ``build``: the pairs and the dataset; ``failed``: requests without a verdict."""
+    """Outcome of ``judge``. ``build``: the pairs and the dataset; ``failed``: the number of requests without a
+    verdict."""
 
     build: BuildResult
     usage: UsageMeter
     failed: int
-    stop_reason: str | None
+    stop_reason: StopReason | None
 
 
 def generate(
@@ -56,11 +60,9 @@ def generate(
     max_prompts: int | None = None,
     ingested: ingest.IngestResult | None = None,
 ) -> GenerateResult:
-    """Take the prompts in, unless they are ``ingested``, and sample the answers they owe; with
-    ``max_prompts``, those of so many
-    prompts, the first ones.
+    """Ingest the prompts, unless ``ingested`` is given, and sample their pending answers.
 
-    Raises :class:`TooManyFailuresError` at the end.
+    ``max_prompts``: sample answers to the first so many prompts only. Raises :class:`TooManyFailuresError` at the end.
     """
     config.policies_resolved()
     with run.lock():
@@ -88,18 +90,18 @@ def generate(
 
 
 def run_ingest(run: Run, config: Config, reporter: Reporter) -> ingest.IngestResult:
-    """The first half of :func:`generate`: the prompts alone."""
+    """Ingest the prompts: the first half of :func:`generate`."""
     config.policies_resolved()
     with run.lock():
         run.start_stage("generate", config)
         return ingest.ingest_prompts(run, config, reporter.log)
 
 
-def import_completions(run: Run, config: Config, source: str, reporter: Reporter) -> bringing.CompletionImport:
-    """``generate --import``: journal the prompts and answers of ``source``."""
+def import_completions(run: Run, config: Config, source: str, reporter: Reporter) -> completion_import.CompletionImport:
+    """Journal the prompts and answers of ``source``: ``rlaif generate --import``."""
     with run.lock():
         run.start_stage("import", config)
-        imported = bringing.import_completions(run, config, source, reporter.log)
+        imported = completion_import.import_completions(run, config, source, reporter.log)
         run.finish_stage("import", source=source, prompts=imported.prompts, completions=imported.completions)
     return imported
 
@@ -118,14 +120,18 @@ def judge(
     restart: bool = False,
     limits: StageLimits | None = None,
 ) -> JudgeResult:
-    """Ask the panel, settle and route the pairs, write tables/ and dataset/. Raises :class:`TooManyFailuresError`."""
+    """Ask the panel, aggregate verdicts, route pairs, and write tables/ and dataset/.
+
+    ``restart``: allow settings that differ from those of earlier starts. Raises :class:`TooManyFailuresError` at the
+    end.
+    """
     panel = load_panel(config)
     strategy = resolve_strategy(config, panel)
     require_completions(run)
     exams = judge_exam.require_passed_exam(panel, config, reporter.log)
     with run.lock():
         run.start_stage("judge", config, restart=restart)
-        run.update_manifest("judge", exams=exams)
+        run.update_manifest("judge", exams=[exam.as_json() for exam in exams])
         usage = new_meter("judge", config, limits)
         try:
             with run.journal("verdicts") as journal, reporter.progress(usage):
@@ -140,7 +146,7 @@ def judge(
 
 
 def rebuild_dataset(run: Run, config: Config) -> BuildResult:
-    """Tables and dataset anew from the journals, reviews included. Asks no model."""
+    """Rebuild tables/ and dataset/ from the journals, reviews included. Asks no model."""
     panel = load_panel(config)
     strategy = resolve_strategy(config, panel)
     require_completions(run)
@@ -152,7 +158,7 @@ def rebuild_dataset(run: Run, config: Config) -> BuildResult:
 
 @contextlib.contextmanager
 def _disk_errors_as_run_errors(run: Run) -> Iterator[None]:
-    """A disk that is full or may not be written is told as what it is, wherever it was met."""
+    """Re-raise errors of the disk (full, read-only) as :class:`RunError`."""
     try:
         yield
     except OSError as error:
@@ -160,7 +166,7 @@ def _disk_errors_as_run_errors(run: Run) -> Iterator[None]:
 
 
 def plan_train(run: Run, config: Config) -> tuple[PreparedTraining, str]:
-    """The preflight of the dataset as it stands, and in a line how it would be trained on. Writes nothing."""
+    """Return the preflight of the current dataset, and one line about how it would be trained on. Writes nothing."""
     from rlaif.train import trainer
 
     _reject_ppo(run, config)
@@ -168,14 +174,14 @@ def plan_train(run: Run, config: Config) -> tuple[PreparedTraining, str]:
 
 
 def train(run: Run, config: Config, reporter: Reporter, *, restart_if_dataset_changed: bool = False) -> TrainResult:
-    """Merge what people have labelled since, then train: with
-    ``restart_if_dataset_changed``, from the beginning where what was trained
-    before had other rows, as with ``train.overwrite``. The model of that stays until the new one is written."""
+    """Merge new human labels into the dataset, then train.
+
+    ``restart_if_dataset_changed``: if an earlier training had other rows, start over, as with ``train.overwrite``. The
+    earlier model stays until the new one is written.
+    """
     from rlaif.train import distributed, trainer
 
-    if distributed.detect_placement(
-        config.train
-    ).rank:  # not the first of several machines: the first one holds the run
+    if distributed.detect_placement(config.train).rank:  # of several machines, only the first locks the run
         return distributed.train(run, config, log=reporter.log)
     if run.pairs_path.exists():
         rebuild_dataset(run, _with_judging_seed(run, config))
@@ -188,7 +194,7 @@ def train(run: Run, config: Config, reporter: Reporter, *, restart_if_dataset_ch
         except DatasetChangedError as error:
             if not restart_if_dataset_changed:
                 raise
-            reporter.log(f"{error.message}: it begins anew, in the same place")
+            reporter.log(f"{error.message}: training starts over, in the same directory")
             restart_config = config.train.model_copy(update={"overwrite": True})
             result = run_training(run, config.model_copy(update={"train": restart_config}), log=reporter.log)
         run.finish_stage("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
@@ -196,20 +202,25 @@ def train(run: Run, config: Config, reporter: Reporter, *, restart_if_dataset_ch
 
 
 def _with_judging_seed(run: Run, config: Config) -> Config:
-    """``config`` with the seed that the run was judged with: who is asked about what, and what is held out to test on,
-    hang on it, and no training changes them."""
+    """Return ``config`` with the seed of the judge stage.
+
+    Assignments and the test split depend on that seed, and training must not change them.
+    """
     judge_config = run.manifest()["stages"].get("judge", {}).get("config", {})
     return config.model_copy(update={"seed": judge_config.get("seed", config.seed)})
 
 
 def _reject_ppo(run: Run, config: Config) -> None:
     if config.train.method == "ppo":
-        raise UsageError("ppo is not trained here but handed over to verl", location="train.method",
-                         hint=f"Give: rlaif train {run.path} --method ppo; or train here with rloo.")  # fmt: skip
+        raise UsageError(
+            "rlaif does not train with ppo itself: it exports the data and verl trains",
+            location="train.method",
+            hint=f"Export with `rlaif train {run.path} --method ppo`, or train here with --method rloo.",
+        )
 
 
 def export_for_verl(run: Run, config: Config) -> Path:
-    """Merge what people have labelled since, then write what verl trains with. Returns the folder."""
+    """Merge new human labels into the dataset, then export it for verl. Returns the export's directory."""
     from rlaif.train import verl_export
 
     if run.pairs_path.exists():

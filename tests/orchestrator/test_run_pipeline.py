@@ -1,4 +1,4 @@
-"""``rlaif run``: the night as one job, against scripted models: checks, estimate, deadline, budget, stops, the end."""
+"""``rlaif run`` against scripted models: preflight, estimate, deadline, budget, interrupts, training, notification."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ import polars as pl
 import pytest
 
 from rlaif import api
+from rlaif.config.fields import parse_duration_s
 from rlaif.config.loader import load
-from rlaif.config.models import Config, RunConfig, parse_duration_s
+from rlaif.config.models import Config, RunConfig
 from rlaif.errors import (
     ConfigMismatchError,
     EndpointError,
@@ -33,8 +34,10 @@ from rlaif.errors import (
 )
 from rlaif.llm.backends import ModelBackends
 from rlaif.llm.client import Client
-from rlaif.orchestrator import run_pipeline, run_preflight, stages
-from rlaif.orchestrator.run_log import check_notification, notify
+from rlaif.llm.stop_reason import StopReason
+from rlaif.orchestrator import run_limits, run_pipeline, run_preflight, stage_runner, stages
+from rlaif.orchestrator.notify import check_notification, notify
+from rlaif.orchestrator.run_result import RunResult
 from rlaif.planning import run_estimate
 from rlaif.run.run import Run
 from rlaif.train import checkpoints
@@ -49,7 +52,7 @@ Serve = Callable[..., ScriptedServer]
 
 
 def model(body: dict[str, Any]) -> Any:
-    """Answers and judges: both stages at one URL."""
+    """Answer prompts and judge pairs: both stages at one URL."""
     if "structured_outputs" in body:
         return judge_by(goodness)(body)
     question = body["messages"][-1]["content"]
@@ -57,7 +60,7 @@ def model(body: dict[str, Any]) -> Any:
 
 
 def write_run(path: Path, url: str, *, prompts: int = 60, extra: str = "") -> Path:
-    """A run with its rlaif.toml."""
+    """Create a run directory with its rlaif.toml."""
     path.mkdir(parents=True)
     rows = [{"prompt": f"prompt number {i * 7919}"} for i in range(prompts)]
     source = write_jsonl(path / "prompts.jsonl", rows)
@@ -81,7 +84,7 @@ pilot_prompts = 8
 
 
 def with_ticking_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Any]:
-    """``model`` by a clock that goes on by a second with each request."""
+    """Return ``model`` with a clock that advances by one second per request."""
     real_monotonic, elapsed = time.monotonic, [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: real_monotonic() + elapsed[0])
 
@@ -93,13 +96,13 @@ def with_ticking_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, A
 
 
 def prompts_answered_and_judged(path: Path) -> tuple[set[str], set[str]]:
-    """The prompts that were answered, and those that were judged."""
+    """Return the ids of the answered and of the judged prompts."""
     answers, verdicts = (read_jsonl(path / "journal" / f"{name}.jsonl") for name in ("completions", "verdicts"))
     return {line["prompt_id"] for line in answers}, {line["prompt_id"] for line in verdicts if line["model"]}
 
 
-def run_in_process(path: Path, **flags: Any) -> tuple[run_pipeline.RunResult, list[str]]:
-    """One night in this process. Gives what it told and the lines that it said."""
+def run_in_process(path: Path, **flags: Any) -> tuple[RunResult, list[str]]:
+    """Run the pipeline in this process. Returns its result and its log lines."""
     lines: list[str] = []
 
     class RecordingReporter(QuietReporter):
@@ -114,14 +117,14 @@ def run_in_process(path: Path, **flags: Any) -> tuple[run_pipeline.RunResult, li
 
 @pytest.fixture
 def calm(serve: Serve, tmp_path: Path) -> list[dict[str, Any]]:
-    """The dataset of a night in which nothing happens."""
+    """Return the dataset of an undisturbed run."""
     path = write_run(tmp_path / "calm", serve(model).url)
     run_in_process(path, run__pilot_prompts=0)
     return read_dataset(path)
 
 
 class Webhook:
-    """A webhook. ``status`` is what it answers."""
+    """A webhook that answers with ``status`` and records what it receives."""
 
     def __init__(self, status: int = 200) -> None:
         received = self.received = list[dict[str, Any]]()
@@ -149,7 +152,7 @@ class Webhook:
         self.server.server_close()
 
 
-def test_a_night_is_generate_and_judge_with_an_estimate_a_log_and_a_line_at_the_end(
+def test_a_run_generates_and_judges_with_estimate_log_and_notification(
     serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]]
 ) -> None:
     server = serve(model)
@@ -164,8 +167,8 @@ def test_a_night_is_generate_and_judge_with_an_estimate_a_log_and_a_line_at_the_
     assert read_dataset(path) == calm
     assert len(calm) > 20
     notification = (tmp_path / "notification").read_text()
-    assert notification.endswith("report.html|")  # the key is not handed on
-    assert "wait for review" in notification
+    assert notification.endswith("report.html|")  # the command does not get the API key
+    assert "awaiting review" in notification
     assert f"rlaif run {path}: done in" in notification
     assert [entry["text"] for entry in hook.received] == [notification[:-1]]
     log = (path / "log" / "run.log").read_text()
@@ -173,10 +176,10 @@ def test_a_night_is_generate_and_judge_with_an_estimate_a_log_and_a_line_at_the_
         log.index(part)
         for part in (
             "===== rlaif run",
-            "the night begins: for 1h",
-            "GB free",
-            "there, serves m",
-            "pilot: 8 prompts",
+            "run started: for 1h",
+            "GB of disk space free",
+            "serves m",
+            "pilot: the first 8 prompts",
             "estimate for",
             "it fits",
             ": done in",
@@ -184,10 +187,10 @@ def test_a_night_is_generate_and_judge_with_an_estimate_a_log_and_a_line_at_the_
     ]
     assert positions == sorted(positions)
     assert log.count("generate: ") == log.count("judge: helpful") == 2
-    assert "pairs to train on" in result.stdout
+    assert "train" in result.stdout
     for text in (log, (path / "manifest.json").read_text(), result.stderr):
         assert "secret" not in text
-    # Given again there is nothing to ask, and nothing changes.
+    # A rerun has nothing to ask and changes nothing.
     request_count = len(server.requests)
     rlaif("run", path)
     assert len(server.requests) == request_count
@@ -210,12 +213,12 @@ def test_the_estimate_comes_before_the_rest_and_is_kept(serve: Serve, tmp_path: 
     assert Run(path).manifest()["stages"]["run"]["pilot"]["prompts"] == 8
 
 
-def test_what_is_ahead_is_the_pilot_multiplied_less_what_is_there() -> None:
+def test_the_estimate_is_the_scaled_pilot_minus_existing_records() -> None:
     stage = {"requests": 10, "request_wait_s": 20.0, "seconds": 15.0, "request_wall_s": 5.0, "prompt_tokens": 1000,
              "completion_tokens": 500, "cost_usd": 0.5}  # fmt: skip
     pilot = {"prompts": 10, "bytes": 1000, "generate": {**stage, "answers": 40}, "judge": {**stage, "answers": 20}}
     estimate = run_estimate.estimate_remaining(pilot, 100, {"generate": 40, "judge": 20}, concurrency=4)
-    # 90 requests are left of each stage: 2 s each, 4 at a time, and the server's start of 10 s.
+    # Each stage has 90 pending requests: 2 s each, 4 in flight, and 10 s for the server's start.
     assert estimate.generate.seconds == pytest.approx(90 * 2.0 / 4 + 10)
     assert estimate.judge == estimate.generate
     assert (estimate.total.prompt_tokens, estimate.total.completion_tokens, estimate.total.cost_usd) == (
@@ -235,15 +238,15 @@ def test_what_is_ahead_is_the_pilot_multiplied_less_what_is_there() -> None:
     assert no_work.fraction_that_fits(10.0, 0.0, 0.0) > 1
 
 
-def test_a_deadline_stops_and_another_night_finishes(
+def test_a_deadline_stops_a_run_and_the_next_start_finishes_it(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
 ) -> None:
-    """What was answered by the deadline is judged too, and the second night asks only for what is owed."""
+    """Answers that came before the deadline are judged too, and the second start sends only pending requests."""
     server = serve(with_ticking_clock(monkeypatch))
     path = write_run(tmp_path / "run", server.url)
     result, lines = run_in_process(path, run__max_duration="200s")
     assert any("it does not fit" in line for line in lines)
-    assert result.stop_reason == "not all that is owed fits before the deadline and into the budget"
+    assert result.stop_reason is StopReason.DOES_NOT_FIT
     assert 100 < len(server.requests) < 250
     partial = read_dataset(path)
     assert 8 < len(partial) < len(calm)
@@ -254,15 +257,13 @@ def test_a_deadline_stops_and_another_night_finishes(
     assert len(bodies) == len(set(bodies))
 
 
-def test_a_budget_is_for_the_whole_run_whenever_it_was_spent(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_budget_covers_all_starts_of_a_run(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda *_: 0.01)
     server = serve(model)
     path = write_run(tmp_path / "run", server.url)
     result, lines = run_in_process(path, client__budget_usd=0.6, client__concurrency=1)
     assert result.stop_reason
-    assert any("it does not fit: $" in line and "of the budget left" in line for line in lines)
+    assert any("it does not fit: $" in line and "left of the budget" in line for line in lines)
     assert result.cost_usd == pytest.approx(len(server.requests) / 100)
     assert 0.3 < result.cost_usd <= 0.61
     judge_requests = sum("structured_outputs" in body for body in server.requests)
@@ -270,14 +271,14 @@ def test_a_budget_is_for_the_whole_run_whenever_it_was_spent(
     assert len(read_dataset(path)) > 0
     second, _ = run_in_process(path, client__budget_usd=0.6, client__concurrency=1)
     assert second.cost_usd <= 0.62
-    assert "budget" in str(second.stop_reason)
+    assert second.stop_reason is StopReason.BUDGET
 
 
 @pytest.mark.parametrize(("budget", "seconds"), [(0.8, None), (1.5, None), (100.0, 230)])
-def test_answers_that_cost_nothing_are_as_many_as_can_be_judged(
+def test_free_answers_are_limited_to_what_can_be_judged(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, seconds: int | None
 ) -> None:
-    """A free policy and a judge at a cent a request: six to a prompt."""
+    """The policy is free, the judge costs one cent per request, and each prompt needs six."""
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda model, *_: 0.01 if model == "j" else 0.0)
     server = serve(with_ticking_clock(monkeypatch), models=("m", "j"))
     path = write_run(tmp_path / "run", server.url)
@@ -294,7 +295,7 @@ def test_answers_that_cost_nothing_are_as_many_as_can_be_judged(
         assert result.cost_usd > 0.7 * budget
 
 
-def test_a_second_night_with_more_prompts_shares_its_time_out_anew(
+def test_a_second_start_with_more_prompts_makes_a_new_estimate(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(with_ticking_clock(monkeypatch))
@@ -308,7 +309,7 @@ def test_a_second_night_with_more_prompts_shares_its_time_out_anew(
     answers, judged = prompts_answered_and_judged(path)
     assert len(judged) > 0.7 * len(answers)
     assert 50 < len(server.requests) - request_count < 170
-    # A pilot of all there was tells of those that come later as well; one with fewer answers to each does not.
+    # A pilot of all prompts also predicts later ones, unless they get another number of answers each.
     few_path = write_run(tmp_path / "few", server.url, prompts=200)
     run_in_process(few_path, prompts__limit=6)
     _, lines = run_in_process(few_path, prompts__limit=100)
@@ -318,10 +319,10 @@ def test_a_second_night_with_more_prompts_shares_its_time_out_anew(
 
 
 @pytest.mark.parametrize("pilot", [0, 8])
-def test_time_and_money_are_halved_where_nothing_tells_how_long_judging_takes(
+def test_generate_gets_half_of_time_and_budget_if_the_cost_of_judging_is_unknown(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pilot: int, calm: list[dict[str, Any]]
 ) -> None:
-    """Without a pilot, and where the pilot is no longer one: all was judged that there was."""
+    """Without a pilot, and if more prompts than a pilot's were already judged."""
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda *_: 0.01)
     server = serve(with_ticking_clock(monkeypatch))
     for bound in ({"run__max_duration": "80s"}, {"client__budget_usd": 0.8}):
@@ -333,14 +334,14 @@ def test_time_and_money_are_halved_where_nothing_tells_how_long_judging_takes(
         assert result.stop_reason
         answers, judged = prompts_answered_and_judged(path)
         assert 4 < len(judged) <= len(answers) < 50
-    # Where there is enough of both, all is done in the same night.
+    # With enough time and money, one start does everything.
     path = write_run(tmp_path / "ample", server.url)
     result, _ = run_in_process(path, run__pilot_prompts=0, run__max_duration="460s", client__budget_usd=4.6)
     assert result.stop_reason is None
     assert read_dataset(path) == calm
 
 
-def test_a_pilot_that_was_interrupted_is_taken_again(
+def test_an_interrupted_pilot_is_repeated(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
 ) -> None:
     server = serve(with_ticking_clock(monkeypatch))
@@ -365,18 +366,18 @@ def test_a_pilot_that_was_interrupted_is_taken_again(
 
 
 def test_the_pilot_judges_all_that_it_answers(serve: Serve, tmp_path: Path) -> None:
-    """Those that are held out stand among the first prompts, and are no part of it."""
+    """Held-out prompts are among the first ones and do not belong to the pilot."""
     path = with_heldout_prompts(write_run(tmp_path / "run", serve(model).url))
     run_in_process(path, run__pilot_prompts=20)
     pilot = Run(path).manifest()["stages"]["run"]["pilot"]
     assert pilot["generate"]["answers"] == 20 * 3
     assert pilot["judge"]["answers"] == 20 * 6
-    # Judging is no part of what the server of the policy took to start.
+    # The policy's server start excludes the time of judging.
     assert pilot["generate"]["seconds"] <= Run(path).manifest()["stages"]["generate"]["history"][0]["seconds"]
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_keeps_what_is_in_flight_tells_the_end_and_the_next_start_goes_on(
+def test_a_signal_keeps_requests_in_flight_and_notifies_and_the_next_start_resumes(
     serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]], signal_number: signal.Signals
 ) -> None:
     server = serve(model, delay_s=0.1)
@@ -389,7 +390,7 @@ def test_a_signal_keeps_what_is_in_flight_tells_the_end_and_the_next_start_goes_
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    assert "interrupted; the same command goes on from here" in hook.received[0]["text"]
+    assert "interrupted; rerun the same command to resume" in hook.received[0]["text"]
     answers = {line["prompt_id"] for line in read_jsonl(path / "journal" / "completions.jsonl")}
     assert len(answers) == len(server.requests) < 50
     rlaif("run", path)
@@ -398,8 +399,8 @@ def test_a_signal_keeps_what_is_in_flight_tells_the_end_and_the_next_start_goes_
     assert len(bodies) == len(set(bodies))
 
 
-def test_sigterm_outside_of_asking_ends_as_an_interrupt(serve: Serve, tmp_path: Path) -> None:
-    """While an endpoint is given time to come back, and nothing is in flight."""
+def test_sigterm_while_no_request_is_in_flight_is_an_interrupt(serve: Serve, tmp_path: Path) -> None:
+    """While rlaif waits for an endpoint."""
     server = serve(lambda body: Fault(404))
     path = write_run(tmp_path / "run", server.url)
     process = subprocess.Popen(command("run", path), stderr=subprocess.PIPE, text=True)
@@ -407,7 +408,7 @@ def test_sigterm_outside_of_asking_ends_as_an_interrupt(serve: Serve, tmp_path: 
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "to come back" in line:
+        if "retrying in" in line:
             process.send_signal(signal.SIGTERM)
             break
     lines += process.stderr.readlines()
@@ -416,10 +417,10 @@ def test_sigterm_outside_of_asking_ends_as_an_interrupt(serve: Serve, tmp_path: 
     assert "interrupted" in "".join(lines)
 
 
-def test_an_endpoint_that_fails_in_the_night_is_given_time(
+def test_a_stage_waits_for_an_endpoint_that_fails_and_resumes(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(run_pipeline, "RETRY_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(stage_runner, "RETRY_WAITS_S", (0.01, 0.01))
     monkeypatch.setattr("rlaif.llm.client._retry_delay", lambda _: 0.0)
     request_count = [0]
 
@@ -429,14 +430,14 @@ def test_an_endpoint_that_fails_in_the_night_is_given_time(
 
     path = write_run(tmp_path / "run", serve(answer).url)
     _, lines = run_in_process(path)
-    assert sum("0 s to come back" in line for line in lines) == 2
+    assert sum("retrying in 0 s" in line for line in lines) == 2
     assert read_dataset(path) == calm
 
 
-def test_an_endpoint_that_stays_away_ends_the_night_with_its_reason(
+def test_an_endpoint_that_stays_down_ends_the_run_with_its_error(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_pipeline, "RETRY_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(stage_runner, "RETRY_WAITS_S", (0.01, 0.01))
     with Webhook() as hook:
         path = write_run(tmp_path / "run", serve(lambda body: Fault(404)).url, extra=f'notify_url = "{hook.url}"\n')
         with pytest.raises(EndpointError, match="no model"):
@@ -445,74 +446,75 @@ def test_an_endpoint_that_stays_away_ends_the_night_with_its_reason(
     assert Run(path).manifest()["stages"]["run"]["ended"]
 
 
-def test_answers_that_stay_missing_cost_their_rows_and_not_the_night(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_requests_that_keep_failing_cost_their_rows_but_not_the_run(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     server = serve(lambda body: Fault(400) if "47514" in body["messages"][-1]["content"] else model(body))
     path = write_run(tmp_path / "run", server.url)
     stderr = rlaif("run", path, code=3).stderr
-    assert "They are asked for once more" in stderr
-    assert "The night goes on without them" in stderr
+    assert "Retrying them once" in stderr
+    assert "The run continues without them" in stderr
     assert "3 answers are missing (3 endpoint" in stderr
     assert len(read_dataset(path)) > 20
     rlaif("run", path, "--max-failures", "3")
 
 
-# The end
+# Notification
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"notify_url": "http://127.0.0.1:9/secret"}, "the webhook could not be told"),
-        ({"notify_command": "false"}, "notify_command ended with 1"),
-        ({"notify_command": "sh -c 'echo no such room >&2; exit 7'"}, "ended with 7: no such room"),
-        ({"notify_command": "sh -c 'sleep 60'"}, "notify_command did not work (TimeoutExpired)"),
-        ({"notify_command": "/no/such/thing"}, "notify_command did not work (FileNotFoundError)"),
+        ({"notify_url": "http://127.0.0.1:9/secret"}, "the webhook of `notify_url` failed"),
+        ({"notify_command": "false"}, "`notify_command` failed with exit code 1"),
+        ({"notify_command": "sh -c 'echo no such room >&2; exit 7'"}, "exit code 7: no such room"),
+        ({"notify_command": "sh -c 'sleep 60'"}, "`notify_command` failed (TimeoutExpired)"),
+        ({"notify_command": "/no/such/thing"}, "`notify_command` failed (FileNotFoundError)"),
     ],
 )
-def test_a_notification_that_fails_says_so_and_raises_nothing(
+def test_a_failed_notification_is_reported_and_raises_nothing(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str
 ) -> None:
-    monkeypatch.setattr("rlaif.orchestrator.run_log.NOTIFY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("rlaif.orchestrator.notify.NOTIFY_TIMEOUT_S", 0.3)
     (problem,) = notify(RunConfig(**settings), "done", {})
     assert message in problem
     assert "secret" not in problem
 
 
-def test_a_webhook_that_refuses_is_named_by_its_status() -> None:
+def test_a_webhook_error_includes_its_http_status() -> None:
     with Webhook(status=500) as hook:
-        assert notify(RunConfig(notify_url=hook.url), "done", {}) == ["the webhook could not be told (500)"]
+        assert notify(RunConfig(notify_url=hook.url), "done", {}) == ["the webhook of `notify_url` failed (500)"]
 
 
-def test_a_night_whose_end_nobody_hears_is_still_done(serve: Serve, tmp_path: Path) -> None:
+def test_a_run_whose_notification_fails_is_still_done(serve: Serve, tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", serve(model).url, prompts=10, extra='notify_command = "false"\n')
     result, lines = run_in_process(path)
     assert result.build
-    assert "warning: notify_command ended with 1" in lines
+    assert "warning: `notify_command` failed with exit code 1" in lines
 
 
 @pytest.mark.parametrize(
     "settings", [{"notify_command": "no-such-program-42"}, {"notify_command": "'unclosed"}, {"notify_url": "file:///x"}]
 )
-def test_a_notification_that_cannot_work_is_told_before_the_night(settings: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="notif"):
+def test_invalid_notification_settings_are_rejected_before_the_run(settings: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as raised:
         check_notification(RunConfig(**settings))
+    assert raised.value.location == f"run.{next(iter(settings))}"
 
 
-# Before
+# Preflight
 
 
-def test_what_stands_in_the_way_is_told_before_anything_is_asked(
+def test_preflight_rejects_a_run_that_cannot_succeed_before_any_request(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(model)
     path = write_run(tmp_path / "run", server.url)
     for flags, kind, message in [
-        ({"run__min_free_disk_gb": 1e9}, RunError, "GB are free, and min_free_disk_gb"),
+        ({"run__min_free_disk_gb": 1e9}, RunError, "min_free_disk_gb"),
         ({"judge__panel": ["helpfull"]}, UsageError, "Did you mean 'helpful'"),
         ({"judge__model": "other"}, EndpointError, "has no model 'other'"),
         ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
         ({"sampler__base_url": ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v2"]}, EndpointError, "no server answers"),
-        ({"run__notify_command": "no-such-program-42"}, UsageError, "no command"),
+        ({"run__notify_command": "no-such-program-42"}, UsageError, "was not found"),
         ({"judge__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
         ({"sampler__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
         ({"client__budget_usd": 1.0}, UsageError, "no price is known for 'm'"),
@@ -521,10 +523,10 @@ def test_what_stands_in_the_way_is_told_before_anything_is_asked(
         with pytest.raises(kind, match=message):
             run_in_process(path, **flags)
     monkeypatch.setattr("rlaif.orchestrator.run_preflight.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="training needs"):
+    with pytest.raises(MissingDependencyError, match="--train"):
         run_in_process(path, run__train=True)
     failed_exam = {"result": {"status": "bad", "problems": ["it chooses by position"], "metrics": {}}}
-    monkeypatch.setattr("rlaif.labeling.judge_exam.last", lambda *_: failed_exam)
+    monkeypatch.setattr("rlaif.labeling.judge_exam.latest_exam", lambda *_: failed_exam)
     with pytest.raises(UsageError, match="failed its exam: it chooses by position"):
         run_in_process(path, run__pilot_prompts=0)
     checks_path = write_run(tmp_path / "checks", server.url)
@@ -534,8 +536,8 @@ def test_what_stands_in_the_way_is_told_before_anything_is_asked(
     assert server.requests == []
 
 
-def test_servers_of_which_nothing_is_owed_may_be_gone(serve: Serve, tmp_path: Path) -> None:
-    """Of the policy where all is answered, and of the judge where all is judged."""
+def test_servers_without_pending_work_may_be_down(serve: Serve, tmp_path: Path) -> None:
+    """The policy's server once all is answered, and the judge's once all is judged."""
     policy, judge = serve(model), serve(model)
     path = write_run(tmp_path / "run", policy.url, prompts=12)
     run_in_process(path, judge__limit=5, judge__base_url=[judge.url])
@@ -546,7 +548,7 @@ def test_servers_of_which_nothing_is_owed_may_be_gone(serve: Serve, tmp_path: Pa
     request_count = len(policy.requests) + len(judge.requests)
     result, lines = run_in_process(path, judge__base_url=["http://127.0.0.1:9/v1"], **unreachable)
     assert result.stop_reason is None
-    assert sum("nothing is owed by m" in line for line in lines) == 2
+    assert sum("no work is pending for m" in line for line in lines) == 2
     assert len(policy.requests) + len(judge.requests) == request_count
     assert read_dataset(path) == first_dataset
     with (path / "prompts.jsonl").open("a") as file:
@@ -555,15 +557,13 @@ def test_servers_of_which_nothing_is_owed_may_be_gone(serve: Serve, tmp_path: Pa
         run_in_process(path, judge__base_url=["http://127.0.0.1:9/v1"])
 
 
-def test_one_of_several_servers_that_is_absent_is_told_and_does_not_keep_the_night_from_starting(
-    serve: Serve, tmp_path: Path
-) -> None:
+def test_a_run_starts_if_one_of_several_servers_is_down(serve: Serve, tmp_path: Path) -> None:
     server = serve(model)
     run = write_run(tmp_path / "run", server.url)
     config = load(run, {"sampler.base_url": [server.url, "http://127.0.0.1:9/v1"]}, {})
     lines, _ = run_preflight.preflight(Run(run), config, generates=True)
-    assert f"{server.url}: there, serves m by vLLM" in lines
-    assert "http://127.0.0.1:9/v1: no server answers there now; it is looked for again" in lines
+    assert f"{server.url}: serves m with vLLM" in lines
+    assert "http://127.0.0.1:9/v1: unreachable now; rlaif will try it again" in lines
 
 
 def test_imported_answers_need_no_sampler(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
@@ -578,8 +578,8 @@ def test_imported_answers_need_no_sampler(serve: Serve, tmp_path: Path, rlaif: C
     assert all(verdict_words(body) for body in server.requests)
 
 
-def test_a_dry_run_tells_of_judging_too(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
-    """At most: for prompts without answers as many requests as there may be, for those that have them those owed."""
+def test_a_dry_run_includes_judging(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+    """Prompts without answers count with the largest possible number of requests, others with the pending ones."""
     server = serve(model)
     path = write_run(tmp_path / "run", server.url, prompts=40)
     config = Run(path), load(path, {"sampler.max_tokens": 20, "prompts.limit": 20})
@@ -587,7 +587,7 @@ def test_a_dry_run_tells_of_judging_too(serve: Serve, tmp_path: Path, rlaif: Cli
     stderr = rlaif("run", path, "--dry-run", "--limit", "20", "--evaluate").stderr
     assert server.requests == []
     assert "at most 140 calls" in stderr  # each prompt costs one request to answer and six to judge
-    assert "What the evaluation asks is not in it" in stderr
+    assert "omits the evaluation" in stderr
     assert (plan.calls, plan.prompts, plan.at_most) == (140, 20, True)
     run_in_process(path, prompts__limit=20, sampler__max_tokens=20)
     assert len(server.requests) == 140
@@ -598,7 +598,7 @@ def test_a_dry_run_tells_of_judging_too(serve: Serve, tmp_path: Path, rlaif: Cli
     assert more.calls == 7 * more.prompts > 50
 
 
-def test_a_dry_run_of_imported_answers_tells_of_judging(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_a_dry_run_of_imported_answers_includes_judging(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     rows = [{"prompt": f"q{i}", "responses": ["a [0.1]", "b [0.9]"]} for i in range(10)]
     rlaif("generate", tmp_path / "run", "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
     (tmp_path / "run" / "rlaif.toml").write_text('[judge]\npanel = ["helpful"]\nmodel = "m"\n')
@@ -639,13 +639,13 @@ def test_the_lock_is_held_between_the_stages(serve: Serve, tmp_path: Path) -> No
         (None, None, None),
     ],
 )
-def test_the_deadline_is_the_earlier_one(until: str | None, duration: str | None, hours: float | None) -> None:
+def test_the_earlier_of_two_deadlines_counts(until: str | None, duration: str | None, hours: float | None) -> None:
     now = datetime.datetime(2026, 11, 24, 21, 30)
     seconds = run_estimate.seconds_to_deadline(RunConfig(until=until, max_duration=duration), now)
     assert seconds == (None if hours is None else pytest.approx(hours * 3600))
 
 
-def test_a_deadline_over_a_change_of_clocks_is_what_the_wall_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deadline_across_a_clock_change_follows_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:
@@ -657,7 +657,7 @@ def test_a_deadline_over_a_change_of_clocks_is_what_the_wall_says(monkeypatch: p
 
 
 @pytest.mark.parametrize("text", ["", "8", "h", "8 hours", "-1h", "0h", "8h8h", "1e3s", "tomorrow"])
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_durations_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"duration|no time"):
         parse_duration_s(text)
 
@@ -665,35 +665,33 @@ def test_what_is_no_duration(text: str) -> None:
 # Training
 
 
-def test_training_stops_at_the_deadline_and_the_night_is_told(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A training of somebody else's code, which keeps every Exception to itself."""
+def test_training_stops_at_the_deadline(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the training code catches every Exception."""
 
     def train(*_: Any, **__: Any) -> None:
         for _ in range(2000):
             with contextlib.suppress(Exception):
                 time.sleep(0.01)
-        raise AssertionError("the deadline was not felt")
+        raise AssertionError("the deadline did not stop the training")
 
-    real_train = run_pipeline._RunOrchestrator._run_train
+    real_train = run_pipeline._Pipeline._train
 
-    def soon(self: run_pipeline._RunOrchestrator) -> None:
-        self.deadline = time.monotonic() + 0.3
+    def train_with_near_deadline(self: run_pipeline._Pipeline) -> None:
+        self.limits.deadline = time.monotonic() + 0.3
         real_train(self)
 
-    monkeypatch.setattr(run_pipeline._RunOrchestrator, "_run_train", soon)
+    monkeypatch.setattr(run_pipeline._Pipeline, "_train", train_with_near_deadline)
     monkeypatch.setattr(stages, "train", train)
     monkeypatch.setattr(run_preflight.importlib.util, "find_spec", lambda name: True)
     path = write_run(tmp_path / "run", serve(model).url, prompts=10, extra="train = true\n")
     result, lines = run_in_process(path, run__max_duration="1h")
-    assert result.stop_reason == "the deadline is reached"
-    assert "training is stopped by the deadline; the same command goes on from its newest checkpoint" in lines
+    assert result.stop_reason is StopReason.DEADLINE
+    assert any("the deadline stopped the training" in line for line in lines)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_a_larger_dataset_is_trained_on_anew(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a trainer that claims its folder as TRL's does, and leaves a checkpoint whether it ends or not."""
+def test_training_on_more_rows_starts_over(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer claims its folder as TRL's does, and leaves a checkpoint even if it is interrupted."""
     resumed = list[bool]()
 
     def train(run: Run, config: Config, *, log: Any) -> TrainResult:
@@ -704,7 +702,7 @@ def test_a_larger_dataset_is_trained_on_anew(serve: Serve, tmp_path: Path, monke
         resumed.append((folder / "checkpoint-1").exists())
         (folder / "checkpoint-1").mkdir(parents=True, exist_ok=True)
         if is_interrupted:
-            raise run_pipeline.DeadlineReached
+            raise run_limits.DeadlineReached
         result = TrainResult(run.model, None, None, pairs=1, steps=1, seconds=1.0, loss=None)
         checkpoints.write_json(run.model / "training.json", {"identity": identity, "result": result_as_json(result)})
         return result
@@ -712,12 +710,12 @@ def test_a_larger_dataset_is_trained_on_anew(serve: Serve, tmp_path: Path, monke
     monkeypatch.setattr("rlaif.train.trainer.train", train)
     monkeypatch.setattr(run_preflight.importlib.util, "find_spec", lambda name: True)
     path = write_run(tmp_path / "run", serve(model).url, extra="train = true\n")
-    cases = [  # prompts, whether the training is interrupted, whether it goes on, what is said
+    cases = [  # number of prompts, is the training interrupted, does it resume, expected log line
         (20, True, False, None),
         (20, False, True, None),
-        (30, True, False, "was finished, and since then the dataset has other rows: it begins anew"),
+        (30, True, False, "finished.*: training starts over"),
         (30, True, True, None),
-        (40, True, False, "was stopped before its end, and since then the dataset has other rows: it begins anew"),
+        (40, True, False, "stopped.*: training starts over"),
         (40, False, True, None),
         (40, False, True, None),
     ]
@@ -725,13 +723,13 @@ def test_a_larger_dataset_is_trained_on_anew(serve: Serve, tmp_path: Path, monke
         result, lines = run_in_process(path, prompts__limit=prompts)
         assert bool(result.stop_reason) == is_interrupted
         assert resumed[-1] == resumes
-        assert any(re.search(line or "other rows", text) for text in lines) == bool(line), line
-    # With the same rows and other settings, whoever changed them is asked.
+        assert any(re.search(line or "starts over", text) for text in lines) == bool(line), line
+    # The same rows with other settings are an error.
     with pytest.raises(ConfigMismatchError, match="epochs may only grow"):
         run_in_process(path, prompts__limit=40, train__epochs=0.5)
 
 
-def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve, tmp_path: Path) -> None:
+def test_missing_verdicts_raise_an_error_after_the_last_stage(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda body: ["?"] if "structured_outputs" in body else model(body))
     path = write_run(tmp_path / "run", server.url, prompts=10)
     with pytest.raises(TooManyFailuresError, match="answers are missing"):
@@ -743,7 +741,7 @@ def test_missing_answers_are_an_error_of_their_own_at_the_very_end(serve: Serve,
 
 
 def fake_training(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> None:
-    """A training that leaves an adapter at once, and every model at ``server``."""
+    """Replace training by one that writes an adapter at once, and serve every model at ``server``."""
 
     def train(run: Run, *_: Any, **__: Any) -> Any:
         adapter = run.model / "adapter"
@@ -774,9 +772,7 @@ def with_heldout_prompts(path: Path) -> Path:
     return path
 
 
-def test_in_the_morning_it_is_known_whether_the_model_is_better(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_trains_and_evaluates_the_model(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(model)
     path = with_heldout_prompts(write_run(tmp_path / "run", server.url, extra=TRAIN_AND_EVALUATE))
     fake_training(monkeypatch, server)
@@ -791,19 +787,19 @@ def test_in_the_morning_it_is_known_whether_the_model_is_better(
     html = (path / "report.html").read_text()
     assert "evaluate" in html
     assert result.evaluation["trained"] in html
-    # Given again: nothing is asked, and it is told again.
+    # A rerun sends nothing and reports the result again.
     request_count = len(server.requests)
     second, lines = run_in_process(path)
     assert second.evaluation == result.evaluation
     assert len(server.requests) == request_count
-    assert any("was evaluated before" in line for line in lines)
-    # What [evaluate] asks for has changed.
+    assert any("is already evaluated" in line for line in lines)
+    # Other settings under [evaluate] need a new evaluation.
     run_in_process(path, evaluate__limit=5)
     assert json.loads((path / "evaluation" / "evaluation.json").read_text())["stopped"] is None
 
 
-def test_an_interrupted_evaluation_goes_on(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the deadline, which a clock that goes on by a second with each request brings about in its midst."""
+def test_an_interrupted_evaluation_resumes(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline stops it midway: the clock advances by one second per request."""
     server = serve(model)
     path = with_heldout_prompts(write_run(tmp_path / "run", server.url, extra=TRAIN_AND_EVALUATE))
     fake_training(monkeypatch, server)
@@ -811,9 +807,9 @@ def test_an_interrupted_evaluation_goes_on(serve: Serve, tmp_path: Path, monkeyp
     request_count = len(server.requests)
     server.answer = with_ticking_clock(monkeypatch)
     result, _ = run_in_process(path, run__max_duration="20s", client__concurrency=1)
-    assert result.stop_reason == "the deadline is reached"
+    assert result.stop_reason is StopReason.DEADLINE
     assert result.evaluation
-    assert result.evaluation["stopped"] == "the deadline is reached"
+    assert result.evaluation["stopped"] == "deadline"
     assert request_count + 10 < len(server.requests) < request_count + 25
     second, _ = run_in_process(path)
     assert second.stop_reason is None
@@ -824,10 +820,10 @@ def test_an_interrupted_evaluation_goes_on(serve: Serve, tmp_path: Path, monkeyp
     assert len(bodies) == len(set(bodies))
 
 
-def test_an_evaluation_is_paid_from_the_nights_budget(
+def test_an_evaluation_is_paid_from_the_runs_budget(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it is going to cost is kept back while the rest is asked, and what it has cost is counted the next night."""
+    """Its expected cost is reserved while the other stages run, and its actual cost counts in the next start."""
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda *_: 0.01)
     server = serve(model)
     path = with_heldout_prompts(write_run(tmp_path / "run", server.url, extra=TRAIN_AND_EVALUATE))
@@ -846,21 +842,21 @@ def test_an_evaluation_is_paid_from_the_nights_budget(
         path, client__budget_usd=round(result.cost_usd, 2), client__concurrency=1, evaluate__limit=500
     )
     assert second.evaluation is None
-    assert any("the evaluation is left for another night: the budget of $" in line for line in lines)
+    assert any("the evaluation is postponed to the next start: the budget of $" in line for line in lines)
 
 
-def test_an_evaluation_waits_for_its_training(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_needs_a_finished_training(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(model)
     path = with_heldout_prompts(write_run(tmp_path / "run", server.url, extra=TRAIN_AND_EVALUATE))
     fake_training(monkeypatch, server)
 
-    def late(*_: Any, **__: Any) -> None:
-        raise run_pipeline.DeadlineReached
+    def reach_deadline(*_: Any, **__: Any) -> None:
+        raise run_limits.DeadlineReached
 
-    monkeypatch.setattr(stages, "train", late)
+    monkeypatch.setattr(stages, "train", reach_deadline)
     result, lines = run_in_process(path, run__max_duration="5h")
     assert result.evaluation is None
-    assert "the evaluation is left for another night: it waits for the training" in lines
+    assert "the evaluation is postponed to the next start: it needs the trained model" in lines
 
 
 @pytest.mark.parametrize(
@@ -871,11 +867,11 @@ def test_an_evaluation_waits_for_its_training(serve: Serve, tmp_path: Path, monk
         ({"prompts__heldout_fraction": 0.0}, "no prompt was held out"),
         ({"evaluate__judges": ["quality"]}, "none of the judges compares"),
         ({"evaluate__judges": ["helpfull"]}, "Did you mean 'helpful'"),
-        ({"train__method": "ppo"}, "ppo is not trained here"),
+        ({"train__method": "ppo"}, "train.method: .* verl"),
         ({"train__method": "rloo"}, "RLOO needs a reward model"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_told_before_the_night(
+def test_an_impossible_evaluation_is_rejected_before_the_run(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], message: str
 ) -> None:
     server = serve(model)
