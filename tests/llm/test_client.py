@@ -632,7 +632,7 @@ ODD = st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.flo
 
 
 @settings(max_examples=100, deadline=None)
-@given(prompt=ODD, completion=ODD, cached=ODD, whole=st.booleans())
+@given(prompt=ODD, completion=ODD, cached=ODD, well_formed=st.booleans())
 def test_no_usage_report_breaks_a_reply_or_gives_a_negative_price(
     prompt: Any, completion: Any, cached: Any, well_formed: bool
 ) -> None:

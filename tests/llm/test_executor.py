@@ -531,7 +531,7 @@ def test_a_second_interrupt_stops_at_once(serve: Serve, path: Path, signum: sign
     code = f"""
 import sys
 from pathlib import Path
-from tests.llm.test_executor import door, request
+from tests.llm.test_executor import run_requests, request
 try:
     run_requests(Path({str(path)!r}), {server.url!r}, map(request, range(100)), concurrency=4)
 except KeyboardInterrupt:

@@ -33,7 +33,7 @@ AskStandIn = Callable[..., tuple[list[str], UsageMeter, Any]]
 def ask_stand_in(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AskStandIn]:
     """``ask_stand_in(plan, requests, tokens, meanwhile)``: send so many requests at once to a stand-in that runs under
     rlaif's own management. Returns the prompts that it was asked, in order, the meter, and the server."""
-    monkeypatch.setattr("rlaif.llm.server_metrics.EVERY_S", 0.2)
+    monkeypatch.setattr("rlaif.llm.server_metrics.POLL_INTERVAL_S", 0.2)
 
     def call(plan: list[str], requests: int, tokens: int, meanwhile: Callable[[Any], None] | None = None) -> Any:
         server = make(*plan, timeout_s=TIMEOUT_S, request_deadline_s=600.0)
@@ -185,8 +185,8 @@ def test_a_long_answer_may_take_as_long_as_the_answers_so_far_let_expect(serve: 
 
 
 def test_silence_is_reported_while_it_lasts(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif.llm.server_metrics.SILENT_S", 0.2)
-    monkeypatch.setattr("rlaif.llm.server_metrics.EVERY_S", 0.1)
+    monkeypatch.setattr("rlaif.llm.server_metrics.MIN_REPORTED_SILENCE_S", 0.2)
+    monkeypatch.setattr("rlaif.llm.server_metrics.POLL_INTERVAL_S", 0.1)
     server, usage = serve(delay_s=1.5, owned_by="somebody"), UsageMeter(description="judge")
 
     async def work(client: Client) -> str:
@@ -206,7 +206,7 @@ def test_silence_is_reported_while_it_lasts(serve: Serve, monkeypatch: pytest.Mo
 
 def test_only_a_vllm_is_asked_for_metrics(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A provider would get requests for nothing, with the key in them."""
-    monkeypatch.setattr("rlaif.llm.server_metrics.EVERY_S", 0.05)
+    monkeypatch.setattr("rlaif.llm.server_metrics.POLL_INTERVAL_S", 0.05)
     readings: dict[str, int] = {}
     real = Endpoint.send
 

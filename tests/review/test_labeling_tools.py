@@ -20,7 +20,7 @@ from tests.conftest import needs_tools
 from tests.review.test_import_export import HOSTILE, SEED, make_run, pair
 
 CHOICES = ["left", "right", "tie", "both_bad", "skip", ""]
-FOREIGN = Path(__file__).with_name("foreign.py")
+REAL_TOOLS = Path(__file__).with_name("real_tools.py")
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_queue_goes_through_the_tools_own_package(run: Run, tool: Tool) -> Non
     choices_file.write_text(json.dumps(choices))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [python, FOREIGN, tool, path, choices_file, target], capture_output=True, text=True, env=environment
+        [python, REAL_TOOLS, tool, path, choices_file, target], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
     check(run, target, choices)

@@ -71,7 +71,7 @@ def test_a_core_that_is_about_to_be_free_is_waited_for(tmp_path: Path) -> None:
 def test_processes_that_claim_at_once_share_without_overlap(tmp_path: Path) -> None:
     """Eight processes, two cores each, on sixteen: every one gets its two."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom rlaif.cpu import Core, Cores\nfrom rlaif.serving.cores import claim\n"
+        "import sys\nfrom pathlib import Path\nfrom rlaif.cpu import Core, Cores\nfrom rlaif.serving.cores import claim_cores\n"
         "sys.stdin.readline()\n"
         "held = claim_cores(Cores(tuple(Core(n, n) for n in range(17))), 2, lock_dir=Path(sys.argv[1]))\n"
         "print(*[core.cpu for core in held.cores], flush=True)\nsys.stdin.readline()\n"

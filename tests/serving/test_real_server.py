@@ -114,7 +114,7 @@ def test_an_exam_names_a_real_model_for_what_it_is(
 
     result = exam("helpful", 8)
     assert (result["kind"], result["n"], result["status"]) == ("compare", 8, "bad")
-    assert result["problems"][0] == "chooses by position"
+    assert result["problems"][0] == "favors one position"
     figures = result["metrics"]
     for name in ("accuracy", "swap_consistency", "first_position_rate", "expected_calibration_error",
                  "gain_over_longest", "prompt_tokens_per_1000"):  # fmt: skip

@@ -151,12 +151,12 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from rlaif import cpu
 from rlaif.config.models import ClientConfig
-from rlaif.llm import cores, guard, server as servers
+from rlaif.serving import cores, process_supervisor, vllm_server
 from tests.serving.test_vllm_server import TWO_CORES, FakeVllmServer
-guard.__file__, servers.POLL_INTERVAL_S, servers.vllm_variant = sys.argv[2], 0.02, lambda: "cpu"
+process_supervisor.__file__, vllm_server.POLL_INTERVAL_S, vllm_server.vllm_variant = sys.argv[2], 0.02, lambda: "cpu"
 cores.default_lock_dir, cpu.usable_cores = lambda: Path(sys.argv[1]).parent / "cores", lambda: TWO_CORES
 max_cores = int(sys.argv[3]) if len(sys.argv) > 3 else None
-servers.CORE_WAIT_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.2
+vllm_server.CORE_WAIT_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.2
 log_lines = []
 server = FakeVllmServer("some/model", {{}}, ClientConfig(), Path(sys.argv[1]).parent, log_lines.append, None, max_cores)
 server.plan = Path(sys.argv[1])
