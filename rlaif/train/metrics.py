@@ -90,7 +90,7 @@ def pair_logprobs(trainer: Any, pairs: Sequence[TokenizedPair], head: Head) -> l
     device = next(model.parameters()).device
     size = max(1, trainer.args.per_device_eval_batch_size)
     measured: dict[int, PairLogprobs] = {}
-    training = model.load_training
+    training = model.training
     model.eval()
     order = sorted(range(len(pairs)), key=lambda place: max(len(pairs[place].chosen), len(pairs[place].rejected)))
     for first in range(0, len(pairs), size):  # those of one length together, so that little of a batch is padding
