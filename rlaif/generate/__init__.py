@@ -1,1 +1,1 @@
-"""``rlaif generate``: prompts in, completions out."""
+"""Stage ``rlaif generate``: ingest prompts, sample or import completions."""

@@ -1,7 +1,7 @@
-"""``generate --import``: answers that somebody has already. ``{"prompt", "responses": [...], "models"?: [...]}`` a row.
+"""``generate --import``: import existing answers: ``{"prompt", "responses": [...], "models"?: [...]}`` per row.
 
-The same prompt in several rows is one prompt with all their answers. A completion's key is made of its prompt, its
-model, its text and its occurrence among equal ones, never of its place: swapping answers changes nothing downstream.
+Several rows with the same prompt are one prompt with all their answers. A completion's key depends on its prompt, its
+model, its text and a count of equal answers before it, not on its position: swapping answers changes nothing later.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ UNKNOWN_MODEL = "unknown"
 
 @dataclass
 class CompletionImport:
+    """Number of prompts and completions in the source, and of completions that were not in the journal before."""
+
     prompts: int = 0
     completions: int = 0
     new: int = 0
 
 
 def import_completions(run: Run, config: Config, source: str, log: Callable[[str], None]) -> CompletionImport:
-    """Journal the prompts and completions of ``source``. Those already there are not repeated. Answers to prompts that
-    the run holds out are kept, and never judged.
+    """Journal the prompts and completions of ``source``, except those already in the journal. Answers to held-out
+    prompts are journaled too, but never judged.
 
-    Raises :class:`InputError` naming file and line before anything is written.
+    Raises :class:`InputError` with file and line before anything is written.
     """
     id_index = PromptIdIndex(run, config)
     sources.validate_source(source, ImportRow, config.prompts.on_bad_row, log, id_index.register)
@@ -62,7 +64,5 @@ def import_completions(run: Run, config: Config, source: str, log: Callable[[str
             result.new += len(new_completions)
     result.prompts = len(prompt_ids)
     if heldout_rows:
-        log(
-            f"{heldout_rows:,} rows are of prompts that this run holds out for evaluation: their answers are not judged"
-        )
+        log(f"{heldout_rows:,} rows belong to held-out prompts; their answers are not judged")
     return result

@@ -1,7 +1,7 @@
-"""Near duplicates by MinHash (Broder 1997), in time and memory that are bounded for each prompt.
+"""Near duplicates by MinHash (Broder 1997), with bounded time and memory per prompt.
 
-Of each number of a signature its last byte is kept, which two unlike ones share once in 256 (Li and König 2010), and
-bands are chains of 4-byte numbers: what is kept of a prompt takes half a kilobyte at the default threshold.
+Only the last byte of each number in a signature is kept; two different numbers share it once in 256 (Li and König
+2010). Bands are chains of 4-byte indexes. Together this takes half a kilobyte per prompt at the default threshold.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from rlaif.records import Prompt, content_key
 
 PERMUTATIONS = 256
 RECALL = 0.999
-"""How surely two prompts at the threshold share a band, by which they are compared at all."""
+"""Probability that two prompts at the threshold share a band; prompts without a common band are never compared."""
 SHINGLE_WORDS = 5
 MAX_BAND_CANDIDATES = 64
-"""Prompts that share a band are compared with the last so many of them."""
+"""Maximum number of prompts in a band, the latest ones, that a prompt is compared with."""
 MIN_CAPACITY = 1 << 12
-BYTE_COLLISION_RATE = 1 / 256
+BYTE_COLLISION_RATE = 1 / 256  # share of equal last bytes between unrelated numbers
 HASH_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
 def lsh_bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many rows: the longest that meet :data:`RECALL` at ``threshold``, as these make the fewest
-    comparisons in vain."""
+    """Return the number of bands and the rows per band. Chooses the longest bands that reach :data:`RECALL` at
+    ``threshold``, because they cause the fewest needless comparisons."""
     for rows in range(PERMUTATIONS, 1, -1):
         band_count = PERMUTATIONS // rows
         if 1 - (1 - threshold**rows) ** band_count >= RECALL:
@@ -36,15 +36,16 @@ def lsh_bands(threshold: float) -> tuple[int, int]:
 
 
 class NearDuplicateIndex:
-    """Near duplicates by MinHash over runs of five words, Jaccard similarity at or over a threshold.
+    """Finds near duplicates: prompts whose shingles (five consecutive words) have a Jaccard similarity of at least
+    ``threshold``, estimated by MinHash.
 
-    At 0.9 about one word in a hundred differs. Case, spaces and punctuation count for nothing, but signs that carry
-    meaning (C and C++, x + 5 and x - 5) do. Prompts under different system prompts or tools are never alike.
+    At 0.9 about one word in a hundred differs. Case, spaces and punctuation are ignored, but signs that carry meaning
+    are not (C and C++, x + 5 and x - 5). Prompts with different system prompts or tools are never near duplicates.
 
-    A prompt is compared with at most ``MAX_BAND_CANDIDATES`` others of each band. Where thousands of prompts share a
-    long instruction, it takes up some of their bands, and of those only the last prompts are looked at; what tells the
-    prompts apart makes the others, which few share. So of two that differ in case and punctuation alone the second is
-    always found, and few near duplicates are missed while the instruction is not nearly all of the prompt.
+    A prompt is compared with at most ``MAX_BAND_CANDIDATES`` others per band. If thousands of prompts share a long
+    instruction, it fills some of their bands, and in those only the latest prompts are compared. The other bands come
+    from the text that differs, and few prompts share them. So of two prompts that differ only in case and punctuation
+    the second is always found, and few near duplicates are missed unless the instruction is nearly the entire prompt.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -57,13 +58,13 @@ class NearDuplicateIndex:
         self._weights = np.array(
             [pow(HASH_MULTIPLIER, row + 1, 1 << 64) for row in range(self._rows_per_band)], dtype=np.uint64
         )
-        self._count, self._capacity = 1, 0  # 0 is nobody's: it ends the chains
+        self._count, self._capacity = 1, 0  # index 0 is unused: it ends the chains
         self._signatures = np.zeros((1, PERMUTATIONS), np.uint8)
         self._context_hashes = np.zeros(1, np.uint64)
         self._grow()
 
     def check_and_add(self, prompt: Prompt) -> bool:
-        """Whether something like ``prompt`` came before; if not, remember it."""
+        """Return True if ``prompt`` is a near duplicate of an earlier one, and add it to the index if not."""
         if self._count == self._capacity:
             self._grow()
         system = [message.content for message in prompt.messages if message.role == "system"]
@@ -72,10 +73,8 @@ class NearDuplicateIndex:
         minhash = self._rensa.RMinHash(num_perm=PERMUTATIONS, seed=1)
         minhash.update(list(_shingles(text)))
         signature = np.frombuffer(array("I", minhash.digest()), np.uintc).astype(np.uint8)
-        slots = self._slots(
-            signature[: self._band_count * self._rows_per_band].reshape(self._band_count, self._rows_per_band),
-            context_hash,
-        )
+        used_rows = signature[: self._band_count * self._rows_per_band]
+        slots = self._slots(used_rows.reshape(self._band_count, self._rows_per_band), context_hash)
         candidates = self._candidates(slots)
         candidates = candidates[self._context_hashes[candidates] == context_hash]
         if (np.count_nonzero(self._signatures[candidates] == signature, axis=1) >= self._min_equal_bytes).any():
@@ -89,12 +88,13 @@ class NearDuplicateIndex:
     def _slots(
         self, band: npt.NDArray[np.uint8], context_hashes: npt.NDArray[np.uint64] | np.uint64
     ) -> npt.NDArray[np.int64]:
-        """Where each row of ``band`` belongs in its table. Two that differ may belong into one: comparing tells."""
+        """Return the hash table slot of each row of ``band``. Different rows may share a slot; comparing the signatures
+        tells them apart."""
         mixed = (band @ self._weights + context_hashes) * np.uint64(HASH_MULTIPLIER)
         return (mixed >> np.uint64(65 - self._capacity.bit_length())).astype(np.int64)
 
     def _candidates(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """The last prompts of each band's slot."""
+        """Return the indexes of the latest prompts in each band's slot."""
         current: npt.NDArray[np.int32] = self._latest[self._band_indexes, slots]
         levels = [current[:0]]
         while len(levels) <= MAX_BAND_CANDIDATES and current.any():
@@ -104,7 +104,7 @@ class NearDuplicateIndex:
         return candidates[candidates > 0]
 
     def _grow(self) -> None:
-        """Room for twice as many, the chains laid anew."""
+        """Double the capacity and rebuild the chains."""
         count, self._capacity = self._count, max(MIN_CAPACITY, 2 * self._capacity)
         for name in ("_signatures", "_context_hashes"):
             old = getattr(self, name)
@@ -120,12 +120,12 @@ class NearDuplicateIndex:
             slots, order = slots[order], order + 1
             follows = np.append(False, slots[1:] == slots[:-1])[: len(slots)]
             self._previous[order, band] = np.where(follows, np.roll(order, 1), 0)
-            self._latest[band, slots] = order  # of several in one slot, the last
+            self._latest[band, slots] = order  # the last prompt of a slot wins
 
 
 def _shingles(text: str) -> set[str]:
     words = re.findall(r"\w+|[^\w\s.,;:!?'\"‘’“”…–—]", text.casefold()) or [text]
-    words = (
-        [""] * (SHINGLE_WORDS - 1) + words + [""] * (SHINGLE_WORDS - 1)
-    )  # so that the first word weighs as much as others
+    # Padding lets the first and the last word occur in as many shingles as any other.
+    padding = [""] * (SHINGLE_WORDS - 1)
+    words = [*padding, *words, *padding]
     return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}

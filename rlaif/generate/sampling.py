@@ -1,17 +1,18 @@
-"""Answers to prompts: ``n`` of each, from one policy or shared out over a pool, every one knowing its model.
+"""Sample ``n`` completions per prompt, from one policy or divided among a pool of policies.
 
-A completion's key is made of the messages, the tools, the model, the sampling settings, the seed and the sample's
-index; so a larger ``n`` asks only for the further samples. One request brings all the samples of a prompt that are
-owed by one model. Its seed is that of its first sample, which is a base fixed by seed, prompt and model plus the
-sample's place among that model's: vLLM gives the i-th choice of a request the seed + i, and so a sample asked for again
-alone is the sample that it would have been.
+A completion's key is the hash of the messages, the tools, the model, the sampling settings, the seed and the sample's
+index, so a larger ``n`` requests only the additional samples.
+
+One request covers all pending samples of a prompt from one model. The seed of a sample is a base, fixed by seed, prompt
+and model, plus the sample's position among that model's samples. A request sends the seed of its first sample, and vLLM
+uses seed + i for choice i. So a sample that is requested alone is the same as one requested with others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,42 +38,55 @@ def sample(
     max_prompts: int | None = None,
     prompt_offsets: Container[int] | None = None,
 ) -> None:
-    """Ask for every completion that the run's prompts (the first ``max_prompts`` of them, or those at the byte offsets
-    ``prompt_offsets``) owe, one model of the pool after the other."""
-    pool = config.policies_resolved()
+    """Request and journal every pending completion, one model of the pool after the other.
+
+    ``max_prompts`` restricts this to the first prompts, ``prompt_offsets`` to the prompts at these byte offsets in the
+    journal.
+    """
     with run.journal("completions") as journal:
-        for policy_index, policy in enumerate(pool):
+        answered = _AnsweredOrFailed(journal)
+        for policy_index in range(len(config.policies_resolved())):
 
-            def parse_reply(request: Request, reply: ChatResponse, model: str = policy.model) -> Sequence[Completion]:
-                return _to_completions(request, reply, model)
+            def pending(policy_index: int = policy_index) -> Iterator[Request]:
+                return pending_requests(run, config, policy_index, answered, max_prompts, prompt_offsets)
 
-            def open_client(model: str = policy.model, urls: Sequence[str] = tuple(policy.base_url)) -> Client:
-                return backends.client_for(model, urls, config.sampler.vllm, usage)
-
-            async def build_requests(
-                _client: Client, _engine: str, policy_index: int = policy_index
-            ) -> Iterable[Request]:
-                return pending_requests(
-                    run, config, policy_index, _AnsweredOrFailed(journal), max_prompts, prompt_offsets
-                )
-
-            answered = _AnsweredOrFailed(journal)
-            # More than one round only where a server gives fewer choices than were asked for.
-            while (
-                any(pending_requests(run, config, policy_index, answered, max_prompts, prompt_offsets))
-                and not usage.stop_reason()
-            ):
-                answered_before = len(journal.answered_keys)
-                execute_requests(open_client, build_requests, parse_reply, journal, usage)
-                if len(journal.answered_keys) == answered_before:
-                    break
+            _sample_from_policy(config, policy_index, pending, backends, journal, usage)
             if usage.stop_reason():
                 return
 
 
+def _sample_from_policy(
+    config: Config,
+    policy_index: int,
+    pending: Callable[[], Iterator[Request]],
+    backends: ModelBackends,
+    journal: Journal,
+    usage: UsageMeter,
+) -> None:
+    """Send the ``pending`` requests to one policy until there are none, or until a round brings no new answer."""
+    policy = config.policies_resolved()[policy_index]
+
+    def parse_reply(request: Request, reply: ChatResponse) -> Sequence[Completion]:
+        return _to_completions(request, reply, policy.model)
+
+    def open_client() -> Client:
+        return backends.client_for(policy.model, policy.base_url, config.sampler.vllm, usage)
+
+    async def build_requests(_client: Client, _engine: str) -> Iterable[Request]:
+        return pending()
+
+    # More than one round is needed only if a server returns fewer choices than requested.
+    while not usage.stop_reason() and any(pending()):
+        answered_before = len(journal.answered_keys)
+        execute_requests(open_client, build_requests, parse_reply, journal, usage)
+        if len(journal.answered_keys) == answered_before:
+            return
+
+
 @dataclass(frozen=True)
 class _AnsweredOrFailed:
-    """The keys that this command need not ask for: answered, or failed in it. The next command asks again."""
+    """Keys that this command does not request again: those answered, and those that failed in this command. The next
+    command requests the failed ones again."""
 
     journal: Journal
 
@@ -88,9 +102,9 @@ def pending_requests(
     max_prompts: int | None = None,
     prompt_offsets: Container[int] | None = None,
 ) -> Iterator[Request]:
-    """What is owed by the policy at ``policy_index`` of the pool, prompt by prompt. ``answered_keys``: the keys that
-    are not.
-    ``max_prompts`` and ``prompt_offsets`` as for :func:`sample`."""
+    """Yield the requests for the samples that are pending from the policy at ``policy_index`` of the pool, prompt by
+    prompt. ``answered_keys``: keys of the samples that are not pending. The other arguments as for :func:`sample`.
+    """
     pool = config.policies_resolved()
     prompts = (
         prompt
@@ -103,12 +117,13 @@ def pending_requests(
         indexes = all_indexes
         if len(pool) > 1:
             indexes = [i for i in all_indexes if _policy_index(prompt["key"], i, len(pool)) == policy_index]
-        body: dict[str, Any] = {"messages": prompt["messages"], **settings}  # a journal holds no nulls
+        body: dict[str, Any] = {"messages": prompt["messages"], **settings}  # the journal omits nulls
         if prompt.get("tools"):
             body["tools"] = prompt["tools"]
         base_seed = _base_seed(config.seed, prompt["key"], model, policy_index)
         keys = [content_key(**body, model=model, seed=base_seed, index=i) for i in indexes]
-        # The model's own samples are counted through, so that one request brings them though others lie between.
+        # Positions count this model's samples only, so that one request covers them although other models' samples lie
+        # between their indexes.
         pending = [position for position, key in enumerate(keys) if key not in answered_keys]
         for group in _consecutive_runs(pending):
             request_body = dict(body, n=len(group))
@@ -119,17 +134,18 @@ def pending_requests(
 
 
 def _policy_index(prompt_key: str, index: int, models: int) -> int:
-    """Which model of the pool gives sample ``index``: in turn, beginning at a place fixed by the prompt."""
+    """Return the index of the policy that gives sample ``index``: in turn, starting at one fixed by the prompt."""
     return (int(prompt_key[:8], 16) + index) % models
 
 
 def _base_seed(seed: int, prompt_key: str, model: str, policy_index: int) -> int:
-    """The base of a prompt's seeds: another one for each place in the pool, where a model may stand twice."""
+    """Return the first seed of a prompt and policy. It differs per policy, because a pool may have a model twice."""
     digest = hashlib.sha256(f"{seed}\x1f{prompt_key}\x1f{model}\x1f{policy_index}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % (2**31 - 1024)
 
 
 def _consecutive_runs(positions: Iterable[int]) -> Iterator[list[int]]:
+    """Split ascending ``positions`` into groups without gaps."""
     group: list[int] = []
     for position in positions:
         if group and position != group[-1] + 1:
@@ -141,7 +157,8 @@ def _consecutive_runs(positions: Iterable[int]) -> Iterator[list[int]]:
 
 
 def _to_completions(request: Request, reply: ChatResponse, model: str) -> list[Completion]:
-    """One record a choice. A server that ignores ``n`` gives fewer: the others stay owed and are asked for again."""
+    """Return one record per choice. If a server ignores ``n`` and returns fewer choices, the other samples stay pending
+    and are requested again."""
     samples = request.context[: len(reply.choices)]
     choices = reply.choices[: len(samples)]
     usages = _split_usage(reply.usage, [len(choice.text) + len(choice.reasoning or "") for choice in choices])
@@ -164,13 +181,17 @@ def _to_completions(request: Request, reply: ChatResponse, model: str) -> list[C
 
 
 def _split_usage(usage: Usage, lengths: Sequence[int]) -> list[Usage]:
-    """A request's usage over its choices: prompt and dollars on the first, completion tokens by length, adding up."""
-    completion_tokens, total, assigned, cumulative = usage.completion_tokens, sum(lengths) or len(lengths), 0, 0
-    parts = []
-    for index, length in enumerate(lengths):
-        cumulative += length if sum(lengths) else 1
-        upto = round(completion_tokens * cumulative / total)
-        first = index == 0
-        parts.append(Usage(usage.prompt_tokens if first else 0, 0, upto - assigned, usage.cost_usd if first else 0.0))
-        assigned = upto
+    """Divide the usage of a request among its choices, so that the parts add up to it.
+
+    The first choice gets the prompt tokens and the cost. Completion tokens are divided in proportion to ``lengths``.
+    """
+    if not lengths:
+        return []
+    weights = lengths if sum(lengths) else [1] * len(lengths)
+    parts, assigned = [], 0
+    for cumulative in itertools.accumulate(weights):
+        up_to_here = round(usage.completion_tokens * cumulative / sum(weights))
+        parts.append(Usage(0, 0, up_to_here - assigned, 0.0))
+        assigned = up_to_here
+    parts[0] = Usage(usage.prompt_tokens, 0, parts[0].completion_tokens, usage.cost_usd)
     return parts

@@ -1,1 +1,1 @@
-"""``rlaif judge``: judge files and models in, verdicts out."""
+"""Stage ``rlaif judge``: read judge files, ask judge models, and parse their replies into verdicts."""

@@ -1,6 +1,6 @@
-"""The version lock: ``checksums.txt`` beside the judge folders, a line ``name version hash`` for each that is in use.
+"""The version lock: ``checksums.txt`` next to the judge folders, with a line ``name version hash`` per locked version.
 
-A judge whose text changed under one version would give labels that are not those of before under the same name.
+It prevents a judge's text from changing without a new version. Labels from both texts would have the same name.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ LOCK_FILE = "checksums.txt"
 
 
 def check_version_lock(judge: Judge, *, lock: bool = False) -> str:
-    """Whether ``judge`` is what its version was locked as, in a few words. ``lock`` writes the line that is missing.
+    """Compare ``judge`` with the lock file and return the result as text. ``lock`` adds the line if it is missing.
 
-    Raises :class:`UsageError` where the text changed and the version did not.
+    Raises :class:`UsageError` if the text has changed but the version has not.
     """
     path = judge.folder.resolve().parent / LOCK_FILE
     line = f"{judge.name} {judge.file.version} {judge.hash}"
@@ -28,14 +28,14 @@ def check_version_lock(judge: Judge, *, lock: bool = False) -> str:
             if existing == line:
                 return f"locked in {path}"
             raise UsageError(
-                f"{judge.name} has changed since version {judge.file.version} was locked",
+                f"judge {judge.name!r} has changed since version {judge.file.version!r} was locked",
                 location=f"{path}:{line_number}",
-                hint=f"Raise version in {judge.folder / 'judge.toml'}, or undo the change.",
+                hint=f"Raise `version` in {judge.folder / 'judge.toml'}, or undo the change.",
             )
     if not lock:
-        return f"not locked yet; --lock writes its line into {path}"
+        return f"not locked; --lock adds it to {path}"
     try:
         path.write_text("".join(f"{entry}\n" for entry in [*lines, line]), encoding="utf-8")
     except OSError as error:
         raise RlaifError(f"cannot be written: {error.strerror}", location=str(path)) from None
-    return f"locked now, in {path}"
+    return f"added to {path}"

@@ -1,4 +1,4 @@
-"""Sampling asks for exactly what is owed, of the right model, with seeds that repeat, and journals all of it."""
+"""Sampling requests exactly the pending samples from the right model with reproducible seeds, and journals them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPTS = [{"prompt": f"prompt number {i * 7919}"} for i in range(12)]
 
 
 def run_with_prompts(folder: Path, rows: list[dict[str, Any]] = PROMPTS, **flags: Any) -> Run:
-    """A run at ``folder`` that has taken ``rows`` in."""
+    """Create a run in ``folder`` and ingest ``rows``."""
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder / "run")
     source = write_jsonl(folder / "p.jsonl", rows)
@@ -45,7 +45,7 @@ def sampling_config(run: Run, **flags: Any) -> Config:
 
 
 def run_sampling(run: Run, *urls: str, **flags: Any) -> UsageMeter:
-    """One command's sampling."""
+    """Sample as one command does."""
     config, usage = sampling_config(run, **{"sampler.base_url": list(urls), **flags}), UsageMeter()
     with ModelBackends(run.log, config.client, lambda line: None) as engines:
         sample(run, config, engines, usage)
@@ -65,16 +65,16 @@ def texts(run: Run) -> set[tuple[str, int, str]]:
 
 
 def seeds(server: ScriptedServer) -> Counter[tuple[str, int]]:
-    """How often each (prompt, seed) was asked of ``server``: a request for n has n seeds in a row."""
+    """Count the requests for each (prompt, seed) at ``server``. A request for n samples has n consecutive seeds."""
     return Counter(
         (body["messages"][-1]["content"], body["seed"] + i) for body in server.requests for i in range(body["n"])
     )
 
 
-# What is asked
+# Requests
 
 
-def test_a_request_says_all_that_was_set(serve: Serve, tmp_path: Path) -> None:
+def test_a_request_has_all_settings(serve: Serve, tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": None}}}]
     talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
             {"role": "assistant", "tool_calls": CALLS},
@@ -115,26 +115,26 @@ def test_each_prompt_gets_n_answers_in_one_request(serve: Serve, tmp_path: Path)
     assert usage.answers == 48
 
 
-def test_nothing_is_asked_twice(serve: Serve, tmp_path: Path) -> None:
+def test_no_sample_is_requested_twice(serve: Serve, tmp_path: Path) -> None:
     server, run = serve(), run_with_prompts(tmp_path)
     run_sampling(run, server.url)
     before = run.journal_path("completions").read_bytes()
-    run_sampling(run, "http://127.0.0.1:9/v1")  # nobody is there, and nobody is asked
+    run_sampling(run, "http://127.0.0.1:9/v1")  # no server listens there
     assert run.journal_path("completions").read_bytes() == before
 
 
-def test_held_out_prompts_are_never_asked(serve: Serve, tmp_path: Path) -> None:
+def test_held_out_prompts_are_never_sampled(serve: Serve, tmp_path: Path) -> None:
     rows = [{"prompt": f"prompt number {i * 7919}"} for i in range(60)]
     server, run = serve(), run_with_prompts(tmp_path, rows, **{"prompts.heldout_fraction": 0.3})
     run_sampling(run, server.url)
     split = {record["messages"][0]["content"]: record["split"] for record in read_jsonl(run.journal_path("prompts"))}
     assert Counter(split.values())["heldout"] > 5
     assert {body["messages"][0]["content"] for body in server.requests} == {
-        text for text, which in split.items() if which == "train"}  # fmt: skip
+        text for text, name in split.items() if name == "train"}  # fmt: skip
 
 
-def test_a_larger_n_asks_only_for_the_further_samples(serve: Serve, tmp_path: Path) -> None:
-    """And what it gets is what one command with the larger n would have got."""
+def test_a_larger_n_requests_only_the_additional_samples(serve: Serve, tmp_path: Path) -> None:
+    """And they are the samples that a single command with the larger n would have given."""
     server, grown = serve(), run_with_prompts(tmp_path / "grown")
     for n in (1, 3, 8):
         run_sampling(grown, server.url, **{"sampler.n": n})
@@ -146,8 +146,8 @@ def test_a_larger_n_asks_only_for_the_further_samples(serve: Serve, tmp_path: Pa
     assert seeds(server) == seeds(once)
 
 
-def test_a_request_carries_the_seed_of_its_first_sample(serve: Serve, tmp_path: Path) -> None:
-    """Whichever samples are missing, they are asked for with the seeds that they would have had together."""
+def test_a_request_has_the_seed_of_its_first_sample(serve: Serve, tmp_path: Path) -> None:
+    """Samples that are missing are requested with the same seeds as in a request for all."""
     server, run = serve(), run_with_prompts(tmp_path, PROMPTS[:1])
     run_sampling(run, server.url, **{"sampler.n": 6})
     (first,) = server.requests
@@ -159,8 +159,8 @@ def test_a_request_carries_the_seed_of_its_first_sample(serve: Serve, tmp_path: 
     assert texts(run) == expected
 
 
-def test_seed_prompt_and_settings_make_the_key(serve: Serve, tmp_path: Path) -> None:
-    """Another seed, model, temperature, top_p or max_tokens is another answer; URLs and speed are not."""
+def test_the_key_depends_on_seed_model_and_sampling_settings(serve: Serve, tmp_path: Path) -> None:
+    """Another seed, model, temperature, top_p or max_tokens gives another key; another URL or concurrency does not."""
     run = run_with_prompts(tmp_path, PROMPTS[:2])
 
     def keys(**flags: Any) -> set[str]:
@@ -181,8 +181,8 @@ def test_seed_prompt_and_settings_make_the_key(serve: Serve, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("models", "n"), [(2, 4), (3, 4), (3, 2), (2, 1), (3, 9)])
-def test_a_pool_shares_the_answers_of_each_prompt(serve: Serve, tmp_path: Path, models: int, n: int) -> None:
-    """n a prompt, as evenly as can be; over the prompts no model gets more; one request a prompt and model."""
+def test_a_pool_divides_the_samples_of_each_prompt(serve: Serve, tmp_path: Path, models: int, n: int) -> None:
+    """Each prompt gets n samples, divided evenly, with one request per model. Over all prompts no model gives more."""
     names = ["a", "b", "c"][:models]
     server = serve(lambda body: [f"{body['model']} {text}" for text in echo(body)], models=tuple(names))
     rows = [{"prompt": f"prompt number {i * 7919}"} for i in range(60)]
@@ -215,7 +215,7 @@ def test_a_pool_grows_like_one_model(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_each_model_of_a_pool_has_its_own_server(serve: Serve, tmp_path: Path) -> None:
-    """And a model that stands twice in it gives different samples in each place."""
+    """A model that is in the pool twice gives different samples each time."""
     one, two = serve(models=("a",)), serve(models=("b",))
     run = run_with_prompts(tmp_path)
     table = "".join(f'[[policies]]\nmodel = "{name}"\nbase_url = "{server.url}"\n' for name, server in
@@ -230,11 +230,11 @@ def test_each_model_of_a_pool_has_its_own_server(serve: Serve, tmp_path: Path) -
     assert max(seeds(one).values()) == 1
 
 
-# What comes back
+# Replies
 
 
 def test_a_server_that_ignores_n_still_gives_all_samples(serve: Serve, tmp_path: Path) -> None:
-    """One choice a request, whatever was asked for: n requests a prompt, no sample twice, none missing."""
+    """With one choice per request, there are n requests per prompt, and no sample is missing or repeated."""
     server = serve(lambda body: echo({**body, "n": 1}))
     run = run_with_prompts(tmp_path)
     usage = run_sampling(run, server.url)
@@ -246,26 +246,26 @@ def test_a_server_that_ignores_n_still_gives_all_samples(serve: Serve, tmp_path:
     assert texts(run) == texts(expected)
 
 
-def test_more_choices_than_asked_for_are_not_kept(serve: Serve, tmp_path: Path) -> None:
+def test_more_choices_than_requested_are_ignored(serve: Serve, tmp_path: Path) -> None:
     server, run = serve(lambda body: echo({**body, "n": body["n"] + 3})), run_with_prompts(tmp_path)
     run_sampling(run, server.url)
     assert sorted(Counter(record["prompt_id"] for record in answers(run)).values()) == [4] * 12
 
 
 def refuse_prompts(*numbers: int) -> Callable[[dict[str, Any]], Any]:
-    """An answer that refuses the prompts of these numbers for good."""
+    """Return a reply function that rejects the prompts with these numbers permanently."""
     return lambda body: (
         Fault(400) if int(body["messages"][-1]["content"].split()[-1]) // 7919 in numbers else echo(body)
     )
 
 
 @pytest.mark.parametrize("one_choice", [False, True])
-def test_a_failure_is_journaled_once_and_owed_to_the_next_command(
+def test_a_failure_is_journaled_once_and_retried_by_the_next_command(
     serve: Serve, tmp_path: Path, one_choice: bool
 ) -> None:
-    """Neither asked nor counted again in the command that met it, also where others need several rounds."""
-    ill = refuse_prompts(3, 5)
-    server = serve(lambda body: ill({**body, "n": 1} if one_choice else body))
+    """The same command neither requests nor counts it again, even if other prompts need several rounds."""
+    failing = refuse_prompts(3, 5)
+    server = serve(lambda body: failing({**body, "n": 1} if one_choice else body))
     run = run_with_prompts(tmp_path)
     usage = run_sampling(run, server.url)
     assert usage.failed == 8
@@ -274,16 +274,17 @@ def test_a_failure_is_journaled_once_and_owed_to_the_next_command(
     assert len(answers(run)) == 40
     request_counts = Counter(body["messages"][-1]["content"] for body in server.requests)
     assert request_counts[PROMPTS[3]["prompt"]] == request_counts[PROMPTS[5]["prompt"]] == 1
-    well = serve()
-    usage = run_sampling(run, well.url)
-    assert {body["messages"][-1]["content"] for body in well.requests} == {PROMPTS[3]["prompt"], PROMPTS[5]["prompt"]}
+    healthy = serve()
+    usage = run_sampling(run, healthy.url)
+    retried = {body["messages"][-1]["content"] for body in healthy.requests}
+    assert retried == {PROMPTS[3]["prompt"], PROMPTS[5]["prompt"]}
     assert usage.failed == 0
     assert len(texts(run)) == 48
     assert run.completions().height == 48
     assert {record["key"] for record in failures(run)} < {record["key"] for record in answers(run)}
 
 
-def test_a_wrong_model_is_told_before_anything_is_asked(serve: Serve, tmp_path: Path) -> None:
+def test_a_wrong_model_is_an_error_before_the_first_request(serve: Serve, tmp_path: Path) -> None:
     server, run = serve(models=("good",)), run_with_prompts(tmp_path)
     with pytest.raises(EndpointError, match=r"has no model 'goood'\. Did you mean 'good'\?"):
         run_sampling(run, server.url, **{"sampler.model": ["goood"]})
@@ -299,8 +300,8 @@ def assistant_choice(text: str | None, **further: Any) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": text}, **further}
 
 
-def test_answers_are_journaled_as_they_are(serve: Serve, tmp_path: Path) -> None:
-    """Thinking apart from the answer, truncated ones kept with their reason, tool calls and odd characters kept."""
+def test_answers_are_journaled_unchanged(serve: Serve, tmp_path: Path) -> None:
+    """Reasoning is separated. Truncated answers keep their finish reason. Tool calls and odd characters are kept."""
     choices = [
         assistant_choice("<think>\nfirst this\n</think>\n\nthe answer"),
         assistant_choice("<think>never ends", finish_reason="length"),
@@ -330,7 +331,7 @@ def test_answers_are_journaled_as_they_are(serve: Serve, tmp_path: Path) -> None
     assert "tool_calls" not in records[0]
 
 
-def test_odd_characters_in_tool_calls_are_no_reason_to_stop(serve: Serve, tmp_path: Path) -> None:
+def test_lone_surrogates_in_tool_calls_are_replaced(serve: Serve, tmp_path: Path) -> None:
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "\ud800"}'}}]
     choice = {"message": {"role": "assistant", "content": None, "tool_calls": calls}}
     server, run = serve(lambda body: reply(choice)), run_with_prompts(tmp_path, PROMPTS[:1])
@@ -345,7 +346,7 @@ def test_odd_characters_in_tool_calls_are_no_reason_to_stop(serve: Serve, tmp_pa
 @given(
     st.integers(0, 10_000), st.lists(st.integers(0, 500), min_size=1, max_size=8), st.floats(0, 5), st.integers(0, 99)
 )
-def test_shares_of_usage_add_up(tokens: int, lengths: list[int], usd: float, prompt: int) -> None:
+def test_the_usage_of_choices_adds_up(tokens: int, lengths: list[int], usd: float, prompt: int) -> None:
     shares = _split_usage(Usage(prompt, 0, tokens, usd), lengths)
     assert len(shares) == len(lengths)
     assert sum(share.completion_tokens for share in shares) == tokens
@@ -357,7 +358,7 @@ def test_shares_of_usage_add_up(tokens: int, lengths: list[int], usd: float, pro
         assert all(abs(share.completion_tokens - e) <= 1 for share, e in zip(shares, exact, strict=True))
 
 
-def test_journaled_usage_adds_up_to_the_meter(serve: Serve, tmp_path: Path) -> None:
+def test_journaled_usage_adds_up_to_the_total(serve: Serve, tmp_path: Path) -> None:
     server, run = serve(), run_with_prompts(tmp_path)
     usage = run_sampling(run, server.url)
     expected = [usage_of(body, echo(body)) for body in server.requests]

@@ -72,7 +72,7 @@ def as_csv(folder: Path) -> str:
 
 
 def columnar() -> list[dict[str, Any]]:
-    """Return the rows as columnar files store them: one type per column, nested schemas as JSON text, null if missing."""
+    """Return the rows as columnar files store them: one type per column, nested schemas as JSON text, nulls."""
     return [
         {
             "prompt": [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"],

@@ -107,17 +107,17 @@ def test_the_terminal_shows_every_figure_with_its_n_and_a_plot(serve: Serve, rla
     lines = done.stdout.splitlines()
     assert any(re.fullmatch(r"accuracy +1\.000 \[0\.\d{3}, 1\.000\] +n = 20", line) for line in lines), done.stdout
     assert any("|" in line and "o" in line and "(n = 20)" in line for line in lines)
-    assert any(line.startswith("prompt tokens per 1000") for line in lines)
+    assert any(line.startswith("prompt tokens per 1,000") for line in lines)
     assert lines[-1] == "better than always choosing the longer answer"
 
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (comparing_judge(lambda first, second: 0.97), "chooses by position"),
-        (comparing_judge(prefers_longer), "prefers the longer answer"),
-        (lambda body: ["The answers both have their merits."], "unparsable"),
-        (comparing_judge(persuaded_by_injection), "persuaded by answers that address it"),
+        (comparing_judge(lambda first, second: 0.97), "favors one position"),
+        (comparing_judge(prefers_longer), "prefers longer answers"),
+        (lambda body: ["The answers both have their merits."], "gives unparsable replies"),
+        (comparing_judge(persuaded_by_injection), "follows instructions in the answers"),
     ],
 )
 def test_a_bad_judge_is_named_for_what_it_is_and_is_not_asked(
@@ -192,7 +192,7 @@ def test_a_classifying_judge_is_examined_by_its_labels(serve: Serve, rlaif: Cli)
     assert report["status"] == "good"
     always = rlaif("judges", "exam", "refusal", "-m", "n", "--base-url",
                    serve(lambda body: with_probabilities({"C": 1.0}), models=("n",)).url)  # fmt: skip
-    assert "no better than always the commonest label: its labels are worth nothing" in always.stdout
+    assert "not better than always choosing the most common label: do not use its labels" in always.stdout
 
 
 def test_published_gold_with_other_fields_can_be_used_and_bad_gold_is_named(
@@ -204,9 +204,9 @@ def test_published_gold_with_other_fields_can_be_used_and_bad_gold_is_named(
     rows[3]["label"] = 3
     bad = write_jsonl(tmp_path / "g.jsonl", rows)
     done = rlaif("judges", "exam", "helpful", "-m", "m", "--base-url", url, "--gold", bad, code=2)
-    assert f"{bad}:4: no gold for a judge of kind compare: label:" in done.stderr
+    assert f"{bad}:4: invalid gold row for a judge of kind 'compare': label:" in done.stderr
     done = rlaif("judges", "exam", "helpful", "-m", "m", "--base-url", url, "--gold", tmp_path / "nope.jsonl", code=2)
-    assert f"{tmp_path / 'nope.jsonl'}: gold cannot be read: No such file or directory" in done.stderr
+    assert f"{tmp_path / 'nope.jsonl'}: gold file cannot be read: No such file or directory" in done.stderr
 
 
 def test_the_checks_are_examined_without_a_model(rlaif: Cli, tmp_path: Path) -> None:

@@ -195,16 +195,16 @@ def test_what_is_no_reward_is_no_score(body: dict[str, Any], message: str) -> No
 def test_a_new_judge_can_be_written_checked_locked_and_used(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
     for kind in ("compare", "rate", "classify", "reward"):
         rlaif("judges", "new", f"my-{kind}", "--kind", kind, cwd=tmp_path)
-        assert "not locked yet" in rlaif("judges", "check", f"my-{kind}", cwd=tmp_path).stdout
+        assert "not locked" in rlaif("judges", "check", f"my-{kind}", cwd=tmp_path).stdout
     assert "already" in rlaif("judges", "new", "my-rate", cwd=tmp_path, code=2).stderr
     assert "already" in rlaif("judges", "new", "helpful", cwd=tmp_path, code=2).stderr
-    assert "cannot be a judge's name" in rlaif("judges", "new", "My judge", cwd=tmp_path, code=2).stderr
-    assert "locked now" in rlaif("judges", "check", "my-compare", "--lock", cwd=tmp_path).stdout
+    assert "invalid judge name 'My judge'" in rlaif("judges", "new", "My judge", cwd=tmp_path, code=2).stderr
+    assert "added to judges/checksums.txt" in rlaif("judges", "check", "my-compare", "--lock", cwd=tmp_path).stdout
     prompt = tmp_path / "judges" / "my-compare" / "prompt.md"
-    prompt.write_text(prompt.read_text().replace("Write your rules here", "Prefer the shorter"))
+    prompt.write_text(prompt.read_text().replace("the clearer and shorter one", "the longer one"))
     result = rlaif("judges", "check", "my-compare", cwd=tmp_path, code=2)
-    assert "has changed since version 1 was locked" in result.stderr
-    assert "Raise version" in result.stderr
+    assert "has changed since version '1' was locked" in result.stderr
+    assert "hint: Raise `version` in" in result.stderr
     output = rlaif("judges", "list", cwd=tmp_path).stdout
     assert all(f"my-{kind}" in output for kind in ("compare", "rate", "classify", "reward"))
 
