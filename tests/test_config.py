@@ -1,4 +1,4 @@
-"""Settings: where they come from, which goes first, what is said about a mistake, and what may change on resume."""
+"""Settings: their sources and precedence, error messages, the template, and the rules for resuming a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from rlaif import records
-from rlaif.config.loader import load, template_text
-from rlaif.config.models import RESUME_RULES, Config
-from rlaif.config.resume import check_resume, resume_fields, resume_fields_hash
+from rlaif.config.loader import load
+from rlaif.config.models import Config
+from rlaif.config.resume import RESUME_RULES, check_resume, resume_fields, resume_fields_hash
+from rlaif.config.template import render_template
 from rlaif.errors import ConfigMismatchError, UsageError
 
 
@@ -48,7 +49,7 @@ def value_of(config: Any, dotted: str) -> Any:
         ("client.budget_usd", None, 1.0, 2.0, 3.0),
     ],
 )
-def test_flag_over_environment_over_file_over_default(
+def test_flags_override_environment_overrides_file_overrides_default(
     tmp_path: Path, name: str, default: Any, in_file: Any, in_environment: Any, as_flag: Any
 ) -> None:
     section, _, field = name.rpartition(".")
@@ -70,7 +71,7 @@ def test_flag_over_environment_over_file_over_default(
     assert read(filled, {name: []}, environ) == in_environment
 
 
-def test_environment_lists_are_separated_by_commas_and_an_empty_name_is_not_set(tmp_path: Path) -> None:
+def test_environment_lists_are_separated_by_commas_and_empty_variables_are_ignored(tmp_path: Path) -> None:
     environ = {"RLAIF_SAMPLER_BASE_URL": " http://a/v1 , http://b/v1", "RLAIF_PROMPTS_SOURCES": "", "RLAIF_SEED": "",
                "RLAIF_SAMPLER_SYSTEM": "a, b"}  # fmt: skip
     config = load(write(tmp_path, 'seed = 5\n[prompts]\nsources = ["everyday"]\n'), {}, environ)
@@ -80,7 +81,7 @@ def test_environment_lists_are_separated_by_commas_and_an_empty_name_is_not_set(
     assert config.sampler.system == "a, b"
 
 
-def test_one_name_stands_for_a_list_of_one(tmp_path: Path) -> None:
+def test_a_single_name_is_a_list_of_one(tmp_path: Path) -> None:
     text = ('[prompts]\nsources = "everyday"\n[sampler]\nmodel = "m"\n[judge]\npanel = "helpful"\n'
             'base_url = "http://x/v1"\n')  # fmt: skip
     config = load(write(tmp_path, text), {}, {})
@@ -102,11 +103,11 @@ weight = 2
 
 
 @pytest.mark.parametrize("way", ["flag", "environment"])
-def test_a_model_given_on_top_replaces_the_tables_of_the_file(tmp_path: Path, way: str) -> None:
-    """[[policies]] and [[panel]] are the file's; what goes before the file goes before them too."""
+def test_a_model_from_a_flag_or_the_environment_replaces_the_tables_of_the_file(tmp_path: Path, way: str) -> None:
+    """[[policies]] and [[panel]] are part of the file, so whatever overrides the file overrides them too."""
     run = write(tmp_path, TABLES)
     assert [policy.model for policy in load(run, {}, {}).policies_resolved()] == ["a", "b"]
-    assert [(seat.name, seat.weight) for seat in load(run, {}, {}).panel_members()] == [("helpful", 2.0)]
+    assert [(member.name, member.weight) for member in load(run, {}, {}).panel_members()] == [("helpful", 2.0)]
 
     def load_with(name: str, value: str) -> Config:
         flags, environ = (
@@ -115,16 +116,16 @@ def test_a_model_given_on_top_replaces_the_tables_of_the_file(tmp_path: Path, wa
         return load(run, flags, environ)
 
     assert [policy.model for policy in load_with("sampler.model", "c").policies_resolved()] == ["c"]
-    assert [seat.model for seat in load_with("judge.model", "k").panel_members()] == ["k", "k"]
+    assert [member.model for member in load_with("judge.model", "k").panel_members()] == ["k", "k"]
     panel = load_with("judge.panel", "quality@k").panel_members()
-    assert [(seat.name, seat.model) for seat in panel] == [("quality", "k")]
+    assert [(member.name, member.model) for member in panel] == [("quality", "k")]
 
 
 @pytest.mark.parametrize(("flag", "table"), [("sampler.base_url", "policies"), ("judge.base_url", "panel")])
-def test_a_url_that_no_table_would_use_is_refused(tmp_path: Path, flag: str, table: str) -> None:
-    """Whichever layer gives it: unsaid, the tables without a URL would be served by a vLLM that is started here."""
+def test_a_url_that_no_table_would_use_is_rejected(tmp_path: Path, flag: str, table: str) -> None:
+    """From any source. If it were ignored, rlaif would start vLLM for the tables without a URL."""
     section, variable = flag.split(".")[0], f"RLAIF_{flag.replace('.', '_').upper()}"
-    run, rest = write(tmp_path, TABLES), rf" does not go with \[\[{table}\]\]"
+    run, rest = write(tmp_path, TABLES), rf" cannot be combined with \[\[{table}\]\]"
     with pytest.raises(UsageError, match=f"--base-url{rest}"):
         load(run, {flag: ["http://x/v1"]}, {})
     with pytest.raises(UsageError, match=variable + rest):
@@ -138,24 +139,24 @@ def test_a_url_that_no_table_would_use_is_refused(tmp_path: Path, flag: str, tab
     assert value_of(load(write(tmp_path, f"{TABLES}[{section}]\nbase_url = []\n"), {}, {}), flag) == []
 
 
-def test_policies_are_named_in_one_way(tmp_path: Path) -> None:
+def test_policies_are_set_in_one_place(tmp_path: Path) -> None:
     run = write(tmp_path, '[sampler]\nmodel = "m"\n[[policies]]\nmodel = "n"\n')
-    with pytest.raises(UsageError, match=r"either as sampler.model or as \[\[policies\]\], not both"):
+    with pytest.raises(UsageError, match=r"sampler\.model.*policies"):
         load(run, {}, {})
 
 
-def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
-    assert [seat.model for seat in load(tmp_path, {"judge.panel": ["helpful@x", "quality"], "judge.model": "y"}, {})
+def test_a_panel_needs_judges_and_each_judge_needs_a_model(tmp_path: Path) -> None:
+    assert [member.model for member in load(tmp_path, {"judge.panel": ["helpful@x", "quality"], "judge.model": "y"}, {})
             .panel_members()] == ["x", "y"]  # fmt: skip
     with pytest.raises(UsageError, match="judge 'helpful' has no model"):
         load(tmp_path, {}, {}).panel_members()
-    with pytest.raises(UsageError, match="no judge is named"):
+    with pytest.raises(UsageError, match="no judge is set"):
         load(write(tmp_path, "[judge]\npanel = []\n"), {}, {}).panel_members()
-    with pytest.raises(UsageError, match="no policy model is named"):
+    with pytest.raises(UsageError, match="no policy model is set"):
         load(tmp_path, {}, {}).policies_resolved()
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ("[sampler]\nn = 'four'\n", "sampler.n: Input should be a valid integer"),
         (
             "[sampler]\nn = 0\ntop_p = 2\n",
-            "sampler.n: Input should be greater than or equal to 1; sampler.top_p: Input should be less than or equal to",
+            "sampler.n: Input should be greater than or equal to 1; sampler.top_p: Input should be less than",
         ),
         ("sampler = 3\n", "sampler: Input should be a valid dictionary"),
         ("policies = 3\n", "policies: Input should be a valid list"),
@@ -186,11 +187,11 @@ def test_a_panel_needs_judges_and_each_a_model(tmp_path: Path) -> None:
         ("[client]\nconcurrency = 1.5\n", "client.concurrency: Input should be a valid integer"),
         ("[client]\nbudget_usd = 0\n", "client.budget_usd: Input should be greater than 0"),
         ("seed = nan\n", "seed: Input should be a finite number"),
-        ("[sampler\nn = 1\n", "not readable as TOML: "),
-        ("[sampler]\nn = 1\nn = 2\n", "not readable as TOML: Cannot overwrite a value (at line 3"),
+        ("[sampler\nn = 1\n", "not valid TOML: "),
+        ("[sampler]\nn = 1\nn = 2\n", "not valid TOML: Cannot overwrite a value (at line 3"),
     ],
 )
-def test_a_mistake_in_the_file_names_the_file_and_the_setting(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_in_the_file_names_the_file_and_the_setting(tmp_path: Path, text: str, message: str) -> None:
     run = write(tmp_path, text)
     with pytest.raises(UsageError) as raised:
         load(run, {"sampler.temperature": 9.0}, {"RLAIF_SEED": "x"})
@@ -198,17 +199,17 @@ def test_a_mistake_in_the_file_names_the_file_and_the_setting(tmp_path: Path, te
     assert raised.value.exit_code == 2
 
 
-def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_is_reported(tmp_path: Path) -> None:
     run = write(tmp_path, '[sampler]\nsystem = "Grüße"\n', encoding="latin-1")
-    with pytest.raises(UsageError, match=r"rlaif\.toml: not readable as TOML: .*utf-8"):
+    with pytest.raises(UsageError, match=r"rlaif\.toml: not valid TOML: .*utf-8"):
         load(run, {}, {})
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert load(write(tmp_path, "seed = 7\n", encoding="utf-8-sig"), {}, {}).seed == 7
 
 
-def test_a_directory_in_the_files_place_is_named(tmp_path: Path) -> None:
+def test_a_directory_instead_of_the_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "rlaif.toml").mkdir()
     with pytest.raises(UsageError, match=r"rlaif\.toml: cannot be read: Is a directory"):
         load(tmp_path, {}, {})
@@ -222,7 +223,7 @@ def test_a_directory_in_the_files_place_is_named(tmp_path: Path) -> None:
         ({}, {"RLAIF_SAMPLER_SEND_SEED": "perhaps"}, "sampler.send_seed: Input should be a valid boolean"),
     ],
 )
-def test_a_mistake_elsewhere_is_not_the_files(
+def test_an_error_in_a_flag_or_variable_is_not_attributed_to_the_file(
     tmp_path: Path, flags: dict[str, Any], environ: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError) as raised:
@@ -234,10 +235,10 @@ def test_a_mistake_elsewhere_is_not_the_files(
 
 
 def settings_in_template() -> dict[str, tuple[Any, bool]]:
-    """Every setting that the template shows: dotted name -> (value, whether it stands behind a "#")."""
+    """Return every setting in the template: dotted name -> (value, whether it is commented)."""
     settings: dict[str, tuple[Any, bool]] = {}
     section = ""
-    for line in template_text().splitlines():
+    for line in render_template({}).splitlines():
         if header := re.fullmatch(r"(?:# )?\[+([a-z_.]+)\]+", line):
             section = header[1] + "."
         elif setting := re.fullmatch(r"(# )?([a-z_]+) = (.+)", line):
@@ -249,7 +250,7 @@ def settings_in_template() -> dict[str, tuple[Any, bool]]:
 
 
 def fields(model: type[BaseModel] = Config, before: str = "") -> dict[str, Any]:
-    """Every setting that Config has, down to free-form tables: dotted name -> default."""
+    """Return every setting of Config, down to free-form tables: dotted name -> default."""
     defaults: dict[str, Any] = {}
     for name, info in model.model_fields.items():
         nested = next(records._models_in(info.annotation), None)
@@ -264,22 +265,22 @@ def fields(model: type[BaseModel] = Config, before: str = "") -> dict[str, Any]:
 FREE_FORM = ("sampler.vllm", "judge.vllm", "train.trl")  # tables of other programs' settings
 
 
-def test_the_template_loads_as_it_is(tmp_path: Path) -> None:
-    config = load(write(tmp_path, template_text()), {}, {})
+def test_the_template_is_valid_as_it_is(tmp_path: Path) -> None:
+    config = load(write(tmp_path, render_template({})), {}, {})
     assert config.prompts.sources == ["everyday"]
     assert [policy.model for policy in config.policies_resolved()] == ["demo"]
-    assert [seat.name for seat in config.panel_members()] == ["helpful", "quality"]
+    assert [member.name for member in config.panel_members()] == ["helpful", "quality"]
 
 
-def test_the_template_names_every_setting_and_no_other() -> None:
+def test_the_template_has_every_setting_and_no_other() -> None:
     names = {
         name if name.rpartition(".")[0] not in FREE_FORM else name.rpartition(".")[0] for name in settings_in_template()
     }
     assert names == set(fields())
 
 
-def test_every_default_that_the_template_shows_is_the_default() -> None:
-    """Where there is one: None and an empty list have an example in the template instead."""
+def test_every_default_in_the_template_is_the_default() -> None:
+    """None and an empty list are not shown: the template has an example instead."""
     checked = 0
     for name, default in fields().items():
         if name in FREE_FORM or name.startswith(("policies.", "panel.")) or default in (None, []):
@@ -291,25 +292,54 @@ def test_every_default_that_the_template_shows_is_the_default() -> None:
     assert checked > 30
 
 
-def test_every_line_of_the_template_can_be_taken_out_of_its_comment(tmp_path: Path) -> None:
-    text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", template_text())
-    without = {
-        "[[policies]]": r"(?ms)^model = \[\"demo\"\]$.*?^base_url.*?$",
-        "[sampler.model]": r"(?ms)^\[\[policies\]\].*?(?=^\[judge\])",
-    }
-    for removed in without.values():
-        assert len(re.findall(removed, text)) == 1
-        config = load(write(tmp_path, re.sub(removed, "", text)), {}, {})
-        sizes = {"tensor_parallel_size": 2, "data_parallel_size": 4}
-        assert config.sampler.vllm == {"max_model_len": 4096, "gpu_memory_utilization": 0.9, **sizes}
-        assert config.train.trl == {"warmup_steps": 20}
-        assert config.panel[0].weight == 1.0
+@pytest.mark.parametrize(
+    ("removed", "policies", "judges"),
+    [
+        ([r"^\[\[policies\]\].*?(?=^\[judge\])", r"^\[\[panel\]\].*?(?=^\[pairs\])"], ["demo"], ["demo", "demo"]),
+        ([r'^model = \["demo"\]$.*?^base_url.*?$', r'^panel = .*?^base_url.*?$'], ["Qwen/Qwen3-8B"], ["gpt-4.1-mini"]),
+    ],
+    ids=["sections", "tables"],
+)  # fmt: skip
+def test_every_commented_setting_of_the_template_can_be_uncommented(
+    tmp_path: Path, removed: list[str], policies: list[str], judges: list[str]
+) -> None:
+    """A model is set either in its section or in [[policies]] and [[panel]], so one of the two is removed."""
+    text = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", render_template({}))
+    for part in removed:
+        text, count = re.subn(f"(?ms){part}", "", text)
+        assert count == 1
+    config = load(write(tmp_path, text), {}, {})
+    sizes = {"tensor_parallel_size": 2, "data_parallel_size": 4}
+    assert config.sampler.vllm == {"max_model_len": 4096, "gpu_memory_utilization": 0.9, **sizes}
+    assert config.train.trl == {"warmup_steps": 20}
+    assert [policy.model for policy in config.policies_resolved()] == policies
+    assert [member.model for member in config.panel_members()] == judges
 
 
-# Identity
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+OPTIONS = st.dictionaries(TEXT, JSON, max_size=3)
 
 
-def test_every_name_in_the_table_of_changes_is_a_setting() -> None:
+@given(OPTIONS, OPTIONS, TEXT)
+def test_any_value_survives_being_written_into_the_template(
+    options: dict[str, Any], panel_options: dict[str, Any], system: str
+) -> None:
+    panel = [{"name": "helpful", "model": "j", "vllm": panel_options}]
+    written = tomllib.loads(render_template({"sampler": {"vllm": options, "system": system}, "panel": panel}))
+    assert written["sampler"].get("vllm", {}) == options
+    assert written["sampler"]["system"] == system
+    assert written["panel"] == panel
+
+
+# Resuming
+
+
+def test_every_resume_rule_belongs_to_a_setting() -> None:
     names = set(fields())
     for changes in RESUME_RULES.values():
         for name in changes:
@@ -317,8 +347,8 @@ def test_every_name_in_the_table_of_changes_is_a_setting() -> None:
             assert set(changes.values()) == {"fixed", "may_grow"}
 
 
-def test_a_setting_of_a_stage_is_identity_unless_it_only_says_how() -> None:
-    """A new setting has to be put into the table, or named here as one that changes no answer."""
+def test_a_setting_of_a_stage_is_fixed_unless_it_does_not_affect_answers() -> None:
+    """A new setting needs a resume rule, or has to be listed here as one that changes no answer."""
     free = {
         "sampler.base_url",
         "sampler.vllm",
@@ -327,10 +357,10 @@ def test_a_setting_of_a_stage_is_identity_unless_it_only_says_how() -> None:
         "judge.vllm",
         "judge.allow_failed_exam",
     }
-    by_table = {"sampler.model", "judge.panel", "judge.model"}  # as policies and judges
+    resolved = {"sampler.model", "judge.panel", "judge.model"}  # compared as `policies` and `panel`
     for stage, sections in {"generate": ("prompts.", "sampler."), "judge": ("judge.",)}.items():
         of_stage = {name for name in fields() if name.startswith(sections)}
-        assert of_stage - free - by_table == {name for name in RESUME_RULES[stage] if "." in name}
+        assert of_stage - free - resolved == {name for name in RESUME_RULES[stage] if "." in name}
 
 
 def configured(**flags: Any) -> Config:
@@ -338,13 +368,13 @@ def configured(**flags: Any) -> Config:
         name.replace("__", "."): value for name, value in flags.items()}}, {})  # fmt: skip
 
 
-def test_a_refusal_names_every_setting_that_differs() -> None:
+def test_a_config_mismatch_names_every_setting_that_differs() -> None:
     before = resume_fields("generate", configured())
     now = resume_fields("generate", configured(sampler__temperature=0.5, sampler__model=["n"], prompts__sources=["x"]))
     with pytest.raises(ConfigMismatchError) as raised:
         check_resume("generate", before, now, location="RUN")
     message = str(raised.value)
-    assert message.startswith("RUN: this run's generate was started with other settings: ")
+    assert message.startswith("RUN: stage 'generate' of this run was started with other settings: ")
     for part in (
         "sampler.temperature was 1.0, now 0.5",
         "policies was ['m'], now ['n']",
@@ -355,8 +385,8 @@ def test_a_refusal_names_every_setting_that_differs() -> None:
     assert raised.value.exit_code == 2
 
 
-def test_operational_settings_are_no_identity() -> None:
-    """Where a model is reached and how fast it is asked may change at any time."""
+def test_operational_settings_may_change() -> None:
+    """The URL of a model and the rate of requests may change at any time."""
     for stage in RESUME_RULES:
         before = resume_fields(stage, configured())
         after = resume_fields(stage, configured(client__concurrency=3, client__timeout_s=5, sampler__base_url=["http://x/v1"],
@@ -368,7 +398,7 @@ LIMITS = st.none() | st.integers(1, 100)
 
 
 @given(LIMITS, LIMITS, st.integers(1, 128), st.integers(1, 128))
-def test_limit_and_n_may_grow_and_not_shrink(limit: int | None, later: int | None, n: int, more: int) -> None:
+def test_limit_and_n_may_grow_but_not_shrink(limit: int | None, later: int | None, n: int, more: int) -> None:
     before = resume_fields("generate", configured(prompts__limit=limit, sampler__n=n))
     now = resume_fields("generate", configured(prompts__limit=later, sampler__n=more))
     shrank = [name for name, smaller in (("prompts.limit", (later or 999) < (limit or 999)), ("sampler.n", more < n))
@@ -384,8 +414,8 @@ def test_limit_and_n_may_grow_and_not_shrink(limit: int | None, later: int | Non
         assert not shrank
 
 
-def test_identity_survives_the_manifest() -> None:
-    """What JSON makes of it is still equal to what was put in."""
+def test_resume_fields_survive_the_manifest() -> None:
+    """Values that went through JSON are equal to the originals."""
     import orjson
 
     for stage in RESUME_RULES:
@@ -405,17 +435,17 @@ def test_identity_survives_the_manifest() -> None:
         {"judge.vllm": {"hf-token": "hush-hush"}},
     ],
 )
-def test_no_secret_gets_into_settings(tmp_path: Path, flags: dict[str, Any]) -> None:
-    """Settings are written into the manifest: what holds a key is refused, and the refusal does not repeat it."""
+def test_secrets_are_rejected(tmp_path: Path, flags: dict[str, Any]) -> None:
+    """Settings are written into the manifest. The error does not repeat the secret."""
     with pytest.raises(UsageError) as raised:
         load(tmp_path, flags, {})
     assert "hush-hush" not in str(raised.value)
     assert "environment" in str(raised.value) or "file" in str(raised.value)
 
 
-def test_replicas_stand_in_order(tmp_path: Path) -> None:
+def test_max_replicas_is_at_least_replicas(tmp_path: Path) -> None:
     (tmp_path / "rlaif.toml").write_text('[cluster]\nbackend = "ray"\nreplicas = 4\nmax_replicas = 2\n')
-    with pytest.raises(UsageError, match="max_replicas is less than replicas"):
+    with pytest.raises(UsageError, match=r"max_replicas \(2\) is less than replicas \(4\)"):
         load(tmp_path, {}, {})
     (tmp_path / "rlaif.toml").write_text('[cluster]\nbackend = "slurm"\n')
     with pytest.raises(UsageError, match=r"cluster\.backend"):

@@ -20,7 +20,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     assert not {name for name in names if name.startswith(("tests/", "benchmarks/", "examples/", "prompts/"))}
-    assert {"rlaif/config/template.toml", "rlaif/py.typed", "rlaif/data/judges/helpful/prompt.md"} <= names
+    assert {"rlaif/py.typed", "rlaif/data/judges/helpful/prompt.md"} <= names
     page = {path.relative_to(ROOT).as_posix() for part in ("static", "templates")
             for path in (ROOT / "rlaif" / "review" / part).iterdir()}  # fmt: skip
     assert len(page) > 10

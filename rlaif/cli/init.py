@@ -27,6 +27,7 @@ def init(
 ) -> None:
     """Create a run: a directory with a commented rlaif.toml"""
     from rlaif.config import loader
+    from rlaif.config.template import render_template
 
     path = run / loader.CONFIG_FILE
     if path.exists():
@@ -41,7 +42,7 @@ def init(
             "--prompts needs --from", hint="Run `rlaif init` without --prompts and set prompts.sources in rlaif.toml."
         )
     else:
-        text = loader.template_text()
+        text = render_template({})
     try:
         run.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

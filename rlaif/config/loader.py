@@ -1,14 +1,13 @@
-"""Where settings come from: flag > environment (RLAIF_*) > rlaif.toml > default.
+"""Load the settings of a run. Flags override the environment, which overrides rlaif.toml, which overrides defaults.
 
-Environment names are ``RLAIF_<SECTION>_<FIELD>`` (``RLAIF_SAMPLER_TEMPERATURE``; lists separated by commas; empty is
-not set) and ``RLAIF_SEED``. Keys (secrets) never stand here: the client takes them from the environment by itself.
+Environment variables are called ``RLAIF_<SECTION>_<KEY>`` (``RLAIF_SAMPLER_TEMPERATURE``), and ``RLAIF_SEED``. Lists are
+separated by commas. An empty variable counts as not set. API keys are not settings: the client reads them from the
+environment itself.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlaif.config.models import Config, ConfigSection
+from rlaif.config.catalog import settings
+from rlaif.config.models import Config
 from rlaif.errors import UsageError
 from rlaif.records import format_validation_error
 
@@ -24,25 +24,25 @@ CONFIG_FILE = "rlaif.toml"
 
 
 def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
-    """The settings of the run at ``run``: flags (dotted names; None means not given) over environment over rlaif.toml.
+    """Return the settings of the run at ``run``. ``flags`` have dotted names; None means that the flag was not given.
 
-    Raises :class:`UsageError` naming the file, the field and, for a typing error, the closest name there is.
+    Raises :class:`UsageError` naming the file and the setting and, for an unknown name, the closest known one.
     """
     path = run / CONFIG_FILE
     return merge(read_file(path), flags, environ, str(path) if path.exists() else None)
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """What stands in the file at ``path``, by section; nothing where there is none. Raises as :func:`load`."""
+    """Return the values in the file at ``path``, by section; empty if there is no file. Raises as :func:`load` does."""
     values: dict[str, Any] = {}
     if path.exists():
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"not readable as TOML: {error}", location=str(path), hint="Mend that line.") from None
+            raise UsageError(f"not valid TOML: {error}", location=str(path), hint="Fix that line.") from None
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror}", location=str(path)) from None
-    _validate(values, str(path))  # a mistake in the file is reported as the file's, not as a flag's
+    _validate(values, str(path))  # so that an error in the file is not attributed to a flag
     return values
 
 
@@ -52,7 +52,11 @@ def merge(
     environ: Mapping[str, str] = os.environ,
     location: str | None = None,
 ) -> Config:
-    """``flags`` over the environment over ``values`` (by section, as in rlaif.toml), which came from ``where``."""
+    """Return the settings that result from ``flags`` over the environment over ``values``.
+
+    ``values`` are by section, as in rlaif.toml. ``location`` is the file that they came from. A policy or judge model
+    given by flag or environment replaces ``[[policies]]`` or ``[[panel]]``. Raises as :func:`load` does.
+    """
     flags = {name: value for name, value in flags.items() if value is not None and value != []}
     from_environment = _from_environment(environ)
     overrides = {**from_environment, **flags}
@@ -74,91 +78,32 @@ def _reject_unused_base_url(
     values: Mapping[str, Any],
     location: str | None,
 ) -> None:
-    """A URL that no table would use, whoever gave it: passed over, it would start a vLLM in that server's place."""
+    """Raise :class:`UsageError` for a base_url that no table would use.
+
+    If rlaif ignored it, it would start vLLM instead of using that server.
+    """
     name, variable = f"{section}.base_url", f"RLAIF_{section}".upper()
     if name in flags:
-        message, hint = "--base-url", "Change it there, or give --model too."
+        message, hint = "--base-url", "Change it in that table, or pass --model too."
     elif name in from_environment:
         message, hint = f"{variable}_BASE_URL", f"Unset it, or set {variable}_MODEL too."
     elif values.get(section, {}).get("base_url"):
-        message, hint = f"base_url under [{section}]", f"Move it into the [[{table}]] that it is for."
+        message, hint = f"base_url under [{section}]", f"Move it into the [[{table}]] table that it is for."
     else:
         return
-    raise UsageError(f"{message} does not go with [[{table}]], each of which has its own", location=location, hint=hint)
-
-
-def template_text() -> str:
-    """The commented rlaif.toml that ``rlaif init`` writes."""
-    return (Path(__file__).resolve().parent / "template.toml").read_text(encoding="utf-8")
-
-
-def render_template(values: Mapping[str, Any]) -> str:
-    """The template with ``values`` (by section, as :class:`Config` dumps them) where they differ from the default.
-
-    A setting stands where the template shows it; tables that it shows no line for stand at the end.
-    """
-    lines, tables, section = template_text().splitlines(), list[str](), ""
-    default = Config()
-    provided = {(name, field) for name, value in values.items() if isinstance(value, Mapping) for field in value}
-    overrides: dict[tuple[str, str], Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            default_section = getattr(default, name)
-            overrides |= {
-                (name, field): setting for field, setting in value.items() if setting != getattr(default_section, field)
-            }
-        elif value != getattr(default, name):
-            overrides["", name] = value
-    for index, line in enumerate(lines):
-        if line.startswith(("[", "# [")):
-            section = line.removeprefix("# ").strip("[]")
-        match = re.match(r"(?:# )?(\w+) = ", line)
-        if match is None:
-            continue
-        if (section, match[1]) in overrides:
-            value = overrides.pop((section, match[1]))
-            lines[index] = f"# {match[1]} =" if value is None else f"{match[1]} = {_toml_value(value)}"
-            if section == "iteration":
-                lines[index - 1] = "[iteration]"
-        elif (section, match[1]) in provided and not line.startswith("#"):
-            lines[index] = f"# {line}"  # what the template sets by itself, and these settings leave alone
-    for (section, field), value in overrides.items():
-        if isinstance(value, Mapping):
-            tables.append(f"\n[{section}.{field}]\n" + _toml_rows(value))
-        elif value:  # a list of tables
-            tables += [f"\n[[{field}]]\n" + _toml_rows(entry) for entry in value]
-    return "\n".join([*lines, *tables]) + "\n"
-
-
-def _toml_rows(table: Mapping[str, Any]) -> str:
-    return "\n".join(f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items())
-
-
-def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
-
-
-def _toml_value(value: Any) -> str:
-    """``value`` as TOML: JSON, but for tables."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    raise UsageError(
+        f"{message} cannot be combined with [[{table}]], where each table has its own", location=location, hint=hint
+    )
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for field, info in Config.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, ConfigSection):
-            for name, field_info in section.model_fields.items():
-                text = environ.get(f"RLAIF_{field}_{name}".upper())
-                if text:
-                    is_list = "list" in str(field_info.annotation)
-                    values[f"{field}.{name}"] = [part.strip() for part in text.split(",")] if is_list else text
-        elif field == "seed" and environ.get("RLAIF_SEED"):
-            values["seed"] = environ["RLAIF_SEED"]
+    for setting in settings():
+        if setting.section and setting.section.is_list:
+            continue
+        text = environ.get(f"RLAIF_{setting.name.replace('.', '_')}".upper())
+        if text:
+            values[setting.name] = [part.strip() for part in text.split(",")] if setting.is_sequence else text
     return values
 
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif.config.loader import load, template_text
+from rlaif.config.loader import load
+from rlaif.config.template import render_template
 from rlaif.config.models import ClientConfig
 from rlaif.errors import InputError, RlaifError, RunError, UsageError
 from rlaif.evaluate.trained_model import evaluated_models
@@ -130,7 +131,7 @@ def test_any_bytes_are_rows_or_a_named_error(tmp_path: Path, data: bytes, ending
 
 
 @FUZZ
-@given(st.lists(st.sampled_from(template_text().splitlines()), max_size=12), TEXT, st.integers(0, 12), st.booleans())
+@given(st.lists(st.sampled_from(render_template({}).splitlines()), max_size=12), TEXT, st.integers(0, 12), st.booleans())
 def test_any_settings_are_settings_or_a_named_error(
     tmp_path: Path, lines: list[str], odd: str, place: int, uncomment: bool
 ) -> None:

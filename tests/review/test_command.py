@@ -1,4 +1,4 @@
-"""``rlaif review`` as a command: what cannot be asked is said, and what comes next."""
+"""``rlaif review`` as a command: invalid options, and its messages."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--merge", "--export", "x.csv"], "one thing at a time"),
-        (["--annotator", "ada", "--annotators", "bob"], "--annotator is one person"),
-        (["--annotators", "ada,ada"], "a name of their own"),
-        (["--annotators", "ada,lead"], "a name of their own"),
-        (["--port", "9", "--merge"], "belong to the page"),
-        (["--annotator", " "], "the annotator has no name"),
+        (["--merge", "--export", "x.csv"], "exclude each other"),
+        (["--annotator", "ada", "--annotators", "bob"], "exclude each other"),
+        (["--annotators", "ada,ada"], "must differ"),
+        (["--annotators", "ada,lead"], "must differ"),
+        (["--port", "9", "--merge"], "apply to the review page only"),
+        (["--annotator", " "], "name is empty"),
         (["--host", "203.0.113.1", "--port", "0"], "cannot listen on 203.0.113.1"),
     ],
 )
-def test_what_cannot_be_asked(run: Run, rlaif: Any, options: list[str], message: str) -> None:
+def test_invalid_options_are_rejected(run: Run, rlaif: Any, options: list[str], message: str) -> None:
     assert message in rlaif("review", run.path, *options, code=2).stderr
 
 
-def test_a_run_without_pairs_has_no_page(tmp_path: Path, rlaif: Any) -> None:
+def test_run_without_pairs_has_no_page(tmp_path: Path, rlaif: Any) -> None:
     (tmp_path / "rlaif.toml").touch()
     assert "rlaif judge" in rlaif("review", tmp_path, code=2).stderr
 
 
-def test_a_taken_port_is_named(run: Run, rlaif: Any) -> None:
+def test_port_in_use_is_named(run: Run, rlaif: Any) -> None:
     with PageServer(run.path) as server:
         stderr = rlaif("review", run.path, "--port", str(server.port), code=2).stderr
     assert f"cannot listen on 127.0.0.1 port {server.port}" in stderr
     assert "--port N" in stderr
 
 
-def test_an_open_page_keeps_no_other_command_waiting_and_the_dataset_follows_the_labels(run: Run, rlaif: Any) -> None:
-    """Merged beside the open page, again after another label, and the card with it."""
+def test_open_page_blocks_no_other_command_and_the_dataset_follows_the_labels(run: Run, rlaif: Any) -> None:
+    """Merge while the page is open, and again after another label; the dataset card is updated too."""
     with PageServer(run.path, "--annotator", "ada") as server:
         csrf = re.search('name="csrf" content="([^"]+)"', server.request("/")[1])[1]  # type: ignore[index]
         items = server.request("/api/next?tab=t&count=3")[1]["items"]
@@ -58,4 +58,4 @@ def test_an_open_page_keeps_no_other_command_waiting_and_the_dataset_follows_the
                 assert f"{8 - number} wait for review" in result.stdout
         assert "1 pairs the chosen answer is one that a person wrote" in result.stderr
         assert "| human | 3 |" in (run.dataset / "README.md").read_text(encoding="utf-8")
-    assert "3 labels were given" in server.stderr
+    assert "3 new labels" in server.stderr
