@@ -1,4 +1,4 @@
-"""What tests of the review page share: a judged run, the page as people start it, and a browser."""
+"""Shared by tests of the review page: a judged run, the page started by its command, and a browser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUIET = SimpleNamespace(log=lambda line: None, progress=lambda usage: contextlib
 
 
 def prompt_rows(n: int) -> list[dict[str, Any]]:
-    """Prompts with two answers each; the one that says "good" is the one that the scripted judge prefers."""
+    """Return prompts with two answers each; the scripted judge prefers the answer that contains "good"."""
     topics = ["bread", "rivers", "chess", "clouds", "maps", "tea", "bridges", "bees", "paper", "glass", "salt"]
     return [{"prompt": f"Tell me thing number {i} about {topics[i % 11]}.",
              "responses": [f"A **good** answer about {topics[i % 11]}, number {i}.", f"A poor one, number {i}."]}
@@ -41,7 +41,7 @@ def prompt_rows(n: int) -> list[dict[str, Any]]:
 
 
 def judged_run(path: Path, prompts: list[dict[str, Any]], **flags: Any) -> Run:
-    """A run whose pairs all go to people, judged by a scripted judge."""
+    """Return a run judged by a scripted judge, with all pairs in the review queue."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = write_jsonl(path.parent / f"{path.name}-rows.jsonl", prompts)
     run = Run(path)
@@ -63,7 +63,7 @@ def judged_run(path: Path, prompts: list[dict[str, Any]], **flags: Any) -> Run:
 
 
 class PageServer:
-    """``rlaif review RUN ...`` as a process; ``links`` by name once it answers."""
+    """``rlaif review RUN ...`` as a process. ``links``: the printed URLs by annotator's name."""
 
     def __init__(self, run: Path, *options: str, port: int = 0) -> None:
         self.process = subprocess.Popen(
@@ -99,7 +99,7 @@ class PageServer:
         self.process.communicate()
 
     def request(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
-        """Status, body (JSON where it is some) and headers of a request."""
+        """Send a request; return status, body (decoded if it is JSON) and headers."""
         data = None if body is None else json.dumps(body).encode()
         request_headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if data is not None:
@@ -116,7 +116,7 @@ class PageServer:
 
 
 def needs_browser() -> None:
-    """Skip without Chromium; under CI a missing part is an error."""
+    """Skip the test if Chromium or axe-core is missing; under CI that is an error."""
     missing = [name for name, available in (("chromium", CHROMIUM), ("axe-core", AXE.exists())) if not available]
     if missing:
         skip_missing(" or ".join(missing))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
     from rlaif.config.models import Config
+    from rlaif.review.assignment import AssignmentService
     from rlaif.run.run import Run
 
 DEFAULT_PORT = 7543
@@ -22,19 +23,28 @@ Formats = Literal["csv", "jsonl", "argilla", "label-studio"]
 def review(
     run: RunPath,
     annotator: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Your name, stored with your labels [default: reviewer]")
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="Your name, stored with your labels [default: reviewer]"),
     ] = None,
     annotators: Annotated[
         list[str] | None,
         typer.Option(metavar="A,B", show_default=False, help="Names of several annotators; each gets a personal link"),
     ] = None,
-    port: Annotated[int, typer.Option(metavar="P", min=0, max=65535, help="Port of the page; 0 picks a free one")] = DEFAULT_PORT,
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine, every annotator needs a personal link")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="P", min=0, max=65535, help="Port of the page; 0 picks a free one")
+    ] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine, every annotator needs a personal link")
+    ] = "127.0.0.1",
     export: Annotated[
-        Path | None, typer.Option(metavar="FILE", show_default=False, help="Write the review queue to a file, without models and verdicts")
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, help="Write the review queue to a file, without models and verdicts"
+        ),
     ] = None,
     import_: Annotated[
-        Path | None, typer.Option("--import", metavar="FILE", show_default=False, help="Read the labels back from a file")
+        Path | None,
+        typer.Option("--import", metavar="FILE", show_default=False, help="Read the labels back from a file"),
     ] = None,
     format_: Annotated[
         Formats | None, typer.Option("--format", help="Format of FILE [default: from its extension and content]")
@@ -50,7 +60,9 @@ def review(
         )
     annotator_names = [name for names in annotators or [] for name in names.split(",") if name.strip()]
     if annotator is not None and annotator_names:
-        raise UsageError("--annotator and --annotators exclude each other", hint="Give --annotators for several people.")
+        raise UsageError(
+            "--annotator and --annotators exclude each other", hint="Give --annotators for several people."
+        )
     if (annotator_names or host != "127.0.0.1" or port != DEFAULT_PORT) and (export or import_ or merge):
         raise UsageError(
             "--annotators, --host and --port apply to the review page only",
@@ -74,8 +86,10 @@ def _serve_page(run: Run, settings: Config, annotator: str | None, host: str, po
 
     labels_before = run.reviews().height
 
-    def on_ready(links: dict[str, str], assignment: Any) -> None:
-        console.log(f"review queue: {len(assignment.queued):,} pairs; labels are written to {run.journal_path('reviews')}")
+    def on_ready(links: dict[str, str], assignments: AssignmentService) -> None:
+        console.log(
+            f"review queue: {len(assignments.queued):,} pairs; labels are written to {run.journal_path('reviews')}"
+        )
         if host != "127.0.0.1":
             console.log(
                 "warning: the network can reach this page, and anyone with a link can label; traffic is not encrypted. "

@@ -1,1 +1,1 @@
-"""``rlaif review``: the queue that people label, blind, and the files it travels in."""
+"""Human review: blind labeling of the review queue, on a page or in files."""

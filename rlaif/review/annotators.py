@@ -1,8 +1,8 @@
-"""Who labels: names, the links by which they come, and how often a pair is shown.
+"""Annotators: their names, their personal links, and the number of labels per pair.
 
-Contract: a link holds a token of 144 bits made from the run's secret and the person's name, so links stay the same
-over restarts, and nobody can make another's. The secret lies in ``RUN/.review-secret`` and only its owner may read it;
-to make all links anew, delete it. Tokens are compared in constant time.
+Contract: a link holds a 144-bit token derived from the run's secret and the annotator's name. So links survive
+restarts, and no one can forge another annotator's link. The secret is in ``RUN/.review-secret``, readable by its owner
+only; deleting it replaces all links. Tokens are compared in constant time.
 """
 
 from __future__ import annotations
@@ -35,19 +35,25 @@ class Annotator:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentRules:
-    """How often a pair is shown. ``labels_per_pair`` people label each pair, and of a share of ``extra_label_fraction``
-    one more."""
+    """Number of labels per pair.
+
+    Each pair gets ``labels_per_pair`` labels, and a fraction ``extra_label_fraction`` of the pairs gets one more.
+    ``gold_fraction`` of the pairs that an annotator sees are gold pairs.
+    """
 
     labels_per_pair: int = 1
     extra_label_fraction: float = 0.0
     gold_fraction: float = 0.0
 
     def required_labels(self, seed: int, pair_id: str) -> int:
+        """Return how many annotators label this pair; the same for the same seed."""
         return self.labels_per_pair + (hash_to_unit_interval(seed, "overlap", pair_id) < self.extra_label_fraction)
 
 
 class AnnotatorRegistry:
-    """Those who may open the page. ``without_links`` is one annotator on this machine, who needs no link."""
+    """The annotators and the lead, who may open the page.
+
+    ``without_links``: one annotator on this machine, who needs no personal link."""
 
     def __init__(self, secret: bytes, annotators: list[str], lead: str, *, links: bool) -> None:
         self._secret = secret
@@ -62,8 +68,9 @@ class AnnotatorRegistry:
         return self._sign("csrf", annotator)
 
     def find_by_token(self, token: str) -> Annotator | None:
+        """Return the annotator or lead whose link holds ``token``, or None."""
         match = None
-        for annotator in (*self.annotators, self.lead):  # all of them, so that the time tells nothing
+        for annotator in (*self.annotators, self.lead):  # no early exit: the time must not depend on the match
             if hmac.compare_digest(self.link_token(annotator).encode(), token.encode("utf-8", "replace")):
                 match = annotator
         return match
@@ -79,10 +86,13 @@ class AnnotatorRegistry:
 
 
 def load_registry(run: Path, config: ReviewConfig, *, annotator: str | None, links: bool) -> AnnotatorRegistry:
-    """The people of ``config``, or ``annotator`` alone. Links are needed where there are several, or ``links``."""
+    """Return the annotators of ``config``, or ``annotator`` alone.
+
+    Links are required if ``links`` is set or ``config`` lists annotators. Raises :class:`RunError` if the secret cannot
+    be read or written."""
     names = [annotator] if annotator else config.annotators or ["reviewer"]
-    several = not annotator and bool(config.annotators)
-    return AnnotatorRegistry(_load_secret(run), names, config.lead, links=links or several)
+    uses_config_names = not annotator and bool(config.annotators)
+    return AnnotatorRegistry(_load_secret(run), names, config.lead, links=links or uses_config_names)
 
 
 def _load_secret(run: Path) -> bytes:
@@ -94,7 +104,7 @@ def _load_secret(run: Path) -> bytes:
             secret = path.read_bytes()
             if len(secret) >= 32:
                 return secret
-            path.unlink()  # its writer was stopped in between
+            path.unlink()  # the process that created it was stopped before it wrote the secret
             return _load_secret(run)
         with os.fdopen(fd, "wb") as file:
             secret = secrets.token_bytes(32)
@@ -104,5 +114,5 @@ def _load_secret(run: Path) -> bytes:
         raise RunError(
             f"cannot be read or written: {error.strerror}",
             location=str(path),
-            hint="Mend its permission, or delete it.",
+            hint="Fix its permissions, or delete it.",
         ) from None

@@ -1,21 +1,22 @@
-"""What is shown to whom, and what becomes of a choice: the review page without its page.
+"""Assigns pairs to annotators and records their labels: the review page without HTTP and HTML.
 
-Contract: :meth:`AssignmentService.submit_label` returns once the label is in the journal and on the disk; the same
-label given again changes nothing. A pair goes to at most as many people as :class:`AssignmentRules` want: what somebody
-is looking at is kept for them (for a while, by browser tab), and a label is always taken, also when somebody else was
-faster. Labels that an import or another page has written meanwhile, and pairs that a night of judging has added, are
-seen at the next request. Nothing that :meth:`AssignmentService.to_client` returns tells a model, a judge, a route, or
-which side is ``a``.
+Contract:
+- :meth:`AssignmentService.submit_label` returns when the label is journaled and on disk. Submitting the same label
+  again changes nothing.
+- A pair is shown to at most as many annotators as :class:`AssignmentRules` require: a displayed pair is leased to its
+  annotator and browser tab for a while. A label is always accepted, even if another annotator was faster.
+- The next request sees labels that an import or another page wrote meanwhile, and pairs that judging added.
+- The result of :meth:`AssignmentService.to_client` reveals no model, judge, route, or which side is ``a``.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import orjson
 
@@ -30,17 +31,43 @@ if TYPE_CHECKING:
     from rlaif.run.run import Run
 
 LEASE_S = 30 * 60.0
-"""How long a pair that was shown and not labelled is kept for whom it was shown to."""
+"""Seconds for which a displayed pair is reserved for its annotator."""
 
 OWN_LEASE_S = 60.0
-"""The same towards the person's own other tabs, which may have been closed."""
+"""The same, towards other tabs of the annotator: the first tab may have been closed."""
 
 Row = Mapping[str, Any]
+"""A pair of ``tables/pairs.parquet``, or a label of the reviews journal, by column."""
+
+
+class JudgeVerdict(TypedDict):
+    """The panel's verdict on a pair: probability for the answer on the left, and why the pair was queued."""
+
+    prob_left: float | None
+    reason: str | None
+
+
+class SubmitResult(TypedDict):
+    """The effect of a submitted label, and the judges' verdict, which the annotator may see from now on."""
+
+    saved: Literal["added", "changed", "unchanged"]
+    judge: JudgeVerdict
 
 
 class AssignmentService:
+    """The state of a review: queue, leases and labels. Thread-safe. A context manager that closes the journal.
+
+    ``rows``: every known pair by id, gold pairs included. ``queued``: ids of the pairs in the review queue.
+    ``labels``: the newest label by (annotator, role) and pair id, in the order in which they were given.
+    """
+
     def __init__(
-        self, run: Run, seed: int, rules: AssignmentRules, gold: Mapping[str, Row], clock: Any = time.time
+        self,
+        run: Run,
+        seed: int,
+        rules: AssignmentRules,
+        gold: Mapping[str, Row],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.run, self.seed, self.rules, self.gold = run, seed, rules, gold
         self._clock = clock
@@ -56,14 +83,20 @@ class AssignmentService:
         self._labelers: dict[str, set[str]] = {}
         self.reload_if_changed()
 
-    # What is in the run
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # State of the run
 
     def reload_if_changed(self) -> None:
-        """See what other processes have written since."""
+        """Load what other processes have written since the last call."""
         with self.lock:
             pairs = _file_stamp(self.run.pairs_path)
             if pairs != self._pairs_stamp:
-                # Pairs that have left the queue stay known: somebody may be looking at one.
+                # Keep pairs that have left the queue: an annotator may have one on display.
                 queued = {row["pair_id"]: row for row in read_pairs(self.run).iter_rows(named=True)}
                 self.queued = list(queued)
                 self.rows = {**self.rows, **queued, **self.gold}
@@ -80,7 +113,7 @@ class AssignmentService:
 
     def _index_label(self, row: Row) -> None:
         own_labels = self.labels.setdefault((row["annotator"], row["role"]), {})
-        own_labels.pop(row["pair_id"], None)  # the newest label comes last
+        own_labels.pop(row["pair_id"], None)  # keeps the newest label last
         own_labels[row["pair_id"]] = row
         labelers = self._labelers.setdefault(row["pair_id"], set())
         if row["choice"] == "skip":
@@ -89,29 +122,28 @@ class AssignmentService:
             labelers.add(row["annotator"])
 
     def labels_of(self, annotator: Annotator) -> dict[str, Row]:
+        """Return the annotator's newest label per pair id, the newest label last."""
         return self.labels.setdefault((annotator.name, annotator.role), {})
 
-    # What comes next
+    # Assignment
 
     def next_pairs(self, annotator: Annotator, tab: str, loaded: Collection[str], count: int) -> list[dict[str, Any]]:
-        """Up to ``count`` more pairs for ``person`` in ``tab`` which already has ``have``, and keeps them."""
+        """Lease and return up to ``count`` more pairs for ``annotator``. ``loaded``: ids that ``tab`` already has."""
         with self.lock:
             self.reload_if_changed()
             for pair_id in loaded:
                 self._lease_pair(pair_id, annotator, tab)
             rows = self._choose_pairs(annotator, tab, set(loaded), count)
-        return [
-            self.to_client(row, annotator) for row in rows
-        ]  # a long answer takes a moment, and others want the lock
+        # Outside the lock: rendering a long answer takes a moment.
+        return [self.to_client(row, annotator) for row in rows]
 
     def _choose_pairs(self, annotator: Annotator, tab: str, loaded: set[str], count: int) -> list[Row]:
         own_labels = self.labels_of(annotator)
         if annotator.is_lead:
-            open_ = [pair for pair in self.disagreements() if pair not in own_labels and pair not in loaded]
-            return [self.rows[pair] for pair in open_[:count]]
-        chosen = [pair for pair in self._leased_by(annotator, tab) if pair not in loaded and pair not in own_labels][
-            :count
-        ]
+            unresolved = [pair for pair in self.disagreements() if pair not in own_labels and pair not in loaded]
+            return [self.rows[pair] for pair in unresolved[:count]]
+        leased = [pair for pair in self._leased_by(annotator, tab) if pair not in loaded and pair not in own_labels]
+        chosen = leased[:count]
         while len(chosen) < count:
             excluded = loaded | set(chosen)
             pair = self._pick_pair(annotator, tab, excluded, nth=len(own_labels) + len(excluded))
@@ -122,8 +154,10 @@ class AssignmentService:
         return [self.rows[pair] for pair in chosen]
 
     def _pick_pair(self, annotator: Annotator, tab: str, excluded: set[str], *, nth: int) -> str | None:
-        """The next pair by the annotator's own order. Now and then a gold pair comes first, or one that somebody else
-        has labelled and that a second person is wanted for: otherwise people who stop early share no pair at all."""
+        """Return the next pair in the annotator's own order, or None.
+
+        At random, a gold pair comes first, or a pair that another annotator has labeled and that needs one more label:
+        otherwise annotators who stop early would share no pair. ``nth`` numbers the random draws."""
         own_labels, rules = self.labels_of(annotator), self.rules
         if hash_to_unit_interval(self.seed, "gold", annotator.name, nth) < rules.gold_fraction:
             remaining = [pair for pair in self.gold if pair not in own_labels and pair not in excluded]
@@ -143,14 +177,14 @@ class AssignmentService:
                 self.queued, key=lambda pair: queue_position(self.seed, pair, annotator.name)
             )
         own_labels = self.labels_of(annotator)
-        # What this person has labelled or enough others have is behind us for good.
+        # Pairs at the front that need no label from this annotator never need one later, so drop them.
         pending = self._pending_by_annotator[annotator.name]
-        settled_count = 0
-        while settled_count < len(pending) and (
-            pending[settled_count] in own_labels or self._has_enough_labels(pending[settled_count], annotator)
+        finished = 0
+        while finished < len(pending) and (
+            pending[finished] in own_labels or self._has_enough_labels(pending[finished], annotator)
         ):
-            settled_count += 1
-        del pending[:settled_count]
+            finished += 1
+        del pending[:finished]
         return pending
 
     def _has_enough_labels(self, pair: str, annotator: Annotator) -> bool:
@@ -158,7 +192,7 @@ class AssignmentService:
         return bool(other_labelers) and len(other_labelers) >= self.rules.required_labels(self.seed, pair)
 
     def _needs_more_labels(self, pair: str, annotator: Annotator, tab: str) -> bool:
-        """Whether ``pair`` still wants a label when those who are looking at it have given theirs."""
+        """Return True if ``pair`` needs a label in addition to those of the annotators who have it on display."""
         now, viewers = self._clock(), set()
         for (name, other_tab), expires_at in self._leases.get(pair, {}).items():
             if name != annotator.name and expires_at > now:
@@ -176,10 +210,10 @@ class AssignmentService:
         holder, now = (annotator.name, tab), self._clock()
         return [pair for pair, leases in self._leases.items() if leases.get(holder, 0) > now]
 
-    # What is shown
+    # Display
 
     def to_client(self, row: Row, annotator: Annotator) -> dict[str, Any]:
-        """A pair as the browser gets it: texts, this person's own label, and for the lead what people said."""
+        """Return a pair for the browser: texts, the annotator's own label, and for the lead all annotators' labels."""
         item = make_item(row, annotator=annotator.name, seed=self.seed)
         turns = [{"role": turn["role"], **_text_and_html(turn_text(turn))} for turn in orjson.loads(row["prompt"])]
         own_label = self.labels_of(annotator).get(item.pair_id)
@@ -199,23 +233,23 @@ class AssignmentService:
         return data
 
     def get_pair(self, annotator: Annotator, pair_id: str) -> dict[str, Any]:
-        """A pair that ``person`` goes back to."""
+        """Return a pair that the annotator reopens. Raises :class:`UsageError` if it is unknown."""
         with self.lock:
             self.reload_if_changed()
             row = self._require_row(pair_id)
         return self.to_client(row, annotator)
 
     def labeled_pairs(self, annotator: Annotator) -> list[str]:
-        """The pairs that ``person`` labelled, the newest last."""
+        """Return the ids of the pairs that the annotator has labeled, the newest last."""
         with self.lock:
             return [pair for pair in self.labels_of(annotator) if pair in self.rows]
 
     def _require_row(self, pair_id: str) -> Row:
         if pair_id not in self.rows:
-            raise UsageError(f"unknown pair {pair_id!r}", hint="The pairs were made anew since: reload the page.")
+            raise UsageError(f"unknown pair {pair_id!r}", hint="Reload the page: the pairs were rebuilt.")
         return self.rows[pair_id]
 
-    # What was said
+    # Labels
 
     def submit_label(
         self,
@@ -227,15 +261,13 @@ class AssignmentService:
         edited_response: str | None = None,
         confidence: int | None = None,
         seconds: float | None = None,
-    ) -> dict[str, Any]:
-        """Journal a label. Returns what the judges thought, seen from this person's sides: the choice is made."""
+    ) -> SubmitResult:
+        """Journal a label and return the judges' verdict, in the annotator's left and right.
+
+        Raises :class:`UsageError` if the pair is unknown, :class:`RunError` if another process is writing labels."""
         with self.lock, self.run.lock("reviews"):
             row = self._require_row(pair_id)
-            # Only what another process wrote makes the journal be read again; it may have left a torn line, too.
-            if self._journal is None or _file_stamp(self.run.journal_path("reviews")) != self._reviews_stamp:
-                self.close()
-                self._journal = self.run.journal("reviews")
-                self._read_reviews()
+            journal = self._open_journal()
             item = make_item(row, annotator=annotator.name, seed=self.seed)
             previous = self.labels_of(annotator).get(pair_id)
             record = make_review(
@@ -250,18 +282,29 @@ class AssignmentService:
                 previous=previous,
             )
             if record:
-                self._journal.append([record])
-                self._journal.sync()
+                journal.append([record])
+                journal.sync()
                 self._index_label(record.model_dump())
             self._reviews_stamp = _file_stamp(self.run.journal_path("reviews"))
-            leases = self._leases.pop(pair_id, {})
-            self._leases[pair_id] = {
-                holder: expires_at for holder, expires_at in leases.items() if holder[0] != annotator.name
-            }
-            return {
-                "saved": "unchanged" if not record else "changed" if previous else "added",
-                "judge": _judge_opinion(row, item),
-            }
+            self._release_leases(pair_id, annotator)
+            saved: Literal["added", "changed", "unchanged"] = (
+                "unchanged" if not record else "changed" if previous else "added"
+            )
+            return {"saved": saved, "judge": _judge_verdict(row, item)}
+
+    def _open_journal(self) -> Journal:
+        """Return the open reviews journal. Reopens it if another process wrote to it, perhaps leaving a torn line."""
+        if self._journal is None or _file_stamp(self.run.journal_path("reviews")) != self._reviews_stamp:
+            self.close()
+            self._journal = self.run.journal("reviews")
+            self._read_reviews()
+        return self._journal
+
+    def _release_leases(self, pair_id: str, annotator: Annotator) -> None:
+        leases = self._leases.pop(pair_id, {})
+        self._leases[pair_id] = {
+            holder: expires_at for holder, expires_at in leases.items() if holder[0] != annotator.name
+        }
 
     def close(self) -> None:
         with self.lock:
@@ -269,15 +312,17 @@ class AssignmentService:
                 self._journal.close()
                 self._journal = None
 
-    # For the lead
+    # Aggregates
 
     def votes_for(self, pair_id: str) -> list[Row]:
-        """The newest label of every annotator for a pair, skips left out."""
+        """Return the newest label of every annotator for a pair, without skips."""
         return [rows[pair_id] for (_, role), rows in self.labels.items()
                 if role == "annotator" and pair_id in rows and rows[pair_id]["choice"] != "skip"]  # fmt: skip
 
     def disagreements(self) -> list[str]:
-        """Pairs that people label differently, gold pairs left out, in an order that says nothing."""
+        """Return the ids of the pairs on which annotators disagree, without gold pairs.
+
+        Sorted by id, an order that carries no information."""
         split = [
             pair
             for pair, labelers in self._labelers.items()
@@ -289,11 +334,12 @@ class AssignmentService:
         return sorted(split)
 
     def adjudicated_pairs(self) -> set[str]:
+        """Return the ids of the pairs that the lead has decided."""
         return {pair for (_, role), rows in self.labels.items() if role == "adjudicator"
                 for pair, row in rows.items() if row["choice"] != "skip"}  # fmt: skip
 
     def progress(self, annotator: Annotator) -> dict[str, int]:
-        """``done``: pairs this person has labelled (skips too). ``remaining``: those that still may come."""
+        """Return ``done``: pairs the annotator has labeled or skipped, and ``remaining``: pairs that may still come."""
         with self.lock:
             own_labels = self.labels_of(annotator)
             if annotator.is_lead:
@@ -309,7 +355,7 @@ class AssignmentService:
 
 
 def preference_of(row: Row) -> str:
-    """What a label says of the pair, whichever side was on the left: a, b, tie, both_bad or skip."""
+    """Return the label independently of the displayed sides: a, b, tie, both_bad or skip."""
     return str(row["preferred"] or row["choice"])
 
 
@@ -320,10 +366,10 @@ def _vote_to_client(vote: Row, item: ReviewItem) -> dict[str, Any]:
             "edited_response": vote["edited_response"], "confidence": vote["confidence"]}  # fmt: skip
 
 
-def _judge_opinion(row: Row, item: ReviewItem) -> dict[str, Any]:
+def _judge_verdict(row: Row, item: ReviewItem) -> JudgeVerdict:
     prob_a = row["prob_a"]
     prob_left = None if prob_a is None else prob_a if item.left_side == "a" else 1.0 - prob_a
-    # A gold pair has no verdict, and its known label is for the lead.
+    # A gold pair has no verdict, and only the lead may see its known label.
     reason = None if row["route"] == "gold" else f"{row['route']}: {row['route_reason']}"
     return {"prob_left": prob_left, "reason": reason}
 
@@ -334,11 +380,12 @@ def _cached_html(text: str) -> str | None:
 
 
 def _text_and_html(text: str) -> dict[str, Any]:
-    """``html`` is null where the text is too long for Markdown."""
+    """Return the text and its HTML; ``html`` is None if the text is too long to format."""
     return {"text": show_invisible_characters(text), "html": _cached_html(text)}
 
 
 def _file_stamp(path: Path) -> object:
+    """Return a value that changes when the file does, or None if the file does not exist."""
     try:
         stat = path.stat()
     except OSError:

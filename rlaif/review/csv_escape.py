@@ -1,15 +1,14 @@
-"""Any text as a cell of a CSV file that a spreadsheet neither runs nor changes, and the exact text back.
+"""Escape a text as a CSV cell that a spreadsheet neither runs nor changes, and restore the exact text.
 
-Contract: ``unescape_cell(escape_cell(text)) == text`` for every text, also after a program has rewritten the line ends
-inside cells (LF, CRLF or CR) or has taken away a cell's leading apostrophe. Two things are done, and nothing to other
-texts:
+Contract: ``unescape_cell(escape_cell(text)) == text`` for every text, even after a program has rewritten the line
+breaks inside cells (LF, CRLF or CR) or has removed a cell's leading apostrophe. Only these texts change:
 
 1. Control characters other than tab and line feed become their picture: NUL is ``␀``, carriage return ``␍``, escape
-   ``␛``, delete ``␡``. A picture that stands in the text itself gets a ``␤`` before it, and so does ``␤``. So a cell
-   never holds a carriage return, and every kind of line end in it can be read as a line feed.
-2. A cell gets one leading apostrophe where a spreadsheet would otherwise run it as a formula (the first character
-   after white space is one of ``= + - @`` or their full-width forms, or the cell starts with a tab), read it as a
-   number, date or truth value and write it back differently (``1/2``, ``007``, ``3e5``, ``TRUE``), or where it starts
+   ``␛``, delete ``␡``. A picture in the text itself gets a ``␤`` before it, and so does ``␤``. So a cell never contains
+   a carriage return, and every kind of line break in it can be read as a line feed.
+2. A cell gets one leading apostrophe in three cases: a spreadsheet would run it as a formula (the first character after
+   white space is one of ``= + - @`` or their full-width forms, or the cell starts with a tab); a spreadsheet would read
+   it as a number, date or truth value and write it back differently (``1/2``, ``007``, ``3e5``, ``TRUE``); or it starts
    with an apostrophe of its own.
 """
 
@@ -38,23 +37,26 @@ _MAX_CONVERTIBLE_CHARS = 40
 
 
 def escape_cell(text: str) -> str:
+    """Return the cell for ``text``."""
     cell = text.translate(_ENCODE)
     return f"'{cell}" if _needs_apostrophe(cell) else cell
 
 
 def unescape_cell(cell: str) -> str:
+    """Return the text of ``cell``."""
     text = normalize_newlines(cell).removeprefix("'")
-    if text.isascii():  # no picture in it
+    if text.isascii():  # contains no picture
         return text
     return _DECODE.sub(lambda match: match[1] or _CONTROL_OF[match[2]], text)
 
 
 def cell_equals(cell: str, text: str) -> bool:
-    """Whether ``cell`` is still the cell of ``shown``, or ``shown`` itself as someone's own script would write it."""
+    """Return True if ``cell`` is the escaped ``text``, or ``text`` itself, as a user's own script would write it."""
     return unescape_cell(cell) == text or normalize_newlines(cell) == normalize_newlines(text)
 
 
 def normalize_newlines(text: str) -> str:
+    """Replace CRLF and CR by LF."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 

@@ -1,4 +1,4 @@
-"""The lead's numbers: pace, time, agreement among people, gold results. Read from a desk, nothing is written."""
+"""The lead's dashboard data: pace, time left, agreement between annotators, gold results. Read-only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ EXCERPT_CHARS = 120
 
 
 def dashboard_data(assignments: AssignmentService, registry: AnnotatorRegistry, now: float) -> dict[str, Any]:
-    """As JSON. ``median_seconds`` are medians a pair, ``labels_per_hour`` the labels of the last half hour by two,
-    ``eta_hours`` what is left at the pace of everybody together; each figure is null where nothing is known yet."""
+    """Return the dashboard data as JSON values; a figure without data is null.
+
+    ``median_seconds`` is the median per pair. ``labels_per_hour`` extrapolates the last half hour. ``eta_hours`` is the
+    time for the pending labels at the pace of all annotators together."""
     with assignments.lock:
         assignments.reload_if_changed()
         return _dashboard_data(assignments, registry, now)
@@ -51,8 +53,10 @@ def _dashboard_data(assignments: AssignmentService, registry: AnnotatorRegistry,
 
 
 def annotator_agreement(assignments: AssignmentService, names: list[str]) -> dict[str, Any]:
-    """Krippendorff's alpha over all pairs with several labels, and Cohen's kappa of every two people. What a label
-    says of the pair counts, not which side was clicked. Gold pairs are left out: they are chosen to be clear."""
+    """Return Krippendorff's alpha over all pairs with several labels, and Cohen's kappa per pair of annotators.
+
+    Compares the preferred responses, not the clicked sides. Gold pairs are excluded, because they are chosen to be
+    clear."""
     units: dict[str, dict[str, str]] = {}
     for (name, role), rows in assignments.labels.items():
         if role == "annotator":
@@ -112,7 +116,7 @@ def _missed_gold_pairs(assignments: AssignmentService, names: list[str]) -> list
 
 
 def _judge_agreement(assignments: AssignmentService) -> dict[str, Any] | None:
-    """On audited pairs, how often the one label or the unanimous ones are the judges'."""
+    """Return how often annotators agree with the judges, over audited pairs with one label or unanimous labels."""
     correct = n = 0
     for pair in assignments.queued:
         row, votes = assignments.rows[pair], {preference_of(vote) for vote in assignments.votes_for(pair)}
@@ -122,6 +126,7 @@ def _judge_agreement(assignments: AssignmentService) -> dict[str, Any] | None:
 
 
 def prompt_excerpt(row: Row) -> str:
+    """Return the start of the prompt's last turn, on one line."""
     last: Mapping[str, Any] = orjson.loads(row["prompt"])[-1]
     text = " ".join(str(last.get("content") or "").split())
     return text if len(text) <= EXCERPT_CHARS else f"{text[:EXCERPT_CHARS]}…"

@@ -1,8 +1,8 @@
-"""Gold pairs: two answers of which it is known which is better. They test the people and never enter the dataset.
+"""Gold pairs: pairs with a known label. They test annotators and never enter the dataset.
 
-A gold file is a judge's ``gold.jsonl``: one object a line with ``prompt`` (text or messages), ``responses`` (two) and
-``label`` (1 or 2, the better one). Further fields are ignored. A gold pair becomes a row like those of the pairs table,
-under an id of the same form and with route ``gold``, so that nothing that reaches a browser tells it from the others.
+A gold file is a judge's ``gold.jsonl``: one object per line with ``prompt`` (text or messages), ``responses`` (two) and
+``label`` (1 or 2, the better one). Other fields are ignored. A gold pair becomes a row like those of the pairs table,
+with an id of the same form and route ``gold``, so that the browser receives nothing that identifies it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from rlaif.records import Message, content_key, format_validation_error
 
 
 class GoldRow(BaseModel):
+    """One line of a gold file. ``why`` is the reason for the label."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt: str | list[Message]
@@ -28,9 +30,10 @@ class GoldRow(BaseModel):
 
 
 def read_gold_pairs(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The gold pairs of ``paths`` as rows by pair id; ``preferred`` is the known label and ``route_reason`` why.
+    """Return the gold pairs of ``paths`` as rows by pair id.
 
-    Raises :class:`InputError` naming the first bad line.
+    ``preferred`` is the known label and ``route_reason`` the reason for it. Raises :class:`InputError` that names the
+    first bad line.
     """
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -49,9 +52,9 @@ def _parse_row(line: bytes, location: str) -> dict[str, Any]:
     try:
         gold = GoldRow.model_validate(orjson.loads(line))
     except orjson.JSONDecodeError as error:
-        raise InputError(f"not JSON: {error}", location=location, hint="One object a line.") from None
+        raise InputError(f"not JSON: {error}", location=location, hint="Write one object per line.") from None
     except ValidationError as error:
-        hint = 'A gold pair is {"prompt": ..., "responses": [one, other], "label": 1 or 2}.'
+        hint = 'Write the pair as {"prompt": ..., "responses": [one, other], "label": 1 or 2}.'
         raise InputError(format_validation_error(error, GoldRow), location=location, hint=hint) from None
     turns = [Message(role="user", content=gold.prompt)] if isinstance(gold.prompt, str) else gold.prompt
     messages = [turn.to_openai() for turn in turns]

@@ -1,35 +1,41 @@
-"""The review queue as a file, blind, and the labels back from it.
+"""Export the review queue to a file, blind, and import the labels from it.
 
-A file holds ``pair_id, prompt, left, right, choice, comment`` and nothing else: no model, no verdict, no route, and
-which response stands on the left is fixed by seed, pair and annotator. CSV is RFC 4180 in UTF-8, its cells written as
-:mod:`rlaif.review.csv_escape` says, so that a spreadsheet neither runs nor changes a model's answer; JSON Lines holds
-the texts as they are. An annotator fills in ``choice`` (left, right, tie, both_bad, skip; case and spaces do not
-matter) and, at will, ``comment``. An empty choice is a pair not labelled yet.
+A file contains ``pair_id, prompt, left, right, choice, comment`` and nothing else: no model, no verdict, no route. The
+seed, the pair and the annotator determine which response is on the left. CSV is RFC 4180 in UTF-8, with cells escaped
+by :mod:`rlaif.review.csv_escape`, so that a spreadsheet neither runs nor changes a model's answer. JSON Lines contains
+the texts unchanged. An annotator fills in ``choice`` (left, right, tie, both_bad, skip; case and spaces are ignored)
+and, optionally, ``comment``. An empty choice is a pair not labeled yet.
 Argilla's records and Label Studio's tasks: :mod:`rlaif.review.labeling_tools`.
 
-Contract of the import: with ``on_bad_row="stop"`` every row is checked before anything is written, and one error
-names the first bad row, how many share its fault, and how many more there are. With ``"skip"`` the bad rows come back
-in the result and all others count. A row is bad when its pair is unknown or came before, its choice is no choice, or
-its prompt or answers are not what this annotator was shown under this seed. Importing a file again adds nothing; a
+Contract of the import: with ``on_bad_row="stop"`` every row is checked before anything is written, and one error names
+the first bad row, the number of rows with the same kind of error, and the number of other bad rows. With ``"skip"`` the
+result lists the bad rows, and all others count. A row is bad if its pair is unknown or repeated, its choice is invalid,
+or its prompt or answers are not what this annotator was shown under this seed. Importing a file again adds nothing. A
 label that differs from the annotator's newest for that pair is added and becomes the newest.
 """
 
 from __future__ import annotations
 
 import csv
-import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO, get_args
 
 import orjson
 
 from rlaif.errors import InputError, UsageError, did_you_mean
 from rlaif.records import Choice
 from rlaif.review.csv_escape import escape_cell
-from rlaif.review.file_readers import COLUMNS, FORMATS, ReviewRow, TextReviewReader, open_review_file, read_file
+from rlaif.review.file_readers import (
+    COLUMNS,
+    FORMATS,
+    ReviewReader,
+    ReviewRow,
+    UnreadableRow,
+    open_review_file,
+    read_file,
+)
 from rlaif.review.labeling_tools import COMPANIONS, TOOLS, ToolExportReader, export_records, open_tool_export
 from rlaif.review.queue import (
     ReviewItem,
@@ -40,27 +46,31 @@ from rlaif.review.queue import (
     pending_pairs,
     read_pairs,
 )
+from rlaif.run.atomic_write import atomic_path
 
 if TYPE_CHECKING:
     from rlaif.run.run import Run
 
 HOW_TO_LABEL: Mapping[Format, str] = {
     **dict.fromkeys(("csv", "jsonl"), "Fill in choice (left, right, tie, both_bad, skip)"),
-    "argilla": "Log it with the settings beside it (docs/review.md), label, and write it with dataset.records.to_json",
-    "label-studio": "Import it into a project with the labelling config beside it, label, and export as JSON",
+    "argilla": "Log it with the settings next to it (docs/review.md), label, and export with dataset.records.to_json",
+    "label-studio": "Import it into a project with the labeling config next to it, label, and export as JSON",
 }
 CHOICES: Mapping[str, Choice] = {choice: choice for choice in get_args(Choice)}
 Format = Literal["csv", "jsonl", "argilla", "label-studio"]
 EXTENSIONS: Mapping[str, str] = {**FORMATS, **dict.fromkeys(TOOLS, ".json")}
-ReviewReader = TextReviewReader | ToolExportReader
+ErrorKind = Literal["unreadable", "pair", "sides", "edited", "choice", "repeated"]
 MAX_SPREADSHEET_CELL_CHARS = 32_767
-"""Characters that fit into a cell of the most used spreadsheet; it cuts what is longer without a word."""
+"""Maximum characters per cell in the most used spreadsheet, which truncates longer texts without a warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewImport:
-    """What an import did with a file's rows. ``added`` were new pairs for this annotator, ``changed`` replaced an
-    older label, ``unchanged`` said what the journal says, ``unlabeled`` had no choice, ``bad_rows`` were left out."""
+    """The result of an import: numbers of rows, and the errors of the bad rows.
+
+    ``added``: labels of pairs new to this annotator. ``changed``: labels that replace an older one. ``unchanged``:
+    labels already in the journal. ``unlabeled``: rows without a choice. ``bad_rows``: rows that were not imported.
+    """
 
     added: int
     changed: int
@@ -72,6 +82,8 @@ class ReviewImport:
 
 @dataclass(frozen=True, slots=True)
 class _ParsedLabel:
+    """A valid row. ``choice`` is None if the pair is not labeled yet."""
+
     line: int
     item: ReviewItem
     choice: Choice | None
@@ -80,14 +92,19 @@ class _ParsedLabel:
 
 @dataclass(frozen=True, slots=True)
 class _RowError:
-    """A bad row: the kind of fault, by which rows are counted together, and the error that names it."""
+    """A bad row: its line or record number, the kind of error, by which rows are counted, and the error."""
 
-    kind: str
+    line: int
+    kind: ErrorKind
     error: InputError
 
-    @property
-    def line(self) -> int:
-        return int(re.findall(r"\d+$", str(self.error.location))[0])
+
+class _Appended(NamedTuple):
+    """Numbers of labels by their effect on the journal."""
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
 
 
 def export_queue(
@@ -99,40 +116,38 @@ def export_queue(
     seed: int,
     bom: bool = False,
 ) -> int:
-    """Write what waits for ``annotator`` to ``path`` and return how many pairs that is.
+    """Write the pairs that ``annotator`` has not labeled to ``path`` and return their number.
 
-    ``bom`` puts a byte order mark before a CSV: by it some spreadsheets know UTF-8 when the file is double-clicked.
-    Off by default, as it becomes part of the first column's name for a program that reads plain UTF-8.
+    ``bom`` puts a byte order mark before a CSV: some spreadsheets need it to detect UTF-8 when the file is
+    double-clicked. It is off by default, because a program that reads plain UTF-8 takes it as part of the first
+    column's name.
     Raises :class:`UsageError` rather than overwrite labels.
     """
     if format not in EXTENSIONS:
-        raise UsageError(f"no review file format is called {format!r}", hint=did_you_mean(format, EXTENSIONS))
+        raise UsageError(f"unknown review file format {format!r}", hint=did_you_mean(format, EXTENSIONS))
     if path.suffix.lower() != EXTENSIONS[format]:
         raise UsageError(
-            f"the file's name does not end in {EXTENSIONS[format]}",
+            f"the file name must end in {EXTENSIONS[format]}",
             location=str(path),
-            hint=f"The import knows a file by its extension: name it {path.with_suffix(EXTENSIONS[format]).name}.",
+            hint=f"Name it {path.with_suffix(EXTENSIONS[format]).name}: the import detects a file by its extension.",
         )
     _protect_existing_labels(path)
     annotator = normalize_annotator_name(annotator)
     pending = pending_pairs(read_pairs(run), run.reviews(), annotator=annotator, seed=seed)
     items = (make_item(row, annotator=annotator, seed=seed) for row in pending.iter_rows(named=True))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if format == "argilla" or format == "label-studio":
-            records, companion = export_records(format, items)
-            temporary.write_bytes(records)
-            path.with_suffix(COMPANIONS[format]).write_bytes(companion)
-        else:
-            encoding = "utf-8-sig" if bom and format == "csv" else "utf-8"
-            with temporary.open("w", encoding=encoding, newline="") as file:
-                (_write_csv if format == "csv" else _write_jsonl)(file, items)
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            if format == "argilla" or format == "label-studio":
+                records, companion = export_records(format, items)
+                temporary.write_bytes(records)
+                path.with_suffix(COMPANIONS[format]).write_bytes(companion)
+            else:
+                encoding = "utf-8-sig" if bom and format == "csv" else "utf-8"
+                with temporary.open("w", encoding=encoding, newline="") as file:
+                    (_write_csv if format == "csv" else _write_jsonl)(file, items)
     except OSError as error:
         raise UsageError(f"cannot be written: {error.strerror}", location=str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return pending.height
 
 
@@ -150,22 +165,22 @@ def _write_jsonl(file: TextIO, items: Iterable[ReviewItem]) -> None:
 
 
 def _protect_existing_labels(path: Path) -> None:
+    """Raise :class:`UsageError` if ``path`` holds labels, or is not an exported queue."""
     if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         return
-    hint = "Import it first and move it away, or export to another file."
+    hint = "Export to another file, or import this one and move it away."
     labeled = 0
     try:
         for row in _open_reader(path).rows(()):
-            if isinstance(row, InputError):
-                raise row
+            if isinstance(row, UnreadableRow):
+                raise row.error
             labeled += bool(row.cells["choice"].strip() or row.cells["comment"].strip())
     except InputError as error:
         message = f"already exists and cannot be read as a review file ({error.message})"
         raise UsageError(message, location=str(path), hint=hint) from None
     if labeled:
-        raise UsageError(
-            f"already exists and holds choices or comments in {labeled} rows", location=str(path), hint=hint
-        )
+        message = f"already exists, with choices or comments in {labeled} rows"
+        raise UsageError(message, location=str(path), hint=hint)
 
 
 def _open_reader(path: Path) -> ReviewReader:
@@ -176,94 +191,108 @@ def import_reviews(
     run: Run, path: Path, *, annotator: str, seed: int, on_bad_row: Literal["stop", "skip"] = "stop",
     format: Format | None = None,  # noqa: A002
 ) -> ReviewImport:  # fmt: skip
-    """Add the labels in ``path`` to the run's reviews journal. Raises :class:`InputError` as the contract says.
+    """Add the labels in ``path`` to the run's reviews journal. Raises :class:`InputError` as in the module's contract.
 
-    What a file is, its extension and its content say; ``format`` only checks it.
+    The extension and the content determine the file's format; ``format`` only checks it.
     """
     annotator = normalize_annotator_name(annotator)
     reader = _open_reader(path)
-    if (format and path.suffix.lower() != EXTENSIONS[format]) or (
-        isinstance(reader, ToolExportReader) and format not in (None, reader.tool)
-    ):
-        raise InputError(f"not a file of the format {format}", location=str(path), hint="Leave --format away.")
+    _require_format(reader, path, format)
     pairs = read_pairs(run, ids=reader.candidate_pair_ids())
     items = {row["pair_id"]: make_item(row, annotator=annotator, seed=seed) for row in pairs.iter_rows(named=True)}
-    labels: list[_ParsedLabel] = []
-    row_errors: list[_RowError] = []
-    for row in reader.rows(items.keys()):
-        if isinstance(row, InputError):
-            row_errors.append(_RowError("unreadable", row))
-            continue
-        outcome = _parse_row(reader, row, items.get(row.cells["pair_id"]), annotator)
-        if isinstance(outcome, _ParsedLabel):
-            labels.append(outcome)
-        else:
-            row_errors.append(outcome)
-            reader.reject(row.line)
+    labels, row_errors = _parse_rows(reader, items, annotator)
     labels, repeats = _deduplicate(reader, labels)
     row_errors = sorted(row_errors + repeats, key=lambda row_error: row_error.line)
     if row_errors and on_bad_row == "stop":
         raise _summarize_errors(row_errors, reader.unit)
-    counts = _append_labels(run, labels, annotator)
+    appended = _append_labels(run, labels, annotator)
     return ReviewImport(
-        added=counts["added"],
-        changed=counts["changed"],
-        unchanged=counts["unchanged"],
+        added=appended.added,
+        changed=appended.changed,
+        unchanged=appended.unchanged,
         unlabeled=sum(label.choice is None for label in labels),
         bad_rows=[row_error.error for row_error in row_errors],
         ignored_columns=reader.ignored_columns,
     )
 
 
+def _require_format(reader: ReviewReader, path: Path, format: Format | None) -> None:  # noqa: A002
+    if format is None:
+        return
+    matches = reader.tool == format if isinstance(reader, ToolExportReader) else True
+    if path.suffix.lower() != EXTENSIONS[format] or not matches:
+        raise InputError(f"not a file in the format {format}", location=str(path), hint="Drop --format to detect it.")
+
+
+def _parse_rows(
+    reader: ReviewReader, items: Mapping[str, ReviewItem], annotator: str
+) -> tuple[list[_ParsedLabel], list[_RowError]]:
+    labels: list[_ParsedLabel] = []
+    row_errors: list[_RowError] = []
+    for row in reader.rows(items.keys()):
+        if isinstance(row, UnreadableRow):
+            row_errors.append(_RowError(row.line, "unreadable", row.error))
+            continue
+        parsed = _parse_row(reader, row, items.get(row.cells["pair_id"]), annotator)
+        if isinstance(parsed, _ParsedLabel):
+            labels.append(parsed)
+        else:
+            row_errors.append(parsed)
+            reader.reject(row.line)
+    return labels, row_errors
+
+
 def _parse_row(
     reader: ReviewReader, row: ReviewRow, item: ReviewItem | None, annotator: str
 ) -> _ParsedLabel | _RowError:
-    """What a row says, or what is wrong with it."""
-    location = reader.location(row.line)
+    """Return the label in a row, or the error of the row."""
+
+    def row_error(kind: ErrorKind, message: str, hint: str) -> _RowError:
+        return _row_error(reader, row.line, kind, message, hint)
+
     if item is None:
-        return _row_error(
-            "pair",
-            f"unknown pair_id {row.cells['pair_id']!r}",
-            location,
-            "The file belongs to another run, or the pairs were made anew since: export the queue again.",
-        )
-    texts = {"prompt": item.prompt, "left": item.left, "right": item.right}
-    changed = [name for name, text in texts.items() if not reader.cell_equals(row.cells[name], text)]
+        hint = "Export the queue again: the file belongs to another run, or the pairs were rebuilt since."
+        return row_error("pair", f"unknown pair_id {row.cells['pair_id']!r}", hint)
+    changed = _changed_texts(reader, row, item)
     if changed == ["left", "right"] and _sides_swapped(reader, row, item):
-        return _row_error(
-            "sides",
-            f"left and right are the other way round from what annotator {annotator!r} was shown",
-            location,
-            "The file was exported for another --annotator or under another seed: give that one.",
+        hint = (
+            "Give the --annotator for whom the file was exported. If it is the same, the run's seed has changed since."
         )
+        return row_error("sides", f"left and right are swapped for annotator {annotator!r}", hint)
     if changed:
-        hint = "Labels count for the texts as they were exported: put the cell back, or export the queue again."
-        if any(len(escape_cell(texts[name])) > MAX_SPREADSHEET_CELL_CHARS for name in changed):
-            hint = f"A spreadsheet cell holds {MAX_SPREADSHEET_CELL_CHARS} characters: label this pair on the page, or as .jsonl."
-        return _row_error(
-            "edited", f"{' and '.join(changed)} of pair {item.pair_id} changed since the export", location, hint
-        )
+        hint = "Restore the cell, or export the queue again: a label counts for the exported texts only."
+        if any(len(escape_cell(getattr(item, name))) > MAX_SPREADSHEET_CELL_CHARS for name in changed):
+            hint = (
+                f"Label this pair on the page, or export .jsonl: a spreadsheet cell holds {MAX_SPREADSHEET_CELL_CHARS} "
+                "characters."
+            )
+        return row_error("edited", f"{' and '.join(changed)} of pair {item.pair_id} changed since the export", hint)
     choice = "_".join(row.cells["choice"].casefold().replace("-", " ").replace("_", " ").split())
     if choice and choice not in CHOICES:
-        hint = did_you_mean(choice, CHOICES)
-        return _row_error("choice", f"choice {row.cells['choice'].strip()!r} is not one", location, hint)
+        return row_error("choice", f"unknown choice {row.cells['choice'].strip()!r}", did_you_mean(choice, CHOICES))
     return _ParsedLabel(row.line, item, CHOICES[choice] if choice else None, row.cells["comment"])
+
+
+def _changed_texts(reader: ReviewReader, row: ReviewRow, item: ReviewItem) -> list[Literal["prompt", "left", "right"]]:
+    names: tuple[Literal["prompt", "left", "right"], ...] = ("prompt", "left", "right")
+    return [name for name in names if not reader.cell_equals(row.cells[name], getattr(item, name))]
 
 
 def _sides_swapped(reader: ReviewReader, row: ReviewRow, item: ReviewItem) -> bool:
     return reader.cell_equals(row.cells["left"], item.right) and reader.cell_equals(row.cells["right"], item.left)
 
 
-def _row_error(kind: str, message: str, location: str, hint: str) -> _RowError:
-    return _RowError(kind, InputError(message, location=location, hint=hint))
+def _row_error(reader: ReviewReader, line: int, kind: ErrorKind, message: str, hint: str) -> _RowError:
+    return _RowError(line, kind, InputError(message, location=reader.location(line), hint=hint))
 
 
 def _deduplicate(reader: ReviewReader, labels: Iterable[_ParsedLabel]) -> tuple[list[_ParsedLabel], list[_RowError]]:
-    """One row for each pair. Where the rows of a pair contradict each other, none of them stands."""
+    """Keep one row per pair. If the rows of a pair contradict each other, keep none of them."""
     rows_of: dict[str, list[_ParsedLabel]] = {}
     for label in labels:
         rows_of.setdefault(label.item.pair_id, []).append(label)
-    unique, row_errors = [], []
+    unique: list[_ParsedLabel] = []
+    row_errors: list[_RowError] = []
     for pair_id, rows in rows_of.items():
         labeled = [row for row in rows if row.choice is not None]
         agree = len({row.choice for row in labeled}) <= 1
@@ -273,54 +302,59 @@ def _deduplicate(reader: ReviewReader, labels: Iterable[_ParsedLabel]) -> tuple[
         for row in rows:
             if row is not selected:
                 other_line = next(other.line for other in rows if other is not row)
-                message = f"repeated pair_id {pair_id!r}: it stands in {reader.unit} {other_line} too"
-                hint = "Leave one row a pair." if agree else "The two choices differ: leave the row that is meant."
-                row_errors.append(_row_error("repeated", message, reader.location(row.line), hint))
+                message = f"repeated pair_id {pair_id!r}: also in {reader.unit} {other_line}"
+                hint = "Keep one row per pair." if agree else "Keep the row that you mean: the choices differ."
+                row_errors.append(_row_error(reader, row.line, "repeated", message, hint))
     return unique, row_errors
 
 
 def _summarize_errors(row_errors: list[_RowError], unit: str) -> InputError:
-    """One error for all: the first, the lines that share its fault, and the number of the rest."""
+    """Return one error for all: the first, the lines with the same kind of error, and the number of other bad rows."""
     first = row_errors[0]
     same_kind_lines = [row_error.line for row_error in row_errors if row_error.kind == first.kind]
     message = first.error.message
     if len(same_kind_lines) > 1:
         lines = ", ".join(map(str, same_kind_lines[:10])) + (", ..." if len(same_kind_lines) > 10 else "")
-        message += f" ({len(same_kind_lines)} rows with this fault: {unit}s {lines})"
-    if len(row_errors) > len(same_kind_lines):
-        message += f"; {len(row_errors) - len(same_kind_lines)} more bad rows after other faults"
-    hint = f"{first.error.hint} Nothing was imported; --on-bad-row skip leaves the bad rows out."
-    return InputError(message, location=first.error.location, hint=hint)
+        message += f" ({len(same_kind_lines)} rows with this error: {unit}s {lines})"
+    if (others := len(row_errors) - len(same_kind_lines)) > 0:
+        message += f"; {others} bad {'row' if others == 1 else 'rows'} with other errors"
+    hints = (first.error.hint, "Nothing was imported; --on-bad-row skip imports the other rows.")
+    return InputError(message, location=first.error.location, hint=" ".join(filter(None, hints)))
 
 
-def _append_labels(run: Run, labels: Iterable[_ParsedLabel], annotator: str) -> dict[str, int]:
-    """Write what is new into the reviews journal."""
-    counts = {"added": 0, "changed": 0, "unchanged": 0}
+def _append_labels(run: Run, labels: Iterable[_ParsedLabel], annotator: str) -> _Appended:
+    """Append new and changed labels to the reviews journal."""
     labeled = [(label, label.choice) for label in labels if label.choice is not None]
     if not labeled:
-        return counts
+        return _Appended()
+    added = changed = unchanged = 0
     with run.lock("reviews"):
-        # Read under the lock: another import may have just ended.
+        # Read under the lock: another import may have just finished.
         own_labels = latest_labels(run.reviews()).filter(annotator=annotator, role="annotator")
         previous_by_pair = {row["pair_id"]: row for row in own_labels.iter_rows(named=True)}
         records = []
-        for parsed, choice in labeled:
-            previous = previous_by_pair.get(parsed.item.pair_id)
-            # What a file cannot say stays as it was said on the page, for as long as the choice does.
-            page_only = (
-                {name: previous[name] for name in ("edited_response", "confidence")}
-                if previous and previous["choice"] == choice
-                else {}
-            )
+        for label, choice in labeled:
+            previous = previous_by_pair.get(label.item.pair_id)
+            # A file has no better answer and no confidence: keep those given on the page while the choice is the same.
+            same_choice = previous if previous and previous["choice"] == choice else {}
             record = make_review(
-                parsed.item, annotator=annotator, choice=choice, comment=parsed.comment, previous=previous, **page_only
+                label.item,
+                annotator=annotator,
+                choice=choice,
+                comment=label.comment,
+                edited_response=same_choice.get("edited_response"),
+                confidence=same_choice.get("confidence"),
+                previous=previous,
             )
             if record is None:
-                counts["unchanged"] += 1
+                unchanged += 1
+                continue
+            records.append(record)
+            if previous:
+                changed += 1
             else:
-                counts["changed" if previous else "added"] += 1
-                records.append(record)
+                added += 1
         if records:
             with run.journal("reviews") as journal:
                 journal.append(records)
-    return counts
+    return _Appended(added, changed, unchanged)

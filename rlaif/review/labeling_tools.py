@@ -1,15 +1,15 @@
-"""The queue as the records of two labelling tools, and their exports read back.
+"""Write the review queue as records of Argilla or Label Studio, and read their exports.
 
-Argilla 2 (``--format argilla``): a JSON list of records as ``dataset.records.from_json`` reads and ``to_json`` writes
-them, the pair's id as the record's, and beside it ``NAME.settings.json`` for ``rg.Settings.from_json``.
+Argilla 2 (``--format argilla``): a JSON list of records in the format of ``dataset.records.from_json`` and ``to_json``,
+with the pair's id as the record's id, and next to it ``NAME.settings.json`` for ``rg.Settings.from_json``.
 
 Label Studio (``--format label-studio``): a JSON list of tasks for its stock Pairwise template (``prompt``, ``answer1``,
-``answer2``) plus the pair's id, and beside it ``NAME.config.xml``, the template with a choice for a tie and for both
-bad and a comment. Read back: the JSON export (not JSON_MIN). A task that was skipped there is a skip.
+``answer2``) plus the pair's id, and next to it ``NAME.config.xml``: the template plus choices for a tie and for both
+bad, and a comment. The import reads the JSON export (not JSON_MIN). A skipped task is a skip.
 
-Contract: as for CSV. Texts come back exactly (NUL, which their databases refuse, travels as its picture), and a record
-that is not readable comes as an :class:`InputError` in its place. Several people's answers to one record count where
-they are one choice; where they differ, the record is bad, as one file is one annotator's.
+Contract: as for CSV. Texts return exactly (NUL, which the tools' databases reject, is replaced by its picture), and an
+unreadable record is yielded as an :class:`UnreadableRow` in its place. Answers of several users to one record count if
+they agree. If they differ, the record is bad, because a file belongs to one annotator.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import orjson
 
 from rlaif.errors import InputError
 from rlaif.records import Choice
-from rlaif.review.file_readers import COLUMNS, ReviewRow
+from rlaif.review.file_readers import COLUMNS, ReviewRow, UnreadableRow
 from rlaif.review.queue import ReviewItem
 
 Tool = Literal["argilla", "label-studio"]
 TOOLS: tuple[Tool, ...] = get_args(Tool)
 COMPANIONS: Mapping[Tool, str] = {"argilla": ".settings.json", "label-studio": ".config.xml"}
 NUL, NUL_PICTURE = "\0", "\u2400"
+EXPORT_AGAIN = "Export the file from the tool again, as JSON."
 CHOICE_TITLES = {
     "left": "Left is better",
     "right": "Right is better",
@@ -54,7 +55,7 @@ LABEL_STUDIO = """<View className="root">
 
 
 def export_records(tool: Tool, items: Iterable[ReviewItem]) -> tuple[bytes, bytes]:
-    """The file and its companion. One record a line."""
+    """Return the file, with one record per line, and its companion file."""
     record = _argilla_record if tool == "argilla" else _label_studio_task
     lines = b",\n".join(orjson.dumps(record(item)) for item in items)
     companion = orjson.dumps(_argilla_settings()) if tool == "argilla" else LABEL_STUDIO.encode()
@@ -79,7 +80,7 @@ def _argilla_settings() -> dict[str, Any]:
     text = {"type": "text", "use_markdown": True}
     options = [{"value": value, "text": title} for value, title in CHOICE_TITLES.items()]
     return {
-        "guidelines": "Which answer is better? Neither model nor verdict is shown.",
+        "guidelines": "Which answer is better? Models and verdicts are hidden.",
         "fields": [entry(name, text, required=name == "prompt") for name in ("prompt", "left", "right")],
         "questions": [
             entry("choice", {"type": "label_selection", "options": options}, required=True),
@@ -117,43 +118,44 @@ class ToolExportReader:
     def candidate_pair_ids(self) -> set[str]:
         return {row.cells["pair_id"] for row in self.rows(()) if isinstance(row, ReviewRow)}
 
-    def rows(self, known_pair_ids: Collection[str]) -> Iterator[ReviewRow | InputError]:  # noqa: ARG002
+    def rows(self, known_pair_ids: Collection[str]) -> Iterator[ReviewRow | UnreadableRow]:  # noqa: ARG002
         for record_number, record in enumerate(self._records, 1):
             try:
                 yield ReviewRow(record_number, dict.fromkeys(COLUMNS, "") | self._parse_record(record))
             except _RecordError as error:
-                yield InputError(error.message, location=self.location(record_number), hint=error.hint)
+                location = self.location(record_number)
+                yield UnreadableRow(record_number, InputError(error.message, location=location, hint=error.hint))
 
     def reject(self, line: int) -> None:
-        """A bad record holds no other."""
+        """Do nothing: a bad record contains no other."""
 
 
 class _RecordError(Exception):
-    def __init__(self, message: str, hint: str) -> None:
+    """A record that cannot be read. The reader adds the location."""
+
+    def __init__(self, message: str, hint: str = EXPORT_AGAIN) -> None:
         super().__init__(message)
         self.message, self.hint = message, hint
 
 
 def open_tool_export(path: Path, data: bytes) -> ToolExportReader:
-    """The export in ``data``, of whichever tool it is. Raises :class:`InputError` where it is of neither."""
+    """Read the export in ``data``, of either tool. Raises :class:`InputError` if it is from neither."""
     try:
         records = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         line = data.count(b"\n", 0, error.pos) + 1
-        raise InputError(
-            f"not JSON: {error}", location=f"{path}:{line}", hint="Export it from the tool again."
-        ) from None
+        raise InputError(f"not JSON: {error}", location=f"{path}:{line}", hint=EXPORT_AGAIN) from None
     if not isinstance(records, list) or not records:
-        raise InputError("not a list of records", location=str(path), hint="Export it from the tool again, as JSON.")
+        raise InputError("not a list of records", location=str(path), hint=EXPORT_AGAIN)
     first = next((record for record in records if isinstance(record, dict)), {})
     if isinstance(first.get("fields"), dict):
         return ToolExportReader(path, "argilla", records)
     if isinstance(first.get("data"), dict):
         return ToolExportReader(path, "label-studio", records)
     raise InputError(
-        f"neither Argilla's records nor Label Studio's tasks; found: {', '.join(map(str, first)) or 'nothing'}",
+        f"neither Argilla records nor Label Studio tasks; found fields: {', '.join(map(str, first)) or 'none'}",
         location=str(path),
-        hint="Argilla: dataset.records.to_json(FILE). Label Studio: export as JSON, not JSON_MIN.",
+        hint="Export with dataset.records.to_json(FILE) in Argilla, or as JSON (not JSON_MIN) in Label Studio.",
     )
 
 
@@ -161,7 +163,7 @@ def _from_argilla(record: Any) -> dict[str, str]:
     fields = _field(record, "fields", dict)
     responses = record.get("responses") or {}
     if not isinstance(responses, dict):
-        raise _RecordError("responses is no object", "Export it from the tool again.")
+        raise _RecordError("responses is not an object")
     values = {name: [_answer_value(answer) for answer in responses.get(name) or []] for name in ("choice", "comment")}
     return {
         "pair_id": _text_field(record, "id"),
@@ -174,7 +176,7 @@ def _from_argilla(record: Any) -> dict[str, str]:
 def _answer_value(answer: Any) -> str:
     value = answer.get("value") if isinstance(answer, dict) else answer
     if value is not None and not isinstance(value, str):
-        raise _RecordError(f"an answer is {value!r}, not text", "Answer the questions choice and comment only.")
+        raise _RecordError(f"an answer must be text, got {value!r}", "Answer only the questions choice and comment.")
     return value or ""
 
 
@@ -183,7 +185,7 @@ def _from_label_studio(task: Any) -> dict[str, str]:
     choices, comments = [], []
     for annotation in task.get("annotations") or []:
         if not isinstance(annotation, dict):
-            raise _RecordError("an annotation is no object", "Export it from the tool again, as JSON.")
+            raise _RecordError("an annotation is not an object")
         choice, comment = _parse_annotation(annotation)
         choices.append(choice)
         comments.append(comment)
@@ -198,7 +200,9 @@ def _from_label_studio(task: Any) -> dict[str, str]:
 
 
 def _parse_annotation(annotation: dict[str, Any]) -> tuple[str, str]:
-    """The choice and the comment of one annotation. A side and a tie at once is no choice: both are told."""
+    """Return the choice and the comment of one annotation.
+
+    A side together with a tie is not a valid choice: both are returned, so that the error names them."""
     if annotation.get("was_cancelled"):
         return "skip", ""
     choices: list[str] = []
@@ -206,7 +210,7 @@ def _parse_annotation(annotation: dict[str, Any]) -> tuple[str, str]:
     for region in annotation.get("result") or []:
         value = region.get("value") if isinstance(region, dict) else None
         if not isinstance(value, dict):
-            raise _RecordError("a region has no value", "Export it from the tool again, as JSON.")
+            raise _RecordError("a region has no value")
         if "selected" in value:
             choices.append(str(value["selected"]))
         choices += map(str, value.get("choices") or [])
@@ -218,21 +222,23 @@ def _parse_annotation(annotation: dict[str, Any]) -> tuple[str, str]:
 def _single_choice(choices: list[str]) -> str:
     distinct = sorted({choice for choice in choices if choice})
     if len(distinct) > 1:
-        raise _RecordError(f"{len(choices)} people chose differently: {', '.join(distinct)}",
-                          "One file is one person's: export a queue for each --annotator.")  # fmt: skip
+        raise _RecordError(
+            f"annotators chose differently: {', '.join(distinct)}",
+            "Export a queue per --annotator: a file belongs to one annotator.",
+        )
     return distinct[0] if distinct else ""
 
 
 def _field(record: Any, name: str, kind: type) -> Any:
     if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-        raise _RecordError(f"the record has no {name}", "Export it from the tool again.")
+        raise _RecordError(f"the record has no {name}")
     return record[name]
 
 
 def _text_field(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name, "" if name in ("left", "right", "answer1", "answer2") else None)
     if not isinstance(value, str):
-        raise _RecordError(f"{name} is {value!r}, not text", "Export it from the tool again.")
+        raise _RecordError(f"{name} must be text, got {value!r}")
     return value
 
 

@@ -1,15 +1,15 @@
-"""What an annotator is still to label, in which order, on which sides; and what a label becomes.
+"""The review queue of an annotator: its pairs, their order and sides, and the record of a label.
 
-Contract: everything here but :func:`read_pairs` is a function of its arguments alone. The same seed, pair and
-annotator give the same place in the queue and the same sides, on any machine, whatever else is in the table. So a
-page and a file show one annotator the same thing, and an import can check what the annotator was shown.
+Contract: every function here except :func:`read_pairs` depends on its arguments only. The same seed, pair and
+annotator give the same position in the queue and the same sides, on any machine and independently of the other rows.
+So the page and a file show an annotator the same pairs, and an import can check what the annotator was shown.
 
-The order is random and knows nothing of route, verdict or model: the labelled part of the audit slice is a random
-part of it, however early an annotator stops. It differs between annotators, so that two of them who stop early have
-covered more of the queue than one.
+The order is random and independent of route, verdict and model, so the labeled part of the audit slice is a random
+sample of it, however early an annotator stops. It differs between annotators, so that two annotators who stop early
+cover more of the queue than one.
 
-The newest label of an annotator for a pair wins, by ``created_at``. Nothing is taken back from the journal: a changed
-mind is one more record, whose ``created_at`` is after the one before, whatever the clock says.
+The newest label of an annotator for a pair wins, by ``created_at``. The journal is append-only: a changed label is one
+more record, and its ``created_at`` is later than that of the record before, even if the clock was set back.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 Role = Literal["annotator", "adjudicator"]
 ROUTES = ("audit", "targeted")
-"""The routes of ``tables/pairs.parquet`` that lead to people."""
+"""The routes of ``tables/pairs.parquet`` whose pairs are in the review queue."""
 
 COLUMNS = ("pair_id", "prompt_id", "prompt", "response_a", "response_b", "route", "inclusion_probability",
            "prob_a", "preferred", "route_reason")  # fmt: skip
-"""The columns of ``tables/pairs.parquet`` that reviewing needs; the last three only after a person has chosen."""
+"""The columns of ``tables/pairs.parquet`` that review needs; the last three only after the annotator has chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +53,20 @@ class ReviewItem:
 
 
 def normalize_annotator_name(name: str) -> str:
-    """``name`` without surrounding space. Raises :class:`UsageError` where nothing is left: sides hang on the name."""
+    """Strip white space. Raises :class:`UsageError` if the name is empty, because the sides depend on it."""
     stripped = replace_surrogates(name).strip()
     if not stripped:
-        raise UsageError("the annotator has no name", hint="Give --annotator NAME.")
+        raise UsageError("the annotator's name is empty", hint="Give --annotator NAME.")
     return stripped
 
 
 def left_side(seed: int, pair_id: str, annotator: str) -> Side:
-    """Which response of the pair this annotator sees on the left."""
+    """Return the response of the pair, a or b, that this annotator sees on the left."""
     return "a" if hash_to_unit_interval(seed, "left", pair_id, annotator) < 0.5 else "b"
 
 
 def pending_pairs(pairs: pl.DataFrame, reviews: pl.DataFrame, *, annotator: str, seed: int) -> pl.DataFrame:
-    """The rows of ``pairs`` that wait for this annotator's label, in this annotator's order. A skip is a label."""
+    """Return the queued rows of ``pairs`` that this annotator has not labeled or skipped, in this annotator's order."""
     import polars as pl
 
     labeled = reviews.filter(pl.col("annotator") == annotator).select("pair_id")
@@ -76,12 +76,12 @@ def pending_pairs(pairs: pl.DataFrame, reviews: pl.DataFrame, *, annotator: str,
 
 
 def queue_position(seed: int, pair_id: str, annotator: str) -> float:
-    """Where a pair stands in this annotator's order."""
+    """Return the sort key of a pair in this annotator's order, from 0 to 1."""
     return hash_to_unit_interval(seed, "queue", pair_id, annotator)
 
 
 def make_item(row: Mapping[str, Any], *, annotator: str, seed: int) -> ReviewItem:
-    """A row of the pairs table as this annotator is shown it."""
+    """Build the item for a row of the pairs table, with the sides that this annotator sees."""
     side = left_side(seed, row["pair_id"], annotator)
     a, b = row["response_a"] or "", row["response_b"] or ""
     return ReviewItem(
@@ -97,21 +97,21 @@ def make_item(row: Mapping[str, Any], *, annotator: str, seed: int) -> ReviewIte
 
 
 def prompt_text(messages: list[dict[str, Any]]) -> str:
-    """The prompt for a reader: a single user turn as it is; otherwise every turn under its ``[role]``."""
+    """Return the prompt as text: a single user turn unchanged, otherwise every turn below its ``[role]``."""
     if len(messages) == 1 and messages[0]["role"] == "user":
         return turn_text(messages[0])
     return "\n\n".join(f"[{message['role']}]\n{turn_text(message)}" for message in messages)
 
 
 def turn_text(message: Mapping[str, Any]) -> str:
-    """What a turn says: its text, and its tool calls as JSON."""
+    """Return the text of a turn, followed by its tool calls as JSON."""
     parts = [message.get("content") or ""]
     parts += [orjson.dumps(call.get("function", call)).decode() for call in message.get("tool_calls") or []]
     return "\n".join(part for part in parts if part)
 
 
 def latest_labels(reviews: pl.DataFrame) -> pl.DataFrame:
-    """One row for each annotator, role and pair: the label that counts."""
+    """Return one row per annotator, role and pair: the newest label."""
     import polars as pl
 
     ordered = reviews.with_columns(pl.col("role").fill_null("annotator")).sort("created_at", maintain_order=True)
@@ -130,10 +130,10 @@ def make_review(
     role: Role = "annotator",
     previous: Mapping[str, Any] | None = None,
 ) -> Review | None:
-    """The record of a label, or None where ``previous`` (the newest of this annotator for the pair) says the same.
+    """Return the record of a label, or None if it equals ``previous``, the annotator's newest label for the pair.
 
-    The key hangs on the label before it, so that going back to an earlier choice is a record of its own. How long it
-    took is no part of what was said.
+    The key depends on the previous label, so returning to an earlier choice is a record of its own. ``seconds`` is not
+    part of the comparison or the key.
     """
     values = {
         "choice": choice,
@@ -150,7 +150,7 @@ def make_review(
         return None
     right_side: Side = "b" if item.left_side == "a" else "a"
     preferred: dict[str, Side] = {"left": item.left_side, "right": right_side}
-    # What is not said is no part of the key, so that a file and the page give one label one key.
+    # Unset values are excluded, so that the same label has the same key from a file and from the page.
     extra = {name: values[name] for name in ("edited_response", "confidence") if values[name] is not None}
     extra |= {"role": role} if role != "annotator" else {}
     key = content_key(
@@ -172,17 +172,17 @@ def make_review(
         seconds=seconds,
         route=item.route,
         inclusion_probability=item.inclusion_probability,
-        # A clock that was set back must not make a newer label the older one.
+        # Stay later than the previous label even if the clock was set back.
         created_at=max(time.time(), previous["created_at"] + 1e-3) if previous else time.time(),
         **values,
     )
 
 
 def read_pairs(run: Run, *, ids: Collection[str] | None = None) -> pl.DataFrame:
-    """The pairs of ``run`` that reviewing needs: those with one of ``ids``, or those that are routed to people.
+    """Return the pairs of ``run`` with one of ``ids``, or without ``ids`` those in the review queue.
 
-    The rest of the table (nine rows in ten, with their texts) is never in memory. Raises :class:`RunError` where
-    nothing was judged yet.
+    The rest of the table (nine rows in ten, with their texts) is never loaded into memory. Raises :class:`RunError` if
+    the run has no pairs yet.
     """
     import polars as pl
 

@@ -1,16 +1,17 @@
-"""The review page as a Starlette application, and the server that runs it.
+"""The review page as a Starlette application, and its server.
 
-Every person's page lies under a prefix of their own, and so do its requests:
+Every annotator's page and its requests have URLs under the annotator's own prefix:
 
-    /p/TOKEN/            who it is, the token says (the lead's page where it is the lead's)
-    /  and  /lead/       the one annotator and the lead, where no links are needed
-      GET  adjudicate    the lead's view of pairs on which people disagree
-      GET  api/next      ?tab=&loaded=id,id&count=   pairs that come next
-      GET  api/item      ?id=                      a pair that one goes back to
-      GET  api/dashboard the lead's numbers
-      POST api/label     {id, choice, comment, edited_response, confidence, seconds}; answered when it is on the disk
+    /p/TOKEN/            the token identifies the annotator or the lead
+    /  and  /lead/       the only annotator and the lead, if no links are required
+      GET  ./            the labeling page, or for the lead the dashboard
+      GET  adjudicate    the lead's page for pairs on which annotators disagree
+      GET  api/next      ?tab=&loaded=id,id&count=   the next pairs
+      GET  api/item      ?id=                        a pair that the annotator reopens
+      GET  api/dashboard the lead's dashboard data
+      POST api/label     {id, choice, comment, edited_response, confidence, seconds}; replies when the label is on disk
 
-Errors come as {"error", "hint"} with a status; a label that could not be written is never answered with 200.
+Errors are {"error", "hint"} with an HTTP status. The reply to a label that was not written is never 200.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +39,18 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import BaseRoute
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 URL_PREFIXES = ("", "/lead", "/p/{token}")
 MAX_PAIRS_PER_REQUEST = 5
+MAX_HISTORY = 200
+"""Newest labeled pairs that the labeling page can reopen."""
 
 
 class LabelSubmission(BaseModel):
+    """The body of ``POST api/label``."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
@@ -57,7 +63,7 @@ class LabelSubmission(BaseModel):
 
 @dataclass(frozen=True)
 class PageContext:
-    """What the page is about: the run's name, the guidelines as Markdown, and who reads it."""
+    """The content of the page, and its users. ``title`` is the run's name, ``guidelines`` are Markdown."""
 
     assignments: AssignmentService
     registry: AnnotatorRegistry
@@ -66,46 +72,147 @@ class PageContext:
 
 
 def create_app(context: PageContext, host: str) -> Starlette:
-    """The ASGI application. Raises :class:`rlaif.errors.MissingDependencyError` where the ``review`` extra is not
-    installed."""
+    """Build the ASGI application.
+
+    Raises :class:`rlaif.errors.MissingDependencyError` if the ``review`` extra is not installed.
+    """
     markdown.require_review_extra()
-    from jinja2 import Environment, FileSystemLoader
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
-    from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
+    pages, api = _Pages(context), _Api(context)
+    routes = _static_routes()
+    for prefix in URL_PREFIXES:
+        routes += [*api.routes(prefix), *pages.routes(prefix)]
+    return Starlette(routes=routes, middleware=[Middleware(SecurityMiddleware, host=host)])
+
+
+class _HttpError(Exception):
+    """A request that is answered with an HTTP error ``status``."""
+
+    def __init__(self, status: int, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.hint = status, message, hint
+
+
+def _authenticate(registry: AnnotatorRegistry, request: Request) -> Annotator:
+    """Return the annotator or lead to whom the request's URL belongs. Raises :class:`_HttpError` if there is none."""
+    token = request.path_params.get("token")
+    if token is None and registry.without_links:
+        return registry.lead if request.url.path.startswith("/lead/") else registry.annotators[0]
+    annotator = registry.find_by_token(token) if token is not None else None
+    if annotator is None:
+        raise _HttpError(403, "this page requires a personal link", "Ask the person who started the review for yours.")
+    return annotator
+
+
+def _static_routes() -> list[BaseRoute]:
+    from starlette.responses import PlainTextResponse
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    environment = Environment(loader=FileSystemLoader(PACKAGE_DIR / "templates"), autoescape=True, trim_blocks=True)
-    guidelines = markdown.markdown_to_safe_html(context.guidelines) or ""
-    assignments, registry = context.assignments, context.registry
+    async def favicon(_: Request) -> Response:
+        return PlainTextResponse("", 204)
 
-    def current_annotator(request: Request) -> Annotator:
-        token = request.path_params.get("token")
-        if token is not None:
-            annotator = registry.find_by_token(token)
-        elif not registry.without_links:
-            annotator = None
-        else:
-            annotator = registry.lead if request.url.path.startswith("/lead/") else registry.annotators[0]
-        if annotator is None:
-            raise _HttpError(403, "this page needs a link of your own", "Ask whoever started the review for yours.")
-        return annotator
+    return [Mount("/static", StaticFiles(directory=PACKAGE_DIR / "static")), Route("/favicon.ico", favicon)]
 
-    def json_response(value: Any, status: int = 200) -> Response:
-        return Response(orjson.dumps(value), status, media_type="application/json")
 
-    def json_endpoint(handler: Callable[[Annotator, dict[str, str], bytes], Any]) -> Callable[[Request], Any]:
+class _Pages:
+    """The HTML pages: labeling, dashboard, adjudication, and the error page."""
+
+    def __init__(self, context: PageContext) -> None:
+        from jinja2 import Environment, FileSystemLoader
+
+        self._context = context
+        self._templates = Environment(
+            loader=FileSystemLoader(PACKAGE_DIR / "templates"), autoescape=True, trim_blocks=True
+        )
+        self._guidelines = markdown.markdown_to_safe_html(context.guidelines) or ""
+
+    def routes(self, prefix: str) -> list[BaseRoute]:
+        from starlette.routing import Route
+
+        home = self._with_error_page(self._home)
+        return [
+            Route(f"{prefix}/adjudicate", self._with_error_page(self._adjudication)),
+            Route(f"{prefix}/", home),
+            *([Route(prefix, home)] if prefix else []),
+        ]
+
+    def _with_error_page(self, page: Callable[[Request, Annotator], Response]) -> Callable[[Request], Response]:
+        def endpoint(request: Request) -> Response:
+            try:
+                return page(request, _authenticate(self._context.registry, request))
+            except _HttpError as http_error:
+                return self._html("error.html", http_error.status, error=http_error)
+
+        return endpoint
+
+    def _home(self, request: Request, annotator: Annotator) -> Response:
+        from starlette.responses import Response
+
+        if not request.url.path.endswith("/"):
+            return Response(status_code=307, headers={"location": f"{request.url.path}/"})
+        return self._render("lead.html", annotator) if annotator.is_lead else self._labeling(annotator)
+
+    def _adjudication(self, _: Request, annotator: Annotator) -> Response:
+        if not annotator.is_lead:
+            raise _HttpError(403, "only the lead can adjudicate")
+        return self._labeling(annotator)
+
+    def _labeling(self, annotator: Annotator) -> Response:
+        history = self._context.assignments.labeled_pairs(annotator)[-MAX_HISTORY:]
+        return self._render("label.html", annotator, history=history)
+
+    def _render(self, template: str, annotator: Annotator, **variables: Any) -> Response:
+        return self._html(
+            template,
+            title=self._context.title,
+            annotator=annotator,
+            csrf=self._context.registry.csrf_token(annotator),
+            guidelines=self._guidelines,
+            **variables,
+        )
+
+    def _html(self, template: str, status: int = 200, **variables: Any) -> Response:
+        from starlette.responses import HTMLResponse
+
+        return HTMLResponse(self._templates.get_template(template).render(**variables), status)
+
+
+@dataclass(frozen=True, slots=True)
+class _ApiRequest:
+    annotator: Annotator
+    query: Mapping[str, str]
+    body: bytes
+
+
+class _Api:
+    """The JSON endpoints. Each handler takes a request and returns a JSON value."""
+
+    def __init__(self, context: PageContext) -> None:
+        self._assignments, self._registry = context.assignments, context.registry
+
+    def routes(self, prefix: str) -> list[BaseRoute]:
+        from starlette.routing import Route
+
+        return [
+            Route(f"{prefix}/api/next", self._endpoint(self._next_pairs)),
+            Route(f"{prefix}/api/item", self._endpoint(self._get_pair)),
+            Route(f"{prefix}/api/label", self._endpoint(self._submit_label), methods=["POST"]),
+            Route(f"{prefix}/api/dashboard", self._endpoint(self._dashboard_data)),
+        ]
+
+    def _endpoint(self, handler: Callable[[_ApiRequest], Any]) -> Callable[[Request], Any]:
+        from starlette.concurrency import run_in_threadpool
+        from starlette.responses import Response
+
+        def json_response(value: Any, status: int = 200) -> Response:
+            return Response(orjson.dumps(value), status, media_type="application/json")
+
         async def endpoint(request: Request) -> Response:
             try:
-                annotator = current_annotator(request)
-                if request.method == "POST" and not registry.is_valid_csrf_token(
-                    annotator, request.headers.get("x-csrf-token", "")
-                ):
-                    raise _HttpError(403, "this page was opened before the links were made anew", "Reload it.")
-                body = await request.body() if request.method == "POST" else b""
-                return json_response(await run_in_threadpool(handler, annotator, dict(request.query_params), body))
+                return json_response(await run_in_threadpool(handler, await self._authorize(request)))
             except _HttpError as http_error:
                 return json_response({"error": http_error.message, "hint": http_error.hint}, http_error.status)
             except UsageError as error:
@@ -115,28 +222,33 @@ def create_app(context: PageContext, host: str) -> Starlette:
 
         return endpoint
 
-    def next_pairs(annotator: Annotator, query: dict[str, str], _: bytes) -> Any:
+    async def _authorize(self, request: Request) -> _ApiRequest:
+        """Identify the annotator and, for a POST, check the CSRF token. Raises :class:`_HttpError`."""
+        annotator = _authenticate(self._registry, request)
+        if request.method != "POST":
+            return _ApiRequest(annotator, request.query_params, b"")
+        if not self._registry.is_valid_csrf_token(annotator, request.headers.get("x-csrf-token", "")):
+            raise _HttpError(403, "this page is out of date", "Reload it: the links were replaced.")
+        return _ApiRequest(annotator, request.query_params, await request.body())
+
+    def _next_pairs(self, request: _ApiRequest) -> dict[str, Any]:
+        query = request.query
         loaded = [pair for pair in query.get("loaded", "").split(",") if pair][: 4 * MAX_PAIRS_PER_REQUEST]
         requested = query.get("count", "")
         count = min(MAX_PAIRS_PER_REQUEST, int(requested)) if requested.isdecimal() else MAX_PAIRS_PER_REQUEST
-        items = assignments.next_pairs(annotator, query.get("tab", ""), loaded, count)
-        return {"items": items, "progress": assignments.progress(annotator)}
+        items = self._assignments.next_pairs(request.annotator, query.get("tab", ""), loaded, count)
+        return {"items": items, "progress": self._assignments.progress(request.annotator)}
 
-    def get_pair(annotator: Annotator, query: dict[str, str], _: bytes) -> Any:
-        return assignments.get_pair(annotator, query.get("id", ""))
+    def _get_pair(self, request: _ApiRequest) -> dict[str, Any]:
+        return self._assignments.get_pair(request.annotator, request.query.get("id", ""))
 
-    def dashboard_data(annotator: Annotator, _: dict[str, str], __: bytes) -> Any:
-        if not annotator.is_lead:
-            raise _HttpError(403, "these numbers are the lead's", None)
-        return dashboard.dashboard_data(assignments, registry, time.time())
-
-    def submit_label(annotator: Annotator, _: dict[str, str], body: bytes) -> Any:
+    def _submit_label(self, request: _ApiRequest) -> dict[str, Any]:
         try:
-            submission = LabelSubmission.model_validate_json(body)
+            submission = LabelSubmission.model_validate_json(request.body)
         except ValidationError as error:
-            raise UsageError(f"not a label: {format_validation_error(error, LabelSubmission)}") from None
-        result = assignments.submit_label(
-            annotator,
+            raise UsageError(f"invalid label: {format_validation_error(error, LabelSubmission)}") from None
+        result = self._assignments.submit_label(
+            request.annotator,
             submission.id,
             submission.choice,
             comment=submission.comment,
@@ -144,67 +256,17 @@ def create_app(context: PageContext, host: str) -> Starlette:
             confidence=submission.confidence,
             seconds=submission.seconds,
         )
-        return {**result, "progress": assignments.progress(annotator)}
+        return {**result, "progress": self._assignments.progress(request.annotator)}
 
-    def render_page(name: str, annotator: Annotator, **variables: Any) -> Response:
-        html = environment.get_template(name).render(
-            title=context.title,
-            annotator=annotator,
-            csrf=registry.csrf_token(annotator),
-            guidelines=guidelines,
-            **variables,
-        )
-        return HTMLResponse(html)
-
-    def home_page(request: Request) -> Response:
-        try:
-            annotator = current_annotator(request)
-        except _HttpError as http_error:
-            return HTMLResponse(environment.get_template("error.html").render(error=http_error), http_error.status)
-        if not request.url.path.endswith("/"):
-            return Response(status_code=307, headers={"location": f"{request.url.path}/"})
-        if annotator.is_lead:
-            return render_page("lead.html", annotator)
-        return render_page("label.html", annotator, history=assignments.labeled_pairs(annotator)[-200:])
-
-    def adjudication_page(request: Request) -> Response:
-        try:
-            annotator = current_annotator(request)
-            if not annotator.is_lead:
-                raise _HttpError(403, "adjudication is the lead's", None)
-        except _HttpError as http_error:
-            return HTMLResponse(environment.get_template("error.html").render(error=http_error), http_error.status)
-        return render_page("label.html", annotator, history=assignments.labeled_pairs(annotator)[-200:])
-
-    async def favicon(_: Request) -> Response:
-        return PlainTextResponse("", 204)
-
-    routes: list[Any] = [
-        Mount("/static", StaticFiles(directory=PACKAGE_DIR / "static")),
-        Route("/favicon.ico", favicon),
-    ]
-    for prefix in URL_PREFIXES[::-1]:
-        routes += [
-            Route(f"{prefix}/api/next", json_endpoint(next_pairs)),
-            Route(f"{prefix}/api/item", json_endpoint(get_pair)),
-            Route(f"{prefix}/api/dashboard", json_endpoint(dashboard_data)),
-            Route(f"{prefix}/api/label", json_endpoint(submit_label), methods=["POST"]),
-            Route(f"{prefix}/adjudicate", adjudication_page),
-            Route(f"{prefix}/", home_page),
-            *([Route(prefix, home_page)] if prefix else []),
-        ]
-    return Starlette(routes=routes, middleware=[Middleware(SecurityMiddleware, host=host)])
-
-
-class _HttpError(Exception):
-    def __init__(self, status: int, message: str, hint: str | None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.hint = status, message, hint
+    def _dashboard_data(self, request: _ApiRequest) -> dict[str, Any]:
+        if not request.annotator.is_lead:
+            raise _HttpError(403, "only the lead can see the dashboard")
+        return dashboard.dashboard_data(self._assignments, self._registry, time.time())
 
 
 @contextlib.contextmanager
 def bind_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket bound to ``host`` and ``port`` (0 is a free one). Raises :class:`UsageError` where it cannot be."""
+    """Yield a socket that listens on ``host`` and ``port`` (0 is a free one). Raises :class:`UsageError` on failure."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,13 +276,13 @@ def bind_socket(host: str, port: int) -> Iterator[socket.socket]:
         except OSError as error:
             raise UsageError(
                 f"cannot listen on {host} port {port}: {error.strerror or error}",
-                hint="Is the page open already? Give --port N for another one, 0 for any that is free.",
+                hint="If the page is not open already, choose another port with --port N (0 for a free one).",
             ) from None
         yield listener
 
 
 def serve(app: Starlette, listener: socket.socket) -> None:
-    """Answer until interrupted. What was answered is on the disk, so that nothing has to be finished."""
+    """Serve requests until interrupted. Labels are on disk when a request ends, so nothing is lost."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -232,7 +294,7 @@ def serve(app: Starlette, listener: socket.socket) -> None:
 
 
 def annotator_links(registry: AnnotatorRegistry, host: str, port: int) -> dict[str, str]:
-    """Everybody's address by name, the lead's last."""
+    """Return the URL of every annotator by name, and last that of the lead."""
     display_host = f"[{host}]" if ":" in host else socket.getfqdn() if host == "0.0.0.0" else host  # noqa: S104
     base = f"http://{display_host}:{port}"
     if registry.without_links:

@@ -1,1 +1,1 @@
-"""What web pages share: Markdown that is safe to show, and the security middleware."""
+"""Shared by web pages: Markdown as safe HTML, and the security middleware."""

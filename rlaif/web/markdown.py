@@ -1,15 +1,16 @@
-"""A model's answer as HTML that only shows: no script, no request, nothing invisible.
+"""Render a model's answer as passive HTML: no scripts, no requests, nothing invisible.
 
-Contract: :func:`markdown_to_safe_html` gives HTML of the elements and attributes listed here and of no others, whatever
-the text says. Markup in the text is shown as text. Images are never loaded: their description and address are shown. A
-link opens only http, https or mailto, in a page of its own that learns nothing of this one, and its host is written
-beside it. What Markdown keeps from readers is shown as text: definitions of links, titles, the words after a code's
-language. Characters that change how other text looks (terminal codes, right-to-left overrides, invisible tags) are
-shown by name: :func:`show_invisible_characters`. Code is coloured by class names; TeX becomes MathML, or stays as it is
-where it cannot.
+Contract: :func:`markdown_to_safe_html` returns only the elements and attributes listed here, for any text.
+- Markup in the text is shown as text.
+- Images are never loaded: the page shows their description and address.
+- Links open only http, https or mailto, in a new page that receives no referrer. Their host is written next to them.
+- Parts that Markdown hides are shown as text: link definitions, titles, the words after a code block's language.
+- Characters that change the look of other text (terminal codes, right-to-left overrides, invisible tags) are shown by
+  name: :func:`show_invisible_characters`.
+- Code is colored by class names. TeX becomes MathML, or stays as source if it cannot be converted.
 
-A text longer than ``MARKDOWN_LIMIT`` characters, or nested absurdly deep, is not parsed: None, and the page shows it
-as plain text.
+A text longer than ``MARKDOWN_LIMIT`` characters, or nested too deeply, is not parsed: the function returns None and the
+page shows plain text.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ TEX_LIMIT = 2_000
 SCHEMES = {"http", "https", "mailto"}
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
-# Embeddings, overrides and isolates turn the text around them; C1 codes, zero-width and tag characters hide in it.
-# Joiners (U+200C, U+200D) stay: emoji and several scripts are written with them.
+# Embeddings, overrides and isolates reverse the text around them. C1 codes, zero-width and tag characters are hidden.
+# Joiners (U+200C, U+200D) are kept: emoji and several scripts need them.
 _HIDDEN = [
     *range(0x80, 0xA0), 0xAD, 0x200B, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,
     *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080),
@@ -63,14 +64,14 @@ ATTRIBUTES = {
     "mover": {"accent"},
 }
 _MATH_DELIMITERS = (("\\(", "\\)", False), ("\\[", "\\]", True), ("$$", "$$", True), ("$", "$", False))
-# The parser leaves out what is nested deeper than it goes, and an answer must not hide a part of itself.
+# The parser drops text nested more deeply than its limit, and an answer must not hide a part of itself.
 _NESTING = 60
 _DEEP_NESTING = re.compile(rf"^(?:[ \t]*(?:>|[-*+](?=[ \t])|\d{{1,9}}[.)](?=[ \t]))){{{_NESTING // 3},}}", re.MULTILINE)
 _TEX_DEFINITION = re.compile(r"\\(?:def|let|newcommand|renewcommand|DeclareMathOperator|newenvironment)")
 
 
 def require_review_extra() -> None:
-    """Raises :class:`MissingDependencyError` where the packages of the review page are not installed."""
+    """Raise :class:`MissingDependencyError` if a package of the review page is not installed."""
     try:
         import jinja2  # noqa: F401
         import latex2mathml  # noqa: F401
@@ -88,13 +89,13 @@ def require_review_extra() -> None:
 
 
 def show_invisible_characters(text: str) -> str:
-    """``text`` with every character that hides or turns text shown by its picture or number; line ends as LF."""
+    """Replace every character that hides or reverses text by its picture or number, and CRLF by LF."""
     text = text.replace("\r\n", "\n")
     return text if text.isascii() and text.isprintable() else text.translate(_VISIBLE)
 
 
 def markdown_to_safe_html(text: str) -> str | None:
-    """``text`` (Markdown) as safe HTML, or None where it is too long or too deep to be parsed."""
+    """Return Markdown ``text`` as safe HTML, or None if it is too long or too deeply nested to be parsed."""
     import nh3
 
     if len(text) > MARKDOWN_LIMIT or _DEEP_NESTING.search(text):
@@ -129,7 +130,7 @@ def _markdown() -> MarkdownIt:
 
 
 def _parse_math(state: StateInline, silent: bool) -> bool:
-    r"""``\( \)``, ``\[ \]``, ``$$ $$`` and ``$ $``, the last not where it may be an amount of money."""
+    r"""Parse ``\( \)``, ``\[ \]``, ``$$ $$`` and ``$ $``; the last not if it may be an amount of money."""
     source, start = state.src, state.pos
     if source[start] not in "\\$":
         return False
@@ -157,11 +158,11 @@ def _render_math(_: RendererHTML, tokens: Any, index: int, *__: Any) -> str:
 
     tex, display = tokens[index].content, tokens[index].meta["display"]
     source_html = f'<code class="tex">{_escape(tex)}</code>'
-    if _TEX_DEFINITION.search(tex):  # a few nested definitions expand to more than fits into memory
+    if _TEX_DEFINITION.search(tex):  # a few nested definitions can expand beyond all memory
         return source_html
     try:
         return str(convert(tex, display="block" if display else "inline"))
-    except Exception:  # the converter raises whatever its parser trips over: then people read the source
+    except Exception:  # the converter raises many kinds of errors: show the source instead
         return source_html
 
 
@@ -172,7 +173,7 @@ def _render_image(_: RendererHTML, tokens: Any, index: int, *__: Any) -> str:
 
 
 def _render_definition(_: RendererHTML, tokens: Any, index: int, *__: Any) -> str:
-    """Where links of this name lead, as it was written: it may be that no link has this name."""
+    """Show a link definition as text: possibly no link uses its name."""
     definition = tokens[index].meta
     return f"<p>{_escape_visible('[{label}]: {url}'.format(**definition))}{_format_title(definition['title'])}</p>\n"
 
@@ -195,7 +196,7 @@ def _render_link_end(_: RendererHTML, tokens: Any, index: int, *__: Any) -> str:
 
 
 def _link_host(href: str) -> str | None:
-    """Where a link leads, or None where it leads nowhere outside: such a link is text."""
+    """Return the host (or mail address) of a link, or None if it is not an external link: then it is text."""
     try:
         parts = urlsplit(href)
         return (
@@ -224,7 +225,7 @@ def _render_code(_: RendererHTML, tokens: Any, index: int, *__: Any) -> str:
 
 
 def _escape_visible(text: str) -> str:
-    """Text for the page; what hides or turns may stand in it as an entity, so it is made visible once more."""
+    """Escape text for HTML. An entity may have produced invisible characters, so show those again."""
     return _escape(show_invisible_characters(text))
 
 

@@ -1,11 +1,11 @@
-"""What every request to the review page passes first, and what every reply carries.
+"""Security checks for every request to the review page, and security headers for every reply.
 
-Contract (each part is attacked in tests/review/test_security.py):
-- The Host header names this machine: a loopback name, an address, or the host that was asked for. A page elsewhere
-  that has its own name point here (DNS rebinding) brings its own name.
-- A request that another site's page makes is refused by Sec-Fetch-Site; a POST needs an Origin that is the page's own
-  (where the browser sends one, and browsers do), a JSON body of at most ``BODY_LIMIT`` bytes, and the CSRF token.
-- Replies allow no script, style or request but this server's own, no frame around them, and are not stored.
+Contract (tests/review/test_security.py attacks each part):
+- The Host header must name this machine: a loopback name, an IP address, or the configured host. This stops DNS
+  rebinding, where another site's own name points here.
+- A request from another site's page is rejected by Sec-Fetch-Site. A POST needs the page's own Origin (if the browser
+  sends one, and browsers do), a JSON body of at most ``BODY_LIMIT`` bytes, and the CSRF token.
+- Replies allow only this server's own scripts, styles and requests, allow no frame around them, and are not stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ HEADERS = {
 
 
 class SecurityMiddleware:
-    """ASGI middleware around the whole page."""
+    """ASGI middleware that rejects forbidden requests and adds ``HEADERS`` to every reply.
+
+    ``host``: the address on which the page listens, accepted as Host in addition to this machine's names."""
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         self.app = app
@@ -69,25 +71,26 @@ class SecurityMiddleware:
         await self.app(scope, receive, with_headers)
 
     def _rejection(self, method: str, headers: dict[str, str]) -> tuple[int, str] | None:
+        """Return HTTP status and reason if the request is forbidden."""
         host = headers.get("host", "")
         if not self._is_allowed_host(host):
-            return 421, f"this page does not answer to the name {_host_name(host)!r}; use the link that rlaif printed"
+            return 421, f"unknown host name {_host_name(host)!r}; use the link that rlaif printed"
         site = headers.get("sec-fetch-site")
         navigates = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         if site not in (None, "same-origin", "none") and not navigates:
-            return 403, "another site's page asked for this"
+            return 403, "cross-site request rejected"
         if method not in ("GET", "HEAD", "POST"):
-            return 405, "only GET and POST"
+            return 405, "method not allowed; use GET or POST"
         if method == "POST":
             origin = headers.get("origin")
             if origin is not None and urlsplit(origin).netloc.casefold() != host.casefold():
-                return 403, "another site's page sent this"
+                return 403, "cross-site label rejected"
             if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-                return 415, "labels come as JSON"
+                return 415, "a label must be sent as application/json"
             if not headers.get("content-length", "").isdigit():
-                return 411, "say how long the body is"
+                return 411, "the Content-Length header is missing"
             if int(headers["content-length"]) > BODY_LIMIT:
-                return 413, f"a label is at most {BODY_LIMIT >> 20} MiB long"
+                return 413, f"a label must not exceed {BODY_LIMIT >> 20} MiB"
         return None
 
     def _is_allowed_host(self, host: str) -> bool:
@@ -102,7 +105,7 @@ class SecurityMiddleware:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """Return the name in a Host header, without port and brackets."""
     try:
         return (urlsplit(f"//{host}").hostname or "").casefold()
     except ValueError:
@@ -110,6 +113,7 @@ def _host_name(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
+    """Return True if ``host`` is reachable from this machine only."""
     if host.casefold() == "localhost":
         return True
     try:

@@ -1,6 +1,6 @@
-"""Runs where argilla and label-studio-sdk are installed: labels an exported queue with their own models.
+"""Label an exported queue with the models of argilla or label-studio-sdk. Runs in an environment that has both.
 
-    python foreign.py argilla|label-studio EXPORTED CHOICES LABELLED
+    python real_tools.py argilla|label-studio EXPORTED CHOICES LABELED
 
 CHOICES is a JSON object of pair id to [choice, comment]; a choice may be empty.
 """
@@ -19,7 +19,7 @@ def with_argilla(exported: Path, choices: dict[str, Any], labeled: Path) -> None
     import argilla
     from argilla.records._io import JsonIO
 
-    argilla.Argilla._default_client = MagicMock()  # settings ask for a server's client as soon as they are made
+    argilla.Argilla._default_client = MagicMock()  # the constructor of Settings requires a server's client
     settings = argilla.Settings.from_json(exported.with_suffix(".settings.json"))
     options = {option["value"] for option in settings.questions["choice"].serialize()["settings"]["options"]}
     assert settings.questions["choice"].required
@@ -57,7 +57,7 @@ def with_label_studio(exported: Path, choices: dict[str, Any], labeled: Path) ->
         regions = [region._dict() for region in result]
         annotation = {"id": task_number, "completed_by": 1, "was_cancelled": choice == "skip", "result": regions}
         AnnotationValue(**annotation)
-        # The package's own pairwise region names itself as what it is about, which its own check does not know.
+        # The package's pairwise region names itself as its target, which the package's own check rejects.
         checked = [region for region in regions if region["type"] != "pairwise"]
         assert interface.validate_annotation({**annotation, "result": checked})
         task.update(id=task_number, annotations=[annotation] if choice else [], predictions=[])

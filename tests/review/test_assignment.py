@@ -1,4 +1,4 @@
-"""Who gets which pair, and what becomes of labels that arrive from several sides."""
+"""Assignment of pairs to annotators, and labels from several annotators, tabs and files."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def ids(items: list[dict[str, Any]]) -> list[str]:
     return [item["id"] for item in items]
 
 
-def test_a_closed_tabs_pairs_come_back_to_their_person_soon_and_to_others_later(run: Run) -> None:
+def test_pairs_of_a_closed_tab_return_to_their_annotator_first_and_to_others_later(run: Run) -> None:
     clock = Clock()
     assignments = AssignmentService(run, SEED, AssignmentRules(), {}, clock)
     leased = ids(assignments.next_pairs(ADA, "one", [], 5))
     assert set(leased).isdisjoint(ids(assignments.next_pairs(ADA, "two", [], 20)))
-    assert ids(assignments.next_pairs(ADA, "one", [], 5)) == leased, "a reload shows the same"
+    assert ids(assignments.next_pairs(ADA, "one", [], 5)) == leased, "a reload shows the same pairs"
     clock.now += OWN_LEASE_S + 1
     assert set(leased) <= set(ids(assignments.next_pairs(ADA, "three", [], 20)))
     assert assignments.next_pairs(BOB, "b", [], 20) == []
@@ -60,7 +60,7 @@ def test_a_closed_tabs_pairs_come_back_to_their_person_soon_and_to_others_later(
     assert set(leased) <= set(ids(assignments.next_pairs(BOB, "b", [], 20)))
 
 
-def test_a_pair_goes_to_as_many_people_as_are_wanted(run: Run) -> None:
+def test_each_pair_gets_the_required_number_of_labels(run: Run) -> None:
     assignments = AssignmentService(run, SEED, AssignmentRules(labels_per_pair=1, extra_label_fraction=0.5), {})
     label_counts: Counter[str] = Counter()
     for annotator in (ADA, BOB, Annotator("cyd", "annotator")):
@@ -74,8 +74,8 @@ def test_a_pair_goes_to_as_many_people_as_are_wanted(run: Run) -> None:
     assert 1 < sum(count == 2 for count in label_counts.values()) < 19
 
 
-def test_people_who_stop_early_share_pairs_all_the_same(tmp_path: Path) -> None:
-    """With 2,000 pairs and 100 labels each by two people, chance alone would give less than one shared pair."""
+def test_annotators_who_stop_early_still_share_pairs(tmp_path: Path) -> None:
+    """With 2,000 pairs and 100 labels per annotator, two annotators would share less than one pair by chance."""
     run = make_run(tmp_path / "run", [pair(number) for number in range(2000)])
     assignments = AssignmentService(run, SEED, AssignmentRules(labels_per_pair=1, extra_label_fraction=0.2), {})
     for _ in range(100):
@@ -86,7 +86,7 @@ def test_people_who_stop_early_share_pairs_all_the_same(tmp_path: Path) -> None:
     assert 10 <= shared <= 40
 
 
-def test_a_late_label_is_taken_and_a_skip_goes_back_to_others(run: Run) -> None:
+def test_late_label_is_accepted_and_skipped_pair_goes_to_others(run: Run) -> None:
     assignments = AssignmentService(run, SEED, AssignmentRules(), {})
     (item,) = assignments.next_pairs(ADA, "t", [], 1)
     assignments.submit_label(BOB, item["id"], "left")
@@ -98,7 +98,7 @@ def test_a_late_label_is_taken_and_a_skip_goes_back_to_others(run: Run) -> None:
     assert other["id"] in ids(assignments.next_pairs(BOB, "t", [], 20)) or assignments._leases[other["id"]] == {}
 
 
-def test_an_import_and_a_new_night_are_seen_and_a_torn_line_is_cut(run: Run) -> None:
+def test_imported_labels_and_new_pairs_are_seen_and_a_torn_line_is_cut(run: Run) -> None:
     assignments = AssignmentService(run, SEED, AssignmentRules(), {})
     first = ids(assignments.next_pairs(ADA, "t", [], 1))[0]
     assignments.submit_label(ADA, first, "left")
@@ -113,14 +113,14 @@ def test_an_import_and_a_new_night_are_seen_and_a_torn_line_is_cut(run: Run) -> 
     make_run(run.path, [pair(number) for number in range(10, 30)])
     assert ids(assignments.next_pairs(BOB, "t", [], 20)) != []
     assert sorted(assignments.queued) == [f"pair-{number:04}" for number in range(10, 30)]
-    # A pair that has left the queue is still taken, as somebody may be looking at it.
+    # A pair that has left the queue still accepts labels: an annotator may have it on display.
     removed = next(row for row in assignments.rows if row not in assignments.queued)
     assert assignments.submit_label(ADA, removed, "left")["saved"] in ("added", "changed")
     with pytest.raises(UsageError, match="unknown pair"):
         assignments.submit_label(ADA, "nowhere", "left")
 
 
-def test_labels_go_on_while_the_run_is_written_and_wait_for_another_writer_of_labels(run: Run) -> None:
+def test_labels_are_written_during_judging_but_not_beside_another_writer_of_labels(run: Run) -> None:
     assignments = AssignmentService(run, SEED, AssignmentRules(), {})
     one, two = ids(assignments.next_pairs(ADA, "t", [], 2))
     with run.lock():
@@ -129,11 +129,11 @@ def test_labels_go_on_while_the_run_is_written_and_wait_for_another_writer_of_la
         assignments.submit_label(ADA, two, "left")
     assert assignments.submit_label(ADA, two, "left")["saved"] == "added"
     with run.lock():
-        pass  # an open page keeps nothing from starting
+        pass  # an open page does not lock the run
     assignments.close()
 
 
-def test_gold_pairs_look_like_others_and_enter_no_dataset(run: Run) -> None:
+def test_gold_pairs_look_like_others_and_never_enter_the_dataset(run: Run) -> None:
     gold = read_gold_pairs([gold_file(run.path.parent / "gold.jsonl")])
     assignments = AssignmentService(run, SEED, AssignmentRules(gold_fraction=0.5), gold)
     labeled = []
@@ -161,7 +161,7 @@ def test_gold_pairs_look_like_others_and_enter_no_dataset(run: Run) -> None:
     [("{", "not JSON"), ('{"prompt": "p", "responses": ["a"], "label": 1}', "responses"),
      ('{"prompt": "p", "responses": ["a", "b"], "label": 3}', "label")],
 )  # fmt: skip
-def test_a_bad_gold_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_bad_gold_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = gold_file(tmp_path / "gold.jsonl", 2)
     path.write_text(path.read_text() + "\n" + line)
     with pytest.raises(InputError, match=message) as raised:
@@ -169,8 +169,8 @@ def test_a_bad_gold_line_is_named(tmp_path: Path, line: str, message: str) -> No
     assert raised.value.location == f"{path}:3"
 
 
-def test_the_leads_numbers(run: Run) -> None:
-    """Two people who agree on 6 of 8 pairs; one adjudication of the two splits."""
+def test_dashboard_data(run: Run) -> None:
+    """Two annotators agree on 6 of 8 pairs, and the lead adjudicates one of the other two."""
     assignments = AssignmentService(run, SEED, AssignmentRules(labels_per_pair=2), {})
     pairs = sorted(assignments.queued)[:8]
     for number, pair_id in enumerate(pairs):
@@ -201,7 +201,7 @@ def test_the_leads_numbers(run: Run) -> None:
     assert [row["median_seconds"] for row in data["annotators"]] == [13.5, 13.5]
     assert data["labels_per_hour"] == 32.0
     assert data["eta_hours"] == pytest.approx(24 / 32)
-    # On the six that people agree on, the judges said a: right in three.
+    # On the six pairs with agreement the judges preferred a, which is right in three.
     assert (data["judge_agreement"]["value"], data["judge_agreement"]["n"]) == (0.5, 6)
     labels = dict(human_labels(run.reviews()).select("pair_id", "label").iter_rows())
     assert labels[pairs[0]] == "tie"
@@ -209,8 +209,8 @@ def test_the_leads_numbers(run: Run) -> None:
     assert labels[pairs[2]] == "a"
 
 
-def test_the_journal_of_before_still_loads(run: Run) -> None:
-    """Labels from before there were edits, roles and times."""
+def test_old_journal_still_loads(run: Run) -> None:
+    """A label without the newer fields: better answer, role, time."""
     old = {
         "key": "0" * 64,
         "pair_id": "pair-0001",

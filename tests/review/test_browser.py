@@ -1,4 +1,4 @@
-"""The review page in a real Chromium, through the command as people give it."""
+"""The review page in a real Chromium, started by the real command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 
 
 class Tab:
-    """A tab of one person. What its console says is kept, and must be nothing at the end of the test."""
+    """A tab of one annotator. Tests assert that its console stays empty."""
 
     def __init__(self, context: Any, link: str) -> None:
         self.page = context.new_page()
@@ -43,9 +43,9 @@ class Tab:
 
     def open(self, link: str) -> None:
         self.page.goto(link)
-        self.settle()
+        self.wait_until_loaded()
 
-    def settle(self) -> None:
+    def wait_until_loaded(self) -> None:
         self.page.wait_for_selector("#pair:not([hidden]), #empty:not([hidden])")
 
     @property
@@ -60,7 +60,7 @@ class Tab:
         return bool(self.page.is_visible("#empty"))
 
     def choose(self, key: str) -> None:
-        """Press a key and wait until the next pair is there."""
+        """Press a key and wait for the next pair."""
         before = self.prompt
         self.page.keyboard.press(key)
         self.page.wait_for_function(
@@ -78,7 +78,7 @@ def reviews(run: Run) -> list[dict[str, Any]]:
 
 
 def choices_by_prompt(run: Run) -> dict[str, tuple[str, str | None]]:
-    """By prompt: the choice, and the text of the answer that was preferred."""
+    """Return by prompt the choice and the text of the preferred answer."""
     pairs = {row["pair_id"]: row for row in run.pairs().iter_rows(named=True)}
     choices = {}
     for label in reviews(run):
@@ -87,8 +87,8 @@ def choices_by_prompt(run: Run) -> dict[str, tuple[str, str | None]]:
     return choices
 
 
-def test_fifty_pairs_by_keyboard_over_a_killed_server(browser: Any, tmp_path: Path, rlaif: Any) -> None:
-    """Every key that was pressed is a label, none is doubled, and the dataset holds exactly what people chose."""
+def test_fifty_pairs_by_keyboard_with_a_server_crash(browser: Any, tmp_path: Path, rlaif: Any) -> None:
+    """Every key press is one label, none is duplicated, and the dataset contains exactly the chosen answers."""
     run = judged_run(tmp_path / "run", prompt_rows(50))
     pressed: dict[str, tuple[str, str | None]] = {}
     server = PageServer(run.path, "--annotator", "ada")
@@ -102,7 +102,7 @@ def test_fifty_pairs_by_keyboard_over_a_killed_server(browser: Any, tmp_path: Pa
     for number in range(20):
         press(KEYS[number % len(KEYS)])
     server.kill()
-    # Nobody answers: the page says so, keeps the choice, and stays where it is.
+    # The server is down: the page reports it, keeps the choice, and stays on the pair.
     current_prompt = annotator.prompt
     pressed[current_prompt] = ("left", annotator.side("left"))
     annotator.page.keyboard.press("ArrowLeft")
@@ -147,22 +147,22 @@ def run(judged: Run) -> Iterator[Run]:
     judged.journal_path("reviews").unlink(missing_ok=True)
 
 
-def test_what_was_typed_survives_reload_back_and_undo(browser: Any, run: Run) -> None:
+def test_typed_text_survives_reload_back_and_undo(browser: Any, run: Run) -> None:
     with PageServer(run.path, "--annotator", "ada") as server:
         ada = tab(browser, server.links["ada"])
         first, keys = ada.prompt, ada.page.keyboard
         keys.press("c")
-        keys.type("left out the year: a t b s 1")  # typing is no choosing
+        keys.type("left out the year: a t b s 1")  # keys typed into a field do not choose
         keys.press("Escape")
         keys.press("e")
         keys.type("A better answer,\nin two lines.")
         keys.press("Escape")
         keys.press("3")
         ada.page.reload()
-        ada.settle()
+        ada.wait_until_loaded()
         ada.page.goto("about:blank")
         ada.page.go_back()
-        ada.settle()
+        ada.wait_until_loaded()
         assert ada.prompt == first
         assert ada.page.input_value("#comment") == "left out the year: a t b s 1"
         assert ada.page.input_value("#edited") == "A better answer,\nin two lines."
@@ -176,7 +176,7 @@ def test_what_was_typed_survives_reload_back_and_undo(browser: Any, run: Run) ->
             "A better answer,\nin two lines.",
         )
         assert ada.page.input_value("#comment") == ""
-        # Undo goes back to what was said, and another choice replaces it.
+        # Undo shows the earlier label, and another choice replaces it.
         ada.choose("u")
         assert ada.prompt == first
         assert ada.page.input_value("#comment") == "left out the year: a t b s 1"
@@ -184,13 +184,13 @@ def test_what_was_typed_survives_reload_back_and_undo(browser: Any, run: Run) ->
         ada.choose("ArrowLeft")
         assert ada.prompt == second
         ada.choose("u")
-        ada.choose("n")  # on again, nothing said
+        ada.choose("n")  # next, without a new label
         assert ada.prompt == second
         assert [label["choice"] for label in reviews(run)] == ["right", "left"]
         assert ada.console_messages == []
 
 
-def test_the_judges_opinion_and_the_side_keys_show_only_after_the_choice(browser: Any, run: Run) -> None:
+def test_judges_verdict_is_shown_only_after_the_choice(browser: Any, run: Run) -> None:
     with PageServer(run.path, "--annotator", "ada") as server:
         ada = tab(browser, server.links["ada"])
         ada.page.keyboard.press("j")
@@ -199,7 +199,7 @@ def test_the_judges_opinion_and_the_side_keys_show_only_after_the_choice(browser
         ada.choose("t")
         ada.page.keyboard.press("j")
         assert ada.page.inner_text("#verdict").startswith(
-            f"The pair before: The judges preferred the {'left' if left_is_good else 'right'} one, p = 0.90."
+            f"Previous pair: the judges preferred the {'left' if left_is_good else 'right'} answer (p = 0.90)."
         )
         ada.page.keyboard.press("g")
         assert "careful person would rather have received" in ada.page.inner_text("#guidelines")
@@ -213,7 +213,7 @@ def test_the_judges_opinion_and_the_side_keys_show_only_after_the_choice(browser
         assert ada.console_messages == []
 
 
-def test_everything_goes_by_mouse_too(browser: Any, run: Run) -> None:
+def test_everything_works_by_mouse(browser: Any, run: Run) -> None:
     with PageServer(run.path, "--annotator", "ada") as server:
         ada = tab(browser, server.links["ada"])
         left = ada.side("left")
@@ -243,8 +243,8 @@ def test_everything_goes_by_mouse_too(browser: Any, run: Run) -> None:
         assert ada.console_messages == []
 
 
-def test_two_people_and_two_tabs_share_the_queue_without_doubling(browser: Any, run: Run) -> None:
-    """Without overlap each pair goes to one person; all three tabs are empty when all pairs have one label."""
+def test_two_annotators_and_two_tabs_share_the_queue_without_duplicates(browser: Any, run: Run) -> None:
+    """Without extra labels each pair goes to one annotator; all three tabs are empty when all pairs have one label."""
     (run.path / "rlaif.toml").write_text("[review]\nextra_label_fraction = 0\ngold_fraction = 0\n")
     try:
         with PageServer(run.path, "--annotators", "ada,bob") as server:
@@ -293,7 +293,7 @@ def test_overlap_gold_agreement_and_adjudication(browser: Any, run: Run) -> None
             lead.wait_for_selector("#kappas td")
             assert f"{len(double)} (0 adjudicated)" in lead.inner_text("#figures")
             assert "ada and bob" in lead.inner_text("#kappas")
-            assert lead.inner_text("#annotators").count("(n = ") == 2  # gold results of both
+            assert lead.inner_text("#annotators").count("(n = ") == 2  # gold accuracy of both
             lead.click("#adjudicate")
             lead.wait_for_selector("#votes li")
             assert {"ada", "bob"} == set(lead.locator("#votes b").all_inner_texts())
@@ -317,10 +317,10 @@ def test_overlap_gold_agreement_and_adjudication(browser: Any, run: Run) -> None
     ],
     ids=["light", "dark", "phone"],
 )
-def test_no_serious_accessibility_finding(browser: Any, run: Run, options: dict[str, Any]) -> None:
-    """axe-core on the page as it opens, with everything unfolded, at its end, and on the lead's page."""
+def test_no_serious_accessibility_violation(browser: Any, run: Run, options: dict[str, Any]) -> None:
+    """Run axe-core on the page as it opens, with all panels open, and on the lead's dashboard."""
     with PageServer(run.path, "--annotator", "ada") as server:
-        # axe is a script from elsewhere, which the page's policy rightly refuses: for this test alone it is let in.
+        # axe is a foreign script, which the page's policy rejects: this test bypasses the policy.
         context = browser.new_context(**options, bypass_csp=True)
         ada = Tab(context, server.links["ada"])
 
@@ -348,11 +348,13 @@ def test_no_serious_accessibility_finding(browser: Any, run: Run, options: dict[
         ada.page.goto(server.links["lead"])
         ada.page.wait_for_selector("#annotators td")
         check(ada.page, "the lead's page")
-        assert ada.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out at the side"
+        assert ada.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            "the dashboard does not overflow sideways"
+        )
 
 
-def test_a_full_disk_is_told_and_the_choice_is_sent_again(browser: Any, run: Run) -> None:
-    """The label's place is taken away and given back: the page waits, says why, and goes on by itself."""
+def test_write_error_is_shown_and_the_label_is_sent_again(browser: Any, run: Run) -> None:
+    """While the journal cannot be written, the page shows the error; afterwards it resumes by itself."""
     with PageServer(run.path, "--annotator", "ada") as server:
         ada = tab(browser, server.links["ada"])
         path = run.journal_path("reviews")
@@ -369,9 +371,10 @@ def test_a_full_disk_is_told_and_the_choice_is_sent_again(browser: Any, run: Run
         assert len(reviews(run)) == 1
 
 
-def test_the_words_that_differ_are_as_few_as_can_be(browser: Any, run: Run) -> None:
-    """What is not highlighted is a longest common subsequence, by the plain quadratic table; texts with little
-    in common are compared by their words."""
+def test_highlighted_words_are_minimal(browser: Any, run: Run) -> None:
+    """The words not highlighted are a longest common subsequence, checked against the quadratic table.
+
+    If texts have little in common, a word is highlighted if the other text does not contain it."""
     with PageServer(run.path, "--annotator", "ada") as server:
         ada = tab(browser, server.links["ada"])
         result = ada.page.evaluate("""async () => {

@@ -1,4 +1,4 @@
-"""The review file: blind, exact through spreadsheets, and back into the journal without losing or doubling a label."""
+"""The review file is blind, survives spreadsheets exactly, and every label is imported into the journal once."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def counts(result: ReviewImport) -> tuple[int, int, int, int, int]:
     return result.added, result.changed, result.unchanged, result.unlabeled, len(result.bad_rows)
 
 
-# The file that goes out
+# Export
 
 
 @pytest.mark.parametrize("name", ["queue.csv", "queue.jsonl"])
@@ -153,11 +153,11 @@ def test_the_file_is_blind(run: Run, name: str) -> None:
         assert secret not in text
 
 
-def test_only_what_is_routed_to_people_is_asked(run: Run) -> None:
+def test_only_queued_pairs_are_exported(run: Run) -> None:
     assert {row["pair_id"] for row in rows_of(exported(run))} == {f"pair-{number:04}" for number in (0, 1, 4, 5)}
 
 
-def test_an_empty_queue_is_a_file_with_a_header(tmp_path: Path) -> None:
+def test_empty_queue_is_exported_as_a_header(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [pair(1, route="judge")])
     assert export_queue(run, tmp_path / "q.csv", format="csv", annotator="ann", seed=SEED) == 0
     assert (tmp_path / "q.csv").read_bytes().decode() == ",".join(COLUMNS) + "\r\n"
@@ -175,7 +175,7 @@ def test_sides_are_even_and_differ_between_annotators() -> None:
         assert abs(same - 0.5) < 0.03
 
 
-def test_the_sides_in_the_file_are_the_seeded_ones(run: Run) -> None:
+def test_sides_in_the_file_follow_the_seed(run: Run) -> None:
     for name in ("queue.csv", "queue.jsonl"):
         for row in rows_of(exported(run, name)):
             first = left_side(SEED, row["pair_id"], "ann") == "a"
@@ -183,7 +183,7 @@ def test_the_sides_in_the_file_are_the_seeded_ones(run: Run) -> None:
             assert row["right"].startswith("Second" if first else "First")
 
 
-def test_the_order_is_seeded_and_differs_between_annotators(tmp_path: Path) -> None:
+def test_order_is_seeded_and_differs_between_annotators(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [pair(number) for number in range(40)])
     reviews = run.reviews()
 
@@ -213,11 +213,11 @@ def test_prompts_are_readable() -> None:
     )
 
 
-def test_a_file_with_choices_is_not_overwritten(run: Run) -> None:
+def test_file_with_choices_is_not_overwritten(run: Run) -> None:
     path = exported(run)
-    exported(run)  # without choices it is
+    exported(run)  # a file without choices may be overwritten
     labeled = fill(path, lambda number: "left" if number == 2 else "").read_bytes()
-    with pytest.raises(UsageError, match="holds choices or comments in 1 rows"):
+    with pytest.raises(UsageError, match="choices or comments in 1 row"):
         exported(run)
     assert path.read_bytes() == labeled
     path.write_text("my shopping list\n")
@@ -230,18 +230,18 @@ def test_a_file_with_choices_is_not_overwritten(run: Run) -> None:
     assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_what_cannot_be_exported(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"does not end in \.csv"):
+def test_invalid_exports_are_rejected(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must end in \.csv"):
         export_queue(run, tmp_path / "q.txt", format="csv", annotator="ann", seed=SEED)
     with pytest.raises(UsageError, match="Did you mean 'jsonl'"):
         export_queue(run, tmp_path / "q.csv", format="json", annotator="ann", seed=SEED)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no name"):
+    with pytest.raises(UsageError, match="name is empty"):
         export_queue(run, tmp_path / "q.csv", format="csv", annotator=" ", seed=SEED)
     with pytest.raises(RunError, match="no pairs yet"):
         export_queue(Run(tmp_path / "new"), tmp_path / "q.csv", format="csv", annotator="ann", seed=SEED)
 
 
-# Texts survive
+# Exact texts
 
 
 texts = st.one_of(
@@ -253,7 +253,7 @@ texts = st.one_of(
 
 @given(texts)
 @settings(deadline=None)
-def test_a_cell_gives_the_text_back(text: str) -> None:
+def test_cell_round_trips(text: str) -> None:
     cell = escape_cell(text)
     assert unescape_cell(cell) == text
     assert unescape_cell(cell.replace("\n", "\r\n")) == text
@@ -262,11 +262,11 @@ def test_a_cell_gives_the_text_back(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_hostile_cell_gives_the_text_back(text: str) -> None:
+def test_hostile_cell_round_trips(text: str) -> None:
     assert unescape_cell(escape_cell(text)) == text
 
 
-def test_only_what_a_spreadsheet_changes_is_marked() -> None:
+def test_only_texts_that_a_spreadsheet_changes_are_escaped() -> None:
     for text in ("12", "0", "Answer 3", "A - B", "march on", "May I?", "1. one\n2. two", "x=1", "2024 was good"):
         assert escape_cell(text) == text
     for text in ("=1", "007", "1/2", "3e5", "TRUE", "4 Mar", "May 5, 2024", "10:30 pm", "$5", "50%", "1" * 16, " 12"):
@@ -301,7 +301,7 @@ def test_any_text_round_trips(rows: list[tuple[str, str, str]], name: str) -> No
         {"delimiter": ",", "encoding": "utf-8-sig"},
     ],
 )
-def test_what_a_spreadsheet_leaves_is_read(tmp_path: Path, options: dict[str, str]) -> None:
+def test_files_saved_by_spreadsheets_are_read(tmp_path: Path, options: dict[str, str]) -> None:
     pairs = [pair(number, response_a=text, response_b=text + "?") for number, text in enumerate(HOSTILE)]
     run = make_run(tmp_path / "run", pairs)
     words = ["LEFT", " Both Bad ", "right", "both-bad", "Skip"]
@@ -314,7 +314,7 @@ def test_what_a_spreadsheet_leaves_is_read(tmp_path: Path, options: dict[str, st
     assert counts(load(run, path)) == (len(HOSTILE), 0, 0, 0, 0)
 
 
-def test_a_lost_apostrophe_lost_trailing_cells_and_reordered_columns_are_read(tmp_path: Path) -> None:
+def test_lost_apostrophes_lost_trailing_cells_and_reordered_columns_are_read(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [pair(1, response_a="=1+1", response_b="'quoted'"), pair(2)])
     path = exported(run)
     rows = rows_of(path)
@@ -329,14 +329,14 @@ def test_a_lost_apostrophe_lost_trailing_cells_and_reordered_columns_are_read(tm
     assert counts(load(run, plain)) == (0, 0, 0, 2, 0)
 
 
-def test_a_byte_order_mark_is_written_when_asked(run: Run) -> None:
+def test_byte_order_mark_is_optional(run: Run) -> None:
     assert exported(run).read_bytes().startswith(b"pair_id")
     path = exported(run, bom=True)
     assert path.read_bytes().startswith(b"\xef\xbb\xbfpair_id")
     assert counts(load(run, path)) == (0, 0, 0, 4, 0)
 
 
-# Labels come back
+# Import
 
 
 @pytest.mark.parametrize("name", ["queue.csv", "queue.jsonl"])
@@ -360,16 +360,16 @@ def test_labels_become_reviews(run: Run, name: str) -> None:
         assert review["prompt_id"] == row["pair_id"].replace("pair-000", "prompt-")
 
 
-def test_importing_twice_adds_nothing_and_the_queue_shrinks(run: Run) -> None:
+def test_importing_again_adds_nothing_and_the_queue_shrinks(run: Run) -> None:
     path = fill(exported(run), lambda number: ["left", "skip", "", ""][number])
     assert counts(load(run, path)) == (2, 0, 0, 2, 0)
     before = run.journal_path("reviews").read_bytes()
     assert counts(load(run, path)) == (0, 0, 2, 2, 0)
     assert run.journal_path("reviews").read_bytes() == before
-    assert len(rows_of(exported(run, "next.csv"))) == 2  # a skip counts as labelled
+    assert len(rows_of(exported(run, "next.csv"))) == 2  # a skip counts as labeled
 
 
-def test_a_changed_mind_is_a_newer_record(run: Run) -> None:
+def test_changed_label_is_a_newer_record(run: Run) -> None:
     path = exported(run)
     for choice in ("left", "right", "left", "left"):
         load(run, fill(path, lambda _, choice=choice: choice))
@@ -381,7 +381,7 @@ def test_a_changed_mind_is_a_newer_record(run: Run) -> None:
     assert counts(load(run, write(path, rows))) == (0, 1, 3, 0, 0)
 
 
-def test_a_changed_mind_is_newer_even_when_the_clock_goes_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_label_is_newer_even_if_the_clock_goes_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     path = exported(run)
     load(run, fill(path, lambda _: "left"))
     monkeypatch.setattr("time.time", lambda: 1.0)
@@ -389,7 +389,7 @@ def test_a_changed_mind_is_newer_even_when_the_clock_goes_back(run: Run, monkeyp
     assert latest_labels(run.reviews())["choice"].to_list() == ["right"] * 4
 
 
-def test_two_annotators_do_not_touch_each_other(run: Run) -> None:
+def test_annotators_labels_are_independent(run: Run) -> None:
     ann = fill(exported(run, "ann.csv"), lambda _: "left")
     load(run, ann)
     bob = exported(run, "bob.csv", annotator="bob")
@@ -401,7 +401,7 @@ def test_two_annotators_do_not_touch_each_other(run: Run) -> None:
     assert set(labels.filter(pl.col("annotator") == "bob")["choice"]) == {"right"}
 
 
-def test_a_pair_that_is_no_longer_queued_still_takes_its_label(run: Run) -> None:
+def test_pair_that_has_left_the_queue_still_accepts_its_label(run: Run) -> None:
     path = fill(exported(run), lambda _: "left")
     pairs = run.pairs().with_columns(route=pl.lit("judge"), inclusion_probability=pl.lit(None, pl.Float64))
     pairs.write_parquet(run.pairs_path)
@@ -409,7 +409,7 @@ def test_a_pair_that_is_no_longer_queued_still_takes_its_label(run: Run) -> None
     assert set(run.reviews()["route"]) == {"judge"}
 
 
-def test_one_writer_of_labels_at_a_time_and_a_night_of_judging_is_none(run: Run) -> None:
+def test_only_another_writer_of_labels_locks_the_import(run: Run) -> None:
     path = fill(exported(run), lambda _: "left")
     with run.lock("reviews"), pytest.raises(RunError, match="locked"):
         load(run, path)
@@ -418,8 +418,8 @@ def test_one_writer_of_labels_at_a_time_and_a_night_of_judging_is_none(run: Run)
         assert counts(load(run, path))[0] == 4
 
 
-def test_a_file_keeps_what_only_the_page_can_say(run: Run) -> None:
-    """An edit and how sure somebody was stay while the choice does, and go with it."""
+def test_import_keeps_values_that_only_the_page_can_set(run: Run) -> None:
+    """A better answer and the confidence are kept while the choice is the same, and dropped when it changes."""
     path = fill(exported(run), lambda _: "left")
     row = run.pairs().filter(pl.col("route") == "audit").row(0, named=True)
     review = make_review(
@@ -452,26 +452,26 @@ def swap_sides(rows: list[dict[str, str]]) -> None:
 
 
 BAD_ROWS: dict[str, tuple[Change, str, str]] = {
-    "unknown pair": (put(1, pair_id="pair-9999"), "unknown pair_id 'pair-9999'", "export the queue again"),
+    "unknown pair": (put(1, pair_id="pair-9999"), "unknown pair_id 'pair-9999'", "Export the queue again"),
     "no choice": (put(1, choice="lfet"), "'lfet'", "Did you mean 'left'"),
     "not close to a choice": (put(1, choice="A"), "'A'", "Available: both_bad, left, right, skip, tie."),
-    "edited prompt": (put(1, prompt="Question?"), "prompt of pair", "as they were exported"),
-    "edited left": (put(1, left="better"), "left of pair", "as they were exported"),
-    "edited both": (put(1, left="x", right="y"), "left and right of pair", "as they were exported"),
-    "other sides": (swap_sides, "the other way round", "another --annotator or under another seed"),
+    "edited prompt": (put(1, prompt="Question?"), "prompt of pair", "export the queue again"),
+    "edited left": (put(1, left="better"), "left of pair", "export the queue again"),
+    "edited both": (put(1, left="x", right="y"), "left and right of pair", "export the queue again"),
+    "other sides": (swap_sides, "swapped for annotator 'ann'", "--annotator"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 @pytest.mark.parametrize("name", ["queue.csv", "queue.jsonl"])
-def test_a_bad_row_stops_the_import_before_anything_is_written(run: Run, case: str, name: str) -> None:
+def test_bad_row_stops_the_import_before_anything_is_written(run: Run, case: str, name: str) -> None:
     change, message, hint = BAD_ROWS[case]
     rows = rows_of(path := fill(exported(run, name), lambda _: "left"))
     change(rows)
     write(path, rows)
     with pytest.raises(InputError) as caught:
         load(run, path)
-    # A row of the CSV takes three physical lines, as both answers have two.
+    # A row of the CSV spans three physical lines, because both answers have two lines.
     line = 2 if name == "queue.jsonl" else 5
     assert caught.value.location == f"{path}:{line}"
     assert message in caught.value.message
@@ -482,7 +482,7 @@ def test_a_bad_row_stops_the_import_before_anything_is_written(run: Run, case: s
     assert result.bad_rows[0].location == f"{path}:{line}"
 
 
-def test_lines_are_physical_and_faults_are_counted(run: Run) -> None:
+def test_line_numbers_are_physical_and_errors_are_counted(run: Run) -> None:
     rows = rows_of(path := fill(exported(run), lambda _: "left"))
     for row in (0, 2):
         rows[row]["pair_id"] = f"gone-{row}"
@@ -493,13 +493,13 @@ def test_lines_are_physical_and_faults_are_counted(run: Run) -> None:
     with pytest.raises(InputError) as caught:
         load(run, path)
     assert caught.value.location == f"{path}:2"
-    assert f"2 rows with this fault: lines {starts[0]}, {starts[2]}" in caught.value.message
-    assert "1 more bad row" in caught.value.message
+    assert f"2 rows with this error: lines {starts[0]}, {starts[2]}" in caught.value.message
+    assert "1 bad row with" in caught.value.message
     bad = load(run, path, on_bad_row="skip").bad_rows
     assert [error.location for error in bad] == [f"{path}:{starts[index]}" for index in (0, 2, 3)]
 
 
-def test_a_repeated_pair_counts_once_and_a_contradiction_not_at_all(run: Run) -> None:
+def test_repeated_pair_counts_once_and_a_contradiction_not_at_all(run: Run) -> None:
     rows = rows_of(path := fill(exported(run), lambda _: "left"))
     repeated = write(path, [*rows, {**rows[0]}])
     with pytest.raises(InputError, match="repeated pair_id") as caught:
@@ -512,7 +512,7 @@ def test_a_repeated_pair_counts_once_and_a_contradiction_not_at_all(run: Run) ->
     assert counts(load(run, unlabeled, on_bad_row="skip")) == (0, 0, 4, 0, 1)
 
 
-def test_an_unclosed_quote_takes_no_other_row_with_it(run: Run) -> None:
+def test_unclosed_quote_hides_no_other_row(run: Run) -> None:
     path = fill(exported(run), lambda _: "left")
     good = path.read_bytes().decode()
     second = good.index("pair-", good.index("pair-") + 1)
@@ -526,7 +526,7 @@ def test_an_unclosed_quote_takes_no_other_row_with_it(run: Run) -> None:
     path.write_text(good.rstrip().removesuffix("left,") + '"left,', encoding="utf-8", newline="")
     with pytest.raises(InputError, match="never closed"):
         load(run, path)
-    # A quote that opens in the choice swallows all that follows, and only its own row is lost.
+    # A quote that opens in the choice swallows the rest of the file, but only its own row is lost.
     path.write_text(
         good[:second].removesuffix("left,\r\n") + '"left,\r\n' + good[second:], encoding="utf-8", newline=""
     )
@@ -537,7 +537,7 @@ def test_an_unclosed_quote_takes_no_other_row_with_it(run: Run) -> None:
 def test_many_bad_rows_take_linear_time(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [pair(1)])
     rows = [{**dict.fromkeys(COLUMNS, "x\ny"), "pair_id": f"other-{number}"} for number in range(20_000)]
-    with pytest.raises(InputError, match="20000 rows with this fault"):
+    with pytest.raises(InputError, match="20000 rows with this error"):
         load(run, write(tmp_path / "q.csv", rows))
 
 
@@ -555,13 +555,13 @@ def test_too_many_and_too_few_fields(run: Run) -> None:
 
 @pytest.fixture
 def default_limit() -> Iterator[int]:
-    """The csv module's own limit on a cell: reading prompts from CSV in this process has raised it to 1 GiB."""
+    """Restore the csv module's default limit per cell: reading prompts from CSV in this process raises it to 1 GiB."""
     changed = csv.field_size_limit(131_072)
     yield 131_072
     csv.field_size_limit(changed)
 
 
-def test_a_long_answer_is_read_and_the_csv_module_left_as_it_was(tmp_path: Path, default_limit: int) -> None:
+def test_long_answer_is_read_and_the_csv_limit_is_restored(tmp_path: Path, default_limit: int) -> None:
     before = default_limit
     run = make_run(tmp_path / "run", [pair(1, response_a="x" * (before + 1))])
     path = exported(run)
@@ -570,7 +570,7 @@ def test_a_long_answer_is_read_and_the_csv_module_left_as_it_was(tmp_path: Path,
     assert csv.field_size_limit() == before
 
 
-def test_an_answer_that_a_cell_cuts_is_explained(tmp_path: Path) -> None:
+def test_truncated_cell_is_explained(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [pair(1, response_a="long " * 10_000)])
     rows = rows_of(path := exported(run))
     for side in ("left", "right"):
@@ -589,8 +589,8 @@ def test_bad_json_rows(run: Run) -> None:
     for bad, message in (
         ("{oops", "not JSON"),
         ("[1]", "not a JSON object"),
-        (no_choice, "no column choice; found: pair_id, prompt, left, right, comment; expected: pair_id"),
-        (number, "choice is 1, not text"),
+        (no_choice, "missing column choice; found: pair_id, prompt, left, right, comment; expected: pair_id"),
+        (number, "choice must be text, got 1"),
     ):
         path.write_text("\n".join([lines[0], "", bad, *lines[2:]]), encoding="utf-8")
         with pytest.raises(InputError) as caught:
@@ -608,20 +608,20 @@ BAD_FILES: dict[str, tuple[str, bytes, str, str]] = {
     "missing columns": (
         "q.csv",
         b"pair_id,prompt,left\r\n",
-        "no column right, choice; found: pair_id, prompt, left; expected: pair_id, prompt, left, right, cho",
+        "missing column right, choice; found: pair_id, prompt, left; expected: pair_id, prompt, left, right, cho",
         ":1",
     ),
-    "no header": ("q.csv", b"pair-0000,q,a,b,left,\r\n", "no column pair_id", ":1"),
+    "no header": ("q.csv", b"pair-0000,q,a,b,left,\r\n", "missing column pair_id", ":1"),
     "two choices": ("q.csv", b"pair_id,prompt,left,right,choice,choice\r\n", "two columns are named 'choice'", ":1"),
     "latin-1": ("q.csv", ",".join(COLUMNS).encode() + b"\r\np,caf\xe9,a,b,,\r\n", "wrong encoding: byte 0xe9", ":2"),
     "half of utf-16": ("q.csv", b"\xff\xfep\0a\0i", "wrong encoding", ":1"),
-    "spreadsheet": ("q.xlsx", b"PK", "cannot tell what .xlsx is", ""),
+    "spreadsheet": ("q.xlsx", b"PK", "unsupported file type '.xlsx'", ""),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
 @pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
-def test_a_file_that_is_none(run: Run, case: str, on_bad_row: str) -> None:
+def test_invalid_file_is_rejected(run: Run, case: str, on_bad_row: str) -> None:
     name, data, message, line = BAD_FILES[case]
     path = run.path.parent / name
     path.write_bytes(data)
@@ -631,7 +631,7 @@ def test_a_file_that_is_none(run: Run, case: str, on_bad_row: str) -> None:
     assert caught.value.location == f"{path}{line}"
 
 
-def test_a_file_that_is_not_there(run: Run) -> None:
+def test_missing_file_is_rejected(run: Run) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         load(run, run.path.parent / "none.csv")
 
@@ -639,7 +639,7 @@ def test_a_file_that_is_not_there(run: Run) -> None:
 @given(st.binary(max_size=200), st.sampled_from(["q.csv", "q.jsonl"]))
 @example(b'pair_id,prompt,left,right,choice,comment\n\0,\r\r,"', "q.csv")
 @settings(deadline=None, max_examples=150)
-def test_no_bytes_end_in_anything_but_a_named_error(data: bytes, name: str) -> None:
+def test_any_bytes_are_imported_or_raise_a_located_error(data: bytes, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder) / "run", [pair(1)])
         path = Path(folder) / name

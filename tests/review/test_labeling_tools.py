@@ -1,4 +1,4 @@
-"""Argilla and Label Studio: the queue goes out, is labelled with their own packages, and comes back without loss."""
+"""Argilla and Label Studio: the queue is exported, labeled with their own packages, and imported without loss."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pair_ids(tool: Tool, records: list[dict[str, Any]]) -> list[str]:
 
 
 def labeled_file(path: Path, tool: Tool) -> tuple[Path, dict[str, list[str]]]:
-    """The exported file labelled by hand as the tool writes it: every choice in turn, comments on some."""
+    """Label the exported file as the tool would write it: every choice in turn, comments on some."""
     records = json.loads(path.read_text(encoding="utf-8"))
     choices = {}
     for number, pair_id in enumerate(pair_ids(tool, records)):
@@ -63,7 +63,7 @@ def labeled_file(path: Path, tool: Tool) -> tuple[Path, dict[str, list[str]]]:
             if comment:
                 result.append({"type": "textarea", "from_name": "comment", "value": {"text": [comment]}})
             record["annotations"] = [{"result": result, "was_cancelled": choice == "skip"}]
-    target = path.with_name(f"{tool}-labelled.json")
+    target = path.with_name(f"{tool}-labeled.json")
     target.write_text(json.dumps(records), encoding="utf-8")
     return target, choices
 
@@ -81,8 +81,8 @@ def check(run: Run, path: Path, choices: dict[str, list[str]]) -> None:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_queue_goes_through_the_tools_own_package(run: Run, tool: Tool) -> None:
-    """Every text and every kind of choice, read, labelled and written by the package's models."""
+def test_queue_round_trips_through_the_real_package(run: Run, tool: Tool) -> None:
+    """The package's models read, label and write every text and every kind of choice."""
     python = needs_tools("argilla", "label_studio_sdk")
     path = exported(run, tool)
     target, choices = labeled_file(path, tool)
@@ -98,7 +98,7 @@ def test_a_queue_goes_through_the_tools_own_package(run: Run, tool: Tool) -> Non
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_queue_comes_back_and_is_blind(run: Run, tool: Tool) -> None:
+def test_labeled_queue_is_imported_and_export_is_blind(run: Run, tool: Tool) -> None:
     path = exported(run, tool)
     text = path.read_text(encoding="utf-8") + path.with_suffix(COMPANIONS[tool]).read_text(encoding="utf-8")
     for secret in ("secret", "0.8642", "prob_a", "targeted", "audit"):
@@ -123,14 +123,14 @@ def put(tool: Tool, record: dict[str, Any], part: str, value: Any) -> None:
     ("change", "message"),
     [
         (lambda tool, records: put(tool, records[2], "pair_id", "foreign"), "unknown pair_id 'foreign'"),
-        (lambda tool, records: put(tool, records[2], "choice", ["best"]), "choice 'best' is not one"),
-        (lambda tool, records: put(tool, records[2], "choice", ["left", "tie"]), "2 people chose differently"),
+        (lambda tool, records: put(tool, records[2], "choice", ["best"]), "choice 'best'"),
+        (lambda tool, records: put(tool, records[2], "choice", ["left", "tie"]), "differently: left, tie"),
         (lambda tool, records: put(tool, records[2], "prompt", "edited"), "prompt of pair .* changed since the export"),
-        (lambda tool, records: put(tool, records[2], "right", None), "(right|answer2) is None, not text"),
+        (lambda tool, records: put(tool, records[2], "right", None), "(right|answer2) must be text, got None"),
         (lambda tool, records: records.__setitem__(2, "x"), "the record has no"),
     ],
 )  # fmt: skip
-def test_a_bad_record_is_named_by_its_number_and_takes_no_other_with_it(
+def test_bad_record_is_named_by_number_and_the_others_are_imported(
     run: Run, tool: Tool, change: Callable[..., None], message: str
 ) -> None:
     path, choices = labeled_file(exported(run, tool), tool)
@@ -149,43 +149,44 @@ def test_a_bad_record_is_named_by_its_number_and_takes_no_other_with_it(
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_repeated_id_stands_once(run: Run, tool: Tool) -> None:
+def test_repeated_id_counts_once(run: Run, tool: Tool) -> None:
     path, choices = labeled_file(exported(run, tool), tool)
     records = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps([*records, records[0]]), encoding="utf-8")
     result = import_reviews(run, path, annotator="ann", seed=SEED, on_bad_row="skip")
-    assert [bad.message for bad in result.bad_rows] == [
-        f"repeated pair_id {pair_ids(tool, records)[0]!r}: it stands in record 1 too"
-    ]
+    (bad,) = result.bad_rows
+    assert str(bad.location).endswith(f": record {len(records) + 1}")
+    assert f"repeated pair_id {pair_ids(tool, records)[0]!r}" in bad.message
+    assert "record 1" in bad.message
     assert result.added == sum(bool(choice) for choice, _ in choices.values())
 
 
-def test_a_side_and_a_tie_at_once_is_no_choice(run: Run) -> None:
+def test_a_side_together_with_a_tie_is_not_a_choice(run: Run) -> None:
     path, _ = labeled_file(exported(run, "label-studio"), "label-studio")
     records = json.loads(path.read_text(encoding="utf-8"))
     records[0]["annotations"][0]["result"].append({"value": {"choices": ["tie"]}})
     path.write_text(json.dumps(records), encoding="utf-8")
-    with pytest.raises(InputError, match="choice 'left and tie' is not one"):
+    with pytest.raises(InputError, match="choice 'left and tie'"):
         import_reviews(run, path, annotator="ann", seed=SEED)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "not JSON"), ("[{]", "not JSON"), ("{}", "not a list of records"), ("[]", "not a list of records"),
-     ('[{"prompt": "p", "comparison": {}}]', "neither Argilla's records nor Label Studio's .*: prompt, comparison")],
+     ('[{"prompt": "p", "comparison": {}}]', "neither Argilla.*Label Studio.*: prompt, comparison")],
 )  # fmt: skip
-def test_what_is_no_export_is_refused(run: Run, text: str, message: str) -> None:
+def test_other_json_is_rejected(run: Run, text: str, message: str) -> None:
     path = run.path.parent / "x.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         import_reviews(run, path, annotator="ann", seed=SEED)
 
 
-def test_labels_are_not_overwritten_and_formats_not_mixed_up(run: Run) -> None:
+def test_labels_are_not_overwritten_and_wrong_formats_are_rejected(run: Run) -> None:
     path, _ = labeled_file(exported(run, "argilla"), "argilla")
-    with pytest.raises(UsageError, match="already exists and holds choices"):
+    with pytest.raises(UsageError, match="already exists, with choices"):
         export_queue(run, path, format="label-studio", annotator="ann", seed=SEED)
-    with pytest.raises(UsageError, match=r"does not end in \.json"):
+    with pytest.raises(UsageError, match=r"must end in \.json"):
         export_queue(run, path.with_suffix(".csv"), format="argilla", annotator="ann", seed=SEED)
-    with pytest.raises(InputError, match="not a file of the format label-studio"):
+    with pytest.raises(InputError, match="format label-studio"):
         import_reviews(run, path, annotator="ann", seed=SEED, format="label-studio")

@@ -1,4 +1,4 @@
-"""The review page attacked: by what a model wrote, by other sites, by names that point here, by strangers."""
+"""Attacks on the review page: hostile answers, other sites, DNS rebinding, users without a link."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def csrf_of(html: str) -> str:
     return html.partition('name="csrf" content="')[2].partition('"')[0]
 
 
-# What a model wrote
+# Hostile answers
 
 
-def test_a_hostile_answer_does_nothing(run: Run) -> None:
-    """No script ran, no request left for anywhere else, nothing is hidden; a megabyte of text opens and is labelled."""
+def test_hostile_answer_does_nothing(run: Run) -> None:
+    """No script runs, no request goes elsewhere, nothing is hidden; a megabyte of text opens and can be labeled."""
     needs("playwright")
     needs_browser()
     from playwright.sync_api import sync_playwright
@@ -83,8 +83,8 @@ def test_a_hostile_answer_does_nothing(run: Run) -> None:
         answers = tab.inner_text("#answers")
         for text in ("[U+202E]", "␛[31m", "[U+2066]", "[U+200B]", "[U+E0041]", "<script>document.title", "pixel.png"):
             assert text in answers
-        assert "Show the other 900,000 characters" in answers
-        tab.click("text=Show the other")
+        assert "Show the remaining 900,000 characters" in answers
+        tab.click("text=Show the remaining")
         assert tab.locator("pre.plain").inner_text().count("x") == 1_000_000
         for key in ("d", "r", "r"):
             tab.keyboard.press(key)
@@ -97,7 +97,7 @@ def test_a_hostile_answer_does_nothing(run: Run) -> None:
         assert "owned" not in tab.title()
         assert {urllib.parse.urlsplit(url).port for url in requested_urls} == {server.port}
         assert console_messages == []
-        # If markup ever came through, the policy would still stop it.
+        # If markup ever passed the sanitizer, the policy would still stop it.
         tab.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://203.0.113.9/x.png'}))")
         with pytest.raises(Exception, match="TrustedHTML"):
             tab.evaluate("document.body.innerHTML = '<b>x</b>'")
@@ -112,7 +112,7 @@ ALPHABET = st.sampled_from(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(ALPHABET, max_size=60).map("".join))
-def test_no_text_becomes_markup_that_acts(text: str) -> None:
+def test_no_text_becomes_active_markup(text: str) -> None:
     from html.parser import HTMLParser
 
     class MarkupChecker(HTMLParser):
@@ -128,19 +128,19 @@ def test_no_text_becomes_markup_that_acts(text: str) -> None:
 
 
 @pytest.mark.parametrize("href", ["", "/lead/", "//evil.example", "../x", "?y", "javascript:x", "http:", "x y"])
-def test_a_link_that_leads_nowhere_outside_is_text(href: str) -> None:
+def test_link_that_is_not_external_is_text(href: str) -> None:
     html = markdown_to_safe_html(f"[here](<{href}>)") or ""
     assert "<a" not in html
     assert "here" in html
 
 
-def test_a_links_host_is_written_beside_it() -> None:
+def test_host_of_a_link_is_shown() -> None:
     html = markdown_to_safe_html("[your bank](https://evil.example/login) <a@b.example>") or ""
     assert '>your bank</a> <span class="host">(evil.example)</span>' in html
     assert html.count('rel="noopener noreferrer nofollow"') == 2
 
 
-def test_only_what_hides_is_replaced() -> None:
+def test_only_invisible_characters_are_replaced() -> None:
     plain = "Grüße, 你好, שלום, 👩\u200d🚀, x\ty\n"
     assert show_invisible_characters(plain) == plain
     assert show_invisible_characters("a\r\nb\x07\x9b\u2028") == "a\nb␇[U+009B]\u2028"
@@ -150,7 +150,7 @@ def test_only_what_hides_is_replaced() -> None:
 @pytest.mark.parametrize("nest", ["- ", "> ", ">", "1. ", "* > "])
 @pytest.mark.parametrize("depth", [5, 19, 20, 60, 200])
 def test_nesting_hides_nothing(nest: str, depth: int) -> None:
-    """What the parser would leave out is shown as plain text."""
+    """Text that the parser would drop is shown as plain text."""
     text = nest * depth + "at the bottom"
     assert "at the bottom" in (markdown_to_safe_html(text) or text)
     assert depth > 5 or markdown_to_safe_html(text)
@@ -169,28 +169,28 @@ def test_nesting_hides_nothing(nest: str, depth: int) -> None:
         "![image](https://e.example/x.png 'hidden words')",
     ],
 )
-def test_what_markdown_leaves_out_is_shown(text: str) -> None:
-    """Also where markup in it would be markup."""
+def test_text_that_markdown_hides_is_shown(text: str) -> None:
+    """Markup in such text is escaped too."""
     assert "hidden words" in (markdown_to_safe_html(text) or "")
     html = markdown_to_safe_html(text.replace("hidden words", "<img src=x>")) or ""
     assert "&lt;img src=x&gt;" in html
     assert "<img" not in html
 
 
-def test_a_definition_says_where_its_links_lead() -> None:
+def test_link_definition_is_shown() -> None:
     html = markdown_to_safe_html("[here][1]\n\n[1]: https://e.example/far 'A title'") or ""
     assert '>here</a> <span class="host">(e.example "A title")</span></p>' in html.replace("&quot;", '"')
     assert '<p>[1]: https://e.example/far "A title"</p>' in html.replace("&quot;", '"')
 
 
-def test_what_hides_is_shown_where_an_entity_spells_it() -> None:
+def test_invisible_characters_from_entities_are_shown() -> None:
     assert markdown_to_safe_html("a&#x202e;b&ZeroWidthSpace;c &amp;lt;") == "<p>a[U+202E]b[U+200B]c &amp;lt;</p>\n"
 
 
 # Other sites
 
 
-def test_every_reply_carries_the_policy(page: PageServer) -> None:
+def test_every_reply_has_the_security_headers(page: PageServer) -> None:
     for path in ("/", "/static/annotate.js", "/api/next", "/nothing", "/static/../web_app.py", "/lead/", "/p/guess/"):
         _, _, headers = page.request(path)
         assert {name: headers.get(name) for name in HEADERS} == HEADERS, path
@@ -206,16 +206,16 @@ def test_every_reply_carries_the_policy(page: PageServer) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example", "localhost.evil", "[::1", "a@b"]
 )
-def test_a_name_that_was_made_to_point_here_is_refused(page: PageServer, host: str) -> None:
+def test_foreign_host_name_is_rejected(page: PageServer, host: str) -> None:
     assert page.request("/api/next", Host=host)[0] in (400, 421)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]:9", "LOCALHOST:8000"])
-def test_a_tunnel_may_use_another_port(page: PageServer, host: str) -> None:
+def test_tunnel_may_use_another_port(page: PageServer, host: str) -> None:
     assert page.request("/api/next?tab=t&count=1", Host=host)[0] == 200
 
 
-def test_another_sites_page_can_neither_read_nor_write(run: Run, page: PageServer) -> None:
+def test_other_sites_can_neither_read_nor_write(run: Run, page: PageServer) -> None:
     token = csrf_of(page.request("/")[1])
     pair = page.request("/api/next?tab=x")[1]["items"][0]["id"]
     label = {"id": pair, "choice": "left"}
@@ -236,7 +236,7 @@ def test_another_sites_page_can_neither_read_nor_write(run: Run, page: PageServe
         assert page.request("/api/label", label, **headers)[0] == status, headers
     assert page.request("/api/dashboard", Sec_Fetch_Site="cross-site")[0] == 403
     assert run.reviews().height == before
-    # The page's own request, for all that, is taken; and the same again changes nothing.
+    # The page's own request is accepted, and repeating it changes nothing.
     for saved in ("added", "unchanged"):
         status, answer, _ = page.request(
             "/api/label", label, Origin=own_origin, X_CSRF_Token=token, Sec_Fetch_Site="same-origin"
@@ -251,7 +251,7 @@ def test_another_sites_page_can_neither_read_nor_write(run: Run, page: PageServe
      {"id": "p", "choice": "left", "confidence": 9}, {"id": "p", "choice": "left", "seconds": -1},
      {"id": "p", "choice": "left", "route": "judge"}, {"id": "p", "choice": "left", "annotator": "bob"}],
 )  # fmt: skip
-def test_what_is_no_label_is_refused_in_words(run: Run, page: PageServer, body: Any) -> None:
+def test_invalid_label_is_rejected_with_a_message(run: Run, page: PageServer, body: Any) -> None:
     before = run.reviews().height
     status, answer, _ = page.request("/api/label", body, X_CSRF_Token=csrf_of(page.request("/")[1]))
     assert status == 422
@@ -281,10 +281,10 @@ def test_methods_sizes_and_paths(page: PageServer) -> None:
         assert raw(page.port, "GET", path, {}) == 404, path
 
 
-# Strangers
+# Users without a link
 
 
-def test_with_links_nothing_opens_without_one(run: Run) -> None:
+def test_if_links_are_required_nothing_opens_without_one(run: Run) -> None:
     with PageServer(run.path, "--annotators", "ada,bob") as server:
         for path in ("/", "/lead/", "/adjudicate", "/lead/adjudicate", "/p/x/", f"/p/{'A' * 24}/", "/p/%00/"):
             status, html, _ = server.request(path)
@@ -294,7 +294,7 @@ def test_with_links_nothing_opens_without_one(run: Run) -> None:
             assert server.request(path)[0] == 403
         ada = server.links["ada"]
         assert server.request(f"{ada}api/next?tab=t")[0] == 200
-        assert server.request(f"{ada}api/dashboard")[0] == 403, "the numbers are the lead's"
+        assert server.request(f"{ada}api/dashboard")[0] == 403, "only the lead sees the dashboard"
         assert server.request(f"{ada}adjudicate")[0] == 403
         assert server.request(f"{server.links['lead']}api/dashboard")[0] == 200
         token = csrf_of(server.request(ada)[1])
@@ -303,7 +303,7 @@ def test_with_links_nothing_opens_without_one(run: Run) -> None:
         assert server.request(bob, {"id": pair, "choice": "left"}, X_CSRF_Token=token)[0] == 403
 
 
-def test_tokens_are_long_stay_and_lie_in_a_file_of_the_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_long_and_stable_and_the_secret_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ReviewConfig(annotators=["ada", "bob"])
     registry = load_registry(tmp_path, config, annotator=None, links=True)
     again = load_registry(tmp_path, config, annotator=None, links=True)
@@ -312,7 +312,7 @@ def test_tokens_are_long_stay_and_lie_in_a_file_of_the_owners(tmp_path: Path, mo
     assert all(len(token) == 24 for token in tokens)
     assert [again.link_token(annotator) for annotator in (*again.annotators, again.lead)] == tokens
     assert stat.S_IMODE((tmp_path / SECRET_FILE).stat().st_mode) == 0o600
-    # Compared with everybody's in constant time, whichever fits.
+    # Compared with every annotator's token in constant time, whichever matches.
     compared = []
     monkeypatch.setattr("rlaif.review.annotators.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
     assert registry.find_by_token(tokens[0]) == registry.annotators[0]
@@ -322,7 +322,7 @@ def test_tokens_are_long_stay_and_lie_in_a_file_of_the_owners(tmp_path: Path, mo
     assert load_registry(tmp_path, config, annotator=None, links=True).link_token(registry.lead) not in tokens
 
 
-def test_beyond_this_machine_only_with_links(run: Run) -> None:
+def test_beyond_this_machine_links_are_required(run: Run) -> None:
     with PageServer(run.path, "--annotator", "ada", "--host", "0.0.0.0") as server:
         assert "/p/" in server.links["ada"]
         assert server.request("/")[0] == 403
@@ -330,7 +330,7 @@ def test_beyond_this_machine_only_with_links(run: Run) -> None:
 
 
 @pytest.mark.parametrize("package", ["starlette", "nh3", "latex2mathml"])
-def test_without_its_packages_the_page_says_what_to_install(run: Run, tmp_path: Path, package: str) -> None:
+def test_missing_package_is_named_with_the_install_command(run: Run, tmp_path: Path, package: str) -> None:
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('no', name={package!r})")
     path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run(command("review", run.path, "--port", "0"), capture_output=True, text=True, timeout=60,
@@ -341,8 +341,8 @@ def test_without_its_packages_the_page_says_what_to_install(run: Run, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_nothing_that_reaches_the_browser_tells_who_wrote_what(page: PageServer) -> None:
-    """Blind: no model, judge, route, completion key or side, before the choice."""
+def test_browser_receives_nothing_that_identifies_an_answer(page: PageServer) -> None:
+    """Before the choice the browser gets no model, judge, route, completion key or side."""
     items = page.request("/api/next?tab=blind")[1]["items"]
     assert items
     for item in items:
@@ -353,7 +353,7 @@ def test_nothing_that_reaches_the_browser_tells_who_wrote_what(page: PageServer)
         assert secret not in text.replace("Hostile", "")
 
 
-def test_labels_say_who_and_how_long(run: Run) -> None:
+def test_labels_record_annotator_and_role(run: Run) -> None:
     for label in read_jsonl(run.journal_path("reviews")):
         assert label["annotator"] in ("ada", "eve")
         assert label["role"] == "annotator"
