@@ -1,7 +1,7 @@
 # make setup  everything that the other commands need, in .venv; goes on from where it was interrupted
 # make demo   the whole night in small, on real parts (about 6 minutes on 2 cores); DEMO=folder puts it elsewhere
 # make test   every test that this machine can run; TESTS=tests/pair/test_candidates.py runs some
-# make check  formatting, lint and types
+# make check  formatting, lint, language, types, Dockerfiles and package
 # make clean  deletes .venv and the demo's folder, if make created them
 
 VENV := .venv
@@ -50,7 +50,12 @@ check:
 	$(call set-up,environment)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/check_language.py
 	$(BIN)/python -m mypy
+	$(BIN)/hadolint Dockerfile docker/*.Dockerfile
+	@rm -rf build/package
+	$(BIN)/uv build --quiet --out-dir build/package
+	$(BIN)/twine check --strict build/package/rlaif_pipeline-*
 
 format:
 	$(call set-up,environment)
