@@ -115,7 +115,7 @@ def test_a_run_that_is_not_there_is_told_with_the_one_that_was_meant(
 ) -> None:
     rlaif("init", tmp_path / "nights-12")
     stderr = rlaif(command[0], tmp_path / "night-12", *command[1:], code=1).stderr
-    assert f"{tmp_path / 'night-12'}: there is no such run" in stderr
+    assert f"{tmp_path / 'night-12'}: no such run" in stderr
     assert f"Did you mean {tmp_path / 'nights-12'}?" in stderr
     assert not (tmp_path / "night-12").exists()
 
@@ -125,7 +125,7 @@ def test_stages_in_the_wrong_order_name_the_right_one(tmp_path: Path, rlaif: Cli
     rlaif("init", run)
     assert f"rlaif generate {run}" in rlaif("judge", run, code=2).stderr
     dry = rlaif("judge", run, "--model", "m", "--dry-run", code=2).stderr
-    assert "there are no completions to judge" in dry
+    assert "no completions to judge" in dry
     assert f"rlaif judge {run}" in rlaif("review", run, "--export", tmp_path / "q.csv", code=1).stderr
     assert f"rlaif judge {run}" in rlaif("train", run, code=2).stderr
     assert f"rlaif judge {run}" in rlaif("review", run, code=2).stderr

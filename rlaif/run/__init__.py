@@ -1,1 +1,1 @@
-"""The run directory: journals (the truth), manifest, lock, and the tables derived from them."""
+"""The run directory: journals (the source of truth), manifest, lock, and the tables derived from the journals."""

@@ -22,7 +22,8 @@ from rlaif.errors import write_error
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield the temporary name at which to write the file or folder ``path``.
 
-    It replaces ``path`` when the block ends. If the block raises, it is removed and ``path`` is unchanged. Raises OSError.
+    It replaces ``path`` when the block ends. If the block raises, it is removed and ``path`` is unchanged.
+    Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,8 +1,8 @@
-"""Journals as polars frames, and derived tables written so that a reader never sees half of one.
+"""Read journals as polars frames, and write derived tables atomically.
 
-A frame of a journal has the columns asked for plus ``offset`` (byte offset of the line), by which long texts are
-fetched when they are needed instead of being held. Failures are left out; of several answers to one key the newest
-is kept.
+The frame of a journal has the columns of a schema, and ``offset``: the byte offset of the line, by which long texts are
+read when they are needed instead of being held in memory. Failures are dropped. Of several answers with the same key,
+the newest is kept.
 """
 
 from __future__ import annotations
@@ -89,10 +89,11 @@ def read_journal_frame(
     schema: Mapping[str, Any],
     reduce: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame,
 ) -> pl.DataFrame:
-    """The answers in the journal at ``path``. ``reduce`` sees each block first, so that long columns can be made
-    short before the next block is read. Columns: ``schema`` (as reduced) and ``offset`` (Int64).
+    """Return the answers in the journal at ``path``, with the columns of ``schema`` and ``offset`` (Int64).
 
-    Raises :class:`RunError` naming a damaged line."""
+    ``reduce`` is applied to each block before the next one is read, so that long columns need not be held in memory.
+    Raises :class:`RunError` naming a damaged line.
+    """
     return keep_latest(
         pl.concat([frame for frame, _ in iter_journal_frames(path, schema, reduce)] or [empty_frame(schema, reduce)])
     )
@@ -101,8 +102,10 @@ def read_journal_frame(
 def iter_journal_frames(
     path: Path, schema: Mapping[str, Any], reduce: Callable[[pl.DataFrame], pl.DataFrame], start: int = 0
 ) -> Iterator[tuple[pl.DataFrame, int]]:
-    """The answers in the journal from byte ``start`` on, block by block as :func:`read_journal_frame` reads them, each
-    with the offset at which its block ends. Of several answers to one key all are there."""
+    """Yield the answers in the journal from byte ``start`` on, block by block, each with its block's end offset.
+
+    Each frame has the columns of :func:`read_journal_frame`. Of several answers with the same key, all are included.
+    """
     columns = {**schema, "error": pl.String}
     required = [name for name in ("key", *REQUIRED_FIELDS.get(path.stem, ())) if name in schema]
     for block_start, block in iter_blocks(path, start):
@@ -112,7 +115,7 @@ def iter_journal_frames(
             frame = pl.read_ndjson(io.BytesIO(block), schema=columns)
             frame = frame.with_columns(offset=pl.Series(offsets, dtype=pl.Int64))
         except pl.exceptions.PolarsError as error:
-            for _ in iter_records(path):  # names the line, where it is one that cannot be read at all
+            for _ in iter_records(path):  # raises the error that names the line, if the line cannot be read at all
                 pass
             raise RunError(f"a record does not have the fields of its kind: {error}", location=str(path)) from None
         answers = frame.filter(pl.col("error").is_null()).drop("error")
@@ -122,30 +125,35 @@ def iter_journal_frames(
 
 
 def empty_frame(schema: Mapping[str, Any], reduce: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
-    """What :func:`read_journal_frame` gives of a journal without answers."""
+    """Return what :func:`read_journal_frame` returns for a journal without answers."""
     return reduce(pl.DataFrame(schema={**schema, "offset": pl.Int64}))
 
 
 def keep_latest(answers: pl.DataFrame) -> pl.DataFrame:
-    """``answers`` without those whose key has a newer one."""
-    if answers["key"].hash().n_unique() == answers.height:  # by far the most journals: nothing is copied for them
+    """Return the newest of the ``answers`` with each key."""
+    if answers["key"].hash().n_unique() == answers.height:  # nearly always: then nothing is copied
         return answers
     return answers.unique("key", keep="last", maintain_order=True)
 
 
 def categorical(schema: Mapping[str, Any], *categorical_columns: str) -> dict[str, Any]:
-    """``schema`` with the columns ``words``, whose values come again and again, held once each: 4 bytes a row."""
+    """Return ``schema`` with ``categorical_columns``, whose values repeat, as categoricals of 4 bytes per row."""
     return {name: pl.Categorical if name in categorical_columns else dtype for name, dtype in schema.items()}
 
 
 def key_as_uint128(*columns: str) -> pl.Expr:
-    """Keys as numbers: their first 128 bits, 16 bytes where 64 digits as text take 80. Numbers stand in the order of
-    their keys, and of a billion keys two are alike with probability 1e-21."""
+    """Convert hexadecimal keys to numbers: their first 128 bits, which take 16 bytes instead of 80 as text.
+
+    Numbers sort like their keys. Among a billion keys, two are equal with probability 1e-21.
+    """
     return pl.col(*columns).str.head(32).str.to_integer(base=16, dtype=pl.UInt128)
 
 
 def write_parquet_atomically(frames: Iterator[pl.DataFrame], path: Path) -> None:
-    """Write frames of one schema as the row groups of ``path``, to a temporary name first. There is at least one."""
+    """Write ``frames``, at least one and all of one schema, as the row groups of ``path``, and replace it at the end.
+
+    Raises :class:`RunError` if it cannot be written.
+    """
     import pyarrow.parquet
 
     try:

@@ -1,6 +1,6 @@
-"""What people's labels of a pair come to: an adjudicator's label over everybody's, else that of the majority.
+"""Combine the human labels of each pair: an adjudicator overrides the annotators, otherwise the majority wins.
 
-Whoever asks what people say of a pair asks here, so that the dataset and a training give one answer.
+The dataset and the training both use this function, so that they agree.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import polars as pl
 
 
 def human_labels(reviews: pl.DataFrame) -> pl.DataFrame:
-    """One row a reviewed pair. Columns: pair_id, label (a | b | tie | both_bad | disagreement), num_annotators (how
-    many people labeled it), decided_by (adjudicated | single | majority), edited_response and editor (the better answer
-    that one of those whom the label agrees with wrote, and who).
+    """Return one row per reviewed pair.
 
-    The newest label of an annotator counts; a skip is no label, and a label of a gold pair is none here.
+    Columns: pair_id, label (a | b | tie | both_bad | disagreement), num_annotators (annotators who labeled the pair),
+    decided_by (adjudicated | single | majority), edited_response and editor: the better answer written by an annotator
+    who agrees with the label, and that annotator's name.
+
+    The newest label of each annotator counts. Skips and labels of gold pairs do not.
     """
     reviews = _add_missing_columns(reviews)
     latest = (
@@ -22,7 +24,7 @@ def human_labels(reviews: pl.DataFrame) -> pl.DataFrame:
         .unique(["pair_id", "annotator", "role"], keep="last", maintain_order=True)
         .filter(pl.col("choice") != "skip")
         .with_columns(label=pl.coalesce("preferred", "choice"), is_adjudicator=pl.col("role") == "adjudicator")
-        # The newest adjudication outranks all others of its pair.
+        # The newest adjudication overrides all other labels of its pair.
         .with_columns(has_adjudication=pl.col("is_adjudicator").any().over("pair_id"))
     )
     votes = (
@@ -48,7 +50,7 @@ def human_labels(reviews: pl.DataFrame) -> pl.DataFrame:
 
 
 def _add_missing_columns(reviews: pl.DataFrame) -> pl.DataFrame:
-    """Labels from before a field was there have its default."""
+    """Fill in fields that older labels do not have."""
     missing = [name for name in ("edited_response", "role", "route") if name not in reviews.columns]
     return reviews.with_columns(pl.lit(None, pl.String).alias(name) for name in missing).with_columns(
         pl.col("role").fill_null("annotator")

@@ -1,7 +1,7 @@
-"""Append-only JSON Lines: one record a line, never rewritten, safe to stop at any moment.
+"""Append-only JSON Lines journals: one record per line, never rewritten, safe to interrupt at any time.
 
-A line reaches the file in one ``write``. What a crash can leave is a torn last line: it is cut off when the journal
-is next opened for writing, and its request is owed again. A damaged line anywhere else is an error that names it.
+A record is written in one ``write``. A crash can leave at most a torn last line. It is cut off when the journal is next
+opened for writing, and its request is pending again. A damaged line anywhere else is an error that names the line.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ SYNC_EVERY_S = 1.0
 
 READ_CHUNK_BYTES = 16 << 20
 
+RecordLookup = Callable[[int], dict[str, Any]]
+"""Returns the record at a byte offset of a journal, such as :meth:`JournalReader.read_at`."""
+
 REQUIRED_FIELDS: Mapping[str, Mapping[str, type]] = {
     "prompts": {"prompt_id": str, "messages": list, "split": str},
     "completions": {"prompt_id": str, "index": int, "model": str, "text": str},
     "verdicts": {"kind": str, "judge": str, "judge_hash": str, "model": str, "prompt_id": str, "a": str},
     "reviews": {"pair_id": str, "prompt_id": str, "annotator": str, "choice": str, "left_side": str, "route": str},
 }
-"""What each answer in a journal of this name has, besides its key, whichever version wrote it."""
+"""Fields that each answer in a journal of this name has besides its key, whichever version wrote it."""
 
 
 class Journal:
-    """The writing end of one journal. ``answered_keys`` holds the keys that have an answer; ``failed_keys`` those that
-    have none and failed since the journal was opened: they are owed again, but by the next command. A closed journal
-    holds none.
+    """One journal, opened for writing.
+
+    ``answered_keys`` holds the keys that have an answer. ``failed_keys`` holds the keys that have none and failed since
+    the journal was opened: the next command asks them again, this one does not. A closed journal holds neither.
 
     Opening reads the file once. Only the holder of the run's lock may open a journal.
     """
@@ -64,14 +68,16 @@ class Journal:
         return isinstance(key, str) and bytes.fromhex(key) in self.answered_keys
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write ``records`` as one block of lines. They are in the file when this returns."""
+        """Write ``records`` as one block of lines, and return when they are in the file.
+
+        Raises :class:`RunError` if the disk is full or read-only."""
         values = [record.model_dump(mode="json", exclude_none=True) for record in records]
         block = memoryview(b"".join(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE) for value in values))
         try:
             while block:
                 block = block[os.write(self._fd, block) :]
         except OSError as error:
-            _cut_torn_line(self._fd)  # or the next record would be written onto what came out of this one
+            _cut_torn_line(self._fd)  # or the next record would continue the torn line
             raise self._write_error(error) from None
         for value in values:
             self._index(value)
@@ -92,7 +98,7 @@ class Journal:
             finally:
                 os.close(self._fd)
                 self._fd = -1
-                self.answered_keys, self.failed_keys = set(), set()  # millions of keys: what follows needs their memory
+                self.answered_keys, self.failed_keys = set(), set()  # millions of keys: later stages need the memory
 
     def __enter__(self) -> Journal:
         return self
@@ -114,30 +120,34 @@ class Journal:
         return RunError(
             f"cannot be written: {error.strerror}",
             location=str(self.path),
-            hint="Make room or mend the permission, then give the same command again: it goes on from here.",
+            hint="Free disk space or fix the permissions, then rerun the same command: it resumes.",
         )
 
 
 def iter_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every whole line of the journal at ``path`` as (byte offset, record); an absent journal is empty.
+    """Yield every complete line of the journal at ``path`` as (byte offset, record). A missing journal is empty.
 
-    Safe beside a writer: a last line without its newline is not there yet.
+    Safe while another process writes: a last line without its newline is ignored. Raises :class:`RunError` naming a
+    damaged line.
     """
     needed = REQUIRED_FIELDS.get(path.stem, {})
-    fields, types = itemgetter("key", "key", *needed), [str, str, *needed.values()]  # two at least give a tuple
+    fields, types = (
+        itemgetter("key", "key", *needed),
+        [str, str, *needed.values()],
+    )  # with two names at least, itemgetter returns a tuple
     for offset, line, text in _iter_lines(path):
         yield offset, _parse(path, line, text, fields, types)
 
 
 def raise_damaged_at(path: Path, offset: int) -> None:
-    """Raise :class:`RunError` with the number of the line at byte ``offset``, or of one before it that is damaged."""
+    """Raise :class:`RunError` naming the line at byte ``offset``, or an earlier damaged line."""
     for line_number, (start, _) in enumerate(iter_records(path), start=1):
         if start == offset:
             raise damaged_line_error(path, line_number)
 
 
 class JournalReader:
-    """Records of one journal by byte offset, for what is too large to hold in memory."""
+    """Reads records of one journal by byte offset, for texts that are too large to hold in memory."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -153,10 +163,17 @@ class JournalReader:
     def close(self) -> None:
         self._file.close()
 
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
 
 def iter_blocks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The whole lines of the journal from byte ``start`` on, in blocks of about 16 MiB, each with the byte offset at
-    which it starts."""
+    """Yield the complete lines of the journal from byte ``start`` on, as (byte offset, block of about 16 MiB)."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -186,7 +203,7 @@ def _iter_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 def _parse(
     path: Path, line_number: int, text: bytes, fields: Callable[[Any], tuple[Any, ...]], types: list[type]
 ) -> dict[str, Any]:
-    """``fields`` takes a record's key and all else that its kind has, of ``types``; a failure needs its key alone."""
+    """Parse one line. ``fields`` extracts the required fields, which have ``types``; a failure needs only its key."""
     try:
         record: dict[str, Any] = orjson.loads(text)
         bytes.fromhex(record["key"])
@@ -198,11 +215,11 @@ def _parse(
 
 
 def damaged_line_error(path: Path, line_number: int) -> RunError:
-    """What is raised for a line (from 1) that rlaif did not write as it is."""
+    """Build the error for line ``line_number`` (from 1), which rlaif did not write in this form."""
     return RunError(
         "this line of the journal is damaged",
         location=f"{path}:{line_number}",
-        hint="Journals are never edited by rlaif: restore the file from a copy, or delete this one line.",
+        hint="Restore the file from a backup, or delete this line. rlaif itself never edits journals.",
     )
 
 

@@ -1,13 +1,13 @@
-"""Files in object storage: s3://, gs:// and az://, by the file systems that come with pyarrow.
+"""Files in object storage (s3://, gs://, az://), through pyarrow's file systems.
 
-Who one is and where the storage stands comes from the environment, by the names that each provider's own tools use;
-never from a file of ours or a flag:
+Credentials and endpoints come only from the environment variables that each provider's own tools use, never from
+rlaif.toml or a flag:
 
     s3://BUCKET/KEY     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile, or the machine's role), AWS_REGION,
-                        AWS_ENDPOINT_URL for another store that speaks S3 (MinIO, Ceph, R2)
+                        AWS_ENDPOINT_URL for another store with the S3 protocol (MinIO, Ceph, R2)
     gs://BUCKET/KEY     GOOGLE_APPLICATION_CREDENTIALS, or the machine's account; STORAGE_EMULATOR_HOST for an emulator
     az://CONTAINER/KEY  AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN, or the
-                        machine's identity); or AZURE_STORAGE_CONNECTION_STRING, which also names another place: a
+                        machine's identity); or AZURE_STORAGE_CONNECTION_STRING, which can also name a
                         sovereign cloud (EndpointSuffix) or an emulator (BlobEndpoint)
 """
 
@@ -37,19 +37,25 @@ CREDENTIAL_VARIABLES = {
 
 
 def is_remote(source: str) -> bool:
-    """Whether ``source`` is a URL of object storage. Raises :class:`UsageError` for a URL of another kind."""
+    """Return whether ``source`` is an object storage URL. Raises :class:`UsageError` for other kinds of URL."""
     scheme, slashes, _ = source.partition("://")
     if not slashes or "/" in scheme:
         return False
     if scheme not in SCHEMES:
         supported = ", ".join(f"{name}://" for name in SCHEMES)
-        raise UsageError(f"{scheme}:// cannot be read or written", location=source,
-                         hint=f"There is {supported}; or copy it to this machine.")  # fmt: skip
+        raise UsageError(
+            f"URLs with {scheme}:// are not supported",
+            location=source,
+            hint=f"Use {supported}, or copy the files to this machine.",
+        )
     return True
 
 
 def list_files(url: str, endings: Sequence[str]) -> list[str]:
-    """The URLs of the files below ``url`` that have one of ``endings``, by name; ``url`` itself where it is a file."""
+    """Return the sorted URLs of the files under ``url`` that end in one of ``endings``; only ``url`` if it is a file.
+
+    Raises :class:`StorageError` if there are none.
+    """
     with _translate_errors(url):
         system, path = _filesystem(url)
         (target,) = system.get_file_info([path])
@@ -61,13 +67,13 @@ def list_files(url: str, endings: Sequence[str]) -> list[str]:
     scheme = url.partition("://")[0]
     urls = sorted(f"{scheme}://{info.path}" for info in entries if info.is_file and info.path.endswith(tuple(endings)))
     if not urls:
-        raise StorageError("there is no such file, nor any below it", location=url)
+        raise StorageError(f"no such file, and no file ending in {', '.join(endings)} under it", location=url)
     return urls
 
 
 @contextlib.contextmanager
 def open_remote(url: str) -> Iterator[BinaryIO]:
-    """The file at ``url`` for reading, buffered, with seek."""
+    """Open the file at ``url`` for buffered reading with seek. Raises :class:`StorageError`."""
     with _translate_errors(url):
         system, path = _filesystem(url)
         with system.open_input_file(path) as file, io.BufferedReader(file, BUFFER_BYTES) as reader:
@@ -75,7 +81,10 @@ def open_remote(url: str) -> Iterator[BinaryIO]:
 
 
 def upload_dir(folder: Path, url: str) -> list[str]:
-    """Copy all files of ``folder`` to below ``url``; those of the same name there are replaced. Returns their URLs."""
+    """Upload all files in ``folder`` to ``url``, replacing files of the same name, and return their URLs.
+
+    Raises :class:`StorageError`.
+    """
     from pyarrow import fs
 
     base = url.rstrip("/")
@@ -88,21 +97,23 @@ def upload_dir(folder: Path, url: str) -> list[str]:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """pyarrow's file system for ``url``, and the path of ``url`` in it. Raises :class:`UsageError`."""
+    """Return pyarrow's file system for ``url``, and the path of ``url`` in it. Raises :class:`UsageError`."""
     from pyarrow import fs
 
     parts = urlsplit(url)
     if not parts.netloc or "@" in parts.netloc:
         raise UsageError(
-            "no bucket is named" if not parts.netloc else "a URL may hold no name or password",
+            "the URL must not contain a user name or password" if parts.netloc else "the URL names no bucket",
             location=url,
-            hint=f"Write it as {parts.scheme}://BUCKET/PATH; keys come from the environment.",
+            hint=f"Write it as {parts.scheme}://BUCKET/PATH; credentials come from the environment.",
         )
     path = url.partition("://")[2]
-    if "//" in path.rstrip("/"):  # providers allow it, and pyarrow does not
-        raise UsageError("there is an empty name between two slashes", location=url,
-                         hint=f"Write it as {parts.scheme}://BUCKET/PATH; a file whose key has an empty part cannot be "
-                         "reached: copy it to another key.")  # fmt: skip
+    if "//" in path.rstrip("/"):  # providers allow it, pyarrow does not
+        raise UsageError(
+            "there is an empty name between two slashes",
+            location=url,
+            hint=f"Write it as {parts.scheme}://BUCKET/PATH. Copy a file whose key has an empty part to another key.",
+        )
     match parts.scheme:
         case "s3":
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -119,7 +130,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _gcs_emulator_options() -> dict[str, Any]:
-    """Of Google's storage, by the name that Google's own clients know in the environment. It wants no key."""
+    """Return the options for an emulator of Google Cloud Storage, from the variable that Google's clients use.
+
+    An emulator needs no credentials.
+    """
     host = os.environ.get("STORAGE_EMULATOR_HOST")
     if not host:
         return {}
@@ -128,7 +142,10 @@ def _gcs_emulator_options() -> dict[str, Any]:
 
 
 def _azure_account_options(url: str) -> dict[str, str | None]:
-    """Azure's: the connection string's parts where there is one, else what is named one by one."""
+    """Return the options for Azure: from the connection string if it is set, else from the separate variables.
+
+    Raises :class:`UsageError` if neither names the account.
+    """
     connection_string = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
     parts = dict(part.strip().partition("=")[::2] for part in connection_string.split(";") if part.strip())
     account = parts.get("AccountName") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
@@ -141,14 +158,18 @@ def _azure_account_options(url: str) -> dict[str, str | None]:
         raise UsageError(problem, location=url, hint=f"Set {CREDENTIAL_VARIABLES['az']}.")
     key = parts.get("AccountKey") or os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
     token = parts.get("SharedAccessSignature") or os.environ.get("AZURE_STORAGE_SAS_TOKEN")
-    options = {"account_name": account, "account_key": key, "sas_token": None if key else token}  # one is taken
+    options = {
+        "account_name": account,
+        "account_key": key,
+        "sas_token": None if key else token,
+    }  # pyarrow accepts only one
     for kind in ("blob", "dfs"):
         if parts.get("EndpointSuffix"):
             options[f"{kind}_storage_authority"] = f".{kind}.{parts['EndpointSuffix']}"
         if parts.get("BlobEndpoint"):
             blob_url = urlsplit(parts["BlobEndpoint"])
             options[f"{kind}_storage_scheme"] = blob_url.scheme
-            # With the account in its path, as an emulator has it; or else before its first dot.
+            # An emulator has the account in its path, others before the first dot.
             options[f"{kind}_storage_authority"] = blob_url.netloc.removeprefix(account).replace(
                 ".blob.", f".{kind}.", 1
             )
@@ -157,23 +178,24 @@ def _azure_account_options(url: str) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def _translate_errors(url: str, verb: str = "read") -> Iterator[None]:
-    """What the storage says, in one line. Never with keys: none of the libraries puts them into a message."""
+    """Raise the storage's errors as :class:`StorageError`, in one line.
+
+    The messages contain no credentials, because none of the libraries includes them.
+    """
     try:
         yield
     except FileNotFoundError:
-        raise StorageError("there is no such bucket or file", location=url) from None
+        raise StorageError("no such bucket or file", location=url) from None
     except OSError as error:
         raise StorageError(
             f"cannot be {verb}: {_short_message(str(error))}",
             location=url,
-            hint=f"Keys and place come from the environment: {CREDENTIAL_VARIABLES[url.partition('://')[0]]}.",
+            hint=f"Check the environment variables {CREDENTIAL_VARIABLES[url.partition('://')[0]]}.",
         ) from None
 
 
 def _short_message(text: str) -> str:
-    """The storage's own words, without what the library adds of itself."""
-    match = re.search(
-        r"(AWS Error .*?)(?:; Details|: No response body|$)", text.strip().splitlines()[0] if text else ""
-    )
-    message = (text.strip().splitlines() or ["no reason given"])[0].partition(" Learn more")[0]
-    return match[1] if match else message[:300]
+    """Return the storage's own message, without what the library adds to it."""
+    first_line = (text.strip().splitlines() or ["no reason given"])[0]
+    match = re.search(r"(AWS Error .*?)(?:; Details|: No response body|$)", first_line)
+    return match[1] if match else first_line.partition(" Learn more")[0][:300]

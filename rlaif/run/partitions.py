@@ -1,7 +1,7 @@
-"""What is too much for memory, by parts of the prompts: written to disk as it comes, read one part at a time.
+"""Partition records by prompt: what does not fit in memory is written to disk and read one partition at a time.
 
-All records of a prompt are in one part, so whatever is found prompt by prompt is found part by part, with the same
-result however many parts there are.
+All records of a prompt are in the same partition. So a computation per prompt can run per partition, and its result
+does not depend on the number of partitions.
 """
 
 from __future__ import annotations
@@ -17,36 +17,40 @@ from typing import Any
 import polars as pl
 
 from rlaif.errors import write_error
-from rlaif.run import frames as tables
+from rlaif.run.frames import empty_frame, iter_journal_frames, keep_latest
 
 PARTITION_BYTES = 64 << 20
-"""Of the journal of answers: about as many make one part."""
+"""Approximate size of one partition, in bytes of the completions journal."""
 MAX_PARTITIONS = 256
 SORT_BUFFER_ROWS = 400_000
-"""Rows of a journal that are sorted into parts at once."""
+"""Number of journal rows that are partitioned at once."""
 MEMORY_BUFFER_BYTES = 8 << 20
-"""Bytes of a store that are not written to disk, so that a small run needs none."""
+"""Bytes that are held in memory before a file is used, so that a small run writes none."""
 
 
 def partition_count(path: Path) -> int:
-    """How many parts to make of a run whose journal of answers is at ``path``."""
+    """Return the number of partitions for a run whose completions journal is at ``path``."""
     size = path.stat().st_size if path.exists() else 0
     return min(MAX_PARTITIONS, 1 + size // PARTITION_BYTES)
 
 
 class PartitionedFrames:
-    """Frames of one schema, each of one part. They lie in a file without a name in ``folder``, which the system takes
-    away when the process ends, however it ends. Raises :class:`RunError` where it cannot be written."""
+    """Frames of one schema, stored per partition in an unnamed file in ``folder``.
+
+    The operating system removes the file when the process ends, even if it is killed. Raises :class:`RunError` if the
+    file cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.height = 0
-        self._file = tempfile.SpooledTemporaryFile(MEMORY_BUFFER_BYTES, dir=str(folder))  # noqa: SIM115  closed when let go
+        self._file = tempfile.SpooledTemporaryFile(MEMORY_BUFFER_BYTES, dir=str(folder))  # noqa: SIM115  closed by the finalizer below
         self._extents: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._empty: pl.DataFrame | None = None
         weakref.finalize(self, self._file.close)
 
     def add(self, partition: int, frame: pl.DataFrame) -> None:
+        """Append ``frame`` to ``partition``."""
         if self._empty is None:
             self._empty = frame.clear()
         if frame.is_empty():
@@ -62,14 +66,16 @@ class PartitionedFrames:
         self.height += frame.height
 
     def add_partitioned(self, partition_expr: pl.Expr, frame: pl.DataFrame) -> None:
-        """Each row of ``frame`` to the part of which ``part`` is the number."""
-        by_partition = frame.with_columns(_part=partition_expr).partition_by("_part", as_dict=True, include_key=False)
+        """Append each row of ``frame`` to the partition whose number ``partition_expr`` gives."""
+        by_partition = frame.with_columns(_partition=partition_expr).partition_by(
+            "_partition", as_dict=True, include_key=False
+        )
         for (partition,), rows in by_partition.items():
             self.add(int(partition), rows)
         self.add(0, frame.clear())
 
     def read(self, partition: int) -> pl.DataFrame:
-        """The frames of ``part`` as one, in the order in which they came, once anything was added to any part."""
+        """Return the rows of ``partition`` in the order in which they were added. Something must have been added."""
         assert self._empty is not None
         frames = [self._empty]
         for start, size in self._extents[partition]:
@@ -82,16 +88,17 @@ class PartitionedFrames:
             yield self.read(partition)
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        """Every row of every part."""
+        """Yield every row of every partition."""
         for frame in self:
             yield from frame.iter_rows()
 
 
 class PartitionedJournal:
-    """The answers in the journal at ``path`` by parts of their prompts, as :func:`rlaif.run.frames.read_journal_frame`
-    gives them without parts. What is appended to the journal later is there after :meth:`catch_up`.
+    """The answers in the journal at ``path``, partitioned by prompt.
 
-    Raises :class:`RunError` naming a damaged line."""
+    Columns are those of :func:`rlaif.run.frames.read_journal_frame`. Records that are appended to the journal later are
+    included after :meth:`catch_up`. Raises :class:`RunError` naming a damaged line.
+    """
 
     def __init__(
         self,
@@ -103,13 +110,14 @@ class PartitionedJournal:
     ) -> None:
         self.path, self.schema, self.reduce, self.partitions = path, schema, reduce, partitions
         self._pieces = PartitionedFrames(folder)
-        self._pieces.add(0, tables.empty_frame(schema, reduce))
+        self._pieces.add(0, empty_frame(schema, reduce))
         self._end = 0
         self.catch_up()
 
     def catch_up(self) -> None:
+        """Read what was appended to the journal since the last call."""
         buffered: list[pl.DataFrame] = []
-        for frame, end in tables.iter_journal_frames(self.path, self.schema, self.reduce, self._end):
+        for frame, end in iter_journal_frames(self.path, self.schema, self.reduce, self._end):
             self._end = end
             buffered.append(frame)
             if sum(buffered_frame.height for buffered_frame in buffered) >= SORT_BUFFER_ROWS:
@@ -122,4 +130,5 @@ class PartitionedJournal:
         self._pieces.add_partitioned(pl.col("prompt_id").hash(seed=0) % self.partitions, frame)
 
     def read(self, partition: int) -> pl.DataFrame:
-        return tables.keep_latest(self._pieces.read(partition))
+        """Return the newest answer with each key in ``partition``."""
+        return keep_latest(self._pieces.read(partition))

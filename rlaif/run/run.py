@@ -1,4 +1,4 @@
-"""One run: where its files are, who may write, what ran, and whether it may go on.
+"""The run directory: its files, its lock, and its manifest, which records what ran and whether it may resume.
 
 RUN/rlaif.toml  manifest.json  journal/  tables/  dataset/  model/  report.html  log/
 """
@@ -11,7 +11,6 @@ import difflib
 import fcntl
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,11 +22,11 @@ import orjson
 
 from rlaif import __version__
 from rlaif.config.loader import CONFIG_FILE
-from rlaif.config.models import RESUME_RULES, Config
-from rlaif.config.resume import check_resume, resume_fields, resume_fields_hash
+from rlaif.config.models import Config
+from rlaif.config.resume import RESUME_RULES, check_resume, resume_fields, resume_fields_hash
 from rlaif.errors import RunError, UsageError
 from rlaif.records import SCHEMA_VERSION
-from rlaif.run import atomic_write
+from rlaif.run.atomic_write import atomic_write_bytes, remove_stale_temp_files
 from rlaif.run.journal import Journal, iter_records
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ RECORDED_PACKAGES = (
 
 
 class Run:
-    """A run directory. Reading needs nothing; writing happens inside :meth:`lock`, one process at a time."""
+    """A run directory. Reading needs no lock; writing needs :meth:`lock`, which one process can hold at a time."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -68,7 +67,7 @@ class Run:
         return self.journals / f"{name}.jsonl"
 
     def journal(self, name: JournalName) -> Journal:
-        """The journal opened for writing. Only inside :meth:`lock`."""
+        """Open the journal for writing. Requires :meth:`lock`."""
         return Journal(self.journal_path(name))
 
     # Tables, for the stages and for notebooks
@@ -92,16 +91,19 @@ class Run:
         return self._frame("reviews")
 
     def pairs(self) -> pl.DataFrame:
-        """tables/pairs.parquet. Raises :class:`RunError` where nothing was judged yet."""
+        """Read tables/pairs.parquet. Raises :class:`RunError` if nothing was judged yet."""
         import polars as pl
 
         if not self.pairs_path.exists():
-            raise RunError("there are no pairs yet", location=str(self.path), hint=f"Run: rlaif judge {self.path}")
+            raise RunError(
+                "no pairs yet: nothing was judged", location=str(self.path), hint=f"Run `rlaif judge {self.path}`."
+            )
         return pl.read_parquet(self.pairs_path)
 
     # The manifest
 
     def manifest(self) -> dict[str, Any]:
+        """Read the manifest: ``schema_version``, and ``stages`` by name. Raises :class:`RunError` if it is damaged."""
         if not self.manifest_path.exists():
             return {"schema_version": SCHEMA_VERSION, "stages": {}}
         try:
@@ -115,11 +117,11 @@ class Run:
             raise RunError(
                 "not a manifest that rlaif wrote",
                 location=str(self.manifest_path),
-                hint="Restore it from a copy, or move it away: the journals keep the answers, and it is begun anew.",
+                hint="Restore it from a backup, or remove it: rlaif writes a new one. No answers are lost.",
             ) from None
         if schema_version > SCHEMA_VERSION:
             raise RunError(
-                f"written by a newer rlaif (schema {schema_version}, this one reads {SCHEMA_VERSION})",
+                f"written by a newer rlaif (schema {schema_version}; this version reads {SCHEMA_VERSION})",
                 location=str(self.manifest_path),
                 hint="Upgrade rlaif.",
             )
@@ -132,18 +134,18 @@ class Run:
         return manifest
 
     def update_manifest(self, stage: str, **facts: Any) -> None:
-        """Merge ``facts`` into the manifest's entry for ``stage``: write beside, then rename."""
+        """Merge ``facts`` into the manifest's entry for ``stage``. Raises :class:`RunError` if it cannot be written."""
         manifest = self.manifest()
         manifest["stages"].setdefault(stage, {}).update(facts)
-        atomic_write.atomic_write_bytes(
+        atomic_write_bytes(
             self.manifest_path, orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         )
 
     def start_stage(self, stage: str, config: Config, *, restart: bool = False) -> None:
-        """Check that ``stage`` may go on under ``config``, and record what runs.
+        """Check that ``stage`` may resume with ``config``, and record the settings and package versions.
 
-        Raises :class:`ConfigMismatchError` naming the fields that changed, unless ``restart``. A field that has decided
-        nothing yet may change: a mistyped model or file that failed at the start is mended in the same run.
+        Raises :class:`ConfigMismatchError` naming the settings that changed, unless ``restart``. A setting may change
+        while no record depends on it, so that a mistyped model or file can be fixed in the same run.
         """
         facts: dict[str, Any] = {}
         if stage in RESUME_RULES:
@@ -166,7 +168,7 @@ class Run:
         )
 
     def _has_records_depending_on(self, stage: str, name: str) -> bool:
-        """Whether anything that the setting ``name`` of ``stage`` decides is in its journal. Failures are not."""
+        """Return whether the journal has a record, other than a failure, that the setting ``name`` affects."""
         journal: JournalName = "verdicts" if stage == "judge" else "completions"
         if name.startswith("prompts.") or (stage == "generate" and name in ("seed", "sampler.system")):
             journal = "prompts"
@@ -174,9 +176,10 @@ class Run:
                    for _, record in iter_records(self.journal_path(journal)))  # fmt: skip
 
     def finish_stage(self, stage: str, **facts: Any) -> None:
-        """Record that ``stage`` ended. ``facts`` are of this start alone: each start is a row of its history.
+        """Record that ``stage`` ended. ``facts`` are those of this start only: each start is an entry of the history.
 
-        A stage whose beginning could not be written has no end either: what kept it is what is to be told."""
+        Does nothing if the start could not be recorded, because the error of that is the one to report.
+        """
         before = self.manifest()["stages"].get(stage)
         if before is None:
             return
@@ -187,11 +190,12 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self, part: Literal["run", "reviews"] = "run") -> Iterator[None]:
-        """Hold the run's lock. The kernel drops it when the process dies, however it dies. Inside, it may be held once
-        more by the same object: a night holds it over its stages.
+        """Hold the run's lock. The kernel releases it when the process ends, even if it is killed.
 
-        The reviews journal has a lock of its own, held for the moment of a write: people go on labelling while a
-        night's judging or training holds the run, and a page left open keeps nothing from starting.
+        The same object may take it again inside: `rlaif run` holds it over its stages.
+
+        The reviews journal has its own lock, held only during a write. So annotators can label while judging or
+        training holds the run, and an open review page does not block other commands.
 
         Raises :class:`RunError` naming the process that holds it.
         """
@@ -211,22 +215,22 @@ class Run:
                 raise RunError(
                     f"cannot be locked: {error.strerror}",
                     location=str(self.path),
-                    hint="The file system has to have locks, as NFS 4 and those of clusters have when mounted so; "
-                    "else use a local disk. Without a lock two processes would write the same journal.",
+                    hint="Use a local disk, or a file system mounted with locks, such as NFS 4. "
+                    "Without a lock, two processes could write the same journal.",
                 ) from None
             if not locked:
                 holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
                 raise RunError(
                     f"locked by {holder}",
                     location=str(self.path),
-                    hint="One writer at a time: wait for it or stop it. `rlaif status` reads without a lock.",
+                    hint="Wait for it or stop it: only one process can write. `rlaif status` needs no lock.",
                 )
             os.ftruncate(fd, 0)
             if part == "run":
                 self._holds_lock = True
                 for folder in (self.path, self.pairs_path.parent, self.dataset):
                     remove_stale_temp_files(folder)
-            with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+            with contextlib.suppress(OSError):  # on a full disk, the lock holds without its holder's name
                 os.pwrite(fd, f"process {os.getpid()} (rlaif {' '.join(sys.argv[1:2])})\n".encode(), 0)
             yield
             os.ftruncate(fd, 0)
@@ -236,6 +240,7 @@ class Run:
             os.close(fd)
 
     def is_locked(self) -> bool:
+        """Return whether a process holds the run's lock."""
         path = self.path / ".lock"
         if not path.exists():
             return False
@@ -244,42 +249,33 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
-            except OSError:  # a file system without locks: nobody can be writing there
+            except OSError:  # a file system without locks, on which rlaif does not write
                 return False
         return False
 
 
-def remove_stale_temp_files(folder: Path) -> None:
-    """Remove what a killed process left half-written in ``folder``: ``.NAME.PID``, where no such process lives."""
-    for path in folder.glob(".*.*"):
-        pid = path.suffix.removeprefix(".")
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def open_run(path: Path | str) -> Run:
-    """An existing run, for reading. Raises :class:`RunError` where there is none."""
+    """Open an existing run for reading. Raises :class:`RunError` if ``path`` is not a run."""
     run = Run(path)
     if not run.path.is_dir():
         matches = difflib.get_close_matches(run.path.name, _runs_in(run.path.parent), n=1, cutoff=0.6)
-        suggestion = f"Did you mean {run.path.with_name(matches[0])}? Else make" if matches else "Make"
-        raise RunError("there is no such run", location=str(path), hint=f"{suggestion} one: rlaif init {path}")
+        suggestion = f"Did you mean {run.path.with_name(matches[0])}? Otherwise create" if matches else "Create"
+        raise RunError("no such run", location=str(path), hint=f"{suggestion} it with `rlaif init {path}`.")
     if not is_run(run.path):
-        raise RunError("this directory is not a run", location=str(path), hint=f"Make one: rlaif init {path}")
+        raise RunError("this directory is not a run", location=str(path), hint=f"Create one with `rlaif init {path}`.")
     return run
 
 
 def require_completions(run: Run) -> None:
-    """Raises :class:`UsageError` where ``run`` has none."""
+    """Raise :class:`UsageError` if ``run`` has no completions."""
     if not run.journal_path("completions").exists():
         raise UsageError(
-            "there are no completions to judge", location=str(run.path), hint=f"Run first: rlaif generate {run.path}"
+            "no completions to judge", location=str(run.path), hint=f"Run `rlaif generate {run.path}` first."
         )
 
 
 def is_run(path: Path) -> bool:
-    """Whether ``path`` is one that has begun, or whose settings were written."""
+    """Return whether ``path`` is a run: it has journals or an rlaif.toml."""
     return (path / "journal").is_dir() or (path / CONFIG_FILE).exists()
 
 
@@ -291,7 +287,7 @@ def _runs_in(folder: Path) -> list[str]:
 
 
 def _try_lock(fd: int) -> bool:
-    """Take the lock. Tried a few times: whoever asks :meth:`Run.is_locked` holds it for a moment."""
+    """Take the lock. Retries a few times, because :meth:`Run.is_locked` of another process holds it for a moment."""
     for _ in range(LOCK_ATTEMPTS):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -315,7 +311,7 @@ def _package_versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the directory that the command was given in: people keep their configuration there."""
+    """Return the commit of the working directory, where users keep their configuration; None outside a repository."""
     try:
         process = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

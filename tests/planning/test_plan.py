@@ -316,7 +316,7 @@ def test_a_run_that_has_asked_nothing_tells_nothing(tmp_path: Path, rlaif: Cli) 
     rates = ("--tokens-per-second", "1000", "--judge-tokens-per-second", "1000")
     stdout = rlaif("plan", "--prompts", "10", "--from", tmp_path / "run", *rates).stdout
     assert "4 answers each by demo\njudged by helpful@demo, quality@demo" in stdout  # its rlaif.toml's settings
-    assert "there is no such run" in rlaif("plan", "--prompts", "10", "--from", tmp_path / "none", code=1).stderr
+    assert "no such run" in rlaif("plan", "--prompts", "10", "--from", tmp_path / "none", code=1).stderr
 
 
 # What is said

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from rlaif.config.resume import trained_model_name
 from rlaif.records import Verdict, content_key
 from rlaif.report import html, html_report, judge_stats, recommendation
 from rlaif.report.report_data import _requested_settings, collect_report
 from rlaif.run.run import Run
+from rlaif.run.training_output import trained_model_name
 from tests.conftest import read_jsonl
 from tests.fake_judge import judge_by
 from tests.fake_server import ScriptedServer
@@ -121,7 +121,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path, rlaif: Callable[..., subproce
     }
     rlaif("report", run)
     assert "Not finished" in (run / "report.html").read_text()
-    assert "there is no such run" in rlaif("report", tmp_path / "absent", code=1).stderr
+    assert "no such run" in rlaif("report", tmp_path / "absent", code=1).stderr
 
 
 def journal_verdicts(run: Run, probabilities: list[tuple[float, float]]) -> None:

@@ -1,4 +1,4 @@
-"""Frames hold the newest answer to each key, and offsets that lead back to its line."""
+"""Frames hold the newest answer with each key, and the offset of its line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from rlaif.errors import RunError
 from rlaif.records import Completion, Failure, Message, Prompt, Review, Verdict, content_key
 from rlaif.run import frames
-from rlaif.run import journal as journals
 from rlaif.run.journal import Journal, JournalReader
 
 
@@ -100,8 +99,8 @@ RECORDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_every_column_comes_back_as_it_was_journaled(tmp_path: Path, name: str) -> None:
-    """And the columns are fields of the record, so that none is always null by a slip."""
+def test_every_column_has_the_journaled_value(tmp_path: Path, name: str) -> None:
+    """The columns are fields of the record, so that no mistyped column is always null."""
     record = RECORDS[name]
     schema = getattr(frames, name)
     assert set(schema) <= set(type(record).model_fields)
@@ -118,10 +117,10 @@ def test_every_column_comes_back_as_it_was_journaled(tmp_path: Path, name: str) 
 @given(st.lists(st.tuples(st.integers(0, 6), st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)),
                 max_size=30),
        st.integers(1, 900))  # fmt: skip
-def test_newest_success_wins_and_its_offset_is_its_line(
+def test_the_newest_answer_is_kept_with_the_offset_of_its_line(
     tmp_path: Path, events: list[tuple[int, str | None]], block: int
 ) -> None:
-    """For any block size: one row a key, failures never, and Reader.at(offset) is the record of the row."""
+    """For any block size, there is one row per key, no failure, and the reader finds the row's record by its offset."""
     path = tmp_path / "j.jsonl"
     path.unlink(missing_ok=True)
     newest: dict[str, str] = {}
@@ -133,7 +132,7 @@ def test_newest_success_wins_and_its_offset_is_its_line(
                 journal.append([answer(number, text)])
                 newest[key(number)] = text
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journals, "READ_CHUNK_BYTES", block)
+        patch.setattr("rlaif.run.journal.READ_CHUNK_BYTES", block)
         frame = frames.read_journal_frame(path, frames.COMPLETIONS)
     assert dict(frame.select("key", "text").rows()) == newest
     assert frame.height == len(newest)
@@ -144,11 +143,13 @@ def test_newest_success_wins_and_its_offset_is_its_line(
     reader.close()
 
 
-def test_reduce_sees_every_block_before_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reduce_is_applied_to_each_block_before_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append(answer(number, "x" * number) for number in range(50))
-    monkeypatch.setattr(journals, "READ_CHUNK_BYTES", 1000)
+    monkeypatch.setattr("rlaif.run.journal.READ_CHUNK_BYTES", 1000)
     seen: list[int] = []
 
     def shorten(frame: pl.DataFrame) -> pl.DataFrame:
@@ -162,8 +163,8 @@ def test_reduce_sees_every_block_before_the_next_is_read(tmp_path: Path, monkeyp
     assert sum(seen) == 50
 
 
-def test_missing_fields_are_null_and_further_ones_ignored(tmp_path: Path) -> None:
-    """An older or newer rlaif wrote the line."""
+def test_missing_fields_are_null_and_unknown_fields_are_ignored(tmp_path: Path) -> None:
+    """An older or newer version of rlaif may have written the line."""
     path = tmp_path / "j.jsonl"
     path.write_bytes(orjson.dumps({"key": key(1), "later": {"deep": [1, {}]}, "text": "t"}) + b"\n")
     row = frames.read_journal_frame(path, frames.COMPLETIONS).row(0, named=True)
@@ -172,7 +173,9 @@ def test_missing_fields_are_null_and_further_ones_ignored(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"key": "torn'])
-def test_a_journal_without_answers_is_an_empty_frame_of_the_same_columns(tmp_path: Path, content: bytes | None) -> None:
+def test_a_journal_without_answers_is_an_empty_frame_with_the_same_columns(
+    tmp_path: Path, content: bytes | None
+) -> None:
     path = tmp_path / "j.jsonl"
     if content is not None:
         path.write_bytes(content)
@@ -185,7 +188,7 @@ def test_a_journal_without_answers_is_an_empty_frame_of_the_same_columns(tmp_pat
     assert frames.read_journal_frame(path, frames.VERDICTS).equals(empty)
 
 
-def test_a_torn_last_line_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1)])
@@ -196,7 +199,7 @@ def test_a_torn_last_line_is_not_there_yet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [b"not json", b"", b"[1]", b'{"key":"00"} {"key":"01"}', b'{"key":"00","text":"\xff"}',
                                   b"\0\0"], ids=repr)  # fmt: skip
-def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+def test_the_error_names_a_damaged_line(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1), answer(2)])
@@ -207,7 +210,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     assert raised.value.location == f"{path}:2"
 
 
-def test_a_field_of_another_type_is_an_error_of_the_file(tmp_path: Path) -> None:
+def test_a_field_of_the_wrong_type_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"key":"00","index":"first"}\n')
     with pytest.raises(RunError, match="a record does not have the fields of its kind") as raised:
@@ -224,7 +227,7 @@ def make_frames(*sizes: int) -> Iterator[pl.DataFrame]:
                            schema={"n": pl.Int64, "text": pl.String, "many": pl.List(pl.String)})  # fmt: skip
 
 
-def test_pieces_become_row_groups_of_one_file(tmp_path: Path) -> None:
+def test_frames_become_row_groups_of_one_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "t.parquet"
     frames.write_parquet_atomically(make_frames(3, 0, 2), path)
     assert pl.read_parquet(path).equals(pl.concat(make_frames(3, 0, 2)))
@@ -233,8 +236,8 @@ def test_pieces_become_row_groups_of_one_file(tmp_path: Path) -> None:
     assert [path.name for path in path.parent.iterdir()] == ["t.parquet"]
 
 
-def test_the_old_table_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    """A reader never sees half a table, and nothing is left lying about after a failure."""
+def test_the_old_table_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    """A reader never sees half a table, and a failure leaves no temporary file."""
     path = tmp_path / "t.parquet"
     frames.write_parquet_atomically(make_frames(4), path)
     before = path.read_bytes()
@@ -250,7 +253,7 @@ def test_the_old_table_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
 
-def test_a_table_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written: "):
         frames.write_parquet_atomically(make_frames(1), tmp_path / "file" / "t.parquet")

@@ -1,4 +1,4 @@
-"""The journal loses nothing but a torn last line, says which line is damaged, and stays whole on a full disk."""
+"""The journal loses at most a torn last line, names damaged lines, and stays intact on a full disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from rlaif.errors import RunError
 from rlaif.records import Completion, Failure, content_key
-from rlaif.run import journal as journals
 from rlaif.run.journal import Journal, JournalReader, iter_blocks, iter_records
 
 shared_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -42,7 +41,7 @@ def answered_numbers(journal: Journal) -> set[int]:
     return {number for number in range(200) if key(number) in journal}
 
 
-# What a crash leaves
+# After a crash
 
 
 TEXTS = st.text(st.sampled_from('aé🙂"\\\n\r\u2028 ') | st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -50,8 +49,10 @@ TEXTS = st.text(st.sampled_from('aé🙂"\\\n\r\u2028 ') | st.characters(exclude
 
 @shared_folder
 @given(st.lists(TEXTS, min_size=1, max_size=6), st.data())
-def test_cut_anywhere_the_whole_lines_stay_and_writing_goes_on(tmp_path: Path, values: list[str], data: Any) -> None:
-    """A crash ends the file at any byte: every record whose newline is there is kept, the torn one is owed again."""
+def test_a_file_cut_anywhere_keeps_its_complete_lines_and_can_be_appended_to(
+    tmp_path: Path, values: list[str], data: Any
+) -> None:
+    """A crash can end the file at any byte: records with a newline are kept, the torn one is pending again."""
     path = tmp_path / "j.jsonl"
     path.unlink(missing_ok=True)
     with Journal(path) as journal:
@@ -63,7 +64,7 @@ def test_cut_anywhere_the_whole_lines_stay_and_writing_goes_on(tmp_path: Path, v
     path.write_bytes(content[:size])
     kept = content[:size].count(b"\n")
 
-    assert texts(path) == values[:kept]  # a reader sees the same before anybody mends the file
+    assert texts(path) == values[:kept]  # a reader sees the same before the torn line is cut off
     with Journal(path) as journal:
         assert answered_numbers(journal) == set(range(kept))
         journal.append([answer(100, "after")])
@@ -72,7 +73,7 @@ def test_cut_anywhere_the_whole_lines_stay_and_writing_goes_on(tmp_path: Path, v
 
 
 @pytest.mark.parametrize("length", [10, 65535, 65536, 65537, 200_000])
-def test_a_long_torn_line_is_cut(tmp_path: Path, length: int) -> None:
+def test_a_long_torn_line_is_cut_off(tmp_path: Path, length: int) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1)])
@@ -92,7 +93,7 @@ def test_a_file_that_is_one_torn_line_is_emptied(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_an_absent_and_an_empty_journal_are_empty(tmp_path: Path) -> None:
+def test_a_missing_and_an_empty_journal_have_no_records(tmp_path: Path) -> None:
     assert list(iter_records(tmp_path / "absent.jsonl")) == []
     assert list(iter_blocks(tmp_path / "absent.jsonl")) == []
     assert not (tmp_path / "absent.jsonl").exists()
@@ -107,8 +108,8 @@ DAMAGE = [b"not json", b"", b"   ", b"[1]", b"null", b"3", b'{"key": 3}', b'{"ke
 
 
 @pytest.mark.parametrize("line", DAMAGE, ids=repr)
-def test_a_damaged_line_is_named_by_file_and_line(tmp_path: Path, line: bytes) -> None:
-    """Reading and opening both refuse, and the file is left as it was."""
+def test_the_error_names_file_and_line_of_a_damaged_line(tmp_path: Path, line: bytes) -> None:
+    """Reading and opening both raise, and the file is unchanged."""
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1), answer(2), answer(3)])
@@ -127,10 +128,10 @@ def test_a_damaged_line_is_named_by_file_and_line(tmp_path: Path, line: bytes) -
     assert path.read_bytes().startswith(b"\n".join([*lines[:2], line, lines[2]]))
 
 
-# Keys, failures, newest
+# Keys and failures
 
 
-def test_a_failure_is_owed_again_and_a_later_success_settles_it(tmp_path: Path) -> None:
+def test_a_failed_key_is_pending_until_it_has_an_answer(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1), failure(2), failure(3)])
@@ -141,14 +142,14 @@ def test_a_failure_is_owed_again_and_a_later_success_settles_it(tmp_path: Path) 
         assert journal.failed_keys == {bytes.fromhex(key(2))}
     with Journal(path) as journal:
         assert answered_numbers(journal) == {1, 3}
-        assert journal.failed_keys == set(), "a failure of an earlier command is owed by this one"
+        assert journal.failed_keys == set(), "failures of an earlier command are asked again by this one"
     assert texts(path) == ["a", "HTTP 500", "HTTP 500", "at last", "HTTP 500"]
-    assert not journal.answered_keys, "a closed journal takes no memory"
+    assert not journal.answered_keys, "a closed journal holds no keys in memory"
 
 
 @shared_folder
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=20), st.integers(0, 20))
-def test_what_is_done_does_not_depend_on_how_often_the_journal_was_opened(
+def test_answered_keys_do_not_depend_on_how_often_the_journal_was_opened(
     tmp_path: Path, events: list[tuple[int, bool]], cut: int
 ) -> None:
     path = tmp_path / "j.jsonl"
@@ -163,14 +164,14 @@ def test_what_is_done_does_not_depend_on_how_often_the_journal_was_opened(
         assert answered_numbers(journal) == answered
 
 
-def test_only_keys_are_in_a_journal(tmp_path: Path) -> None:
+def test_a_journal_contains_only_keys(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.jsonl") as journal:
         assert None not in journal
         assert 3 not in journal
 
 
-def test_a_block_of_records_is_one_line_each(tmp_path: Path) -> None:
-    """Whatever a text holds: newlines, separators and quotes never break a line."""
+def test_each_record_is_one_line(tmp_path: Path) -> None:
+    """Newlines, separators and quotes in a text never break a line."""
     path = tmp_path / "j.jsonl"
     nasty = ["\n", "\r\n", "\u2028\u2029\x85\x0b\x0c", '"}\n{"key":"00"}', "\0", "🙂" * 3]
     with Journal(path) as journal:
@@ -180,8 +181,8 @@ def test_a_block_of_records_is_one_line_each(tmp_path: Path) -> None:
     assert [json.loads(line)["text"] for line in path.read_bytes().split(b"\n")[:-1]] == nasty
 
 
-def test_a_record_that_cannot_be_written_leaves_no_trace(tmp_path: Path) -> None:
-    """Neither in the file nor among the keys: nothing of the block it came in."""
+def test_a_record_that_cannot_be_serialized_leaves_no_trace(tmp_path: Path) -> None:
+    """Neither the file nor the keys contain anything of its block."""
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         with pytest.raises(TypeError):
@@ -196,14 +197,14 @@ def test_a_record_that_cannot_be_written_leaves_no_trace(tmp_path: Path) -> None
 
 @shared_folder
 @given(st.lists(TEXTS, max_size=30), st.integers(1, 400))
-def test_offsets_lead_back_to_their_records_for_any_block_size(tmp_path: Path, values: list[str], block: int) -> None:
-    """Lines longer than a block, and blocks that end within a character or exactly at a newline."""
+def test_offsets_find_their_records_for_any_block_size(tmp_path: Path, values: list[str], block: int) -> None:
+    """Includes lines longer than a block, and blocks that end inside a character or exactly at a newline."""
     path = tmp_path / "j.jsonl"
     path.unlink(missing_ok=True)
     with Journal(path) as journal:
         journal.append(answer(number, text) for number, text in enumerate(values))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journals, "READ_CHUNK_BYTES", block)
+        patch.setattr("rlaif.run.journal.READ_CHUNK_BYTES", block)
         records = list(iter_records(path))
         chunks = list(iter_blocks(path))
         with Journal(path) as journal:
@@ -218,13 +219,13 @@ def test_offsets_lead_back_to_their_records_for_any_block_size(tmp_path: Path, v
     reader.close()
 
 
-def test_reading_beside_a_writer_sees_whole_lines_only(tmp_path: Path) -> None:
+def test_a_reader_beside_a_writer_sees_only_complete_lines(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.append([answer(1)])
         reading = iter_records(path)
         assert next(reading)[1]["key"] == key(1)
-        with path.open("ab") as file:  # a write on its way
+        with path.open("ab") as file:  # a write in progress
             file.write(b'{"key": "' + key(2).encode())
             file.flush()
             assert [record["key"] for _, record in iter_records(path)] == [key(1)]
@@ -253,7 +254,7 @@ for number in range(1000):
         break
 assert failure is not None
 written = [content_key(number=n) in journal for n in range(number + 1)]
-# Room again, and those in flight come in.
+# There is space again, and requests in flight finish.
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 journal.append([Completion(key=content_key(number=9999), prompt_id="p", index=0, model="m", text="late")])
 print(json.dumps({"message": str(failure), "code": failure.exit_code, "written": written}))
@@ -261,8 +262,8 @@ print(json.dumps({"message": str(failure), "code": failure.exit_code, "written":
 
 
 @pytest.mark.parametrize("limit", [5_000, 5_001, 5_123, 4_096])
-def test_a_full_disk_is_told_and_the_journal_stays_whole(tmp_path: Path, limit: int) -> None:
-    """The record that did not fit is not counted as done, and what is written after it starts on a new line."""
+def test_a_full_disk_is_an_error_and_leaves_the_journal_intact(tmp_path: Path, limit: int) -> None:
+    """The record that did not fit is not counted as answered, and the next record starts on a new line."""
     path = tmp_path / "j.jsonl"
     ran = subprocess.run([sys.executable, "-c", FILL, path, str(limit)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -277,7 +278,7 @@ def test_a_full_disk_is_told_and_the_journal_stays_whole(tmp_path: Path, limit: 
         assert answered_numbers(journal) == set(range(len(keys) - 1))
 
 
-def test_a_disk_that_cannot_be_synced_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -286,10 +287,10 @@ def test_a_disk_that_cannot_be_synced_is_told(tmp_path: Path, monkeypatch: pytes
     journal.append([answer(1)])
     with pytest.raises(RunError, match="cannot be written: Input/output error"):
         journal.close()
-    journal.close()  # and is closed all the same
+    journal.close()  # it is closed nevertheless
 
 
-def test_a_journal_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "j.jsonl", tmp_path):
         with pytest.raises(RunError, match="cannot be opened for writing: "):
@@ -298,12 +299,12 @@ def test_a_journal_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
         list(iter_records(tmp_path))
 
 
-def test_records_are_on_disk_at_the_latest_when_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_synced_at_the_latest_on_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     with Journal(tmp_path / "j.jsonl") as journal:
         journal.append([answer(1)])
-        monkeypatch.setattr(journals, "SYNC_EVERY_S", 0.0)
+        monkeypatch.setattr("rlaif.run.journal.SYNC_EVERY_S", 0.0)
         journal.append([answer(2)])
         assert len(synced) == 1
     assert len(synced) == 2

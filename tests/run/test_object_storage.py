@@ -1,5 +1,8 @@
-"""Object storage: prompts read from it and datasets written to it, on servers on this machine that speak what the
-providers' do: moto's for S3, an emulator of Google's storage, Microsoft's Azurite."""
+"""Object storage: prompts are read from it and datasets written to it.
+
+The servers run on this machine and use the providers' protocols: moto for S3, an emulator of Google Cloud Storage, and
+Microsoft's Azurite.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
-    """The address of an S3 server that has one bucket, "data"."""
+    """Start an S3 server and return its URL."""
     python = needs_tools("moto", "flask", "flask_cors")
     process = subprocess.Popen([python, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True)  # fmt: skip
@@ -48,7 +51,7 @@ def store() -> Iterator[str]:
 
 @pytest.fixture
 def s3(store: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Keys and place in the environment, as a user has them; returns a folder of its own."""
+    """Set credentials and endpoint in the environment, as a user does, and return the URL of a new folder."""
     for name, value in zip(NAMES, ("me", "secret-key", "us-east-1", store), strict=True):
         monkeypatch.setenv(name, value)
     from pyarrow import fs
@@ -58,7 +61,7 @@ def s3(store: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def start_server(line: list[str | Path], port: int, log_dir: Path) -> subprocess.Popen[bytes]:
-    """``line`` as a process, once it answers at ``port``."""
+    """Start the command ``line``, and return its process when it accepts connections at ``port``."""
     with (log_dir / "server.log").open("wb") as log:
         process = subprocess.Popen(line, stdout=log, stderr=log)
     for _ in range(300):
@@ -72,7 +75,7 @@ def start_server(line: list[str | Path], port: int, log_dir: Path) -> subprocess
 
 @pytest.fixture
 def gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """As ``s3``, of Google's storage."""
+    """Like ``s3``, for Google Cloud Storage."""
     python, port = needs_tools("gcp_storage_emulator"), free_port()
     line = ["start", "--host=127.0.0.1", f"--port={port}", "--in-memory", "--default-bucket=data"]
     process = start_server([python, "-m", "gcp_storage_emulator", *line], port, tmp_path)
@@ -84,7 +87,7 @@ def gs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def az(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """As ``s3``, of Azure's storage."""
+    """Like ``s3``, for Azure Blob Storage."""
     azurite = needs_file(ROOT / ".venv" / "azurite" / "node_modules" / ".bin" / "azurite-blob", "azurite")
     port = free_port()
     line = ["--silent", "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck", "--blobPort", str(port)]
@@ -101,7 +104,7 @@ def az(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["s3", "gs", "az"])
-def test_files_go_there_and_come_back(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_uploaded_files_can_be_listed_and_read(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     base, folder = request.getfixturevalue(kind), tmp_path / "folder"
     (folder / "more").mkdir(parents=True)
     (folder / "a.jsonl").write_text('{"prompt": "Say something."}\n' * 1000)
@@ -120,7 +123,7 @@ def test_files_go_there_and_come_back(kind: str, tmp_path: Path, request: pytest
             object_storage.list_files(missing, (".jsonl",))
 
 
-def test_a_wrong_key_is_said_and_not_shown(az: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_wrong_credentials_does_not_contain_them(az: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connection_string = os.environ["AZURE_STORAGE_CONNECTION_STRING"].replace("a2V5", "AAAA")
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string)
     with pytest.raises(StorageError, match="failed to authenticate") as raised:
@@ -129,7 +132,7 @@ def test_a_wrong_key_is_said_and_not_shown(az: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("url", ["s3://data//b.jsonl", "s3://data/a//b.jsonl", "gs://data/a//b", "az://data/a//b/"])
-def test_an_empty_name_in_a_url_is_told(url: str, tmp_path: Path) -> None:
+def test_an_empty_name_in_a_url_is_an_error(url: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("")
     for use in (lambda: object_storage.list_files(url, (".jsonl",)), object_storage.open_remote(url).__enter__,
                 lambda: object_storage.upload_dir(tmp_path, url)):  # fmt: skip
@@ -138,14 +141,14 @@ def test_an_empty_name_in_a_url_is_told(url: str, tmp_path: Path) -> None:
         assert raised.value.location in (url, url.rstrip("/"))
 
 
-def test_a_connection_string_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_string_without_account_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "garbage")
     with pytest.raises(UsageError, match="AZURE_STORAGE_CONNECTION_STRING names no AccountName"):
         object_storage.list_files("az://c/x", (".jsonl",))
 
 
-def test_what_a_connection_string_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_string_sets_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"):
         monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
     key = {"account_name": "me", "account_key": "k==", "sas_token": None}
@@ -194,7 +197,7 @@ def test_prompts_are_read_from_a_folder_of_files(
     assert "secret-key" not in "".join(path.read_text() for path in (tmp_path / "one").rglob("*.json*"))
 
 
-def test_answers_are_brought_from_there_too(s3: str, tmp_path: Path, rlaif: Cli) -> None:
+def test_answers_are_imported_from_object_storage(s3: str, tmp_path: Path, rlaif: Cli) -> None:
     (tmp_path / "answers").mkdir()
     write_jsonl(
         tmp_path / "answers" / "a.jsonl", [{"prompt": "Say something.", "responses": ["Something.", "Anything."]}]
@@ -203,7 +206,7 @@ def test_answers_are_brought_from_there_too(s3: str, tmp_path: Path, rlaif: Cli)
     assert "2 answers" in rlaif("generate", tmp_path / "run", "--import", f"{s3}/a.jsonl").stdout
 
 
-def test_a_bad_row_is_named_by_its_url(s3: str, tmp_path: Path, rlaif: Cli) -> None:
+def test_the_error_names_the_url_of_a_bad_row(s3: str, tmp_path: Path, rlaif: Cli) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "bad.jsonl").write_text('{"prompt": "Say something."}\n{"prompt": \n')
     object_storage.upload_dir(tmp_path / "p", s3)
@@ -211,9 +214,9 @@ def test_a_bad_row_is_named_by_its_url(s3: str, tmp_path: Path, rlaif: Cli) -> N
     assert f"{s3}/bad.jsonl:2: not JSON" in stderr
 
 
-def test_what_is_not_there(s3: str, tmp_path: Path, rlaif: Cli) -> None:
+def test_missing_files_and_buckets_are_errors(s3: str, tmp_path: Path, rlaif: Cli) -> None:
     stderr = rlaif("generate", tmp_path / "run", "--model", "m", "--prompts", f"{s3}/none.jsonl", code=1).stderr
-    assert stderr.startswith(f"rlaif: {s3}/none.jsonl: there is no such file, nor any below it")
+    assert stderr.startswith(f"rlaif: {s3}/none.jsonl: no such file")
     with (
         pytest.raises(StorageError, match="no such bucket or file"),
         object_storage.open_remote("s3://no-such-bucket/x.jsonl"),
@@ -221,7 +224,7 @@ def test_what_is_not_there(s3: str, tmp_path: Path, rlaif: Cli) -> None:
         pass
 
 
-def test_storage_that_is_out_of_reach_says_which_names_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_an_unreachable_storage_names_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(NAMES, ("me", "secret-key", "us-east-1", "http://127.0.0.1:9"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(StorageError) as raised:
@@ -234,12 +237,12 @@ def test_storage_that_is_out_of_reach_says_which_names_it_wants(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("s3:///x", "no bucket is named"),
-        ("s3://me:secret@bucket/x", "may hold no name or password"),
+        ("s3:///x", "names no bucket"),
+        ("s3://me:secret@bucket/x", "user name or password"),
         ("az://container/x", "AZURE_STORAGE_ACCOUNT_NAME is not set"),
     ],
 )
-def test_urls_that_cannot_be(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_urls_are_rejected(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ACCOUNT_NAME", "CONNECTION_STRING"):
         monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
     with pytest.raises(UsageError, match=message):
@@ -250,17 +253,17 @@ def test_urls_that_cannot_be(url: str, message: str, monkeypatch: pytest.MonkeyP
     ("source", "remote"),
     [("s3://b/x", True), ("gs://b/x", True), ("az://c/x", True), ("a/b.jsonl", False), ("hf:a/b", False)],
 )
-def test_what_is_remote(source: str, remote: bool) -> None:
+def test_is_remote(source: str, remote: bool) -> None:
     assert object_storage.is_remote(source) is remote
 
 
-def test_other_urls_are_refused() -> None:
-    with pytest.raises(UsageError, match="ftp:// cannot be read or written"):
+def test_other_kinds_of_url_are_rejected() -> None:
+    with pytest.raises(UsageError, match="ftp:// are not supported"):
         object_storage.is_remote("ftp://host/x.jsonl")
 
 
-def test_all_three_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the build of pyarrow: each has a file system, made without a call."""
+def test_pyarrow_has_all_three_file_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Creating them needs no network."""
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
     monkeypatch.setenv("AWS_REGION", "us-east-1")

@@ -1,4 +1,4 @@
-"""One writer at a time, a manifest that is never half written, and what may change when a stage goes on."""
+"""The run directory: one writer at a time, a manifest replaced in one step, settings that may change on resume."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ with Run({path!r}).lock():
 
 @contextlib.contextmanager
 def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the run's lock until its standard input is closed."""
+    """Start another process that holds the run's lock until its standard input is closed."""
     process = subprocess.Popen([sys.executable, "-c", HOLD_LOCK_CODE.format(path=str(path))], text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     with process:
@@ -53,8 +53,8 @@ def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
 # The lock
 
 
-def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
-    """kill -9 releases the lock; what the dead process left in the lock file misleads nobody."""
+def test_the_error_names_the_holder_and_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
+    """SIGKILL releases the lock, although the lock file still has the name of the dead process."""
     run = Run(tmp_path / "run")
     assert not run.is_locked()
     with lock_holder(run.path) as process:
@@ -75,7 +75,7 @@ def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path: Path) -> N
     assert not run.is_locked()
 
 
-def test_the_lock_is_given_back_at_the_end_and_after_an_error(tmp_path: Path) -> None:
+def test_the_lock_is_released_at_the_end_and_after_an_error(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     with lock_holder(run.path) as process:
         assert process.stdin is not None
@@ -94,31 +94,31 @@ def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
         raise AssertionError("two writers")
 
 
-def test_looking_never_keeps_a_writer_out(tmp_path: Path) -> None:
-    """`status` asks whether a run is being written, again and again, while another command starts."""
+def test_is_locked_never_blocks_a_writer(tmp_path: Path) -> None:
+    """`rlaif status` may check the lock repeatedly while another command starts."""
     run = Run(tmp_path / "run")
     with run.lock():
         pass
     stop = threading.Event()
 
-    def look() -> None:
+    def check_repeatedly() -> None:
         while not stop.is_set():
             Run(run.path).is_locked()
 
-    looking = threading.Thread(target=look)
-    looking.start()
+    checker = threading.Thread(target=check_repeatedly)
+    checker.start()
     try:
         for _ in range(200):
             with run.lock():
                 pass
     finally:
         stop.set()
-        looking.join()
+        checker.join()
 
 
 @contextlib.contextmanager
 def read_only_dir() -> Iterator[Path]:
-    """A directory that the user of this block cannot write to; root gives up being root for it."""
+    """Create a directory that this process cannot write to. A root user becomes another user inside the block."""
     folder = Path(tempfile.mkdtemp())
     (folder / "run").mkdir()
     (folder / "run").chmod(0o555)
@@ -134,7 +134,7 @@ def read_only_dir() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_a_directory_that_cannot_be_written_to_is_told() -> None:
+def test_the_error_names_a_read_only_directory() -> None:
     with read_only_dir() as folder:
         for path in (folder / "run", folder / "absent"):
             with pytest.raises(RunError) as raised, Run(path).lock():
@@ -146,17 +146,17 @@ def test_a_directory_that_cannot_be_written_to_is_told() -> None:
             Run(folder / "run").journal("prompts")
 
 
-def test_a_file_in_the_runs_place_is_told(tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_the_run_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written to: "), Run(tmp_path / "file").lock():
         raise AssertionError("written")
 
 
 @pytest.mark.parametrize("error_number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_refused(
+def test_a_file_system_without_locks_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_number: int
 ) -> None:
-    """As NFS answers whose lock daemon is not there, and Lustre mounted without flock."""
+    """NFS without its lock daemon, and Lustre mounted without flock, return these errors."""
 
     def no_locks(_fd: int, _how: int) -> None:
         raise OSError(error_number, os.strerror(error_number))
@@ -164,13 +164,13 @@ def test_a_file_system_without_locks_is_refused(
     monkeypatch.setattr("rlaif.run.run.fcntl.flock", no_locks)
     run = Run(tmp_path / "run")
     with pytest.raises(RunError, match=f"cannot be locked: {os.strerror(error_number)}") as raised, run.lock():
-        pytest.fail("went on without a lock")
-    assert "file system has to have locks" in str(raised.value)
+        pytest.fail("continued without a lock")
+    assert "file system mounted with locks" in str(raised.value)
     assert run.is_locked() is False
 
 
-def test_a_full_disk_does_not_keep_the_lock_from_holding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The holder's name is a courtesy."""
+def test_the_lock_holds_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the holder's name is missing."""
 
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
@@ -184,13 +184,13 @@ def test_a_full_disk_does_not_keep_the_lock_from_holding(tmp_path: Path, monkeyp
 # Opening
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no such run"):
+def test_open_run_rejects_what_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run"):
         open_run(tmp_path / "absent")
     with pytest.raises(RunError, match="this directory is not a run"):
         open_run(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="there is no such run"):
+    with pytest.raises(RunError, match="no such run"):
         open_run(tmp_path / "file")
 
 
@@ -201,10 +201,10 @@ def test_a_run_that_has_only_settings_is_empty(tmp_path: Path) -> None:
         assert isinstance(frame, pl.DataFrame)
         assert frame.height == 0
         assert "key" in frame.columns
-    with pytest.raises(RunError, match="there are no pairs yet") as raised:
+    with pytest.raises(RunError, match="no pairs yet") as raised:
         run.pairs()
     assert f"rlaif judge {tmp_path}" in str(raised.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rlaif.toml"]  # reading made nothing
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rlaif.toml"]  # reading creates nothing
 
 
 # The manifest
@@ -220,15 +220,15 @@ def test_facts_are_merged_by_stage(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_what_another_version_put_into_the_manifest_stays(tmp_path: Path) -> None:
+def test_unknown_fields_of_the_manifest_are_kept(tmp_path: Path) -> None:
     value = {"schema_version": 2, "stages": {"other": {"x": 1}}, "further": "kept"}
     (tmp_path / "manifest.json").write_bytes(orjson.dumps(value))
     Run(tmp_path).update_manifest("generate", a=1)
     assert Run(tmp_path).manifest() == {**value, "stages": {"other": {"x": 1}, "generate": {"a": 1}}}
 
 
-def test_the_manifest_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stops the writing, the old one is still there, and no temporary file beside it."""
+def test_the_manifest_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the write fails, the old manifest is unchanged and no temporary file remains."""
     run = Run(tmp_path)
     run.update_manifest("generate", a=1)
     before = run.manifest_path.read_bytes()
@@ -244,7 +244,7 @@ def test_the_manifest_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_a_newer_manifest_is_refused(tmp_path: Path) -> None:
+def test_a_newer_manifest_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema_version": 99, "stages": {}}')
     with pytest.raises(RunError, match="newer rlaif"):
         Run(tmp_path).manifest()
@@ -252,7 +252,7 @@ def test_a_newer_manifest_is_refused(tmp_path: Path) -> None:
         Run(tmp_path).update_manifest("generate", a=1)
 
 
-def test_a_run_of_an_earlier_layout_is_refused(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_layout_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema_version": 1, "stages": {}}')
     with pytest.raises(RunError, match="earlier layout") as caught:
         Run(tmp_path).manifest()
@@ -276,7 +276,7 @@ def test_a_run_of_an_earlier_layout_is_refused(tmp_path: Path) -> None:
         "\udcff",
     ],
 )
-def test_a_damaged_manifest_is_named_and_left_alone(tmp_path: Path, text: str) -> None:
+def test_the_error_names_a_damaged_manifest_and_leaves_it_unchanged(tmp_path: Path, text: str) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     before = path.read_bytes()
@@ -288,7 +288,7 @@ def test_a_damaged_manifest_is_named_and_left_alone(tmp_path: Path, text: str) -
     assert path.read_bytes() == before
 
 
-# Beginning a stage
+# Starting a stage
 
 
 def configured(run: Run, **flags: Any) -> Any:
@@ -308,7 +308,7 @@ COMPLETION = Completion(key=KEY, prompt_id="p", index=0, model="m", text="t")
 VERDICT = Verdict(key=KEY, kind="compare", judge="j", judge_hash="h", model="m", prompt_id="p", a="1", prob_a=0.5)
 
 
-def test_what_ran_is_recorded(tmp_path: Path) -> None:
+def test_the_manifest_records_each_start_of_a_stage(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.start_stage("generate", configured(run))
     facts = run.manifest()["stages"]["generate"]
@@ -327,7 +327,7 @@ def test_what_ran_is_recorded(tmp_path: Path) -> None:
     assert [start["prompts"] for start in run.manifest()["stages"]["generate"]["history"]] == [3, 4]
 
 
-def test_a_changed_identity_is_refused_and_the_manifest_stays(tmp_path: Path) -> None:
+def test_changed_settings_are_rejected_and_the_manifest_is_unchanged(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.start_stage("generate", configured(run))
     append_record(run, "prompts", PROMPT)
@@ -343,10 +343,10 @@ def test_a_changed_identity_is_refused_and_the_manifest_stays(tmp_path: Path) ->
         run.start_stage("generate", configured(run))
 
 
-def test_a_setting_that_has_decided_nothing_may_be_mended(tmp_path: Path) -> None:
-    """A mistyped file or model stops the first command; the second, mended one is not refused for the difference.
+def test_a_setting_may_change_while_no_record_depends_on_it(tmp_path: Path) -> None:
+    """A mistyped file or model stops the first command. The corrected command is accepted.
 
-    Prompts bind what decides prompts, answers bind what decides answers; a failure or an imported answer binds nothing.
+    Prompts fix the settings of prompts, answers fix the settings of answers. Failures and imported answers fix nothing.
     """
     run = Run(tmp_path)
     run.start_stage("generate", configured(run, prompts__sources=["typo.jsonl"], sampler__model=["typo"], sampler__n=8))
@@ -366,7 +366,7 @@ def test_a_setting_that_has_decided_nothing_may_be_mended(tmp_path: Path) -> Non
         run.start_stage("generate", configured(run, sampler__model=["typo"]))
 
 
-def test_a_judge_is_bound_by_its_first_verdict_unless_restarted(tmp_path: Path) -> None:
+def test_the_judge_may_not_change_after_its_first_verdict_unless_restarted(tmp_path: Path) -> None:
     run = Run(tmp_path)
     append_record(run, "prompts", PROMPT)
     append_record(run, "completions", COMPLETION)
