@@ -20,9 +20,9 @@ from typing import Any
 import orjson
 
 import rlaif
-from rlaif.config.resume import trained_model_name
 from rlaif.report import recommendation, run_status
 from rlaif.run.run import Run
+from rlaif.run.training_output import trained_model_name
 from rlaif.stats import Estimate
 
 MAX_ITERATIONS = 20
