@@ -1,8 +1,8 @@
-"""OpenAI's files and batches, as documented, over the scripted server: for what a day at a provider looks like.
+"""A fake of OpenAI's files and batches, as documented, on top of the scripted server.
 
-``script`` gives the course of each new batch: the statuses that it is found in, one a look, the last for ever.
-``fate(body)`` decides each line's: "answer" (by the server's own ``answer``), an HTTP status, "expired", or "lost" (in
-neither file). Files come back in another order than they were sent.
+``script`` returns the course of each new batch: its status at each poll; the last one stays. ``fate(body)`` decides the
+result of each line: "answer" (from the server's ``answer``), an HTTP status, "expired", or "lost" (in neither file).
+Result files have another order than the requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.fake_server import Answer, Fault, ScriptedServer, _send_fault, echo, usage_of
+from tests.fake_server import Answer, Fault, ScriptedServer, echo, send_fault, usage_of
 
 NORMAL_COURSE = ["validating", "in_progress", "finalizing", "completed"]
 TIMESTAMP_FIELDS = {"in_progress": "in_progress_at", "finalizing": "finalizing_at", "completed": "completed_at",
@@ -24,8 +24,11 @@ TIMESTAMP_FIELDS = {"in_progress": "in_progress_at", "finalizing": "finalizing_a
 
 
 class BatchServer(ScriptedServer):
-    """``fault_at(step)`` may return a :class:`Fault` in place of a reply; step is upload | create | created | list |
-    look | download. A fault at "created" comes after the batch was made: its answer is lost."""
+    """A server with a batch API. ``fault_at(step)`` may return a :class:`Fault` to send in place of a reply.
+
+    Steps: upload, create, created, list, look, download. A fault at "created" occurs after the batch was created, so
+    only the reply is lost.
+    """
 
     def __init__(self, answer: Answer = echo, **options: Any) -> None:
         super().__init__(answer, owned_by="other", **options)
@@ -37,10 +40,10 @@ class BatchServer(ScriptedServer):
         self.batches: dict[str, dict[str, Any]] = {}
         self.courses: dict[str, list[str]] = {}
         self.missing: dict[str, Fault] = {}
-        """What is said of batches that are not shown."""
+        """Replies for batches that are not shown, by id."""
         self.step_counts: Counter[str] = Counter()
         self.lines: list[dict[str, Any]] = []
-        """Every line of every batch that was made."""
+        """All lines of all batches that were created."""
 
     def routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/files", self._upload)
@@ -52,7 +55,7 @@ class BatchServer(ScriptedServer):
     async def _count_step(self, step: str, request: web.Request) -> web.StreamResponse | None:
         self.step_counts[step] += 1
         fault = self.fault_at(step)
-        return await _send_fault(request, fault) if fault else self._reject_wrong_key(request)
+        return await send_fault(request, fault) if fault else self._reject_wrong_key(request)
 
     async def _upload(self, request: web.Request) -> web.StreamResponse:
         form = await request.post()
@@ -104,7 +107,7 @@ class BatchServer(ScriptedServer):
         batches = list(reversed(self.batches.values()))
         ids = [batch["id"] for batch in batches]
         start = ids.index(request.query["after"]) + 1 if "after" in request.query else 0
-        page = batches[start : start + 2]  # smaller than asked for, so that paging is seen
+        page = batches[start : start + 2]  # smaller than requested, so that paging is tested
         return web.json_response({"object": "list", "data": page, "has_more": start + 2 < len(batches),
                                   "first_id": page[0]["id"] if page else None,
                                   "last_id": page[-1]["id"] if page else None})  # fmt: skip
@@ -113,7 +116,7 @@ class BatchServer(ScriptedServer):
         if rejection := await self._count_step("look", request):
             return rejection
         if request.match_info["id"] in self.missing:
-            return await _send_fault(request, self.missing[request.match_info["id"]])
+            return await send_fault(request, self.missing[request.match_info["id"]])
         batch = self.batches[request.match_info["id"]]
         course = self.courses[batch["id"]]
         status = course.pop(0) if len(course) > 1 else course[0]

@@ -1,4 +1,4 @@
-"""Scripted judges: they read what a judge request shows and answer as a model with a known taste would."""
+"""Scripted judges: they parse a judge request and answer like a model with known preferences."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ FENCED = re.compile(r"<<<([0-9a-f]{12})\n(.*?)\n\1>>>", re.DOTALL)
 
 
 def fenced_parts(body: dict[str, Any]) -> list[str]:
-    """The fenced parts of a judge request, in order: conversation, then the answers (or the one answer)."""
+    """Return the fenced parts of a judge request in order: the conversation, then one or two answers."""
     return [match[2] for match in FENCED.finditer(body["messages"][-1]["content"])]
 
 
 def verdict_words(body: dict[str, Any]) -> list[str]:
-    """The verdict words that the request is held to."""
+    """Return the verdict words that the request allows."""
     return list(body["structured_outputs"]["choice"])
 
 
 def judge_by(quality: Callable[[str], float]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Prefers the answer of higher ``quality`` (0 to 1) with probability 0.9; rates it 1 + 4 x quality."""
+    """Return a judge that prefers the answer of higher ``quality`` (0 to 1) with probability 0.9, and rates answers 1 +
+    4 x quality."""
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         choices, parts = verdict_words(body), fenced_parts(body)

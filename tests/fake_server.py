@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server that says what a test tells it to: for what a real one cannot show on demand.
+"""A scripted OpenAI-compatible server, for replies that a real one does not produce on demand.
 
-``ScriptedServer(answer)`` runs in a thread. ``answer(body)`` gets each chat request and returns the choices' texts (a
-list of ``n`` strings), a full reply (dict), or a :class:`Fault`. Every request body is kept in ``requests``, the key
-that came with it in ``keys``. ``listing`` stands for the list of models where that is to be something else.
+``ScriptedServer(answer)`` runs in a thread. ``answer(body)`` receives each chat request and returns the choices' texts
+(a list of ``n`` strings), a full reply (dict), or a :class:`Fault`. ``requests`` collects all request bodies, ``keys``
+the keys that were sent with them. ``listing`` replaces the reply of the list of models.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from aiohttp import web
 
 @dataclass
 class Fault:
-    """An HTTP reply that is not an answer. ``status`` 0 cuts the connection. ``content_length`` is a header that the
-    body falls short of. ``raw`` goes out as it is, HTTP or not. Nothing is said for ``delay_s``."""
+    """An HTTP reply that is not an answer, sent after ``delay_s``.
+
+    ``status`` 0 cuts the connection. ``content_length`` is a header that exceeds the body's length. ``raw`` is sent as
+    it is, HTTP or not.
+    """
 
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
@@ -35,13 +38,13 @@ Answer = Callable[[dict[str, Any]], "list[str] | dict[str, Any] | Fault"]
 
 
 def echo(body: dict[str, Any]) -> list[str]:
-    """``n`` different answers, fixed by the request's last message and seed."""
+    """Return ``n`` different answers that depend on the request's last message and seed."""
     prompt = body["messages"][-1]["content"]
     return [f"answer {body.get('seed', 0) + i} to: {prompt}" for i in range(body.get("n", 1))]
 
 
 def with_probabilities(weights: dict[str, float]) -> dict[str, Any]:
-    """A reply of one token whose alternatives have these probabilities."""
+    """Return a reply of one token whose alternatives have these probabilities."""
     top = sorted(weights.items(), key=lambda item: -item[1])
     alternatives = [{"token": token, "logprob": math.log(max(p, 1e-9))} for token, p in top]
     content = [{**alternatives[0], "top_logprobs": alternatives}]
@@ -55,7 +58,7 @@ def usage_of(body: dict[str, Any], texts: list[str]) -> dict[str, int]:
 
 
 class ScriptedServer:
-    """Use as a context manager. ``url`` ends in /v1."""
+    """A scripted server, used as a context manager. ``url`` ends in /v1."""
 
     def __init__(self, answer: Answer = echo, *, models: tuple[str, ...] = ("m",), owned_by: str = "vllm",
                  key: str | None = None, delay_s: float = 0.0, port: int = 0,
@@ -95,7 +98,7 @@ class ScriptedServer:
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
     def routes(self, app: web.Application) -> None:
-        """Further ones."""
+        """Add routes; for subclasses."""
 
     async def _stop(self) -> None:
         await self._runner.cleanup()
@@ -111,7 +114,7 @@ class ScriptedServer:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         if self.listing:
-            return await _send_fault(request, self.listing)
+            return await send_fault(request, self.listing)
         data = [{"id": name, "object": "model", "owned_by": self.owned_by} for name in self.models]
         return self._reject_wrong_key(request) or web.json_response({"object": "list", "data": data})
 
@@ -132,7 +135,7 @@ class ScriptedServer:
             self.in_flight -= 1
         if isinstance(answer, Fault):
             await asyncio.sleep(answer.delay_s)
-            return await _send_fault(request, answer)
+            return await send_fault(request, answer)
         if isinstance(answer, list):
             choices = [{"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
                        for i, text in enumerate(answer)]  # fmt: skip
@@ -141,7 +144,7 @@ class ScriptedServer:
         return web.Response(body=json.dumps(value).encode(), content_type="application/json")
 
 
-async def _send_fault(request: web.Request, fault: Fault) -> web.StreamResponse:
+async def send_fault(request: web.Request, fault: Fault) -> web.StreamResponse:
     assert request.transport is not None
     if fault.status == 0 or fault.raw:
         request.transport.write(fault.raw)  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""Talking to models: client, managed vLLM server, tokens and dollars, and the one door that requests go through."""
+"""Requests to models: clients and endpoints, retries, the executor and the batch API, usage and cost."""

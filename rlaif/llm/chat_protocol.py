@@ -1,7 +1,7 @@
-"""What stands in a chat completion: choices and usage, read from whatever a server sent. Nothing is trusted.
+"""Parser of chat completions: choices and usage, from whatever a server sent. Nothing in a reply is trusted.
 
-A body that is no chat completion is :class:`MalformedResponseError`; a field that is odd where it decides nothing is
-passed over.
+A body that is not a chat completion raises :class:`MalformedResponseError`. Malformed fields that decide nothing are
+ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlaif.records import replace_surrogates, replace_surrogates_deep
 
 CHAT_PATH = "/chat/completions"
 CLASSIFY_PATH = "/classify"
-"""vLLM's, for sequence-classification models. It stands beside /v1."""
+"""vLLM's path for sequence-classification models, next to /v1 and not below it."""
 
 
 class MalformedResponseError(Exception):
@@ -33,7 +33,7 @@ class MalformedResponseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChatChoice:
-    """One answer. ``logprobs`` is the protocol's list, one entry a token: {token, logprob, top_logprobs}."""
+    """One answer. ``logprobs`` is the protocol's list with one entry per token: {token, logprob, top_logprobs}."""
 
     text: str
     reasoning: str | None
@@ -44,7 +44,7 @@ class ChatChoice:
 
 @dataclass(frozen=True, slots=True)
 class ChatResponse:
-    """``choices`` of a chat, or the ``score`` that a reward model gave."""
+    """The ``choices`` of a chat completion, or the ``score`` of a reward model."""
 
     choices: list[ChatChoice]
     usage: Usage
@@ -52,20 +52,19 @@ class ChatResponse:
 
 
 CostFunction = Callable[[int, int, int], float | None]
-"""US dollars by prompt tokens, those of them that were cached, and completion tokens."""
+"""Cost in US dollars of prompt tokens, cached prompt tokens (a part of the former) and completion tokens."""
 
 
 def parse_json(raw: bytes, redact: Callable[[str], str] = str) -> Any:
-    """JSON from a server. Raises :class:`MalformedResponseError`, which quotes the body's beginning without what
-    ``redact`` takes."""
+    """Parse JSON from a server. Raises :class:`MalformedResponseError`, which quotes the start of the redacted body."""
     try:
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:
-            # Lone surrogates are legal in JSON's escapes; orjson refuses them, the standard library reads them.
+            # Lone surrogates are legal in JSON's escapes; orjson rejects them, the standard library accepts them.
             return json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        # Before it is cut: of a secret at the cut a part would be left.
+        # Redact before cutting: a cut through a secret would leave a part of it.
         excerpt = redact(raw.decode("latin-1")).encode("latin-1", "replace")[:80]
         raise MalformedResponseError(f"the body is not JSON: {str(error)[:120]} ({excerpt!r})") from None
 
@@ -73,13 +72,12 @@ def parse_json(raw: bytes, redact: Callable[[str], str] = str) -> Any:
 def parse_chat_response(
     value: Any, cost_of: CostFunction, redact: Callable[[str], str] = str, endpoint_path: str = CHAT_PATH
 ) -> ChatResponse:
-    """``value`` (the JSON that came from ``endpoint_path``) as a :class:`ChatResponse`. ``redact`` takes secrets out of
-    what a server says of an error.
+    """Parse the JSON that ``endpoint_path`` returned. ``redact`` removes secrets from a server's error message.
 
-    Raises :class:`MalformedResponseError`.
+    Raises :class:`MalformedResponseError`, and :class:`EndpointError` if a reward model has more than one label.
     """
     if not isinstance(value, dict):
-        raise MalformedResponseError(f"the body is no object but {type(value).__name__}")
+        raise MalformedResponseError(f"the body is not an object but {type(value).__name__}")
     score = _parse_score(value) if endpoint_path == CLASSIFY_PATH else None
     choices = value.get("choices") if score is None else []
     if not isinstance(choices, list) or (score is None and not choices):
@@ -99,18 +97,18 @@ def parse_chat_response(
 
 
 def _parse_score(value: dict[str, Any]) -> float:
-    """The one number that a reward model gives of one conversation."""
+    """Return the score of a reward model for one conversation."""
     data = value.get("data")
     first = data[0] if isinstance(data, list) and data else None
     numbers = first.get("probs") if isinstance(first, dict) else None
     if isinstance(numbers, list) and len(numbers) > 1:
         raise EndpointError(
-            f"the model has {len(numbers)} labels; a reward model has one",
-            hint="Name a sequence-classification model with num_labels = 1.",
+            f"the model has {len(numbers)} labels, but a reward model has one",
+            hint="Use a sequence-classification model with `num_labels = 1`.",
         )
     number = numbers[0] if isinstance(numbers, list) and numbers else None
     if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
-        raise MalformedResponseError(f"the reply holds no score ({number!r})")
+        raise MalformedResponseError(f"the reply has no score ({number!r})")
     return float(number)
 
 
@@ -125,7 +123,7 @@ def _parse_choice(value: Any) -> ChatChoice:
         raise MalformedResponseError("a message's content is not text")
     reasoning: Any = message.get("reasoning_content") or message.get("reasoning")
     text = replace_surrogates(content)
-    if isinstance(reasoning, str) and reasoning:  # the server has split it off already
+    if isinstance(reasoning, str) and reasoning:  # the server has already split it off
         reasoning = replace_surrogates(reasoning)
     else:
         reasoning, text = split_reasoning(text)
@@ -146,8 +144,11 @@ def _parse_choice(value: Any) -> ChatChoice:
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
-    """``text`` as (reasoning, answer). Reasoning comes before ``</think>``, whether ``<think>`` was written by the
-    model or already by its template; thinking that was cut off leaves an empty answer."""
+    """Split ``text`` into (reasoning, answer).
+
+    Reasoning ends at ``</think>``. The model or its chat template may have written ``<think>``. Reasoning that was cut
+    off leaves an empty answer.
+    """
     starts_open = text.lstrip().startswith("<think>")
     reasoning, end_tag, answer = text.partition("</think>")
     if end_tag:
@@ -163,7 +164,7 @@ def _token_count(usage: dict[str, Any], name: str) -> int:
 
 
 def error_message(raw: bytes) -> str:
-    """What the body of a refusal says, in a line: the protocol's ``error.message`` or the shapes that stand for it."""
+    """Return the message in the body of an HTTP error: ``error.message`` or one of the shapes used in its place."""
     try:
         value = parse_json(raw)
     except MalformedResponseError:
@@ -177,7 +178,7 @@ def error_message(raw: bytes) -> str:
 
 
 def parse_retry_after(value: str) -> float | None:
-    """Seconds from now: the header holds seconds or an HTTP date."""
+    """Return the delay in seconds, from a header with seconds or an HTTP date; None if it cannot be parsed."""
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value.strip()):
         return float(value)
     try:

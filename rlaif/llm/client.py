@@ -1,29 +1,26 @@
-"""One wire protocol for every engine: OpenAI chat completions, without streaming.
+"""Client of one model: OpenAI chat completions without streaming, the one protocol for every engine.
 
-Retries live here and nowhere else: time-outs, cut connections, 408, 409, 425, 429, 5xx and malformed bodies are tried
-again, honoring Retry-After, with jittered back-off; 400, 401, 403, 404 and 422 never. A time-out comes only if an
-endpoint makes no progress (:mod:`rlaif.serving.time_limits`), and counts as overload: fewer requests go out at once.
+Retries are in :mod:`rlaif.llm.retries`. A time-out occurs only if an endpoint makes no progress
+(:mod:`rlaif.serving.time_limits`). It counts as overload, so fewer requests are sent at once.
 
-What ends a command (no server, no key, no such model) is an :class:`EndpointError`; what ends only one request is a
-:class:`RequestFailedError`. The key goes into the request's header and nowhere else.
+A problem that would fail every request (no server, no key, no such model) is an :class:`EndpointError` and ends the
+command. A problem with one request is a :class:`RequestFailedError`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 
 import orjson
-import tenacity
 
 from rlaif.config.models import ClientConfig
-from rlaif.errors import EndpointError, UsageError, did_you_mean
-from rlaif.llm import chat_protocol
+from rlaif.errors import EndpointError
+from rlaif.llm import chat_protocol, http_status
+from rlaif.llm.api_key import ApiKey
 from rlaif.llm.chat_protocol import ChatResponse, MalformedResponseError
 from rlaif.llm.endpoint import (
     ConnectionLostError,
@@ -32,56 +29,27 @@ from rlaif.llm.endpoint import (
     ResponseTimeoutError,
     raise_open_file_limit,
 )
+from rlaif.llm.endpoint_check import EndpointUnavailableError, check_endpoint
 from rlaif.llm.endpoint_pool import EndpointPool
 from rlaif.llm.pricing import request_cost
+from rlaif.llm.request import Request, RequestCancelled, RequestFailedError
+from rlaif.llm.retries import MAX_RETRY_AFTER_S, RestartServer, Retries
 from rlaif.llm.server_metrics import ServerMonitor
 from rlaif.llm.usage import UsageMeter
-from rlaif.records import replace_surrogates
 
-API_KEY_VARIABLES = ("RLAIF_API_KEY", "OPENAI_API_KEY")
-MAX_RETRY_DELAY_S = 60.0
-REQUEST_LEVEL_STATUSES = (400, 403, 413, 422, 451)
-"""Statuses of a request that a server will not take: too long, filtered, not understood."""
 PROBE_BODY = {
     "messages": [{"role": "user", "content": "Reply with the letter A."}],
     "max_tokens": 1,
     "temperature": 0,
 }
-"""A request that nobody's filter dislikes, for finding out what a server does."""
-STOP_CHECK_INTERVAL_S = 1.0
-"""How long a request that waits for its turn does not notice that nothing more is to be sent."""
-
-
-class RequestFailedError(Exception):
-    """This request has no answer, and asking again will not give one now. Other requests may still succeed.
-
-    ``rejected``: the server was there and would not take this one; else it failed as any other might have.
-    """
-
-    def __init__(self, message: str, *, rejected: bool = False) -> None:
-        super().__init__(message)
-        self.rejected = rejected
-
-
-class EndpointUnavailableError(EndpointError):
-    """Nobody answers at an endpoint, which may be otherwise later."""
-
-
-class RequestCancelled(Exception):
-    """The command stopped before this request was sent: it is simply still owed."""
-
-
-RestartServer = Callable[[float | None], Awaitable[None]]
+"""A request that no content filter rejects, used to find out what a server can do."""
 
 
 class Client:
-    """Sends chat requests for one model to one or several endpoints, whichever :mod:`rlaif.llm.endpoint_pool` chooses.
+    """Sends chat requests for one model to one or several endpoints; :mod:`rlaif.llm.endpoint_pool` chooses which.
 
-    ``limit`` is how many requests may be in flight now: each endpoint's halves on a 429 or a time-out and grows back
-    with every success.
-    ``restart_server`` is called before a retry after a lost connection, for a server that can be started again; with
-    the moment since which that has done nothing at all, if it hangs. ``describe_server`` says in a few words what such
-    a server runs on, for the progress line.
+    ``restart_server`` restarts a managed server before a retry. ``describe_server`` returns in a few words what such a
+    server runs on, for the progress line.
     """
 
     def __init__(
@@ -99,21 +67,13 @@ class Client:
         self.model = model
         self.config = config
         self.usage = usage
-        self.key = key or _api_key_from_environment()
+        self.key = ApiKey(key) if key else ApiKey.from_environment()
         self._answered_at: float | None = None
         self._key_check_lock = asyncio.Lock()
         self._supports_logprobs: bool | None = None
-        self._restart_server = restart_server
-        self._pool = EndpointPool(urls, self.key, config, managed=restart_server is not None)
+        self._pool = EndpointPool(urls, self.key.value, config, managed=restart_server is not None)
         self._monitor = ServerMonitor(self._pool, usage, config.timeout_s, describe_server)
-        self._retry_policy = tenacity.AsyncRetrying(
-            stop=self._should_give_up,
-            wait=_retry_delay,
-            retry=tenacity.retry_if_exception(_is_transient),
-            before_sleep=self._before_retry,
-            sleep=self._sleep_before_retry,
-            reraise=True,
-        )
+        self._retries = Retries(config, usage, restart_server)
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -121,6 +81,7 @@ class Client:
 
     @property
     def limit(self) -> float:
+        """Number of requests that may be in flight now, over all endpoints."""
         return self._pool.limit
 
     @property
@@ -139,12 +100,16 @@ class Client:
         await self._pool.close()
 
     async def check(self) -> str:
-        """Ask each endpoint for its models before anything is paid. Returns the engine: "vllm" if all are, or "other".
+        """Check every endpoint before anything is paid for. Returns the engine: "vllm" if all are vLLM, else "other".
 
-        Raises :class:`EndpointError`: nobody there, key refused, or the model is not among those listed. Of several
-        endpoints some may be absent: they rest, and are looked for again.
+        Raises :class:`EndpointError` if no endpoint is available, a key is rejected, or the model is not listed.
+        If some of several endpoints are unavailable, they back off and are probed again later.
         """
-        results = await asyncio.gather(*map(self._check_endpoint, self.endpoints), return_exceptions=True)
+        checks = (
+            check_endpoint(endpoint, self.model, self.key, self._retries, self.config.timeout_s)
+            for endpoint in self.endpoints
+        )
+        results = await asyncio.gather(*checks, return_exceptions=True)
         available = [result for result in results if not isinstance(result, EndpointUnavailableError)]
         for endpoint, result in zip(self.endpoints, results, strict=True):
             if isinstance(result, BaseException) and (result in available or not available):
@@ -154,84 +119,43 @@ class Client:
         self.usage.endpoints_down = self._pool.endpoints_down
         return "vllm" if all(available) else "other"
 
-    async def _check_endpoint(self, endpoint: Endpoint) -> bool:
-        """Whether ``endpoint`` says that it is a vLLM. Where models are not listed, the first request will tell; but
-        one that fails in passing is not taken for one that lists none."""
-        try:
-            response = chat_protocol.parse_json(await self._retry_policy(self._get_models, endpoint), self.redact)
-        except HTTPStatusError as error:
-            if error.status in (401, 403):
-                raise self._key_rejected_error(endpoint.url, error) from None
-            if _is_transient(error):
-                raise EndpointUnavailableError(
-                    f"does not work now (HTTP {error.status}: {self._excerpt(error.message)})",
-                    location=endpoint.url,
-                    hint="Give the same command again when it does.",
-                ) from None
-            return False
-        except MalformedResponseError:
-            return False
-        models = response.get("data") if isinstance(response, dict) else None
-        cards = [card for card in models if isinstance(card, dict)] if isinstance(models, list) else []
-        names = [str(card.get("id")) for card in cards]
-        if names and self.model not in names:
-            suggestion = did_you_mean(self.model, names[:50])
-            raise EndpointError(f"has no model {self.model!r}. {suggestion}", location=endpoint.url)
-        endpoint.is_vllm = any(card.get("owned_by") == "vllm" for card in cards)
-        return endpoint.is_vllm
-
-    async def _get_models(self, endpoint: Endpoint) -> bytes:
-        try:
-            return await endpoint.send("GET", "/models", min(30.0, self.config.timeout_s))
-        except ConnectionLostError as error:  # nobody there: said at once, for it is most often a mistake
-            reason = str(error).removeprefix("connection lost (").removesuffix(")")
-            raise EndpointUnavailableError(
-                f"no server answers there ({self._excerpt(reason)})",
-                location=endpoint.url,
-                hint="Start it, or mend --base-url. Without --base-url rlaif starts vLLM by itself.",
-            ) from None
-
     async def chat(self, body: dict[str, Any], endpoint_path: str = chat_protocol.CHAT_PATH) -> ChatResponse:
-        """Send one request (``model`` is added) and return its reply, retried as the module says. ``endpoint_path`` is
-        ``wire.CLASSIFY_PATH`` for a reward model.
+        """Send one request with retries and return its reply. The body gets ``model`` added.
 
-        Raises :class:`RequestFailedError`, :class:`RequestCancelled` or :class:`EndpointError`.
+        ``endpoint_path`` is ``chat_protocol.CLASSIFY_PATH`` for a reward model. Raises :class:`RequestFailedError`,
+        :class:`RequestCancelled` or :class:`EndpointError`.
         """
         data = orjson.dumps({**body, "model": self.model})
         tokens = body.get("max_tokens", 0) * body.get("n", 1)
         try:
-            return await self._retry_policy(self._send_once, data, tokens, endpoint_path)
+            return await self._retries.call(self._send_once, data, tokens, endpoint_path)
         except HTTPStatusError as error:
-            rejected = error.status in REQUEST_LEVEL_STATUSES
-            raise RequestFailedError(
-                f"HTTP {error.status}: {self._excerpt(error.message)}", rejected=rejected
-            ) from None
+            raise self._status_failure(error, rejected=error.status in http_status.REQUEST_REJECTED) from None
         except (ConnectionLostError, MalformedResponseError) as error:
-            raise RequestFailedError(self._excerpt(str(error))) from None
+            raise RequestFailedError(self.key.excerpt(str(error))) from None
 
     async def with_retries(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """``call`` (any exchange with an endpoint) with the retries of a chat request.
+        """Await ``call()``, any exchange with an endpoint, with the retries of a chat request.
 
-        Raises :class:`RequestFailedError`, or :class:`EndpointError` where the key is refused.
+        Raises :class:`RequestFailedError`, or :class:`EndpointError` if the key is rejected.
         """
 
         async def call_once() -> Any:  # tenacity awaits coroutine functions only
             return await call()
 
         try:
-            # What is with a provider is worth a last try: a stop cuts the wait short, and does not end the call.
-            return await self._retry_policy.copy(sleep=self._sleep)(call_once)
+            return await self._retries.call_once_more_at_stop(call_once)
         except HTTPStatusError as error:
-            if error.status in (401, 403):
-                raise self._key_rejected_error(self.url, error) from None
-            raise RequestFailedError(f"HTTP {error.status}: {self._excerpt(error.message)}") from None
+            if error.status in http_status.KEY_REJECTED:
+                raise self.key.rejected_error(self.url, error.status) from None
+            raise self._status_failure(error) from None
         except (ConnectionLostError, MalformedResponseError) as error:
-            raise RequestFailedError(self._excerpt(str(error))) from None
+            raise RequestFailedError(self.key.excerpt(str(error))) from None
 
     async def supports_logprobs(self, top: int = 20) -> bool:
-        """Whether replies carry the ``top`` tokens' probabilities, found out by one request of one token, once.
+        """Return True if replies carry the probabilities of the ``top`` tokens. The first call probes with one token.
 
-        Raises :class:`EndpointError` where it cannot be told now: what is found out holds for the whole run.
+        Raises :class:`EndpointError` if the probe fails: its result would hold for the whole run.
         """
         if self._supports_logprobs is None:
             self._supports_logprobs = await self._probe_logprobs(top)
@@ -244,9 +168,9 @@ class Client:
             if error.rejected:
                 return False
             raise EndpointError(
-                f"did not answer when asked for probabilities: {error}",
+                f"the probe for token probabilities failed: {error}",
                 location=self.url,
-                hint='Give the same command again when it does, or set verdict = "json" under [judge].',
+                hint='Rerun the same command later, or set `verdict = "json"` in `[judge]`.',
             ) from None
         self.usage.add(reply.usage)
         tokens = reply.choices[0].logprobs
@@ -255,12 +179,12 @@ class Client:
     def parse_response(
         self, value: Any, url: str, *, price_factor: float = 1.0, endpoint_path: str = chat_protocol.CHAT_PATH
     ) -> ChatResponse:
-        """The JSON that came from ``endpoint_path`` as a reply. Raises :class:`MalformedResponseError`."""
+        """Parse the JSON that ``endpoint_path`` returned. Raises :class:`MalformedResponseError`."""
 
         def cost(prompt: int, cached: int, completion: int) -> float:
             return (request_cost(self.model, url, prompt, cached, completion) or 0.0) * price_factor
 
-        return chat_protocol.parse_chat_response(value, cost, self.redact, endpoint_path)
+        return chat_protocol.parse_chat_response(value, cost, self.key.redact, endpoint_path)
 
     async def _send_once(self, data: bytes, answer_tokens: int, endpoint_path: str) -> ChatResponse:
         self._monitor.start()
@@ -269,18 +193,19 @@ class Client:
         endpoint.rate_limiter.reserve(tokens)
         try:
             if delay_s:
-                await self._sleep(delay_s)
-            if (delay_s or waited) and self._stopped():
+                await self._retries.sleep(delay_s)
+            if (delay_s or waited) and self._retries.stopped():
                 raise RequestCancelled
             sent_at = time.monotonic()
             raw = await endpoint.send_model_request(endpoint_path, data, answer_tokens)
         except HTTPStatusError as error:
-            if error.status == 403 and not self._answered_at and await self._is_key_rejected(endpoint, endpoint_path):
-                raise self._key_rejected_error(endpoint.url, error) from None
+            is_ambiguous = error.status == HTTPStatus.FORBIDDEN and not self._answered_at
+            if is_ambiguous and await self._is_key_rejected(endpoint, endpoint_path):
+                raise self.key.rejected_error(endpoint.url, error.status) from None
             self._handle_http_error(endpoint, error, sent_at)
             raise
         except ResponseTimeoutError as error:
-            if error.silent_since is not None:  # else it is slow: its limit is halved, and it goes on answering
+            if error.silent_since is not None:  # otherwise it is slow: its limit is halved and it keeps answering
                 self._record_failure(endpoint)
             raise
         except ConnectionLostError:
@@ -289,42 +214,53 @@ class Client:
         finally:
             self._pool.release(endpoint)
         reply = self.parse_response(
-            chat_protocol.parse_json(raw, self.redact), endpoint.url, endpoint_path=endpoint_path
+            chat_protocol.parse_json(raw, self.key.redact), endpoint.url, endpoint_path=endpoint_path
         )
+        self._record_answer(endpoint, reply, sent_at)
+        endpoint.rate_limiter.adjust(reply.usage.prompt_tokens + reply.usage.completion_tokens - tokens)
+        return reply
+
+    def _record_answer(self, endpoint: Endpoint, reply: ChatResponse, sent_at: float) -> None:
         self._answered_at = time.monotonic()
         endpoint.patience.record_answer(sent_at, reply.usage.completion_tokens)
         was_down = endpoint.consecutive_failures
         endpoint.record_success()
         if was_down:
             self.usage.endpoints_down = self._pool.endpoints_down
-        endpoint.rate_limiter.adjust(reply.usage.prompt_tokens + reply.usage.completion_tokens - tokens)
-        self.usage.request_wait_s += time.monotonic() - sent_at
-        return reply
+        self.usage.request_wait_s += self._answered_at - sent_at
 
     def _handle_http_error(self, endpoint: Endpoint, error: HTTPStatusError, sent_at: float) -> None:
-        """What a refusal means for the requests after it. Raises :class:`EndpointError` where they would end alike."""
+        """Adjust limits and back-off to an HTTP error.
+
+        Raises :class:`EndpointError` if later requests would fail in the same way.
+        """
         status = error.status
-        if status in (401, 404) and self._answered_at and self._pool.has_healthy_alternative(endpoint):
-            # One of several has lost its model or its key in the night: the others go on.
+        is_fatal = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
+        if is_fatal and self._answered_at and self._pool.has_healthy_alternative(endpoint):
+            # One of several endpoints lost its model or its key during the run: the others continue.
             self._record_failure(endpoint)
-            raise ConnectionLostError(f"HTTP {status}: {self._excerpt(error.message)}") from None
-        if status == 401:
-            raise self._key_rejected_error(endpoint.url, error) from None
-        if status == 404:
+            raise ConnectionLostError(f"HTTP {status}: {self.key.excerpt(error.message)}") from None
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise self.key.rejected_error(endpoint.url, status) from None
+        if status == HTTPStatus.NOT_FOUND:
             raise EndpointError(
-                f"has no model {self.model!r}, or no chat completions: {self._excerpt(error.message)}",
+                f"the server has no model {self.model!r} or no chat completions: {self.key.excerpt(error.message)}",
                 location=endpoint.url,
             ) from None
-        if status == 429:
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
             if error.retry_after:
-                endpoint.record_failure(min(error.retry_after, 10 * MAX_RETRY_DELAY_S))
+                endpoint.record_failure(min(error.retry_after, MAX_RETRY_AFTER_S))
             endpoint.record_overload(sent_at)
-        if status >= 500:
+        if http_status.is_server_error(status):
             self._record_failure(endpoint)
 
     async def _is_key_rejected(self, endpoint: Endpoint, endpoint_path: str) -> bool:
-        """Hosts say 403 of a key, and at once of a prompt that their filter dislikes. Before anything was answered a
-        plain request tells which it is, so that a start that owes such prompts alone is not over with the first."""
+        """Find out whether a 403 before any answer is about the key.
+
+        Hosts return 403 for a rejected key and, just as fast, for a prompt that their filter rejects. A harmless
+        request distinguishes the two, so that a run in which only filtered prompts are pending does not end with the
+        first of them.
+        """
         if endpoint_path != chat_protocol.CHAT_PATH:
             return True
         async with self._key_check_lock:
@@ -332,10 +268,11 @@ class Client:
                 try:
                     data = orjson.dumps({**PROBE_BODY, "model": self.model})
                     raw = await endpoint.send("POST", endpoint_path, self.config.timeout_s, data)
-                    self.usage.add(self.parse_response(chat_protocol.parse_json(raw, self.redact), endpoint.url).usage)
+                    value = chat_protocol.parse_json(raw, self.key.redact)
+                    self.usage.add(self.parse_response(value, endpoint.url).usage)
                     self._answered_at = time.monotonic()
                 except HTTPStatusError as error:
-                    return error.status == 403
+                    return error.status == HTTPStatus.FORBIDDEN
                 except (ConnectionLostError, MalformedResponseError):
                     return False
         return False
@@ -344,73 +281,10 @@ class Client:
         endpoint.record_failure()
         self.usage.endpoints_down = self._pool.endpoints_down
 
-    async def _before_retry(self, state: tenacity.RetryCallState) -> None:
-        self.usage.retries += 1
-        error = state.outcome.exception() if state.outcome else None
-        if self._restart_server and isinstance(error, ConnectionLostError):
-            await self._restart_server(error.silent_since if isinstance(error, ResponseTimeoutError) else None)
-
-    def _should_give_up(self, state: tenacity.RetryCallState) -> bool:
-        if state.attempt_number >= self.config.max_attempts or self._stopped():
-            return True
-        # The first attempt may have waited for hours in a slow server's queue, and is worth a second one.
-        return state.attempt_number > 1 and (state.seconds_since_start or 0.0) >= self.config.request_deadline_s
-
-    def _stopped(self) -> bool:
-        return self.usage.stop_reason() is not None
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not beyond the moment when nothing more is to be sent."""
-        deadline = time.monotonic() + seconds
-        while not self._stopped():
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return
-            await asyncio.sleep(min(remaining, STOP_CHECK_INTERVAL_S))
-
-    async def _sleep_before_retry(self, seconds: float) -> None:
-        """Raises :class:`RequestCancelled` at a stop: a server that has asked to be left alone is not asked before
-        that."""
-        await self._sleep(seconds)
-        if self._stopped():
-            raise RequestCancelled
-
-    def _key_rejected_error(self, url: str, error: HTTPStatusError) -> EndpointError:
-        message = "the key was refused" if self.key else "the server asks for a key and none is set"
-        return EndpointError(
-            f"{message} (HTTP {error.status})",
-            location=url,
-            hint=f"Put the key into the environment: export {API_KEY_VARIABLES[1]}=...  (or {API_KEY_VARIABLES[0]}, which goes first)",
-        )
-
-    def _excerpt(self, text: str) -> str:
-        """Hidden before it is cut: of a key at the cut a part would be left."""
-        return self.redact(text)[:500]
-
-    def redact(self, text: str) -> str:
-        """Servers like to quote the key that they were given."""
-        return replace_surrogates(text.replace(self.key, "***") if self.key else text)
+    def _status_failure(self, error: HTTPStatusError, *, rejected: bool = False) -> RequestFailedError:
+        message = f"HTTP {error.status}: {self.key.excerpt(error.message)}"
+        return RequestFailedError(message, rejected=rejected, status=error.status)
 
 
-def _api_key_from_environment() -> str | None:
-    for name in API_KEY_VARIABLES:
-        key = os.environ.get(name, "").strip()
-        if key and not re.fullmatch(r"[!-~]+", key):
-            raise UsageError(f"the key in {name} holds characters that no key has", hint=f"Set {name} again.")
-        if key:
-            return key
-    return None
-
-
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, HTTPStatusError):
-        return error.status in (408, 409, 425, 429) or error.status >= 500
-    return isinstance(error, (ConnectionLostError, MalformedResponseError))
-
-
-def _retry_delay(state: tenacity.RetryCallState) -> float:
-    """Retry-After where the server gives one, else exponential with full jitter."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, HTTPStatusError) and error.retry_after is not None:
-        return min(error.retry_after, 10 * MAX_RETRY_DELAY_S) + random.random()
-    return random.uniform(0.1, min(MAX_RETRY_DELAY_S, 0.5 * 2**state.attempt_number))
+RequestBuilder = Callable[[Client, str], Awaitable[Iterable[Request]]]
+"""Builds the requests of a stage for a client and its engine, "vllm" or "other"."""

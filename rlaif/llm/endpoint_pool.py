@@ -1,13 +1,15 @@
-"""The endpoints of one model: which of them the next request goes to, and which take part at all.
+"""Load balancing over the endpoints of one model: selection, back-off and removal.
 
-The next request goes to one that is well, has its turn soonest, and has the least in flight for what it bears (each
-has a limit of its own, which halves on a 429 or a time-out and grows back). If that one is full, the request waits:
-retries too, or a burst of them would hit an overloaded server at its old size. One that failed rests, longer each time;
-then it is asked for its list of models, and only when that answers gets a request, one at a time until one is answered.
-What is in flight at one that fails or is taken away is let finish.
+The next request goes to a healthy endpoint whose rate limit allows it soonest and whose utilization is lowest. Each
+endpoint has its own limit, which halves on a 429 or a time-out and grows back. If the chosen endpoint is full, the
+request waits. Retries wait too, or a burst of them would hit an overloaded server at the old rate.
 
-Endpoints come and go during a run by a file: a ``base_url`` of ``file:PATH`` names one with a URL a line, read again
-when it changes.
+An endpoint that failed backs off, longer each time. Then its list of models is requested. Only if that succeeds does it
+get requests again, one at a time until one is answered. Requests in flight at an endpoint that fails or is removed may
+finish.
+
+Endpoints can be added and removed during a run: a ``base_url`` of ``file:PATH`` names a file with one URL per line,
+which is read again when it changes.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ FILE_PREFIX = "file:"
 
 
 class EndpointPool:
-    """``endpoints`` are those that take part now, never none."""
+    """The endpoints of one model. ``endpoints`` lists those in use and is never empty."""
 
     def __init__(self, urls: list[str], key: str | None, config: ClientConfig, *, managed: bool = False) -> None:
-        """``managed``: rlaif runs the server and restarts it if it hangs, so that requests to it have no deadline."""
+        """Create the endpoints. ``managed``: rlaif runs the server and restarts it if it hangs, so its requests have no
+        deadline."""
         self._urls, self._key, self._config = urls, key, config
         self._deadline_s = None if managed else config.request_deadline_s
         self._files = {Path(url.removeprefix(FILE_PREFIX)): 0 for url in urls if url.startswith(FILE_PREFIX)}
-        """When each was changed last, in ns."""
+        """Endpoint files with their modification times in ns."""
         self._read_at = time.monotonic()
         self._draining: list[Endpoint] = []
         self._queue: deque[asyncio.Future[None]] = deque()
@@ -49,19 +52,21 @@ class EndpointPool:
 
     @property
     def limit(self) -> float:
-        """How many requests may be in flight now, over all."""
+        """Number of requests that may be in flight now, over all endpoints."""
         if len(self.endpoints) == 1:
             return self.endpoints[0].limit
         return min(self._max_in_flight, sum(endpoint.limit for endpoint in self.endpoints))
 
     @property
     def endpoints_down(self) -> list[str]:
-        """The URLs of those that have failed and not answered since."""
+        """URLs of the endpoints that have failed and not answered since."""
         return [endpoint.url for endpoint in self.endpoints if endpoint.consecutive_failures]
 
     async def acquire(self) -> tuple[Endpoint, bool]:
-        """The endpoint of the next request, in which that counts as in flight until :meth:`release`; and whether it had
-        to wait for room there."""
+        """Return the endpoint for the next request, and True if the request had to wait for a free slot there.
+
+        The request counts as in flight until :meth:`release`.
+        """
         waited = False
         while not (endpoint := await self._select()).has_free_slot():
             waited = True
@@ -72,6 +77,7 @@ class EndpointPool:
         return endpoint, waited
 
     def release(self, endpoint: Endpoint) -> None:
+        """End a request's use of ``endpoint`` and let waiting requests continue."""
         endpoint.in_flight -= 1
         free_slots = max(1, int(self.limit)) - sum(member.in_flight for member in self.endpoints)
         while self._queue and free_slots > 0:
@@ -81,11 +87,11 @@ class EndpointPool:
                 free_slots -= 1
 
     def busy_endpoints(self) -> list[Endpoint]:
-        """Those with requests in flight, the ones that were taken away included."""
+        """Return the endpoints with requests in flight, including removed ones."""
         return [endpoint for endpoint in [*self.endpoints, *self._draining] if endpoint.patience.in_flight]
 
     async def _select(self) -> Endpoint:
-        """Where the next request goes. If all are resting, to one that rests."""
+        """Return the best endpoint for the next request; if all are backing off, one of those."""
         if self._files and time.monotonic() - self._read_at > REREAD_INTERVAL_S:
             await self._reread_files()
         while True:
@@ -104,7 +110,7 @@ class EndpointPool:
                 return endpoint
 
     def has_healthy_alternative(self, endpoint: Endpoint) -> bool:
-        """Whether another than ``endpoint`` is well."""
+        """Return True if an endpoint other than ``endpoint`` is healthy."""
         return any(not candidate.consecutive_failures for candidate in self.endpoints if candidate is not endpoint)
 
     async def close(self) -> None:
@@ -112,7 +118,7 @@ class EndpointPool:
             await endpoint.close()
 
     async def _probe(self, endpoint: Endpoint) -> bool:
-        endpoint.in_flight += 1  # so that nobody else tries meanwhile
+        endpoint.in_flight += 1  # so that no other request probes it meanwhile
         try:
             response = await endpoint.send("GET", "/models", min(PROBE_TIMEOUT_S, self._config.timeout_s))
         except HTTPStatusError as error:
@@ -138,7 +144,7 @@ class EndpointPool:
         added: list[Endpoint] = []
         for url in urls:
             if all(endpoint.url != url for endpoint in remaining):
-                with contextlib.suppress(UsageError):  # half a line, or none: a running night does not end over it
+                with contextlib.suppress(UsageError):  # a half-written line must not end a run
                     endpoint = self._new_endpoint(url, len(urls))
                     endpoint.mark_unverified()
                     added.append(endpoint)
@@ -151,7 +157,8 @@ class EndpointPool:
             await endpoint.close()
 
     def _current_urls(self) -> list[str]:
-        """The URLs, those in files among them; as before where a file names none, for somebody is writing it."""
+        """Return all URLs, including those in files; the current ones if the files name none, as while one is being
+        written."""
         urls: list[str] = []
         for url in self._urls:
             urls += _urls_in_file(Path(url.removeprefix(FILE_PREFIX))) if url.startswith(FILE_PREFIX) else [url]
@@ -163,7 +170,7 @@ class EndpointPool:
         return list(dict.fromkeys(url.rstrip("/") for url in urls))
 
     def _endpoint_file_error(self, message: str) -> UsageError:
-        return UsageError(message, location=", ".join(map(str, self._files)), hint="Write a URL a line into it.")
+        return UsageError(message, location=", ".join(map(str, self._files)), hint="Write one URL per line into it.")
 
     def _new_endpoint(self, url: str, num_endpoints: int) -> Endpoint:
         rate_limits = self._config.requests_per_minute, self._config.tokens_per_minute

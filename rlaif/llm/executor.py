@@ -1,13 +1,15 @@
-"""The one door: requests with keys go in, each answer is journaled as it comes.
+"""Entry point for all requests to models: sends requests and journals each answer as it arrives.
 
-A request whose keys the journal has is skipped, so giving a command again asks only for what is owed. Requests are
-taken from an iterator as room becomes free: memory holds those in flight, whatever the number of prompts. A stop
-(budget, deadline, Ctrl-C, a server where nearly everything fails) sends nothing new and lets those in flight finish.
+Requests whose keys are in the journal are skipped, so that rerunning a command sends only pending requests. Requests
+are taken from an iterator as slots become free, so memory holds only those in flight, however many prompts there are.
+At a stop (budget, deadline, Ctrl-C, a server where nearly everything fails) no new request is sent, and those in flight
+may finish.
 
-Requests that a server will not take (too long, filtered) are no reason to stop once the journal has an answer, however
-many they are: they come back at once while answers take their time, and a later start owes those alone. They cost
-nothing and count against --max-failures, which tells the last reason: also where a setting that was changed in the
-middle has all the rest refused. Where nothing was ever answered, twice what may be in flight is enough of them.
+Requests that a server rejects (too long, filtered) never stop a command once the journal has an answer, however many
+there are: rejections return at once while answers take time, and in a later start only the rejected ones may be
+pending. They cost nothing and count towards `--max-failures`, whose error reports the last reason, also if a setting
+changed in the middle of a run makes the server reject all the rest. If nothing was ever answered, a number of
+rejections of twice the concurrency stops the command.
 """
 
 from __future__ import annotations
@@ -15,46 +17,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rlaif.errors import EndpointError, UsageError
-from rlaif.llm.client import Client, RequestCancelled, RequestFailedError
+from rlaif.llm.client import Client, RequestBuilder
 from rlaif.llm.pricing import has_known_price
-from rlaif.llm.request import ReplyParser, Request, UnparsableReplyError
+from rlaif.llm.request import ReplyParser, Request, RequestCancelled, RequestFailedError, UnparsableReplyError
 from rlaif.llm.signals import on_interrupt
 from rlaif.llm.usage import RECENT_REQUESTS, UsageMeter
 from rlaif.records import Failure, Record
 from rlaif.run.journal import Journal
 
 SHUTDOWN_GRACE_S = 120.0
-"""How long requests in flight may take to finish after an interrupt or an error that ends the command. A second
-interrupt does not wait."""
+"""How long requests in flight may take to finish after an interrupt or a fatal error. A second interrupt does not
+wait."""
 
 
 def execute_requests(
     open_client: Callable[[], Client],
-    build_requests: Callable[[Client, str], Awaitable[Iterable[Request]]],
+    build_requests: RequestBuilder,
     parse_reply: ReplyParser,
     journal: Journal,
     usage: UsageMeter,
     *,
     allow_batch: bool = True,
 ) -> None:
-    """Check the endpoint, then send the requests that ``build_requests(client, engine)`` gives and journal what
-    ``parse_reply`` makes of the replies. ``engine`` is "vllm" or "other". ``allow_batch`` False: one by one even where
-    the batch API is asked for, which takes chat completions only.
+    """Check the endpoints, send the requests of ``build_requests(client, engine)``, and journal the parsed replies.
 
-    Returns when everything was asked or ``usage.stop_reason()`` says so. Raises :class:`EndpointError` for what
-    would fail every request, and KeyboardInterrupt after an interrupt, once those in flight are journaled.
+    ``allow_batch``: False sends requests one by one even if the batch API is enabled, as it takes chat completions
+    only.
+
+    Returns when all requests are done or ``usage`` has a reason to stop. Raises :class:`EndpointError` for a problem
+    that would fail every request, and KeyboardInterrupt after an interrupt, once those in flight are journaled.
     """
-
-    client = open_client()  # may start a server: outside the loop, so that an interrupt is felt at once
+    client = open_client()  # may start a server: outside the loop, so that an interrupt takes effect at once
 
     async def main() -> None:
         async with client:
-            with contextlib.suppress(RequestCancelled):  # a stop, while the server was being asked what it can do
+            with contextlib.suppress(RequestCancelled):  # a stop during the checks of the server
                 engine = await client.check()
                 if usage.budget_usd is not None:
                     require_known_prices(client.model, client.urls)
@@ -67,7 +69,7 @@ def execute_requests(
                 await _RequestExecutor(client, parse_reply, journal, usage).run(iter(requests))
 
     try:
-        if _is_event_loop_running():  # a notebook's
+        if _is_event_loop_running():  # in a notebook
             with ThreadPoolExecutor(1) as executor:
                 future = executor.submit(lambda: asyncio.run(main()))
                 try:
@@ -91,16 +93,18 @@ def _is_event_loop_running() -> bool:
 
 
 def require_known_prices(model: str, urls: Iterable[str]) -> None:
-    """Raises :class:`UsageError` where a budget could not be kept, as nobody knows what an answer costs."""
+    """Raise :class:`UsageError` if the price of an answer is unknown, so that a budget cannot be enforced."""
     for url in urls:
         if not has_known_price(model, url):
             raise UsageError(
-                f"no price is known for {model!r} at {url}, so a budget cannot be kept",
-                hint="Take away --budget-usd, or bound the run with --limit.",
+                f"the price of {model!r} at {url} is unknown, so a budget cannot be enforced",
+                hint="Remove `--budget-usd`, or bound the run with `--limit`.",
             )
 
 
 class _RequestExecutor:
+    """Keeps up to ``client.limit`` requests in flight."""
+
     def __init__(self, client: Client, parse_reply: ReplyParser, journal: Journal, usage: UsageMeter) -> None:
         self.client = client
         self.parse_reply = parse_reply
@@ -111,14 +115,14 @@ class _RequestExecutor:
         self.fatal_error: BaseException | None = None
         self.num_rejected = 0
         self.in_flight_keys: set[str] = set()
-        """Keys in flight, and those that failed: they are owed to the next start."""
+        """Keys in flight, and keys that failed in this command, which stay pending for the next start."""
 
     async def run(self, requests: Iterator[Request]) -> None:
         with on_interrupt(self._on_interrupt), self.usage.timing():
             try:
                 try:
                     await self._dispatch(requests)
-                except Exception as error:  # what is asked for cannot be read: those in flight are still kept
+                except Exception as error:  # the requests cannot be built: answers in flight are still journaled
                     self.fatal_error = self.fatal_error or error
                 await self._drain()
             finally:
@@ -131,7 +135,7 @@ class _RequestExecutor:
     async def _dispatch(self, requests: Iterator[Request]) -> None:
         for index, request in enumerate(requests):
             if index % 256 == 0:
-                await asyncio.sleep(0)  # a long stretch of what is there already must not hold up those in flight
+                await asyncio.sleep(0)  # many skipped requests in a row must not block those in flight
             if all(key in self.journal or key in self.in_flight_keys for key in request.keys):
                 self.usage.skipped += len(request.keys)
                 continue
@@ -144,11 +148,11 @@ class _RequestExecutor:
             task = asyncio.create_task(self._run_one(request))
             self.tasks.add(task)
             task.add_done_callback(self._on_task_done)
-            # Let a burst go out, and let answers in between be journaled.
+            # Let the request go out, and let answers be journaled in between.
             await asyncio.sleep(0)
 
     async def _drain(self) -> None:
-        """Let those in flight finish: for as long as they need, or for the grace once something has gone wrong."""
+        """Wait for the requests in flight; after an interrupt or a fatal error, only for the grace period."""
         now = asyncio.get_running_loop().time
         deadline = math.inf
         while self.tasks and now() < deadline:
@@ -213,7 +217,7 @@ class _RequestExecutor:
             should_abort = kind == "endpoint" and self.usage.mostly_failing()
         if should_abort:
             self.fatal_error = EndpointError(
-                f"nearly every request fails; the last one: {error}",
+                f"nearly every request fails; last error: {error}",
                 location=self.client.url,
-                hint="What came in is kept. Mend the server or the setting, then give the same command again.",
+                hint="Fix the server or the setting, then rerun the same command. Answers received so far are kept.",
             )

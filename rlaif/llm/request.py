@@ -1,4 +1,4 @@
-"""Requests with their journal keys, and the function that parses a reply into records."""
+"""Requests with their journal keys, and the ways in which a request can fail."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from typing import Any
 
 from rlaif.llm.chat_protocol import CHAT_PATH, ChatResponse
 from rlaif.records import Record
+
+
+class RequestFailedError(Exception):
+    """This request got no answer, and another attempt now would not help. Other requests may still succeed.
+
+    ``rejected``: the server answered and rejected this request. Otherwise it failed as any other might have.
+    ``status``: the HTTP status, if there was one.
+    """
+
+    def __init__(self, message: str, *, rejected: bool = False, status: int | None = None) -> None:
+        super().__init__(message)
+        self.rejected, self.status = rejected, status
+
+
+class RequestCancelled(Exception):  # noqa: N818  a stop, not an error
+    """The command stopped before this request was sent, so the request stays pending."""
 
 
 class UnparsableReplyError(Exception):

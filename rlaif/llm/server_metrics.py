@@ -1,4 +1,4 @@
-"""Polls the servers of the requests in flight: adjusts time limits, describes the servers for the progress line."""
+"""Polling of the servers that have requests in flight: adjusts time limits and describes load for the progress line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from rlaif.llm.usage import UsageMeter
 
 POLL_INTERVAL_S = 5.0
 MIN_REPORTED_SILENCE_S = 60.0
-"""After so long without any answer the progress line says so."""
+"""Time without any answer after which the progress line reports it."""
 
 
 class ServerMonitor:
-    """A task of the running event loop, from the first :meth:`start` to :meth:`close`. ``describe_server`` describes
-    what a server of our own runs on."""
+    """A task of the running event loop, from the first :meth:`start` to :meth:`close`.
+
+    ``describe_server`` returns the hardware that a managed server runs on.
+    """
 
     def __init__(
         self, pool: EndpointPool, usage: UsageMeter, timeout_s: float, describe_server: Callable[[], str] | None
@@ -53,7 +55,7 @@ class ServerMonitor:
             rates = [rate for endpoint in busy if (rate := endpoint.patience.tokens_per_s) is not None]
             conditions = await asyncio.to_thread(self._describe_server) if self._describe_server else ""
             status = f"server: {running:,} running, {waiting:,} waiting"
-            if rates:  # from the second reading on
+            if rates:  # known from the second reading on
                 status += f", {format_count(sum(rates))} tokens/s"
             return f"{status} ({conditions})" if conditions else status
         return ", ".join(

@@ -16,7 +16,8 @@ from rlaif.config.models import ClientConfig
 from rlaif.errors import RlaifError
 from rlaif.generate import sources
 from rlaif.judge import judge_file
-from rlaif.llm.client import Client, RequestFailedError
+from rlaif.llm.client import Client
+from rlaif.llm.request import RequestFailedError
 from rlaif.llm.usage import UsageMeter
 from rlaif.records import ImportRow, PromptRow
 from rlaif.review import import_export

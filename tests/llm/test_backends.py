@@ -1,4 +1,4 @@
-"""When a server is kept for the next stage, and when it has to be started with other settings. With a stand-in."""
+"""Reuse of a server by the next stage, and its restart with other settings. Uses a fake vLLM."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ MakeClient = Callable[[str, dict[str, Any]], Client]
 
 @pytest.fixture
 def make_client(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) -> MakeClient:
-    """``make_client(model, options)``: a client of one :class:`ModelBackends` whose servers are stand-ins."""
+    """Return ``make_client(model, options)``: a client of one :class:`ModelBackends` whose servers are fake vLLMs."""
 
     def new(model: str, options: dict[str, Any], *_: Any) -> Any:
         return make("serve", model=model, options=options)
 
     monkeypatch.setattr("rlaif.llm.backends.VllmServer", new)
-    engines = ModelBackends(tmp_path, ClientConfig(), log_lines.append)
-    return lambda model, options: engines.client_for(model, [], options, UsageMeter())
+    backends = ModelBackends(tmp_path, ClientConfig(), log_lines.append)
+    return lambda model, options: backends.client_for(model, [], options, UsageMeter())
 
 
-def starts(lines: list[str]) -> int:
+def count_starts(lines: list[str]) -> int:
     return sum(line.startswith("starting vLLM") for line in lines)
 
 
@@ -46,18 +46,18 @@ def starts(lines: list[str]) -> int:
 def test_a_server_with_the_same_command_line_is_kept(
     make_client: MakeClient, log_lines: list[str], options: dict[str, Any]
 ) -> None:
-    """However its options are written: float32 is what this CPU gets anyway, and so on."""
+    """The spelling of options does not matter, nor options that equal the defaults: this CPU uses float32 anyway."""
     before = {"max_model_len": 2048} if "max_model_len" in str(options).replace("-", "_") else {}
     first, second = make_client("some/model", before), make_client("some/model", options)
     assert first.url == second.url
-    assert starts(log_lines) == 1
+    assert count_starts(log_lines) == 1
 
 
-def test_other_options_start_it_again_and_it_says_which(make_client: MakeClient, log_lines: list[str]) -> None:
-    """The judge of a model that samples too must not run on the sampler's settings."""
+def test_other_options_restart_the_server_and_are_logged(make_client: MakeClient, log_lines: list[str]) -> None:
+    """A model that is both policy and judge must not judge with the policy's settings."""
     make_client("some/model", {"max_model_len": 2048, "enable_prefix_caching": False})
     make_client("some/model", {"hf_overrides": {"a": 1}})
-    assert starts(log_lines) == 2
+    assert count_starts(log_lines) == 2
     (line,) = [line for line in log_lines if line.startswith("restarting")]
     assert line == (
         "restarting vLLM with some/model: max_model_len 4096 instead of 2048, max_num_batched_tokens 4096 instead of "
@@ -65,34 +65,34 @@ def test_other_options_start_it_again_and_it_says_which(make_client: MakeClient,
     )
 
 
-def test_an_adapter_that_is_served_beside_its_base_counts(
+def test_a_new_adapter_restarts_the_server_of_its_base(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(
         "rlaif.llm.backends.VllmServer", lambda model, options, *_: make("serve", model=model, options=options)
     )
-    with ModelBackends(tmp_path, ClientConfig(), log_lines.append) as engines:
-        engines.client_for("base", [], {}, UsageMeter())
-        engines.register_local_model(LocalModel("tuned", str(tmp_path / "adapter"), "base"))
-        engines.client_for("tuned", [], {}, UsageMeter())
-        engines.client_for("base", [], {}, UsageMeter())
-    assert starts(log_lines) == 2
+    with ModelBackends(tmp_path, ClientConfig(), log_lines.append) as backends:
+        backends.client_for("base", [], {}, UsageMeter())
+        backends.register_local_model(LocalModel("tuned", str(tmp_path / "adapter"), "base"))
+        backends.client_for("tuned", [], {}, UsageMeter())
+        backends.client_for("base", [], {}, UsageMeter())
+    assert count_starts(log_lines) == 2
     (line,) = [line for line in log_lines if line.startswith("restarting")]
     assert "enable_lora on instead of unset" in line
     assert f"lora_modules tuned={tmp_path / 'adapter'} instead of unset" in line
 
 
-def test_differences_are_named_as_in_rlaif_toml() -> None:
+def test_changes_use_the_names_of_rlaif_toml() -> None:
     assert describe_changes(["--model", "m", "--a-b", "1", "--x"], ["--model", "m", "--a-b", "2", "--c", "3", "4"]) == [
         "a_b 2 instead of 1", "x unset instead of on", "c 3 4 instead of unset",
     ]  # fmt: skip
     assert describe_changes(["--model", "m"], ["--model", "m"]) == []
 
 
-def test_a_night_of_one_model_starts_vllm_once(
+def test_a_run_with_one_model_starts_vllm_once(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
-) -> None:  # fmt: skip
-    """Pilot, generate and judge: four stages one after the other."""
+) -> None:
+    """Pilot, generate and judge run four stages one after the other."""
     monkeypatch.setattr(
         "rlaif.llm.backends.VllmServer", lambda model, options, *_: make("serve", model=model, options=options)
     )
@@ -117,5 +117,5 @@ pilot_prompts = 4
     result = api.run_pipeline(Run(run), load(run, {}), QuietReporter())
     assert result.build is not None
     assert result.build.candidates == 12
-    assert starts(log_lines) == 1
+    assert count_starts(log_lines) == 1
     assert not [line for line in log_lines if line.startswith("restarting")]

@@ -1,4 +1,4 @@
-"""The batch API: submitted once, collected by whoever comes, only what failed in passing sent again."""
+"""The batch API: a job is submitted once, any later command collects it, and only transient failures are sent again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 def run_requests(
     path: Path, url: str, requests: Iterable[Request], usage: UsageMeter | None = None, **config: Any
 ) -> UsageMeter:
-    """One command."""
+    """Run one command that sends ``requests`` by batch."""
     usage, requests = usage or UsageMeter(), list(requests)
 
     async def build_requests(_client: Client, _engine: str) -> Iterable[Request]:
@@ -75,13 +75,11 @@ def request_builder(count: int) -> Callable[[Client, str], Any]:
 
 
 def job_states(path: Path) -> list[tuple[str, str | None, str | None, int]]:
-    """(event, batch, status, answered) of each part."""
+    """Return (state, batch, status, answered) of each job."""
     return [(job.state, job.batch, job.status, job.answered) for job in read_jobs(path.with_name("batches.jsonl"))]
 
 
-def test_everything_is_asked_by_file_and_journaled_as_if_it_was_asked_one_by_one(
-    server: BatchServer, path: Path
-) -> None:
+def test_answers_by_batch_are_journaled_like_answers_one_by_one(server: BatchServer, path: Path) -> None:
     usage = run_requests(path, server.url, (request(i, copies=2) for i in range(50)))
     assert texts(path) == {f"p{i}": f"answer 1 to: {i}" for i in range(50)}
     assert len(read_jsonl(path)) == 100
@@ -96,7 +94,7 @@ def test_everything_is_asked_by_file_and_journaled_as_if_it_was_asked_one_by_one
     assert (second_usage.skipped, len(server.batches)) == (100, 1)
 
 
-def test_parts_keep_to_the_limits_of_lines_and_bytes(
+def test_jobs_respect_the_limits_of_lines_and_bytes(
     server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_runner, "MAX_LINES", 7)
@@ -125,10 +123,10 @@ def test_parts_keep_to_the_limits_of_lines_and_bytes(
         (["a status of tomorrow", "completed"], "answer", ["completed"]),
     ],
 )
-def test_only_lines_that_failed_in_passing_or_expired_are_sent_again(
+def test_only_lines_that_failed_transiently_or_expired_are_sent_again(
     server: BatchServer, path: Path, course: list[str], fate: Any, final_statuses: list[str]
 ) -> None:
-    """A third of the first batch's lines meets its fate; the second batch has just those."""
+    """A third of the first batch's lines fails, and the second batch contains exactly those."""
     first = True
 
     def meet(body: dict[str, Any]) -> Any:
@@ -149,7 +147,7 @@ def test_only_lines_that_failed_in_passing_or_expired_are_sent_again(
     assert usage.failed == 0
 
 
-def test_what_always_fails_ends_as_a_failure_and_a_refused_line_is_not_sent_again(
+def test_lines_that_always_fail_count_as_failed_and_rejected_lines_are_sent_once(
     server: BatchServer, path: Path
 ) -> None:
     server.fate = lambda body: {0: 400, 1: 500, 2: "expired"}.get(number_of(body), "answer")
@@ -161,21 +159,21 @@ def test_what_always_fails_ends_as_a_failure_and_a_refused_line_is_not_sent_agai
     send_counts = Counter(number_of(line["body"]) for line in server.lines)
     assert (send_counts[0], send_counts[1], send_counts[2], send_counts[3]) == (1, 4, 4, 1)
     assert (usage.answers, usage.failures) == (7, {"endpoint": 3})
-    server.fate = lambda body: "answer"  # the next command asks for them again
+    server.fate = lambda body: "answer"  # the next command requests them again
     run_requests(path, server.url, map(request, range(10)))
     assert len(texts(path)) == 10
 
 
-def test_an_unreadable_answer_is_asked_again_and_then_counted(server: BatchServer, path: Path) -> None:
+def test_unparsable_answers_are_requested_again_and_then_count_as_failed(server: BatchServer, path: Path) -> None:
     server.answer = lambda body: ["unparsable"] if number_of(body) == 0 else echo(body)
     usage = run_requests(path, server.url, map(request, range(5)))
-    assert failures(path) == {"p0": ("unparsable", "it says nothing")}
+    assert failures(path) == {"p0": ("unparsable", "no verdict")}
     assert usage.failures == {"unparsable": 1}
 
 
-def test_a_batch_that_the_provider_fails_ends_the_command_with_its_words(server: BatchServer, path: Path) -> None:
+def test_a_failed_batch_ends_the_command_with_the_providers_message(server: BatchServer, path: Path) -> None:
     server.script = lambda index: ["validating", "failed"]
-    with pytest.raises(EndpointError, match=r"failed batch batch_0: Line 3 is no JSON\. \(line 3\)"):
+    with pytest.raises(EndpointError, match=r"batch_0 failed: Line 3 is no JSON\. \(line 3\)"):
         run_requests(path, server.url, map(request, range(5)))
     assert job_states(path) == [("finished", "batch_0", "failed", 0)]
     server.script = lambda index: NORMAL_COURSE
@@ -183,7 +181,7 @@ def test_a_batch_that_the_provider_fails_ends_the_command_with_its_words(server:
     assert len(texts(path)) == 5
 
 
-def test_a_queue_that_is_full_takes_smaller_parts(server: BatchServer, path: Path) -> None:
+def test_a_token_limit_of_the_provider_makes_jobs_smaller(server: BatchServer, path: Path) -> None:
     server.failure = [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached", "line": None}]
     server.script = lambda index: (
         ["failed"]
@@ -196,12 +194,12 @@ def test_a_queue_that_is_full_takes_smaller_parts(server: BatchServer, path: Pat
     assert [batch["status"] for batch in server.batches.values()] == ["failed"] * 3 + ["completed"] * 4
 
 
-def test_a_cancelled_batch_keeps_what_it_answered_and_is_not_sent_again_unasked(
+def test_a_cancelled_batch_keeps_its_answers_and_the_rest_is_sent_by_the_next_command(
     server: BatchServer, path: Path
 ) -> None:
     server.script = lambda index: ["in_progress", "cancelling", "cancelled"] if index == 0 else NORMAL_COURSE
     server.fate = lambda body: "answer" if len(server.batches) > 1 or number_of(body) < 4 else "lost"
-    with pytest.raises(EndpointError, match="batch_0 was cancelled by somebody; what it had answered is kept"):
+    with pytest.raises(EndpointError, match="batch_0 was cancelled"):
         run_requests(path, server.url, map(request, range(10)))
     assert len(texts(path)) == 4
     assert len(server.batches) == 1
@@ -210,14 +208,14 @@ def test_a_cancelled_batch_keeps_what_it_answered_and_is_not_sent_again_unasked(
     assert Counter(number_of(line["body"]) for line in server.lines) == {i: 1 if i < 4 else 2 for i in range(10)}
 
 
-# Interrupted, and another day
+# Interrupted and resumed
 
 
 class Crash(BaseException):
-    """The process is gone: nothing after it is executed."""
+    """Stands for the end of the process: no code runs after it."""
 
 
-def test_a_command_that_stops_leaves_its_batches_and_another_day_collects_them(server: BatchServer, path: Path) -> None:
+def test_a_later_command_collects_the_batches_of_a_stopped_one(server: BatchServer, path: Path) -> None:
     server.script = lambda index: ["in_progress"]
     usage = UsageMeter()
     server.fault_at = lambda step: setattr(usage, "deadline", 0.0) if server.step_counts["look"] > 3 else None  # type: ignore[func-returns-value]
@@ -227,7 +225,7 @@ def test_a_command_that_stops_leaves_its_batches_and_another_day_collects_them(s
     assert texts(path) == {}
     server.fault_at = lambda step: None
     server.courses["batch_0"], server.script = ["completed"], lambda index: NORMAL_COURSE
-    run_requests(path, server.url, map(request, range(12)))  # and two more are owed by now
+    run_requests(path, server.url, map(request, range(12)))  # two more are pending by now
     assert len(texts(path)) == 12
     assert Counter(number_of(line["body"]) for line in server.lines) == dict.fromkeys(range(12), 1)
 
@@ -236,7 +234,7 @@ def test_a_command_that_stops_leaves_its_batches_and_another_day_collects_them(s
 def test_a_crash_at_any_moment_sends_nothing_twice(
     server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """The process dies while the request of that moment is on its way: it arrives, and its answer is never seen."""
+    """The process dies after the provider received a request and before it reads the reply."""
     real = Client.with_retries
 
     async def dying(self: Client, call: Any) -> Any:
@@ -256,7 +254,7 @@ def test_a_crash_at_any_moment_sends_nothing_twice(
     assert Counter(number_of(line["body"]) for line in server.lines) == dict.fromkeys(range(10), 1)
 
 
-def test_a_crash_between_two_answers_takes_each_once(
+def test_a_crash_between_two_answers_journals_each_once(
     server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, remaining = Journal.append, [4]
@@ -278,19 +276,19 @@ def test_a_crash_between_two_answers_takes_each_once(
     assert len(server.batches) == 1
 
 
-def test_an_answer_that_is_lost_does_not_make_a_second_batch(server: BatchServer, path: Path) -> None:
-    """The batch was made and the connection cut: before it is asked for again, it is looked for."""
+def test_a_lost_reply_to_create_does_not_create_a_second_batch(server: BatchServer, path: Path) -> None:
+    """The connection is cut after the batch is created. rlaif searches the list of batches before it retries."""
     server.fault_at = lambda step: Fault(0) if step == "created" and server.step_counts["created"] == 1 else None
-    for _ in range(3):  # further batches of somebody else, so that there are pages
-        server.batches[f"other_{_}"] = {"id": f"other_{_}", "status": "completed", "metadata": None}
+    for i in range(3):  # other batches, so that the list has several pages
+        server.batches[f"other_{i}"] = {"id": f"other_{i}", "status": "completed", "metadata": None}
     run_requests(path, server.url, map(request, range(10)))
     assert len([name for name in server.batches if name.startswith("batch")]) == 1
     assert server.step_counts["list"] >= 1
     assert len(texts(path)) == 10
 
 
-def test_batches_of_other_requests_are_left_to_whoever_asked(server: BatchServer, path: Path) -> None:
-    """Judges of one model, and a judge's rounds, share a journal and a URL, and only they can read their answers."""
+def test_batches_of_other_requests_are_left_with_the_provider(server: BatchServer, path: Path) -> None:
+    """Judges of one model, and the rounds of a judge, share a journal and a URL. Only they can parse their replies."""
     server.script = lambda index: ["in_progress"]
     for start in (0, 10):
         usage = UsageMeter()
@@ -306,19 +304,19 @@ def test_batches_of_other_requests_are_left_to_whoever_asked(server: BatchServer
     assert Counter(number_of(line["body"]) for line in server.lines) == dict.fromkeys(range(20), 1)
 
 
-def test_an_intent_of_other_requests_is_left_to_whoever_asked(server: BatchServer, path: Path) -> None:
+def test_an_intent_without_a_batch_is_resolved_by_the_command_that_needs_it(server: BatchServer, path: Path) -> None:
     server.fault_at = lambda step: Fault(400) if step in ("created", "list") else None
-    with pytest.raises(EndpointError, match="did not take a batch"):
+    with pytest.raises(EndpointError, match="did not accept a batch"):
         run_requests(path, server.url, map(request, range(5)))
     run_requests(path, server.url, [])
-    with pytest.raises(EndpointError, match="does not list its batches: HTTP 400"):
+    with pytest.raises(EndpointError, match="list of batches could not be read: HTTP 400"):
         run_requests(path, server.url, map(request, range(5)))
     server.fault_at = lambda step: None
     run_requests(path, server.url, map(request, range(5)))
     assert (len(texts(path)), len(server.batches)) == (5, 1)
 
 
-def test_what_was_answered_in_another_way_is_not_collected(server: BatchServer, path: Path) -> None:
+def test_a_batch_is_not_collected_if_its_requests_are_answered_already(server: BatchServer, path: Path) -> None:
     server.script, usage = lambda index: ["in_progress"], UsageMeter()
     server.fault_at = lambda step: setattr(usage, "deadline", 0.0) if step == "look" else None  # type: ignore[func-returns-value]
     run_requests(path, server.url, map(request, range(5)), usage)
@@ -337,10 +335,8 @@ def test_what_was_answered_in_another_way_is_not_collected(server: BatchServer, 
     assert (server.step_counts["look"], len(texts(path))) == (looks, 5)
 
 
-def test_a_batch_that_the_provider_does_not_know_is_given_up_by_nobody_but_the_user(
-    server: BatchServer, path: Path
-) -> None:
-    """Another account's key gets the same answer. What else is under way is collected before it is said."""
+def test_a_missing_batch_is_kept_until_the_user_deletes_it(server: BatchServer, path: Path) -> None:
+    """The key of another account gets the same 404. Other open batches are collected before the error is raised."""
     server.script, usage = lambda index: ["in_progress"], UsageMeter()
     server.fault_at = lambda step: setattr(usage, "deadline", 0.0) if step == "look" else None  # type: ignore[func-returns-value]
     run_requests(path, server.url, map(request, range(5)), usage)
@@ -349,10 +345,10 @@ def test_a_batch_that_the_provider_does_not_know_is_given_up_by_nobody_but_the_u
     server.missing = {"batch_0": unknown}
     server.fault_at = lambda step: None
     for _ in range(2):
-        with pytest.raises(EndpointError, match="does not tell of batch batch_0: HTTP 404: No batch found") as caught:
+        with pytest.raises(EndpointError, match=r"batch_0 was not found .*\(HTTP 404: No batch found") as caught:
             run_requests(path, server.url, map(request, range(9)))
     log = path.with_name("batches.jsonl")
-    assert f"take the lines that name it out of {log}" in str(caught.value)
+    assert str(log) in str(caught.value.hint)
     assert job_states(path) == [("submitted", "batch_0", "not found", 0), ("finished", "batch_1", "completed", 4)]
     assert (len(texts(path)), len(server.batches)) == (4, 2)
     lines = log.read_text().splitlines(keepends=True)
@@ -363,13 +359,13 @@ def test_a_batch_that_the_provider_does_not_know_is_given_up_by_nobody_but_the_u
     assert Counter(number_of(line["body"]) for line in server.lines) == {i: 2 if i < 5 else 1 for i in range(9)}
 
 
-def test_a_key_that_a_provider_quotes_is_not_shown(
+def test_a_key_quoted_by_the_provider_is_redacted(
     server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-" + "secret" * 20)
-    reply_with_key = json.dumps({"told": "x" * 80 + " sk-" + "secret" * 20}).encode()
+    reply_with_key = json.dumps({"note": "x" * 80 + " sk-" + "secret" * 20}).encode()
     server.fault_at = lambda step: Fault(200, body=reply_with_key) if step == "upload" else None
-    with pytest.raises(EndpointError, match="did not say the id of a file") as caught:
+    with pytest.raises(EndpointError, match="returned a file without an id") as caught:
         run_requests(path, server.url, map(request, range(5)))
     assert "secret" not in str(caught.value)
 
@@ -378,34 +374,33 @@ FAULTS = [Fault(503), Fault(429, {"Retry-After": "1"}), Fault(0), Fault(200, bod
 STEPS = ["upload", "create", "look", "list", "download"]
 
 
-# A file may hold anything: what is in it is looked at line by line.
+# The last fault of "download" is left out: a file may hold anything, as its lines are parsed one by one.
 @pytest.mark.parametrize(("failing_step", "fault"), [(step, fault) for step in STEPS for fault in FAULTS][:-1])
-def test_passing_faults_of_every_step_are_tried_again(
+def test_transient_faults_of_every_step_are_retried(
     server: BatchServer, path: Path, failing_step: str, fault: Fault
 ) -> None:
-    server.fault_at = lambda step: fault if step == failing_step and server.step_counts[step] <= 2 else None
-    if failing_step == "list":
-        server.fault_at = lambda step: (
-            Fault(0)
-            if step == "created" and server.step_counts[step] == 1
-            else fault
-            if step == failing_step and server.step_counts[step] <= 2
-            else None
-        )
+    def fault_at(step: str) -> Fault | None:
+        if failing_step == "list" and step == "created" and server.step_counts[step] == 1:
+            return Fault(0)  # a lost reply, so that the batches are listed
+        return fault if step == failing_step and server.step_counts[step] <= 2 else None
+
+    server.fault_at = fault_at
     run_requests(path, server.url, map(request, range(5)))
     assert len(texts(path)) == 5
     assert len(server.batches) == 1
 
 
-def test_rubbish_in_a_file_is_owed_again(server: BatchServer, path: Path) -> None:
-    rubbish = [b"", b"not json\n", b"[]\n", b'{"custom_id": "nobody", "response": null}\n', b'{"custom_id": 7}\n']
+def test_unreadable_lines_of_a_file_stay_pending(server: BatchServer, path: Path) -> None:
+    unreadable = [b"", b"not json\n", b"[]\n", b'{"custom_id": "unknown", "response": null}\n', b'{"custom_id": 7}\n']
     real = server._finish
 
     def spoil(batch: dict[str, Any]) -> None:
         real(batch)
         if len(server.batches) == 1:
             lines = server.files[batch["output_file_id"]].splitlines(keepends=True)
-            server.files[batch["output_file_id"]] = b"".join([*rubbish, *lines[:3], lines[4], lines[4], lines[3][:40]])
+            server.files[batch["output_file_id"]] = b"".join(
+                [*unreadable, *lines[:3], lines[4], lines[4], lines[3][:40]]
+            )
 
     server._finish = spoil  # type: ignore[method-assign]
     run_requests(path, server.url, map(request, range(5)))
@@ -413,21 +408,21 @@ def test_rubbish_in_a_file_is_owed_again(server: BatchServer, path: Path) -> Non
     assert sum(Counter(number_of(line["body"]) for line in server.lines).values()) == 6
 
 
-def test_an_endpoint_without_batches_says_so(path: Path) -> None:
+def test_an_endpoint_without_a_batch_api_is_reported(path: Path) -> None:
     from tests.fake_server import ScriptedServer
 
     with (
         ScriptedServer() as plain,
-        pytest.raises(EndpointError, match="did not take a file for its batch API") as caught,
+        pytest.raises(EndpointError, match="batch API did not accept a file") as caught,
     ):
         run_requests(path, plain.url, map(request, range(5)))
-    assert "leave --batch away" in str(caught.value)
+    assert "drop `--batch`" in str(caught.value.hint)
 
 
-def test_a_budget_is_kept_before_anything_is_submitted(
+def test_a_budget_is_enforced_before_anything_is_submitted(
     server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most a cent a request, half of it by batch, and nothing is known of what it will really be."""
+    """A request costs at most one cent, half of that by batch, and its actual cost is unknown beforehand."""
     monkeypatch.setattr(batch_runner, "request_cost", lambda *_: 0.01)
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda *_: 0.004)
     usage = run_requests(path, server.url, map(request, range(100)), UsageMeter(budget_usd=0.05))
@@ -438,10 +433,8 @@ def test_a_budget_is_kept_before_anything_is_submitted(
     assert usage.stop_reason() is StopReason.NEXT_BATCH_OVER_BUDGET
 
 
-def test_a_budget_holds_for_what_is_under_way_too(
-    server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A command ends while its batch is under way; the next has all of its own budget, and that batch to collect."""
+def test_a_budget_includes_open_batches(server: BatchServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command ends while its batch is open. The next one has its own full budget, and that batch to collect."""
     monkeypatch.setattr(batch_runner, "request_cost", lambda *_: 0.01)
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda *_: 0.01)
     server.script, usage = lambda index: ["in_progress"], UsageMeter(budget_usd=0.05)
@@ -455,11 +448,11 @@ def test_a_budget_holds_for_what_is_under_way_too(
     assert len(server.lines) == len(texts(path)) == 16
 
 
-def test_an_interrupt_ends_the_waiting_and_the_next_start_collects(server: BatchServer, path: Path) -> None:
+def test_an_interrupt_ends_the_polling_and_the_next_start_collects(server: BatchServer, path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from tests.llm.test_batch_runner import door, request
+from tests.llm.test_batch_runner import request, run_requests
 run_requests(Path(sys.argv[1]), sys.argv[2], map(request, range(10)))
 """
     server.script = lambda index: ["in_progress"]
@@ -479,9 +472,7 @@ run_requests(Path(sys.argv[1]), sys.argv[2], map(request, range(10)))
 # As commands
 
 
-def test_generate_and_judge_by_batch_give_the_dataset_of_asking_one_by_one(
-    tmp_path: Path, rlaif: Cli, server: BatchServer
-) -> None:
+def test_batches_produce_the_same_dataset_as_single_requests(tmp_path: Path, rlaif: Cli, server: BatchServer) -> None:
     from tests.labeling.test_judging import read_dataset
     from tests.test_faults import json_judge
 
@@ -499,11 +490,11 @@ def test_generate_and_judge_by_batch_give_the_dataset_of_asking_one_by_one(
         sum(bool(line["model"]) for line in read_jsonl(tmp_path / "one" / "journal" / "verdicts.jsonl"))]  # fmt: skip
 
 
-def test_nights_by_batch_end_in_the_dataset_of_one_that_asked_one_by_one(
+def test_interrupted_batch_runs_produce_the_same_dataset_as_an_uninterrupted_run(
     tmp_path: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first ends by its deadline while the provider has all the prompts, the second while it has all the pairs, by
-    a clock that goes on by a minute with each look; the third collects."""
+    """The first run reaches its deadline while the provider has all prompts, the second while it has all pairs, and the
+    third collects. The clock advances by a minute with each poll."""
     from tests.labeling.test_judging import read_dataset
     from tests.orchestrator.test_run_pipeline import run_in_process, write_run
     from tests.test_faults import json_judge
@@ -530,13 +521,13 @@ def test_nights_by_batch_end_in_the_dataset_of_one_that_asked_one_by_one(
     result, _ = run_in_process(rough, client__use_batch_api=True)
     assert result.stop_reason is None
     assert list(server.batches) == ["batch_0", "batch_1"]
-    assert {body["max_tokens"] for body in server.requests} == {1}  # whether it gives probabilities
+    assert {body["max_tokens"] for body in server.requests} == {1}  # the probe for token probabilities
     assert read_dataset(rough) == read_dataset(calm)
     assert len(read_dataset(calm)) > 10
 
 
 class RewardServer(BatchServer):
-    """Scores an answer by its length, at /classify."""
+    """Scores an answer at /classify by its length."""
 
     def routes(self, app: web.Application) -> None:
         super().routes(app)
@@ -547,7 +538,7 @@ class RewardServer(BatchServer):
         return web.json_response({"data": [{"probs": [len(body["messages"][-1]["content"]) / 10]}]})
 
 
-def test_a_reward_model_is_asked_directly_as_batches_hold_chats_only(tmp_path: Path, rlaif: Cli) -> None:
+def test_reward_models_are_called_directly_as_batches_take_chats_only(tmp_path: Path, rlaif: Cli) -> None:
     source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["short", "a longer one"]}])
     rlaif("generate", tmp_path / "run", "--import", source)
     with RewardServer() as server:
@@ -558,7 +549,7 @@ def test_a_reward_model_is_asked_directly_as_batches_hold_chats_only(tmp_path: P
     assert sorted(line["score"] for line in verdicts if line["kind"] == "reward") == [0.5, 1.2]
 
 
-def test_status_shows_what_is_with_the_provider(tmp_path: Path, rlaif: Cli, server: BatchServer) -> None:
+def test_status_shows_open_batches(tmp_path: Path, rlaif: Cli, server: BatchServer) -> None:
     server.script = lambda index: ["in_progress"]
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(5)])
     run = tmp_path / "run"
@@ -592,7 +583,7 @@ def test_status_shows_what_is_with_the_provider(tmp_path: Path, rlaif: Cli, serv
     assert json.loads(rlaif("status", run, "--json").stdout)["batches"] == []
 
 
-def test_polling_backs_off(monkeypatch: pytest.MonkeyPatch, server: BatchServer, path: Path) -> None:
+def test_polling_intervals_grow(monkeypatch: pytest.MonkeyPatch, server: BatchServer, path: Path) -> None:
     pauses: list[float] = []
 
     async def pause(self: Any, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Several endpoints: who is asked, who rests, who comes back, and who leaves with what it has finished."""
+"""Several endpoints: selection, back-off, recovery, and removal after the requests in flight are done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.processes import wait_until
 
 Serve = Callable[..., ScriptedServer]
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
-NOBODY = "http://127.0.0.1:9/v1"
+UNREACHABLE_URL = "http://127.0.0.1:9/v1"
 
 
 @pytest.fixture(autouse=True)
@@ -42,31 +42,31 @@ def talk(urls: list[str], work: Callable[[Client], Any], usage: UsageMeter | Non
 async def chat_many(client: Client, count: int, at_once: int = 8) -> list[ChatResponse]:
     slots = asyncio.Semaphore(at_once)
 
-    async def one() -> ChatResponse:
+    async def chat_in_slot() -> ChatResponse:
         async with slots:
             return await client.chat(BODY)
 
-    return list(await asyncio.gather(*(one() for _ in range(count))))
+    return list(await asyncio.gather(*(chat_in_slot() for _ in range(count))))
 
 
-def test_one_of_several_that_is_absent_does_not_keep_the_night_from_starting(serve: Serve) -> None:
-    there, usage = serve(), UsageMeter()
+def test_one_unreachable_endpoint_of_several_does_not_keep_a_run_from_starting(serve: Serve) -> None:
+    server, usage = serve(), UsageMeter()
 
     async def work(client: Client) -> list[ChatResponse]:
         assert await client.check() == "vllm"
-        assert client.usage.endpoints_down == [NOBODY]
+        assert client.usage.endpoints_down == [UNREACHABLE_URL]
         assert "down: 127.0.0.1:9" in progress_line(usage)
         return await chat_many(client, 20)
 
-    assert len(talk([NOBODY, there.url], work, usage)) == len(there.requests) == 20
-    with pytest.raises(EndpointError, match="no server answers there"):
-        talk([NOBODY, NOBODY + "/again"], lambda client: client.check())
-    with pytest.raises(EndpointError, match="has no model 'm'"):  # a mistake that waiting will not mend
-        talk([there.url, serve(models=("other",)).url], lambda client: client.check())
+    assert len(talk([UNREACHABLE_URL, server.url], work, usage)) == len(server.requests) == 20
+    with pytest.raises(EndpointError, match="unreachable"):
+        talk([UNREACHABLE_URL, UNREACHABLE_URL + "/again"], lambda client: client.check())
+    with pytest.raises(EndpointError, match="has no model 'm'"):  # waiting does not fix this
+        talk([server.url, serve(models=("other",)).url], lambda client: client.check())
 
 
-def test_one_that_comes_later_is_found(serve: Serve) -> None:
-    there, usage = serve(delay_s=0.01), UsageMeter()
+def test_an_endpoint_that_becomes_available_later_is_used(serve: Serve) -> None:
+    early, usage = serve(delay_s=0.01), UsageMeter()
     late = ScriptedServer(delay_s=0.01, port=free_port())
 
     async def work(client: Client) -> None:
@@ -77,26 +77,26 @@ def test_one_that_comes_later_is_found(serve: Serve) -> None:
                 await chat_many(client, 4)
             await chat_many(client, 40)
 
-    talk([late.url, there.url], work, usage)
+    talk([late.url, early.url], work, usage)
     assert len(late.requests) >= 10
     assert usage.endpoints_down == []
 
 
-def test_a_resting_endpoint_is_asked_for_its_models_before_it_gets_a_request_again(serve: Serve) -> None:
-    """One that is silent would otherwise cost a request its whole time each time that it is tried."""
-    good, sick = serve(delay_s=0.02), serve(lambda body: Fault(503), listing=Fault(503))
+def test_an_endpoint_is_probed_before_it_gets_requests_after_a_back_off(serve: Serve) -> None:
+    """Otherwise a silent endpoint would cost one request its full time limit with each attempt."""
+    good, failing = serve(delay_s=0.02), serve(lambda body: Fault(503), listing=Fault(503))
 
     async def work(client: Client) -> None:
         for _ in range(12):
             await chat_many(client, 4)
             await asyncio.sleep(0.02)
 
-    talk([sick.url, good.url], work)
+    talk([failing.url, good.url], work)
     assert len(good.requests) == 48
-    assert len(sick.requests) <= 4  # the first burst, and never again
+    assert len(failing.requests) <= 4  # the first burst only
 
 
-def test_one_that_lost_its_model_in_the_night_is_left_to_the_others(serve: Serve) -> None:
+def test_the_others_continue_if_one_endpoint_loses_its_model(serve: Serve) -> None:
     answers = [echo] * 3
     losing = serve(
         lambda body: answers.pop()(body) if answers else Fault(404, body=b'{"error": {"message": "no such model"}}')
@@ -104,14 +104,14 @@ def test_one_that_lost_its_model_in_the_night_is_left_to_the_others(serve: Serve
     good = serve(delay_s=0.01)
     assert len(talk([losing.url, good.url], lambda client: chat_many(client, 30))) == 30
     assert len(good.requests) == 27
-    with pytest.raises(EndpointError, match="has no model"):  # the only one, or all of them
+    with pytest.raises(EndpointError, match="has no model"):  # if it is the only endpoint, or all of them fail
         talk([losing.url], lambda client: chat_many(client, 2))
     with pytest.raises(EndpointError, match="has no model"):
         talk([losing.url, serve(lambda body: Fault(404)).url], lambda client: chat_many(client, 4))
 
 
-def test_each_endpoint_has_a_limit_of_its_own(serve: Serve) -> None:
-    """What one cannot bear is no reason to send less to another."""
+def test_each_endpoint_has_its_own_limit(serve: Serve) -> None:
+    """The overload of one endpoint does not reduce the requests to another."""
     roomy = serve(delay_s=0.01)
     narrow: ScriptedServer = serve(lambda body: Fault(429) if narrow.in_flight > 2 else echo(body), delay_s=0.01)
 
@@ -125,7 +125,9 @@ def test_each_endpoint_has_a_limit_of_its_own(serve: Serve) -> None:
     assert len(roomy.requests) > 2 * len(narrow.requests)
 
 
-def test_an_endpoint_taken_out_of_the_file_finishes_and_gets_nothing_new(serve: Serve, tmp_path: Path) -> None:
+def test_an_endpoint_removed_from_the_file_finishes_its_requests_and_gets_no_new_ones(
+    serve: Serve, tmp_path: Path
+) -> None:
     leaving, staying, coming = serve(delay_s=0.3), serve(delay_s=0.01), serve(delay_s=0.01)
     url_file = tmp_path / "endpoints.txt"
     url_file.write_text(f"# two of them\n{leaving.url}\n\n{staying.url}/\n")
@@ -137,7 +139,7 @@ def test_an_endpoint_taken_out_of_the_file_finishes_and_gets_nothing_new(serve: 
         url_file.write_text(f"{staying.url}\n{coming.url}\nnot a URL\n")
         await chat_many(client, 40)
         assert client.urls == [staying.url, coming.url]
-        url_file.write_text("")  # somebody is writing it
+        url_file.write_text("")  # as while the file is being written
         await chat_many(client, 8)
         assert client.urls == [staying.url, coming.url]
         return list(await asyncio.gather(*first))
@@ -149,24 +151,24 @@ def test_an_endpoint_taken_out_of_the_file_finishes_and_gets_nothing_new(serve: 
     assert len(leaving.requests) + len(staying.requests) + len(coming.requests) == 56
 
 
-def test_half_a_line_leaves_the_endpoints_as_they_were(serve: Serve, tmp_path: Path) -> None:
-    there, coming = serve(), serve()
+def test_a_half_written_line_keeps_the_current_endpoints(serve: Serve, tmp_path: Path) -> None:
+    present, coming = serve(), serve()
     url_file = tmp_path / "endpoints.txt"
-    url_file.write_text(f"{there.url}\n")
+    url_file.write_text(f"{present.url}\n")
 
     async def work(client: Client) -> None:
         await chat_many(client, 4)
-        url_file.write_text("http")  # somebody is writing it
+        url_file.write_text("http")  # as while the file is being written
         await chat_many(client, 8)
-        assert client.urls == [there.url]
+        assert client.urls == [present.url]
         url_file.write_text(f"{coming.url}\n")
         await chat_many(client, 8)
         assert client.urls == [coming.url]
 
     talk([f"file:{url_file}"], work)
-    assert (len(there.requests), len(coming.requests)) == (12, 8)
+    assert (len(present.requests), len(coming.requests)) == (12, 8)
 
 
-def test_a_file_without_endpoints_is_named(tmp_path: Path) -> None:
+def test_a_file_without_endpoints_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="names no endpoint"):
         talk([f"file:{tmp_path / 'absent.txt'}"], lambda client: client.check())

@@ -1,4 +1,4 @@
-"""The one door: what is there is not asked again, what comes is kept at once, and every stop keeps what came."""
+"""The executor: answered requests are skipped, answers are journaled at once, and every stop keeps them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def number_of(body: dict[str, Any]) -> int:
 
 def parse_reply(request_sent: Request, reply: ChatResponse) -> Sequence[Completion]:
     if reply.choices[0].text.startswith("unparsable"):
-        raise UnparsableReplyError("it says nothing")
+        raise UnparsableReplyError("no verdict")
     return [
         Completion(key=key, prompt_id=request_sent.prompt_id, index=i, model="m", text=choice.text)
         for i, (key, choice) in enumerate(zip(request_sent.keys, reply.choices, strict=True))
@@ -66,7 +66,7 @@ def run_requests(
     parser: Any = parse_reply,
     **config: Any,
 ) -> UsageMeter:
-    """One command: open the journal at ``path``, ask, close."""
+    """Run one command: open the journal at ``path``, send ``requests``, close it."""
     usage = usage or UsageMeter()
 
     async def build_requests(_client: Client, _engine: str) -> Iterable[Request]:
@@ -80,7 +80,7 @@ def run_requests(
 
 
 def texts(path: Path) -> dict[str, str]:
-    """prompt_id to text, of answers; every line must be whole, and no key may be there twice."""
+    """Return the answers by prompt_id. Every line must be complete, and no key may occur twice."""
     rows = [row for row in read_jsonl(path) if "error" not in row]
     assert max(Counter(row["key"] for row in rows).values(), default=1) == 1
     return {row["prompt_id"]: row["text"] for row in rows}
@@ -95,10 +95,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.jsonl"
 
 
-# What is asked
+# Sending
 
 
-def test_every_request_is_asked_once_and_journaled(serve: Serve, path: Path) -> None:
+def test_every_request_is_sent_once_and_journaled(serve: Serve, path: Path) -> None:
     server = serve()
     usage = run_requests(path, server.url, (request(i, copies=2) for i in range(50)))
     assert len(server.requests) == 50
@@ -109,7 +109,7 @@ def test_every_request_is_asked_once_and_journaled(serve: Serve, path: Path) -> 
     assert usage.completion_tokens > 0
 
 
-def test_what_the_journal_has_is_not_asked_again(serve: Serve, path: Path) -> None:
+def test_journaled_answers_are_not_requested_again(serve: Serve, path: Path) -> None:
     server = serve()
     run_requests(path, server.url, map(request, range(30)))
     usage = run_requests(path, server.url, map(request, range(40)))
@@ -121,19 +121,19 @@ def test_what_the_journal_has_is_not_asked_again(serve: Serve, path: Path) -> No
     assert path.read_bytes() == before
 
 
-def test_a_request_of_which_some_is_there_is_asked(serve: Serve, path: Path) -> None:
+def test_a_partly_answered_request_is_sent(serve: Serve, path: Path) -> None:
     server = serve()
     with Journal(path) as journal:
         pending = request(7, copies=2)
-        journal.append([Completion(key=pending.keys[0], prompt_id="p7", index=0, model="m", text="there")])
+        journal.append([Completion(key=pending.keys[0], prompt_id="p7", index=0, model="m", text="present")])
     run_requests(path, server.url, [pending], parser=lambda request_sent, reply: parse_reply(request_sent, reply)[1:])
     assert len(server.requests) == 1
-    assert [row["text"] for row in read_jsonl(path)] == ["there", "answer 1 to: 7"]
+    assert [row["text"] for row in read_jsonl(path)] == ["present", "answer 1 to: 7"]
 
 
 @pytest.mark.parametrize("server_reply", [["fine"], Fault(400)], ids=["answered", "failed"])
-def test_a_key_that_comes_twice_is_asked_once(serve: Serve, path: Path, server_reply: Any) -> None:
-    """Beside its first request, after its answer, and after its failure."""
+def test_a_repeated_key_is_sent_once(serve: Serve, path: Path, server_reply: Any) -> None:
+    """The repetition comes while the first is in flight, after its answer, or after its failure."""
     server = serve(lambda body: server_reply)
     usage = run_requests(path, server.url, (request(i % 10) for i in range(100)), concurrency=4)
     assert Counter(map(number_of, server.requests)) == dict.fromkeys(range(10), 1)
@@ -142,8 +142,8 @@ def test_a_key_that_comes_twice_is_asked_once(serve: Serve, path: Path, server_r
     assert len(read_jsonl(path)) == 10
 
 
-def test_requests_are_taken_as_room_becomes_free(serve: Serve, path: Path) -> None:
-    """Of 100,000 requests never more are taken ahead than may be in flight and one."""
+def test_requests_are_taken_as_slots_become_free(serve: Serve, path: Path) -> None:
+    """Of 100,000 requests, at most one more is taken from the iterator than may be in flight."""
     server, usage = serve(delay_s=0.01), UsageMeter()
     most = 0
 
@@ -162,7 +162,7 @@ def test_requests_are_taken_as_room_becomes_free(serve: Serve, path: Path) -> No
     assert usage.stop_reason() is StopReason.DEADLINE
 
 
-def test_a_long_stretch_of_what_is_there_does_not_hold_up_those_in_flight(serve: Serve, path: Path) -> None:
+def test_many_skipped_requests_in_a_row_do_not_block_those_in_flight(serve: Serve, path: Path) -> None:
     server = serve()
     answered, answered_meanwhile = list[int](), list[int]()
     with Journal(path) as journal:
@@ -186,7 +186,7 @@ def test_a_long_stretch_of_what_is_there_does_not_hold_up_those_in_flight(serve:
 # Failures
 
 
-def test_failures_are_journaled_and_owed_to_the_next_start(serve: Serve, path: Path, waits: list[float]) -> None:
+def test_failures_are_journaled_and_pending_for_the_next_start(serve: Serve, path: Path, waits: list[float]) -> None:
     broken = True
     server = serve(lambda body: Fault(400) if broken and number_of(body) % 3 == 0 else echo(body))
     usage = run_requests(path, server.url, map(request, range(30)))
@@ -208,7 +208,7 @@ def test_each_record_of_a_failed_request_is_counted(serve: Serve, path: Path) ->
     assert {row["key"] for row in read_jsonl(path)} == set(request(1, copies=3).keys)
 
 
-def test_an_unreadable_reply_is_asked_again_once_and_then_counted(serve: Serve, path: Path) -> None:
+def test_an_unparsable_reply_is_requested_once_more_and_then_counts_as_failed(serve: Serve, path: Path) -> None:
     attempts: Counter[int] = Counter()
 
     def answer(body: dict[str, Any]) -> list[str]:
@@ -219,39 +219,38 @@ def test_an_unreadable_reply_is_asked_again_once_and_then_counted(serve: Serve, 
     usage = run_requests(path, serve(answer).url, map(request, range(3)))
     assert attempts == {0: 2, 1: 2, 2: 1}
     assert texts(path) == {"p1": "fine", "p2": "fine"}
-    assert failures(path) == {"p0": ("unparsable", "it says nothing")}
+    assert failures(path) == {"p0": ("unparsable", "no verdict")}
     assert (usage.requests, usage.retries, usage.answers, usage.failures) == (5, 2, 2, {"unparsable": 1})
 
 
-def test_where_nearly_everything_fails_the_command_stops_and_keeps_what_came(
+def test_the_command_stops_if_nearly_everything_fails_and_keeps_the_answers(
     serve: Serve, path: Path, waits: list[float]
 ) -> None:
     server = serve(lambda body: echo(body) if number_of(body) < 50 else Fault(500))
     usage = UsageMeter()
-    with pytest.raises(EndpointError, match="nearly every request fails; the last one: HTTP 500") as caught:
+    with pytest.raises(EndpointError, match=r"nearly every request fails.*HTTP 500") as caught:
         run_requests(path, server.url, map(request, range(10_000)), usage, concurrency=8, max_attempts=2)
     assert caught.value.location == server.url
-    assert "What came in is kept" in str(caught.value)
     assert len(texts(path)) == 50
     assert RECENT_REQUESTS * 0.9 <= usage.failed <= RECENT_REQUESTS + 8
     assert len(failures(path)) == usage.failed
 
 
 EVEN = {*map(str, range(0, 300, 2)), "Reply with the letter A."}
-"""What is answered: half of the requests, and what finds out whether a key is good."""
+"""Prompts that are answered: half of the requests, and the probe of the key."""
 
 
 def slow_answer(body: dict[str, Any]) -> Fault:
-    """An answer that takes its time, where refusals do not."""
+    """Return an answer that takes 0.5 s, unlike rejections, which return at once."""
     reply = {"choices": [{"message": {"content": echo(body)[0]}, "finish_reason": "stop"}]}
     return Fault(200, {"Content-Type": "application/json"}, json.dumps(reply).encode(), delay_s=0.5)
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])
-def test_refusals_come_before_answers_and_do_not_end_the_command(serve: Serve, path: Path, status: int) -> None:
-    """Nor the next start, which owes nothing but what will be refused."""
-    odd = Fault(status)
-    server = serve(lambda body: slow_answer(body) if body["messages"][-1]["content"] in EVEN else odd)
+def test_rejections_before_the_first_answer_do_not_end_the_command(serve: Serve, path: Path, status: int) -> None:
+    """Nor do they end the next start, in which only rejected requests are pending."""
+    rejection = Fault(status)
+    server = serve(lambda body: slow_answer(body) if body["messages"][-1]["content"] in EVEN else rejection)
     usage = run_requests(path, server.url, map(request, range(300)), concurrency=64)
     assert (usage.answers, usage.failures) == (150, {"endpoint": 150})
     usage = run_requests(path, server.url, map(request, range(300)), concurrency=8)
@@ -260,10 +259,10 @@ def test_refusals_come_before_answers_and_do_not_end_the_command(serve: Serve, p
     assert len(texts(path)) == 150
 
 
-def test_where_nothing_was_ever_answered_refusals_end_the_command(serve: Serve, path: Path) -> None:
-    """And where something was, they are told at the end."""
+def test_rejections_end_the_command_if_nothing_was_ever_answered(serve: Serve, path: Path) -> None:
+    """If something was answered, they count as failures."""
     server = serve(lambda body: Fault(400))
-    with pytest.raises(EndpointError, match="nearly every request fails; the last one: HTTP 400"):
+    with pytest.raises(EndpointError, match=r"nearly every request fails.*HTTP 400"):
         run_requests(path, server.url, map(request, range(10_000)), concurrency=32)
     assert 64 <= len(server.requests) <= 96
     server.answer = lambda body: Fault(400) if number_of(body) else echo(body)
@@ -278,9 +277,7 @@ def test_some_failures_do_not_stop_a_command(serve: Serve, path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_what_refuses_every_request_stops_at_once_and_keeps_those_in_flight(
-    serve: Serve, path: Path, status: int
-) -> None:
+def test_a_fatal_status_stops_at_once_and_keeps_requests_in_flight(serve: Serve, path: Path, status: int) -> None:
     server = serve(lambda body: Fault(status) if number_of(body) == 5 else echo(body), delay_s=0.05)
     with pytest.raises(EndpointError):
         run_requests(path, server.url, map(request, range(1000)), concurrency=10)
@@ -288,7 +285,7 @@ def test_what_refuses_every_request_stops_at_once_and_keeps_those_in_flight(
     assert len(texts(path)) == len(server.requests) - 1
 
 
-def test_an_error_of_the_reader_is_shown_as_it_is(serve: Serve, path: Path) -> None:
+def test_an_exception_of_the_parser_is_raised_unchanged(serve: Serve, path: Path) -> None:
     def parse(request_sent: Request, reply: ChatResponse) -> Sequence[Completion]:
         if request_sent.context == 3:
             raise ZeroDivisionError
@@ -299,7 +296,7 @@ def test_an_error_of_the_reader_is_shown_as_it_is(serve: Serve, path: Path) -> N
     assert "p0" in texts(path)
 
 
-def test_an_error_of_the_requests_keeps_those_in_flight(serve: Serve, path: Path) -> None:
+def test_an_exception_of_the_request_iterator_keeps_requests_in_flight(serve: Serve, path: Path) -> None:
     def requests() -> Iterator[Request]:
         yield from map(request, range(5))
         raise RunError("this line of the journal is damaged")
@@ -310,15 +307,15 @@ def test_an_error_of_the_requests_keeps_those_in_flight(serve: Serve, path: Path
     assert len(texts(path)) == len(server.requests) == 5
 
 
-def test_nobody_there_ends_the_command_before_it_takes_a_request(path: Path) -> None:
+def test_an_unreachable_server_ends_the_command_before_it_takes_a_request(path: Path) -> None:
     taken: list[int] = []
-    with pytest.raises(EndpointError, match="no server answers"):
+    with pytest.raises(EndpointError, match="unreachable"):
         run_requests(path, "http://127.0.0.1:9/v1", (taken.append(i) or request(i) for i in range(5)))  # type: ignore[func-returns-value]
     assert not taken
 
 
-def test_a_full_disk_is_fatal_and_clear_and_the_next_start_goes_on(serve: Serve, path: Path) -> None:
-    """A real limit on the file's size, met in the middle of a line."""
+def test_a_full_disk_is_reported_and_the_next_start_resumes(serve: Serve, path: Path) -> None:
+    """Uses a real limit of the file size, which is reached in the middle of a line."""
     server = serve()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
@@ -341,7 +338,7 @@ OUTCOMES = ("fine", "bad", "passing", "once", "never")
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=st.lists(st.sampled_from(OUTCOMES), max_size=30), concurrency=st.integers(1, 12), copies=st.integers(1, 3))
-def test_every_key_ends_as_one_answer_or_one_failure(
+def test_every_key_ends_with_one_answer_or_one_failure(
     serve: Serve,
     tmp_path_factory: pytest.TempPathFactory,
     waits: list[float],
@@ -349,7 +346,7 @@ def test_every_key_ends_as_one_answer_or_one_failure(
     concurrency: int,
     copies: int,
 ) -> None:
-    """Whatever the mixture: counts add up, nothing is lost, nothing is there twice, a second start owes the rest."""
+    """For any mixture of outcomes, counts add up, nothing is lost or duplicated, and the rest stays pending."""
     attempts: Counter[int] = Counter()
 
     def answer(body: dict[str, Any]) -> Any:
@@ -394,7 +391,7 @@ def cent_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda *_: 0.01)
 
 
-def test_a_spent_budget_sends_nothing_new_and_lets_those_in_flight_finish(
+def test_a_spent_budget_stops_new_requests_and_lets_those_in_flight_finish(
     serve: Serve, path: Path, cent_each: None
 ) -> None:
     server = serve(delay_s=0.01)
@@ -409,18 +406,18 @@ def test_a_spent_budget_sends_nothing_new_and_lets_those_in_flight_finish(
     assert second_usage.answers == 10
 
 
-def test_a_budget_where_no_price_is_known_is_refused_before_anything_is_paid(
+def test_a_budget_without_a_known_price_is_rejected_before_anything_is_paid(
     serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "has_known_price", lambda model, url: "127.0.0.1" not in url)
     server = serve()
-    with pytest.raises(UsageError, match=r"no price is known for 'm' at http://127\.0\.0\.1:.*budget cannot be kept"):
+    with pytest.raises(UsageError, match=r"price of 'm' at http://127\.0\.0\.1:.* is unknown"):
         run_requests(path, server.url, map(request, range(5)), UsageMeter(budget_usd=1.0))
     assert not server.requests
     assert run_requests(path, server.url, map(request, range(5))).answers == 5
 
 
-def test_every_url_must_have_its_price(serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_url_needs_a_known_price(serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paid, unknown, usage = serve(), serve(), UsageMeter(budget_usd=1.0)
     monkeypatch.setattr(executor, "has_known_price", lambda model, url: url == paid.url)
 
@@ -438,10 +435,10 @@ def test_every_url_must_have_its_price(serve: Serve, path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("probe", ["models", "probabilities"])
-def test_a_stop_while_the_server_is_asked_what_it_can_do(
+def test_a_stop_during_the_checks_of_the_server(
     serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch, probe: str
 ) -> None:
-    monkeypatch.setattr("rlaif.llm.client.STOP_CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("rlaif.llm.retries.STOP_CHECK_INTERVAL_S", 0.01)
     busy = Fault(503, {"Retry-After": "60"})
     server = serve(lambda body: busy, listing=busy if probe == "models" else None)
     usage = UsageMeter(deadline=time.monotonic() + 0.5)
@@ -462,13 +459,13 @@ def test_a_stop_while_the_server_is_asked_what_it_can_do(
 # Interrupts
 
 
-def test_one_interrupt_lets_those_in_flight_finish(serve: Serve, path: Path) -> None:
+def test_one_interrupt_lets_requests_in_flight_finish(serve: Serve, path: Path) -> None:
     def answer(body: dict[str, Any]) -> list[str]:
         if number_of(body) == 20:
             os.kill(os.getpid(), signal.SIGINT)
         return echo(body)
 
-    previous_handler = signal.signal(signal.SIGTERM, lambda *_: None)  # whoever called has one of their own
+    previous_handler = signal.signal(signal.SIGTERM, lambda *_: None)  # the caller has its own handler
     handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     server, usage = serve(answer, delay_s=0.05), UsageMeter()
     with pytest.raises(KeyboardInterrupt):
@@ -480,10 +477,10 @@ def test_one_interrupt_lets_those_in_flight_finish(serve: Serve, path: Path) -> 
     signal.signal(signal.SIGTERM, previous_handler)
 
 
-def test_what_waits_to_be_asked_again_at_a_stop_stays_owed(
+def test_requests_that_wait_for_a_retry_at_a_stop_stay_pending(
     serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlaif.llm.client.STOP_CHECK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("rlaif.llm.retries.STOP_CHECK_INTERVAL_S", 0.01)
     server = serve(lambda body: Fault(429, {"Retry-After": "60"}) if number_of(body) else echo(body))
     usage = run_requests(path, server.url, map(request, range(8)), UsageMeter(deadline=time.monotonic() + 1.0))
     assert len(server.requests) == 8
@@ -491,10 +488,10 @@ def test_what_waits_to_be_asked_again_at_a_stop_stays_owed(
     assert len(read_jsonl(path)) == 1
 
 
-def test_those_in_flight_get_a_grace_after_an_interrupt(
+def test_requests_in_flight_get_a_grace_period_after_an_interrupt(
     serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the interrupt comes when everything is sent and only waited for."""
+    """The interrupt comes when everything is sent and only answers are awaited."""
     monkeypatch.setattr(executor, "SHUTDOWN_GRACE_S", 0.2)
     server = serve(delay_s=60)
     threading.Thread(
@@ -505,14 +502,14 @@ def test_those_in_flight_get_a_grace_after_an_interrupt(
     assert path.read_bytes() == b""
 
 
-def test_an_interrupt_is_felt_while_a_server_is_started(path: Path) -> None:
-    """Starting blocks for minutes: it must not stand where an interrupt only sets a mark."""
-    went_on: list[bool] = []
+def test_an_interrupt_takes_effect_during_the_start_of_a_server(path: Path) -> None:
+    """A start blocks for minutes, so it must run where an interrupt raises KeyboardInterrupt at once."""
+    continued: list[bool] = []
 
     def open_client() -> Client:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
-        went_on.append(True)
+        continued.append(True)
         return Client("m", ["http://127.0.0.1:9/v1"], ClientConfig(), UsageMeter())
 
     async def build_requests(_client: Client, _engine: str) -> Iterable[Request]:
@@ -520,12 +517,12 @@ def test_an_interrupt_is_felt_while_a_server_is_started(path: Path) -> None:
 
     with Journal(path) as journal, pytest.raises(KeyboardInterrupt):
         execute_requests(open_client, build_requests, parse_reply, journal, UsageMeter())
-    assert not went_on
+    assert not continued
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_interrupt_stops_at_once(serve: Serve, path: Path, signum: signal.Signals) -> None:
-    """A process with requests that would take minutes: the first signal waits for them, the second does not."""
+    """Requests in flight would take minutes. The first signal waits for them, the second does not."""
     server = serve(lambda body: echo(body))
     server.answer = _then_slow(server)
     code = f"""
@@ -558,11 +555,11 @@ def _then_slow(server: ScriptedServer) -> Callable[[dict[str, Any]], list[str]]:
     return answer
 
 
-# Where it is called from
+# Callers
 
 
-def test_it_works_where_a_loop_is_running_already(serve: Serve, path: Path) -> None:
-    """A notebook: its cells run inside an event loop."""
+def test_it_works_inside_a_running_event_loop(serve: Serve, path: Path) -> None:
+    """As in a notebook, whose cells run inside an event loop."""
 
     async def cell() -> UsageMeter:
         return run_requests(path, serve().url, map(request, range(20)))
@@ -571,7 +568,7 @@ def test_it_works_where_a_loop_is_running_already(serve: Serve, path: Path) -> N
     assert len(texts(path)) == 20
 
 
-def test_an_interrupt_in_a_notebook(serve: Serve, path: Path) -> None:
+def test_an_interrupt_works_in_a_notebook(serve: Serve, path: Path) -> None:
     server = serve(delay_s=0.05)
 
     async def cell() -> None:

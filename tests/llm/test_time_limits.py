@@ -1,4 +1,4 @@
-"""A slow server is not a hung one: it is asked nothing twice and restarted never; one that hangs is, once."""
+"""Slow servers and hung servers: a slow one gets every request once and is not restarted; a hung one is restarted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import pytest
 
 from rlaif.config.models import ClientConfig
 from rlaif.llm.backends import ModelBackends
-from rlaif.llm.client import Client, RequestFailedError
+from rlaif.llm.client import Client
 from rlaif.llm.endpoint import Endpoint
 from rlaif.llm.reporter import progress_line
+from rlaif.llm.request import RequestCancelled, RequestFailedError
 from rlaif.llm.usage import UsageMeter
 from rlaif.serving.time_limits import Patience, ServerLoad, parse_metrics
 from tests.fake_server import Fault
@@ -26,21 +27,21 @@ from tests.processes import processes_carrying, wait_until
 from tests.serving.test_vllm_server import Make, listening_pid, log_lines, make  # noqa: F401  # fixtures
 
 TIMEOUT_S = 3.0
-AskStandIn = Callable[..., tuple[list[str], UsageMeter, Any]]
+AskFake = Callable[..., tuple[list[str], UsageMeter, Any]]
 
 
 @pytest.fixture
-def ask_stand_in(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AskStandIn]:
-    """``ask_stand_in(plan, requests, tokens, meanwhile)``: send so many requests at once to a stand-in that runs under
-    rlaif's own management. Returns the prompts that it was asked, in order, the meter, and the server."""
+def ask_fake(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AskFake]:
+    """Return ``ask_fake(plan, requests, tokens, meanwhile)``, which sends ``requests`` requests at once to a fake vLLM
+    that rlaif manages. It returns the prompts that arrived, in order, the meter, and the server."""
     monkeypatch.setattr("rlaif.llm.server_metrics.POLL_INTERVAL_S", 0.2)
 
     def call(plan: list[str], requests: int, tokens: int, meanwhile: Callable[[Any], None] | None = None) -> Any:
         server = make(*plan, timeout_s=TIMEOUT_S, request_deadline_s=600.0)
         monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_, **__: server)
         usage = UsageMeter(description="generate")
-        with ModelBackends(tmp_path, ClientConfig(timeout_s=TIMEOUT_S), lambda line: None) as engines:
-            client = engines.client_for("some/model", [], {}, usage)
+        with ModelBackends(tmp_path, ClientConfig(timeout_s=TIMEOUT_S), lambda line: None) as backends:
+            client = backends.client_for("some/model", [], {}, usage)
 
             async def main() -> None:
                 async with client:
@@ -56,14 +57,14 @@ def ask_stand_in(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                         await background
 
             asyncio.run(main())
-        return re.findall(r"standin: asked (\S+)", server.log_file.read_text()), usage, server
+        return re.findall(r"fake_vllm: asked (\S+)", server.log_file.read_text()), usage, server
 
     yield call
     assert not processes_carrying("fake_vllm.py\0" + str(tmp_path))
 
 
-def test_a_server_fifty_times_too_slow_answers_everything_once(ask_stand_in: AskStandIn, log_lines: list[str]) -> None:
-    """Each answer takes 2.7 times the time limit; tokens come all the while."""
+def test_a_server_fifty_times_too_slow_answers_everything_once(ask_fake: AskFake, log_lines: list[str]) -> None:
+    """Each answer takes 2.7 times the time limit, while tokens keep coming."""
     lines: list[str] = []
 
     def look(server: Any) -> None:
@@ -79,18 +80,16 @@ def test_a_server_fifty_times_too_slow_answers_everything_once(ask_stand_in: Ask
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UsageMeter, "__init__", remember)
-        prompts, usage, _ = ask_stand_in(["generate 50"], 8, 50, look)
+        prompts, usage, _ = ask_fake(["generate 50"], 8, 50, look)
     assert sorted(prompts) == [f"q{i}" for i in range(8)]
     assert usage.retries == 0
     assert not any("hangs" in line or "died" in line for line in log_lines)
-    # What slows it: the dtype, the cores (another test's server may hold them), and what other programs take.
+    # The line shows what limits its speed: the dtype, the cores (another test's server may hold them), other programs.
     assert re.search(r"server: 8 running, 0 waiting, \d+ tokens/s \((float32|bfloat16) \(.+\), .*core", lines[0]), lines
 
 
-def test_a_server_that_stalls_and_resumes_answers_everything_once(
-    ask_stand_in: AskStandIn, log_lines: list[str]
-) -> None:
-    """A pause of half the time limit, in answers that take longer than the limit (at the default, five minutes)."""
+def test_a_server_that_stalls_and_resumes_answers_everything_once(ask_fake: AskFake, log_lines: list[str]) -> None:
+    """It pauses for half the time limit, during answers that take longer than the limit."""
 
     def stall(server: Any) -> None:
         time.sleep(1.0)
@@ -98,31 +97,31 @@ def test_a_server_that_stalls_and_resumes_answers_everything_once(
         time.sleep(TIMEOUT_S / 2)
         os.kill(listening_pid(server), signal.SIGUSR2)
 
-    prompts, usage, _ = ask_stand_in(["generate 100"], 8, 50, stall)
+    prompts, usage, _ = ask_fake(["generate 100"], 8, 50, stall)
     assert sorted(prompts) == [f"q{i}" for i in range(8)]
     assert usage.retries == 0
     assert not any("hangs" in line or "died" in line for line in log_lines)
 
 
-def test_a_server_that_hangs_is_restarted_once_and_asked_once_more(
-    ask_stand_in: AskStandIn, log_lines: list[str]
+def test_a_server_that_hangs_is_restarted_once_and_gets_every_request_once_more(
+    ask_fake: AskFake, log_lines: list[str]
 ) -> None:
     def hang(server: Any) -> None:
-        assert wait_until(lambda: "asked q7" in server.log.read_text())
+        assert wait_until(lambda: "asked q7" in server.log_file.read_text())
         os.kill(listening_pid(server), signal.SIGUSR2)
 
-    prompts, usage, _ = ask_stand_in(["generate 100", "generate 10000"], 8, 50, hang)
+    prompts, usage, _ = ask_fake(["generate 100", "generate 10000"], 8, 50, hang)
     assert sorted(prompts) == sorted([f"q{i}" for i in range(8)] * 2)
     assert usage.retries == 8
     assert sum("vLLM hangs" in line for line in log_lines) == 1
     assert sum(line.startswith("starting vLLM") for line in log_lines) == 2
 
 
-# Other people's servers
+# Servers that rlaif does not start
 
 
-def test_retries_after_a_time_out_come_at_half_the_rate(serve: Serve, waits: list[float]) -> None:
-    """Eight requests at once time out; so many at once would time out again."""
+def test_retries_after_a_time_out_use_half_the_limit(serve: Serve, waits: list[float]) -> None:
+    """Eight requests at once time out, and the same number at once would time out again."""
     overloaded, sizes = [True], list[int]()
 
     def answer(body: dict[str, Any]) -> Any:
@@ -133,7 +132,7 @@ def test_retries_after_a_time_out_come_at_half_the_rate(serve: Serve, waits: lis
         sizes.append(server.in_flight)
         return ["fine"]
 
-    server = serve(answer, owned_by="somebody")
+    server = serve(answer, owned_by="other")
 
     async def work(client: Client) -> None:
         replies = await asyncio.gather(*(client.chat(BODY) for _ in range(8)))
@@ -141,7 +140,7 @@ def test_retries_after_a_time_out_come_at_half_the_rate(serve: Serve, waits: lis
 
     talk(server.url, work, concurrency=8, timeout_s=0.5)
     assert len(server.requests) == 16
-    assert 1 <= server.max_in_flight <= 5  # four, and five once answers let it grow
+    assert 1 <= server.max_in_flight <= 5  # four, then five as the limit grows with answers
 
 
 def test_retries_after_a_429_stay_within_the_halved_limit(serve: Serve, waits: list[float]) -> None:
@@ -160,9 +159,9 @@ def test_retries_after_a_429_stay_within_the_halved_limit(serve: Serve, waits: l
     assert 1 <= server.max_in_flight <= 10
 
 
-def test_a_long_answer_may_take_as_long_as_the_answers_so_far_let_expect(serve: Serve) -> None:
-    """The server makes ten tokens in 0.3 s, so a hundred may take some 3 s, ten times the limit of a request."""
-    server = serve(owned_by="somebody")
+def test_the_time_limit_of_a_long_answer_follows_the_rate_of_earlier_answers(serve: Serve) -> None:
+    """The server generates 20 tokens in 0.3 s, so 200 may take about 3 s, six times the limit of a request."""
+    server = serve(owned_by="other")
 
     def answer(body: dict[str, Any]) -> Any:
         generated = body["max_tokens"]
@@ -187,7 +186,7 @@ def test_a_long_answer_may_take_as_long_as_the_answers_so_far_let_expect(serve: 
 def test_silence_is_reported_while_it_lasts(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.llm.server_metrics.MIN_REPORTED_SILENCE_S", 0.2)
     monkeypatch.setattr("rlaif.llm.server_metrics.POLL_INTERVAL_S", 0.1)
-    server, usage = serve(delay_s=1.5, owned_by="somebody"), UsageMeter(description="judge")
+    server, usage = serve(delay_s=1.5, owned_by="other"), UsageMeter(description="judge")
 
     async def work(client: Client) -> str:
         request = asyncio.create_task(client.chat(BODY))
@@ -204,8 +203,8 @@ def test_silence_is_reported_while_it_lasts(serve: Serve, monkeypatch: pytest.Mo
     assert usage.server_status == ""
 
 
-def test_only_a_vllm_is_asked_for_metrics(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A provider would get requests for nothing, with the key in them."""
+def test_metrics_are_requested_only_from_vllm(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider would get useless requests that contain the key."""
     monkeypatch.setattr("rlaif.llm.server_metrics.POLL_INTERVAL_S", 0.05)
     readings: dict[str, int] = {}
     real = Endpoint.send
@@ -216,7 +215,7 @@ def test_only_a_vllm_is_asked_for_metrics(serve: Serve, monkeypatch: pytest.Monk
         return await real(self, method, path, *args, **kwargs)
 
     monkeypatch.setattr(Endpoint, "send", send)
-    vllm, provider = serve(delay_s=0.6), serve(delay_s=0.6, owned_by="somebody")
+    vllm, provider = serve(delay_s=0.6), serve(delay_s=0.6, owned_by="other")
 
     async def work(client: Client) -> None:
         await client.check()
@@ -224,12 +223,10 @@ def test_only_a_vllm_is_asked_for_metrics(serve: Serve, monkeypatch: pytest.Monk
 
     for server in (vllm, provider):
         talk(server.url, work)
-    assert readings == {vllm.url: 3}  # it has none, and after three tries it is asked no more
+    assert readings == {vllm.url: 3}  # it has no metrics, so rlaif stops after three attempts
 
 
-def test_a_request_that_waits_for_room_is_not_sent_after_a_stop(serve: Serve) -> None:
-    from rlaif.llm.client import RequestCancelled
-
+def test_a_request_that_waits_for_a_slot_is_not_sent_after_a_stop(serve: Serve) -> None:
     server, usage = serve(delay_s=0.5), UsageMeter()
 
     async def work(client: Client) -> list[Any]:
@@ -243,12 +240,12 @@ def test_a_request_that_waits_for_room_is_not_sent_after_a_stop(serve: Serve) ->
     assert len(server.requests) == 1
 
 
-def test_a_timed_out_request_fails_with_how_long_it_waited(serve: Serve, waits: list[float]) -> None:
+def test_a_time_out_reports_the_waiting_time(serve: Serve, waits: list[float]) -> None:
     with pytest.raises(RequestFailedError, match=r"no answer within 0\.3 s"):
         talk(serve(delay_s=5).url, lambda client: client.chat(BODY), timeout_s=0.3, max_attempts=1)
 
 
-# The arithmetic
+# Arithmetic
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -278,7 +275,7 @@ def test_metrics_are_summed_over_engines() -> None:
         "vllm:generation_tokens_total 5\n",
     ],
 )
-def test_what_are_not_vllms_metrics_is_none(text: str) -> None:
+def test_other_metrics_parse_to_none(text: str) -> None:
     assert parse_metrics(text) is None
 
 
@@ -288,7 +285,7 @@ def with_fake_clock(monkeypatch: pytest.MonkeyPatch, deadline_s: float | None = 
     return Patience(600.0, deadline_s), now
 
 
-def test_the_limit_doubles_until_there_is_an_answer_and_once_for_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_doubles_until_the_first_answer_and_once_per_burst(monkeypatch: pytest.MonkeyPatch) -> None:
     patience, now = with_fake_clock(monkeypatch)
     assert patience.limit_s(1024) == 600
     now[0] = 1600.0
@@ -314,12 +311,13 @@ def test_the_limit_follows_the_slowest_recent_answer(monkeypatch: pytest.MonkeyP
     for _ in range(64):
         patience.record_answer(1490.0, 512)
     assert patience.limit_s(1024) == 600
-    patience.record_answer(1499.0, 1)  # a verdict: its second is latency, not a rate of one token/s
+    patience.record_answer(1499.0, 1)  # a verdict: its second is latency, not a rate of one token per second
     assert patience.limit_s(1024) == 600
 
 
 def test_a_request_times_out_only_if_the_server_makes_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that others keep busy is slow; `timed_out` says since when nothing has come, if it seems to hang."""
+    """A server that makes progress is slow. :meth:`record_timeout` returns the time of the last progress if it seems to
+    hang."""
     patience, now = with_fake_clock(monkeypatch, deadline_s=None)
     with patience.track_request(1024):
         for second in range(0, 7200, 5):  # two hours of tokens and no answer
@@ -336,7 +334,7 @@ def test_a_request_times_out_only_if_the_server_makes_no_progress(monkeypatch: p
     assert patience.stalled_s() == 0.0
 
 
-def test_a_restarted_server_is_not_taken_for_one_without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reset_counters_of_a_restarted_server_count_as_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     patience, now = with_fake_clock(monkeypatch)
     patience.record_load(ServerLoad(1, 0, 50.0, 900.0))
     now[0] += 10

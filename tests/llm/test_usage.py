@@ -1,4 +1,4 @@
-"""Prices, and the meter that says when to stop."""
+"""Prices, and the meter that decides when to stop."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("url", LOOPBACK)
-def test_this_machine_costs_nothing(url: str) -> None:
+def test_local_servers_cost_nothing(url: str) -> None:
     assert is_local(url)
     assert request_cost("gpt-4o-mini", url, 1_000_000, 0, 1_000_000) == 0.0
     assert has_known_price("any", url)
 
 
 @pytest.mark.parametrize(("model", "url"), PAID)
-def test_a_paid_model_has_the_price_of_the_public_list(model: str, url: str) -> None:
-    """In US dollars: answers cost more than prompts, more costs more, and a million tokens are between 0.01 and 100."""
+def test_a_paid_model_has_a_public_price(model: str, url: str) -> None:
+    """Answers cost more than prompts, and a million tokens cost between 0.01 and 100 US dollars."""
     assert has_known_price(model, url)
     prompt, answer = request_cost(model, url, 1_000_000, 0, 0), request_cost(model, url, 0, 0, 1_000_000)
     assert prompt is not None
@@ -53,7 +53,7 @@ def test_cached_tokens_cost_less() -> None:
 
 
 @pytest.mark.parametrize(("model", "url"), UNKNOWN)
-def test_where_no_price_is_known_it_is_none_and_not_nothing(model: str, url: str) -> None:
+def test_an_unknown_price_is_none_and_not_zero(model: str, url: str) -> None:
     assert request_cost(model, url, 1000, 0, 1000) is None
     assert not has_known_price(model, url)
 
@@ -81,11 +81,11 @@ def test_reasons_to_stop() -> None:
     assert UsageMeter(interrupted=True).stop_reason() is StopReason.INTERRUPTED
 
 
-def test_hopeless_is_nearly_all_of_the_recent_ones() -> None:
+def test_mostly_failing_looks_at_the_last_requests() -> None:
     usage = UsageMeter()
     for _ in range(RECENT_REQUESTS - 1):
         usage.record_failure("endpoint", "lost")
-        assert not usage.mostly_failing()  # too few to say
+        assert not usage.mostly_failing()  # too few to decide
     usage.record_failure("endpoint", "lost")
     assert usage.mostly_failing()
     for _ in range(3):
@@ -93,8 +93,8 @@ def test_hopeless_is_nearly_all_of_the_recent_ones() -> None:
     assert not usage.mostly_failing()
     for _ in range(RECENT_REQUESTS):
         usage.record_failure("endpoint", "too long", rejected=True)
-    assert not usage.mostly_failing()  # of a server that is well
+    assert not usage.mostly_failing()  # rejections by a healthy server
     for _ in range(RECENT_REQUESTS):
         usage.record_failure("endpoint", "lost")
-    assert usage.mostly_failing()  # whatever was before
+    assert usage.mostly_failing()  # earlier requests no longer count
     assert usage.failed == RECENT_REQUESTS + 2 * RECENT_REQUESTS

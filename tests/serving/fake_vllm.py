@@ -1,16 +1,16 @@
-"""A process that behaves as vLLM does where that is awkward: deaf to SIGTERM, with a grandchild that is deaf too.
+"""A fake vLLM that ignores SIGTERM and has a grandchild that ignores it too.
 
-``python fake_vllm.py PLAN --port P ...``. PLAN is a file whose first line is taken at each start and says what happens:
+``python fake_vllm.py PLAN --port P ...``. PLAN is a file; each start removes its first line, which decides what happens:
 
-    serve [S]      after S seconds answers /health and /v1; the grandchild outlives its parent
-    generate R     as serve, and generates R tokens/s for all requests together, which /metrics counts as vLLM does
+    serve [S]      answers /health and /v1 after S seconds; the grandchild outlives its parent
+    generate R     like serve, and generates R tokens/s for all requests together, counted in /metrics as in vLLM
     crash LOG      prints the file LOG as vLLM would and exits with 1
-    killed         dies by SIGKILL without a word
+    killed         dies of SIGKILL without output
     silent         never listens
-    sick           listens, and /health says 503; "serve" becomes so by SIGUSR1
+    unhealthy      listens, and /health returns 503; SIGUSR1 puts "serve" into this state
 
-By SIGUSR2 a "serve" or "generate" is well by /health and answers no request any more, as if its engine hung; a second
-one ends that. Each request is printed, so that the log tells how many came.
+After SIGUSR2, a "serve" or "generate" is healthy by /health but answers no requests, as if its engine hung; a second
+SIGUSR2 ends that. Each request is printed, so that the log shows how many arrived.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any
 
 def next_action(plan: Path) -> list[str]:
     first, _, rest = plan.read_text().partition("\n")
-    plan.write_text(rest or first)  # the last line stays
+    plan.write_text(rest or first)  # the last line is repeated
     return first.split(maxsplit=1)
 
 
 class Engine:
-    """Generates ``rate`` tokens a second, shared by the requests that are running."""
+    """Generates ``rate`` tokens per second, shared by the running requests."""
 
     def __init__(self, rate: float) -> None:
         self.rate, self.running, self.generated = rate, 0, 0
@@ -67,7 +67,7 @@ def text_choice(text: str) -> dict[str, Any]:
 
 
 def verdict_choice(words: list[str]) -> dict[str, Any]:
-    """The first of the words, as that of a judge who is nearly sure of it."""
+    """Return the first word, as from a judge that is nearly sure of it."""
     top = [{"token": word, "logprob": -0.1 if word == words[0] else -3.0} for word in words]
     return {**text_choice(words[0]), "logprobs": {"content": [{**top[0], "top_logprobs": top}]}}
 
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        sys.stdout.write(f"standin: asked {body['messages'][-1]['content']}\n")
+        sys.stdout.write(f"fake_vllm: asked {body['messages'][-1]['content']}\n")
         sys.stdout.flush()
         if self.engine:
             self.engine.generate(body["max_tokens"])
@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     action, *rest = next_action(Path(sys.argv[1]))
-    sys.stdout.write(f"standin: starting {action}\n")
+    sys.stdout.write(f"fake_vllm: starting {action}\n")
     sys.stdout.flush()
     if action == "crash":
         with Path(rest[0]).open() as log:
@@ -135,7 +135,7 @@ def main() -> None:
         time.sleep(float(rest[0]) if rest else 0)
     signal.signal(signal.SIGUSR1, lambda *_: setattr(Handler, "health", 503))
     signal.signal(signal.SIGUSR2, lambda *_: Handler.hangs.clear() if Handler.hangs.is_set() else Handler.hangs.set())
-    Handler.health = 503 if action == "sick" else 200
+    Handler.health = 503 if action == "unhealthy" else 200
     port = int(sys.argv[sys.argv.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
