@@ -24,39 +24,29 @@ from rlaif.cli.options import (
     log_early_stop,
     open_run_with_config,
     print_dry_run,
+    setting_option,
 )
 from rlaif.errors import UsageError
 
 
 def generate(
     run: RunPath,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SRC", show_default=False, help="Packaged set, file, hf:NAME, or URL (s3://, gs://, az://)"
-        ),
-    ] = None,
+    prompts: Annotated[list[str] | None, setting_option("prompts.sources", metavar="SRC")] = None,
     import_: Annotated[
         str | None,
         typer.Option(
             "--import", metavar="SRC", show_default=False, help="Prompts with your own answers instead of sampling"
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option("-n", help="Answers per prompt [default: 4]", show_default=False)] = None,
+    n: Annotated[int | None, setting_option("sampler.n", "-n")] = None,
     model: Models = None,
     base_url: BaseUrls = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature [default: 1.0]", show_default=False)
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Maximum tokens per answer [default: 1024]", show_default=False)
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt for prompts without one")] = None,
-    heldout_fraction: Annotated[
-        float | None, typer.Option(help="Fraction of prompts held out for evaluation [default: 0.05]")
-    ] = None,
+    temperature: Annotated[float | None, setting_option("sampler.temperature")] = None,
+    max_tokens: Annotated[int | None, setting_option("sampler.max_tokens")] = None,
+    system: Annotated[str | None, setting_option("sampler.system")] = None,
+    heldout_fraction: Annotated[float | None, setting_option("prompts.heldout_fraction")] = None,
     decontaminate_against: Annotated[
-        list[str] | None, typer.Option(metavar="SRC", help="Evaluation file; prompts that overlap it are dropped")
+        list[str] | None, setting_option("prompts.decontaminate_against", metavar="SRC")
     ] = None,
     on_bad_row: OnBadRow = None,
     concurrency: Concurrency = None,

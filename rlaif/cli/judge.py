@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from rlaif.cli import console
 from rlaif.cli.options import (
-    BaseUrls,
     Batch,
     Budget,
     Concurrency,
     DryRun,
-    Limit,
+    JudgeBaseUrls,
+    JudgeModel,
     MaxFailures,
     RunPath,
     Seed,
@@ -23,42 +23,25 @@ from rlaif.cli.options import (
     open_run_with_config,
     print_dry_run,
     print_pair_summary,
+    setting_option,
 )
+from rlaif.config.choices import Strategy
 
 
 def judge(
     run: RunPath,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[@MODEL]", show_default=False, help='Judge on the panel (repeatable); "check" needs no model'
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="J", show_default=False, help="Judge model")
-    ] = None,
-    base_url: BaseUrls = None,
-    strategy: Annotated[
-        Literal["auto", "rate-then-compare", "round-robin", "rate-only"] | None,
-        typer.Option(help="Choice of answers to compare [default: auto]", show_default=False),
-    ] = None,
-    human_fraction: Annotated[
-        float | None, typer.Option(help="Fraction of pairs queued for human review [default: 0.1]", show_default=False)
-    ] = None,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(help="Minimum probability for the better answer, 0.5 to 1 [default: 0.65]", show_default=False),
-    ] = None,
-    min_rating_margin: Annotated[
-        float | None, typer.Option(help="Minimum rating difference [default: 1.0]", show_default=False)
-    ] = None,
-    allow_failed_exam: Annotated[
-        bool, typer.Option("--allow-failed-exam", help="Use judges that failed their exam")
-    ] = False,
+    judge: Annotated[list[str] | None, setting_option("judge.panel", metavar="NAME[@MODEL]")] = None,
+    model: JudgeModel = None,
+    base_url: JudgeBaseUrls = None,
+    strategy: Annotated[Strategy | None, setting_option("judge.strategy")] = None,
+    human_fraction: Annotated[float | None, setting_option("pairs.human_fraction")] = None,
+    min_confidence: Annotated[float | None, setting_option("pairs.min_confidence")] = None,
+    min_rating_margin: Annotated[float | None, setting_option("pairs.min_rating_margin")] = None,
+    allow_failed_exam: Annotated[bool, setting_option("judge.allow_failed_exam", "--allow-failed-exam")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Judge again under changed settings")] = False,
     concurrency: Concurrency = None,
     seed: Seed = None,
-    limit: Limit = None,
+    limit: Annotated[int | None, setting_option("judge.limit")] = None,
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
     batch: Batch = None,

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.options import BaseUrls, Budget, Concurrency, DryRun, MaxFailures, Seed, client_flags, print_dry_run
+from rlaif.cli.options import (
+    Budget,
+    Concurrency,
+    DryRun,
+    JudgeBaseUrls,
+    JudgeModel,
+    MaxFailures,
+    Seed,
+    client_flags,
+    print_dry_run,
+)
 
 if TYPE_CHECKING:
     from rlaif.judge.exam_metrics import ExamReport
@@ -88,10 +98,8 @@ def exam_judge(
         Path | None,
         typer.Option(metavar="FILE", help="Gold labels [default: the judge's gold.jsonl]", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", show_default=False, help="Judge model")
-    ] = None,
-    base_url: BaseUrls = None,
+    model: JudgeModel = None,
+    base_url: JudgeBaseUrls = None,
     limit: Annotated[
         int | None, typer.Option(help="Number of gold rows to use [default: all]", show_default=False, min=1)
     ] = None,

@@ -1,14 +1,16 @@
-"""What several commands share: their options, the settings that these make, and how results are told."""
+"""Shared by several commands: their options, the settings that result from them, and the output of results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlaif.cli import console
+from rlaif.cli.settings_help import SETTINGS_HELP
+from rlaif.config.choices import OnBadRow as OnBadRowChoice
 from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,38 +18,39 @@ if TYPE_CHECKING:
     from rlaif.labeling.build_dataset import BuildResult
     from rlaif.run.run import Run
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", show_default=False)]
-Models = Annotated[
-    list[str] | None,
-    typer.Option("--model", "-m", metavar="M", show_default=False, help="The model that answers; several make a pool."),
+
+def setting_option(name: str, *flags: str, metavar: str | None = None) -> Any:
+    """Return the option for the setting ``name`` (dotted). Its help, with unit and default, comes from the setting.
+
+    ``flags`` are its names; by default the one that follows from the parameter.
+    """
+    option = typer.Option(*flags, metavar=metavar, help=SETTINGS_HELP[name], show_default=False)
+    option.setting = name  # for docs/reference/commands.md
+    return option
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory", show_default=False)]
+Models = Annotated[list[str] | None, setting_option("sampler.model", "--model", "-m", metavar="M")]
+BaseUrls = Annotated[list[str] | None, setting_option("sampler.base_url", metavar="URL")]
+JudgeModel = Annotated[str | None, setting_option("judge.model", "--model", "-m", metavar="M")]
+JudgeBaseUrls = Annotated[list[str] | None, setting_option("judge.base_url", metavar="URL")]
+Concurrency = Annotated[int | None, setting_option("client.concurrency")]
+Seed = Annotated[int | None, setting_option("seed")]
+Limit = Annotated[int | None, setting_option("prompts.limit")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show one request, the number of requests and the estimated cost; send none")
 ]
-BaseUrls = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="URL",
-        show_default=False,
-        help="An OpenAI-compatible server; several, or file:PATH, for the least loaded. Without it rlaif runs vLLM.",
-    ),
-]
-Concurrency = Annotated[int | None, typer.Option(help="Requests in flight at most.", show_default=False)]
-Seed = Annotated[int | None, typer.Option(help="Fixes every choice left to chance.", show_default=False)]
-Limit = Annotated[int | None, typer.Option(help="Stop after this many prompts.", show_default=False)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show one request, the number of calls and the cost.")]
-MaxFailures = Annotated[int | None, typer.Option(help="Answers that may be missing.", show_default=False)]
-Budget = Annotated[float | None, typer.Option(help="Send nothing more once this is spent.", show_default=False)]
-Batch = Annotated[
-    bool | None,
-    typer.Option("--batch", help="By the provider's batch API: half the price, within a day.", show_default=False),
-]
-OnBadRow = Annotated[
-    Literal["stop", "skip"] | None, typer.Option(help="Stop at bad rows, or leave them out.", show_default=False)
-]
+MaxFailures = Annotated[int | None, setting_option("client.max_failures")]
+Budget = Annotated[float | None, setting_option("client.budget_usd")]
+Batch = Annotated[bool | None, setting_option("client.use_batch_api", "--batch")]
+OnBadRow = Annotated[OnBadRowChoice | None, setting_option("prompts.on_bad_row")]
 
 
 def open_run_with_config(path: Path, flags: Mapping[str, Any], *, creates_run: bool = False) -> tuple[Run, Config]:
-    """The run at ``path``, and its settings with ``flags`` (dotted names; None is not given) over them.
+    """Return the run at ``path`` and its settings. ``flags`` have dotted names; None means that it was not given.
 
-    Raises :class:`rlaif.errors.RunError` where there is none, unless the command ``creates_run``."""
+    Raises :class:`rlaif.errors.RunError` if there is no run, unless the command ``creates_run``.
+    """
     from rlaif.config import loader
     from rlaif.run.run import Run, open_run
 
@@ -55,15 +58,18 @@ def open_run_with_config(path: Path, flags: Mapping[str, Any], *, creates_run: b
 
 
 def config_as_judged(run: Run, settings: Config, *, keep_seed: bool = False) -> Config:
-    """``settings`` with the policies that answered and the panel, rules and seed that the run was judged with, which
-    flags may have given then. Where the judges are served is what ``settings`` say, if they say it of the same models.
-    ``keep_seed``: the seed is that of ``settings`` where one was given, by flag, environment or file."""
+    """Return ``settings`` with the policies, panel, pair rules and seed that the run was judged with.
+
+    These may have come from flags of the earlier command. The servers of the judges come from ``settings``, if they
+    name the same models. ``keep_seed``: use the seed of ``settings`` if a flag, the environment or the file sets it.
+    Raises :class:`UsageError` if nothing was judged yet.
+    """
     from rlaif.config.models import Config
 
     stages = run.manifest()["stages"]
     judge_stage, generate_stage = stages.get("judge"), stages.get("generate")
     if not judge_stage:
-        raise UsageError("nothing was judged yet", location=str(run.path), hint=f"Run first: rlaif judge {run.path}")
+        raise UsageError("nothing was judged yet", location=str(run.path), hint=f"Run `rlaif judge {run.path}` first.")
     if generate_stage:
         generate_config = Config.model_validate(generate_stage["config"])
         sampler = settings.sampler.model_copy(
@@ -77,13 +83,13 @@ def config_as_judged(run: Run, settings: Config, *, keep_seed: bool = False) -> 
 
 
 def _with_current_servers(run: Run, before: Config, now: Config) -> tuple[JudgeConfig, list[PanelMemberConfig]]:
-    """[judge] and [[panel]] of ``before``, with the base_url and vllm of ``now``: a server may have moved since."""
+    """Return [judge] and [[panel]] of ``before`` with the base_url and vllm of ``now``: a server may have moved."""
     from rlaif.config.loader import CONFIG_FILE
 
     updates: dict[str, Any] = {}
     if "base_url" in now.judge.model_fields_set and now.judge.model in (None, before.judge.model):
         updates["base_url"] = now.judge.base_url
-    if (run.path / CONFIG_FILE).exists():  # vLLM's settings stand nowhere else: what is gone there is gone
+    if (run.path / CONFIG_FILE).exists():  # the only place for vLLM options: those deleted from it are gone
         updates["vllm"] = now.judge.vllm
     current = {(member.name, member.model): member for member in now.panel}
     panel = [current.get((member.name, member.model), member).model_copy(update={"weight": member.weight})
@@ -94,6 +100,7 @@ def _with_current_servers(run: Run, before: Config, now: Config) -> tuple[JudgeC
 def client_flags(
     concurrency: int | None, seed: int | None, max_failures: int | None, budget_usd: float | None
 ) -> dict[str, Any]:
+    """Return the settings of the flags that every command with requests has."""
     return {
         "client.concurrency": concurrency,
         "seed": seed,
@@ -103,6 +110,7 @@ def client_flags(
 
 
 def backends_for(run: Run, settings: Config) -> Any:
+    """Return the context manager that starts and ends the servers of a command."""
     from rlaif.llm.backends import ModelBackends
 
     return ModelBackends(run.log, settings.client, console.log, settings.cluster)
@@ -110,7 +118,7 @@ def backends_for(run: Run, settings: Config) -> Any:
 
 def log_early_stop(reason: str | None) -> None:
     if reason:
-        console.log(f"stopped early: {reason}. The same command goes on from here.")
+        console.log(f"stopped early: {reason}. Rerun the same command to resume.")
 
 
 def print_dry_run(plan: Any) -> None:
@@ -124,21 +132,28 @@ def print_pair_summary(built: BuildResult, run: Path) -> None:
 
     console.log(f"{built.candidates:,} candidate pairs: {format_counts(built.outcomes)}")
     console.log(f"routes: {format_counts(built.routes)}")
-    if built.left_out:
-        console.log(f"answers left out: {format_counts(built.left_out)}")
+    if built.dropped_completions:
+        console.log(f"answers dropped: {format_counts(built.dropped_completions)}")
     if built.prompts_without_pair:
-        console.log(f"{built.prompts_without_pair:,} prompts gave no pair worth comparing")
+        console.log(f"{built.prompts_without_pair:,} prompts have no candidate pair")
     if built.dataset_counts.left_out:
         console.log(f"not in the dataset: {format_counts(built.dataset_counts.left_out)}")
     if built.dataset_counts.human_written:
-        console.log(f"in {built.dataset_counts.human_written:,} pairs the chosen answer is one that a person wrote")
+        console.log(f"{built.dataset_counts.human_written:,} pairs have a chosen answer written by an annotator")
     for line in built.describe_labels():
         console.log(line)
     for warning in built.warnings:
         console.log(f"warning: {warning}")
-    waiting = built.dataset_counts.left_out["awaiting_review"]
-    following = f"rlaif review {run} (the page), or rlaif train {run}" if waiting else f"rlaif train {run}"
     console.echo(
-        f"{built.dataset_counts.train:,} pairs to train on and {built.dataset_counts.test:,} to test on in {run / 'dataset'}, "
-        f"{waiting:,} wait for review. Next: {following}"
+        f"{built.dataset_counts.train:,} pairs to train on and {built.dataset_counts.test:,} to test on in "
+        f"{run / 'dataset'}, {built.dataset_counts.left_out['awaiting_review']:,} await review"
     )
+    print_next_step(run)
+
+
+def print_next_step(run: Path) -> None:
+    """Print what the run needs next, as `rlaif status` and the report do."""
+    from rlaif.report.next_step import next_step
+    from rlaif.run.run import Run
+
+    console.echo(f"Next: {next_step(Run(run))}")

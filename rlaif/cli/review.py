@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.options import OnBadRow, RunPath, config_as_judged, open_run_with_config, print_pair_summary
+from rlaif.cli.options import (
+    OnBadRow,
+    RunPath,
+    config_as_judged,
+    open_run_with_config,
+    print_pair_summary,
+    setting_option,
+)
 from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,10 +33,7 @@ def review(
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="Your name, stored with your labels [default: reviewer]"),
     ] = None,
-    annotators: Annotated[
-        list[str] | None,
-        typer.Option(metavar="A,B", show_default=False, help="Names of several annotators; each gets a personal link"),
-    ] = None,
+    annotators: Annotated[list[str] | None, setting_option("review.annotators", metavar="A,B")] = None,
     port: Annotated[
         int, typer.Option(metavar="P", min=0, max=65535, help="Port of the page; 0 picks a free one")
     ] = DEFAULT_PORT,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from rlaif.cli import console
 from rlaif.cli.options import (
     Budget,
@@ -20,27 +18,17 @@ from rlaif.cli.options import (
     open_run_with_config,
     print_dry_run,
     print_pair_summary,
+    setting_option,
 )
 
 
 def run(
     run: RunPath,
-    until: Annotated[
-        str | None, typer.Option(metavar="HH:MM", help="Begin nothing new after this time of day.", show_default=False)
-    ] = None,
-    for_: Annotated[
-        str | None, typer.Option("--for", metavar="8h", help="The same, counted from now.", show_default=False)
-    ] = None,
-    train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train too.", show_default=False)] = None,
-    evaluate: Annotated[
-        bool | None,
-        typer.Option(
-            "--evaluate/--no-evaluate", help="Measure the trained model against its reference.", show_default=False
-        ),
-    ] = None,
-    pilot_prompts: Annotated[
-        int | None, typer.Option(help="Prompts that go first, for the estimate; 0 for none.", show_default=False)
-    ] = None,
+    until: Annotated[str | None, setting_option("run.until", metavar="HH:MM")] = None,
+    for_: Annotated[str | None, setting_option("run.max_duration", "--for", metavar="8h")] = None,
+    train: Annotated[bool | None, setting_option("run.train", "--train/--no-train")] = None,
+    evaluate: Annotated[bool | None, setting_option("run.evaluate", "--evaluate/--no-evaluate")] = None,
+    pilot_prompts: Annotated[int | None, setting_option("run.pilot_prompts")] = None,
     concurrency: Concurrency = None,
     seed: Seed = None,
     limit: Limit = None,

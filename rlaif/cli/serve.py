@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from rlaif.cli import console
+from rlaif.cli.options import setting_option
 from rlaif.errors import UsageError
 
 
@@ -22,10 +23,8 @@ def serve(
         typer.Option("--model", "-m", metavar="M", show_default=False, help="Or this one; or several."),
     ] = None,
     backend: Annotated[Literal["ray"], typer.Option(help="What runs the servers.")] = "ray",
-    replicas: Annotated[
-        int | None, typer.Option(help="Copies of each; default: as many as there are GPUs for.", show_default=False)
-    ] = None,
-    max_replicas: Annotated[int | None, typer.Option(help="Up to so many, by load.", show_default=False)] = None,
+    replicas: Annotated[int | None, setting_option("cluster.replicas")] = None,
+    max_replicas: Annotated[int | None, setting_option("cluster.max_replicas")] = None,
     port: Annotated[int | None, typer.Option(help="Where Ray Serve does not run yet.", show_default=False)] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave them up on a cluster that is there.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Take down what --detach left up.")] = False,

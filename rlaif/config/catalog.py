@@ -38,6 +38,7 @@ class Setting:
     section: Section | None
     key: str
     annotation: Any
+    limits: str
     required: bool
     default: Any
     description: str
@@ -56,6 +57,30 @@ class Setting:
     def shown(self) -> Any:
         """The value that the template shows, commented: the default, or the example if that is empty."""
         return self.example if self.required or self.default in (None, [], {}) else self.default
+
+    @property
+    def default_shown(self) -> str:
+        """The default for readers: the text if there is one, otherwise the value; empty if there is neither."""
+        if self.default_text or self.default is None or self.default is False or self.default in ([], {}):
+            return self.default_text
+        if isinstance(self.default, list):
+            return ", ".join(map(str, self.default))
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
+    @property
+    def help(self) -> str:
+        """The help of the flag that sets it."""
+        repeatable = " (repeatable)" if self.is_sequence else ""
+        default = f" [default: {self.default_shown}]" if self.default_shown else ""
+        return f"{self.description}{repeatable}{default}"
+
+    @property
+    def type_name(self) -> str:
+        """The type of its value in TOML, for readers."""
+        if self.is_sequence:
+            return "list of strings"
+        names: dict[Any, str] = {int: "integer", float: "number", bool: "boolean", str: "string"}
+        return "table" if self.is_table else names.get(self.annotation, "string")
 
     @property
     def is_table(self) -> bool:
@@ -99,6 +124,7 @@ def _setting(section: Section | None, key: str, field: FieldInfo) -> Setting:
         section=section,
         key=key,
         annotation=_without_none(field.annotation),
+        limits=_limits(field),
         required=field.is_required(),
         default=None if field.is_required() else field.get_default(call_default_factory=True),
         description=field.description or "",
@@ -109,6 +135,16 @@ def _setting(section: Section | None, key: str, field: FieldInfo) -> Setting:
         resume=values.get("resume", "free"),
         resume_key=values.get("resume_key") or (section.name if section and section.is_list else name),
     )
+
+
+def _limits(field: FieldInfo) -> str:
+    """Return the smallest and largest number that is allowed, in words."""
+    bounds = {
+        name: getattr(part, name) for part in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(part, name)
+    }
+    low = f"{bounds['ge']}" if "ge" in bounds else f"above {bounds['gt']}" if "gt" in bounds else ""
+    high = f"{bounds['le']}" if "le" in bounds else f"below {bounds['lt']}" if "lt" in bounds else ""
+    return f"{low} to {high}" if low and high else f"{low} or more" if "ge" in bounds else low or high
 
 
 def _without_none(annotation: Any) -> Any:

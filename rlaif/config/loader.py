@@ -1,8 +1,8 @@
 """Load the settings of a run. Flags override the environment, which overrides rlaif.toml, which overrides defaults.
 
-Environment variables are called ``RLAIF_<SECTION>_<KEY>`` (``RLAIF_SAMPLER_TEMPERATURE``), and ``RLAIF_SEED``. Lists are
-separated by commas. An empty variable counts as not set. API keys are not settings: the client reads them from the
-environment itself.
+Environment variables are called ``RLAIF_<SECTION>_<KEY>`` (``RLAIF_SAMPLER_TEMPERATURE``), and ``RLAIF_SEED``. Commas
+separate the elements of a list. An empty variable counts as not set. API keys are not settings: the client reads them
+from the environment itself.
 """
 
 from __future__ import annotations

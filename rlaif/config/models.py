@@ -7,16 +7,25 @@ describes it is generated from here: the template that ``rlaif init`` writes, th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from rlaif.config.choices import (
+    Backend,
+    DataType,
+    Launcher,
+    OnBadRow,
+    OutputMode,
+    Sharding,
+    Strategy,
+    TrainMethod,
+)
 from rlaif.config.fields import Duration, NamesOfPeople, OneOrMore, TimeOfDay, Url, VllmOptions, setting
 from rlaif.errors import UsageError
 
 CHECK_JUDGE = "check"
 """Used instead of a judge's name: the prompts' own checks."""
-Strategy = Literal["auto", "rate-then-compare", "round-robin", "rate-only"]
 
 
 class ConfigSection(BaseModel):
@@ -33,7 +42,7 @@ class PromptsConfig(ConfigSection):
 
     sources: OneOrMore[str] = setting(
         [],
-        "Packaged set, file, hf:NAME, or URL (s3://, gs://, az://)",
+        "Packaged set, file, hf:NAME, or s3://, gs:// or az:// URL",
         details='`rlaif prompts list` shows the packaged sets. Files are .jsonl, .parquet or .csv; the Hub is '
         '"hf:NAME[@CONFIG][:SPLIT]"; a URL names a file or folder, such as "s3://BUCKET/PATH". Several are combined.',
         starter=["everyday"],
@@ -59,9 +68,7 @@ class PromptsConfig(ConfigSection):
     decontaminate_against: OneOrMore[str] = setting(
         [], "Evaluation files; prompts that overlap them are dropped", example=["benchmark.jsonl"], resume="fixed"
     )
-    on_bad_row: Literal["stop", "skip"] = setting(
-        "stop", "Action at an invalid row: stop before anything is asked, or skip the row"
-    )
+    on_bad_row: OnBadRow = setting("stop", "Action at an invalid row: stop before anything is asked, or skip the row")
     limit: int | None = setting(None, "Maximum number of prompts", example=1000, resume="may_grow", ge=1)
 
 
@@ -156,8 +163,8 @@ class JudgeConfig(ConfigSection):
     )
     model: str | None = setting(
         None,
-        "Model for every judge without its own",
-        details="We recommend a model of another family than the policy's.",
+        "Judge model",
+        details="For every judge on the panel that names none. We recommend a model of another family than the policy's.",
         starter="demo",
         resume="fixed",
         resume_key="panel",
@@ -172,7 +179,7 @@ class JudgeConfig(ConfigSection):
         '"rate-only" none; "auto" depends on the kinds of the judges.',
         resume="fixed",
     )
-    output_mode: Literal["auto", "choice", "logprobs", "json"] = setting(
+    output_mode: OutputMode = setting(
         "auto",
         "Format in which verdicts are requested",
         details='"choice" needs vLLM, "logprobs" a server that returns token probabilities, "json" works with any '
@@ -274,7 +281,7 @@ class ReviewConfig(ConfigSection):
 class TrainConfig(ConfigSection):
     """Training on the dataset."""
 
-    method: Literal["dpo", "kto", "sft", "reward", "rloo", "ppo"] = setting(
+    method: TrainMethod = setting(
         "dpo",
         "Training method",
         details='"sft" trains on the chosen answers, "reward" trains a reward model, "rloo" is online RL, "ppo" writes '
@@ -291,8 +298,8 @@ class TrainConfig(ConfigSection):
         details="A relative path starts at the current directory.",
         example="my-model",
     )
-    lora: bool = setting(True, "LoRA adapter instead of all weights", resume="retrain")
-    qlora: bool = setting(False, "QLoRA: the adapter's frozen base in 4 bits; CUDA only", resume="retrain")
+    lora: bool = setting(True, "Train a LoRA adapter instead of all weights", resume="retrain")
+    qlora: bool = setting(False, "Keep the adapter's frozen base in 4 bits (QLoRA); CUDA only", resume="retrain")
     lora_r: int = setting(16, "Rank of the adapter", resume="retrain", ge=1)
     lora_alpha: int = setting(32, "Scaling of the adapter: alpha", resume="retrain", ge=1)
     merge: bool = setting(True, "Merge the adapter into a complete model at the end")
@@ -328,12 +335,12 @@ class TrainConfig(ConfigSection):
         ge=1,
     )
     max_length: int = setting(1024, "Maximum tokens of a prompt with its answer", resume="retrain", ge=16)
-    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+    dtype: DataType = setting(
         "auto", "Data type of the weights", details='"auto" depends on the device.', resume="retrain"
     )
     save_steps: int = setting(50, "Steps between two checkpoints", ge=1)
     overwrite: bool = setting(False, "Train again over a model that was trained on other rows or with other settings")
-    launcher: Literal["none", "accelerate"] = setting(
+    launcher: Launcher = setting(
         "none", "Launcher of the training", details='"accelerate" starts several processes, by default one per GPU.'
     )
     num_processes: int | None = setting(None, "Processes per machine", default_text="one per GPU", example=8, ge=1)
@@ -354,7 +361,7 @@ class TrainConfig(ConfigSection):
         default_text="from torchrun, Slurm or Kubernetes",
         example="node-0:29500",
     )
-    sharding: Literal["fsdp", "deepspeed", "ddp"] = setting("fsdp", "Distribution of the weights over the processes")
+    sharding: Sharding = setting("fsdp", "Distribution of the weights over the processes")
     trl: dict[str, Any] = setting(
         {},
         "Further options of TRL's configuration for the method, by name",
@@ -448,7 +455,7 @@ class ClientConfig(ConfigSection):
 class ClusterConfig(ConfigSection):
     """Machines on which rlaif starts models without a `base_url`."""
 
-    backend: Literal["local", "ray"] = setting(
+    backend: Backend = setting(
         "local",
         "Backend that runs the models: this machine or a Ray cluster",
         details="\"ray\" uses the cluster that RAY_ADDRESS names, or starts a local one for the duration of the "

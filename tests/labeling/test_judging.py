@@ -106,7 +106,7 @@ def test_prompts_that_are_held_out_get_no_pairs_though_answers_were_imported_for
     assert 5 < len(heldout) < 35
     judged_prompts = {record["prompt_id"] for record in read_jsonl(run.journal_path("verdicts"))}
     assert judged_prompts.isdisjoint(heldout)
-    assert judge_result.build.left_out == {"empty": 40 - len(heldout)}
+    assert judge_result.build.dropped_completions == {"empty": 40 - len(heldout)}
     pairs = run.pairs()
     assert heldout.isdisjoint(pairs["prompt_id"])
     assert pairs.height == 40 - len(heldout)
@@ -234,7 +234,7 @@ def test_no_answer_leaks_into_another_prompts_pair(serve: Serve, tmp_path: Path)
     run, judge_result = import_and_judge(tmp_path, rows, server.url)
     pairs = run.pairs()
     assert pairs.height == 6 * (9 * 8 // 2)  # of 12 answers two are empty and one is a copy
-    assert judge_result.build.left_out["empty"] >= 12
+    assert judge_result.build.dropped_completions["empty"] >= 12
     for row in pairs.iter_rows(named=True):
         prompt_number = row["prompt"].split("prompt ")[1].split(" ")[0]
         assert row["response_a"].startswith(f"<{prompt_number}> ")
@@ -255,7 +255,7 @@ def test_duplicates_and_the_empty_never_reach_a_judge(serve: Serve, tmp_path: Pa
     run, judge_result = import_and_judge(tmp_path, rows, server.url)
     assert server.requests == []
     assert run.pairs().height == 0
-    assert judge_result.build.left_out == {"empty": 2, "duplicate": 2}
+    assert judge_result.build.dropped_completions == {"empty": 2, "duplicate": 2}
 
 
 # Strategies
@@ -441,7 +441,7 @@ def test_an_interrupt_keeps_what_is_in_flight(serve: Serve, tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "The same command goes on from here" in stderr
+    assert "Rerun the same command to resume" in stderr
     assert "Traceback" not in stderr
     completions = read_jsonl(run / "journal" / "completions.jsonl")
     assert len(completions) == len(server.requests) < 100
@@ -522,12 +522,12 @@ def test_dry_run_asks_and_writes_nothing(serve: Serve, tmp_path: Path, rlaif: Cl
     )
     result = rlaif(*arguments, "--dry-run")
     assert "10 calls" in result.stderr
-    assert "No call was made" in result.stderr
+    assert "No requests were sent" in result.stderr
     assert '"prompt number 0"' in result.stdout
     assert server.requests == []
     assert not run.exists()
     rlaif(*arguments)
-    assert "nothing is owed" in rlaif(*arguments, "--dry-run").stderr
+    assert "nothing is pending" in rlaif(*arguments, "--dry-run").stderr
     judging = ("judge", run, "--judge", "helpful", "--model", "m", "--base-url", server.url, "--dry-run")
     assert "at most 20 calls" in rlaif(*judging).stderr
     assert len(server.requests) == 10
@@ -614,7 +614,7 @@ def test_a_seed_is_the_trainings_own_and_the_datasets_stays(
 
     def record_seed(stage: str, config: Config) -> Any:
         used_seeds[stage] = config.seed
-        return result if stage == "train" else {"stopped": None, "warnings": []}
+        return result if stage == "train" else SimpleNamespace(stopped=None, warnings=[], as_json=dict)
 
     monkeypatch.setattr(stages, "rebuild_dataset", lambda run, config: record_seed("rebuild_dataset", config))
     monkeypatch.setattr(trainer, "train", lambda run, config, log: record_seed("train", config))

@@ -56,6 +56,6 @@ def test_open_page_blocks_no_other_command_and_the_dataset_follows_the_labels(ru
             if number != 2:
                 result = rlaif("review", run.path, "--merge")
                 assert f"{8 - number} wait for review" in result.stdout
-        assert "1 pairs the chosen answer is one that a person wrote" in result.stderr
+        assert "written by an annotator" in result.stderr
         assert "| human | 3 |" in (run.dataset / "README.md").read_text(encoding="utf-8")
     assert "3 new labels" in server.stderr
