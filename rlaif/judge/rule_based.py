@@ -1,43 +1,67 @@
-"""Verdicts that cost nothing: the prompts' checks, and the text classifier of refusals, answer by answer."""
+"""Rule-based verdicts, which need no model: the prompts' checks and the text classifier of refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from rlaif.judge import check_schema, refusal_classifier
+from rlaif.llm.usage import UsageMeter
 from rlaif.records import Failure, Verdict
-from rlaif.run.journal import Journal, iter_blocks
+from rlaif.run.journal import Journal, RecordLookup, iter_blocks
 
-RecordLookup = Callable[[int], dict[str, Any]]
+RECORD_BATCH = 1000
+"""Verdicts written to the journal at once."""
 
 
 def validate_prompt_checks(prompts: Path) -> None:
-    """Raise the error of the first check in the journal of prompts that cannot be evaluated, before anything is asked.
-    Lines without checks are not even parsed."""
+    """Compile all checks in the journal ``prompts``. Raises the error of the first check that cannot be evaluated.
+
+    Lines without checks are not parsed.
+    """
+    has_checks = b'"checks":[{'
     for _, block in iter_blocks(prompts):
-        if b'"checks":[{' not in block:
+        if has_checks not in block:
             continue
         for line in block.splitlines():
-            if b'"checks":[{' in line:
+            if has_checks in line:
                 prompt = orjson.loads(line)
-                check_schema.compile_checks(
-                    prompt["checks"], location=f"prompt {prompt['prompt_id']} ({prompt['source']})"
-                )
+                location = f"prompt {prompt['prompt_id']} ({prompt['source']})"
+                check_schema.compile_checks(prompt["checks"], location)
 
 
-def rule_based_verdicts(
-    work: Iterable[tuple[int, int, int | None]],
+def run_rule_based(
+    inputs: Iterable[tuple[int, int, int | None]],
+    fetch_prompt: RecordLookup,
+    fetch_answer: RecordLookup,
+    journal: Journal,
+    usage: UsageMeter,
+) -> None:
+    """Journal the pending verdicts of the prompts' checks and of the text classifier of refusals.
+
+    ``inputs``: byte offsets of prompt and answer, in the order of the prompts; the third value is ignored. A check that
+    cannot be evaluated counts as a failure in ``usage``, but not as a sign that a server fails.
+    """
+    verdicts = _rule_based_verdicts(inputs, fetch_prompt, fetch_answer, journal)
+    for batch in iter(lambda: list(itertools.islice(verdicts, RECORD_BATCH)), []):
+        journal.append(batch)
+        for record in batch:
+            if isinstance(record, Failure):
+                usage.failures[record.kind] += 1
+                usage.last_error = record.error
+
+
+def _rule_based_verdicts(
+    inputs: Iterable[tuple[int, int, int | None]],
     fetch_prompt: RecordLookup,
     fetch_answer: RecordLookup,
     journal: Journal,
 ) -> Iterator[Verdict | Failure]:
-    """What is owed for each (prompt, answer) of ``work``, given by their byte offsets and in the prompts' order."""
     current_offset, prompt = -1, {}
-    for prompt_offset, answer_offset, _ in work:
+    for prompt_offset, answer_offset, _ in inputs:
         if prompt_offset != current_offset:
             current_offset, prompt = prompt_offset, fetch_prompt(prompt_offset)
         answer = fetch_answer(answer_offset)

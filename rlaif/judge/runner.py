@@ -1,8 +1,8 @@
-"""Requests to judge models and the verdicts that their replies become.
+"""Ask judge models and turn their replies into verdicts.
 
-A comparison is asked in both orders, each order a record of its own, one after the other so that the second finds
-the rubric and the request in the server's prefix cache; all aspects of a rating likewise. A reward model reads the
-conversation with its answer as it is.
+A comparison is asked in both orders, and each order is a separate verdict. The second order follows the first, so that
+the server finds the rubric and the request in its prefix cache. The same holds for the aspects of a rating. A reward
+model reads the conversation with its answer unchanged.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any, get_args
 
 from rlaif.config.models import Config, PanelMemberConfig
 from rlaif.errors import UsageError
-from rlaif.judge import prompt_rendering, reply_parser
+from rlaif.judge import injection, prompt_rendering, reply_parser
 from rlaif.judge.judge_file import Judge
+from rlaif.llm.backends import ModelBackends
 from rlaif.llm.chat_protocol import CLASSIFY_PATH, ChatResponse
 from rlaif.llm.client import Client
 from rlaif.llm.executor import execute_requests
 from rlaif.llm.request import Request
 from rlaif.llm.usage import UsageMeter
 from rlaif.records import Label, Order, Verdict, content_key
-from rlaif.run.journal import Journal
-
-RecordLookup = Callable[[int], dict[str, Any]]
-"""A record by its byte offset in its journal."""
+from rlaif.run.journal import Journal, RecordLookup
 
 
 @dataclass(frozen=True)
 class PanelJudge:
-    """One member of the panel: a judge file, the model that fills it, and how a verdict is asked of that model.
-    ``mode`` is None until the engine has been seen."""
+    """A judge on the panel: a judge file, its model and settings, and the output mode.
+
+    ``mode`` is None until rlaif knows what the server can do.
+    """
 
     definition: Judge
     member_config: PanelMemberConfig
@@ -41,17 +41,23 @@ class PanelJudge:
         return f"{self.definition.name}@{self.member_config.model}"
 
     def vllm_settings(self, config: Config) -> dict[str, Any]:
-        """vLLM's settings for this seat's model, where rlaif starts its server."""
+        """Return the vLLM settings for this judge's model, for a server that rlaif starts."""
         if self.definition.file.kind != "reward":
             return {**config.judge.vllm, **self.member_config.vllm}
-        # In half precision the scores of two answers differ by less than their rounding.
+        # In half precision, rounding can be larger than the difference between the scores of two answers.
         required = {} if self.member_config.base_url else {"runner": "pooling", "dtype": "float32"}
         return {**required, **config.judge.vllm, **self.member_config.vllm}
+
+    def open_client(self, backends: ModelBackends, config: Config, usage: UsageMeter) -> Client:
+        """Return a client for this judge's model. Starts its server if rlaif manages it."""
+        return backends.client_for(
+            self.member_config.model, self.member_config.base_url, self.vllm_settings(config), usage
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeInput:
-    """What is judged, by byte offsets: a prompt and one answer, or two (compare)."""
+    """Byte offsets of a prompt and of the answer to judge, or of the two answers to compare."""
 
     prompt: int
     a: int
@@ -61,7 +67,11 @@ class JudgeInput:
 async def resolve_output_mode(
     judge: PanelJudge, config: Config, client: Client, engine: str
 ) -> reply_parser.OutputMode:
-    """How this seat's model can be asked. A reasoning judge writes before it decides, so its reply is JSON."""
+    """Return the output mode for this judge and its server.
+
+    The reply of a judge that reasons before its verdict is JSON. Raises :class:`UsageError` as
+    :func:`check_output_mode`.
+    """
     requested = config.judge.output_mode
     if judge.definition.file.kind == "reward":
         return "score"
@@ -76,15 +86,17 @@ async def resolve_output_mode(
 
 
 def check_output_mode(judge: PanelJudge, config: Config) -> None:
-    """Raises :class:`UsageError` where the seat's judge cannot be asked in the way that the settings want."""
+    """Raise :class:`UsageError` if ``judge.output_mode`` does not fit the judge."""
     requested = config.judge.output_mode
     if judge.definition.file.reasoning == "first" and requested not in ("auto", "json"):
-        raise UsageError(f"judge {judge.definition.name!r} reasons first, so verdict = {requested!r} cannot be had",
-                         hint="Set verdict to auto or json.")  # fmt: skip
+        raise UsageError(
+            f"judge {judge.definition.name!r} reasons first, which judge.output_mode = {requested!r} does not allow",
+            hint='Set judge.output_mode to "auto" or "json".',
+        )
 
 
-class _FallbackToJson(Exception):
-    """The seat's model thinks before it answers, which only shows when it is asked."""
+class _ReasoningModelError(Exception):
+    """The judge's model reasons before it answers, which only its first reply shows. rlaif asks it for JSON instead."""
 
 
 def run_judge(
@@ -97,21 +109,40 @@ def run_judge(
     journal: Journal,
     usage: UsageMeter,
     on_mode_resolved: Callable[[reply_parser.OutputMode], None],
-) -> None:
-    """Ask ``judge`` about all of ``inputs`` and journal its verdicts. ``on_mode_resolved`` is told the mode before any
-    of them."""
+) -> reply_parser.OutputMode | None:
+    """Ask ``judge`` about all of ``inputs``, journal its verdicts, and return the output mode used.
+
+    Adds the number of requests to ``usage.total``. If the mode is known from an earlier start (``judge.mode``) and the
+    journal has every verdict, no client is opened and the requests count as skipped. ``on_mode_resolved`` is called
+    before the first request. Returns None if the run stopped before the mode was known.
+    """
+    num_requests = requests_per_input(judge) * sum(1 for _ in inputs())
+    usage.total = (usage.total or 0) + num_requests
+    if judge.mode:
+        requests = judge_requests(judge, judge.mode, config, inputs(), fetch_prompt, fetch_answer)
+        if all(request.keys[0] in journal for request in requests):
+            usage.skipped += num_requests
+            return judge.mode
+    mode_used: reply_parser.OutputMode | None = None
 
     async def build_requests(client: Client, engine: str) -> Iterable[Request]:
-        mode = judge.mode or await resolve_output_mode(judge, config, client, engine)
-        on_mode_resolved(mode)
-        return judge_requests(judge, mode, config, inputs(), fetch_prompt, fetch_answer)
+        nonlocal mode_used
+        mode_used = judge.mode or await resolve_output_mode(judge, config, client, engine)
+        on_mode_resolved(mode_used)
+        return judge_requests(judge, mode_used, config, inputs(), fetch_prompt, fetch_answer)
 
     may_batch = judge.definition.file.kind != "reward"
     try:
         execute_requests(open_client, build_requests, _parse_verdicts, journal, usage, allow_batch=may_batch)
-    except _FallbackToJson:  # what came in with its first token is not kept; nothing was journaled of it
+    except _ReasoningModelError:  # nothing is journaled from its first-token replies
         judge = replace(judge, mode="json")
         execute_requests(open_client, build_requests, _parse_verdicts, journal, usage, allow_batch=may_batch)
+    return mode_used
+
+
+def requests_per_input(judge: PanelJudge) -> int:
+    """Return the number of requests about one input: both orders of a comparison, all aspects of a rating."""
+    return {"rate": len(judge.definition.file.aspects), "compare": 2}.get(judge.definition.file.kind, 1)
 
 
 def judge_requests(
@@ -122,6 +153,7 @@ def judge_requests(
     fetch_prompt: RecordLookup,
     fetch_answer: RecordLookup,
 ) -> Iterator[Request]:
+    """Yield the requests about ``inputs``, which are read lazily."""
     for item in inputs:
         prompt, a = fetch_prompt(item.prompt), fetch_answer(item.a)
         match judge.definition.file.kind:
@@ -136,34 +168,30 @@ def judge_requests(
                 yield _reward_request(judge, prompt, a)
 
 
-def expected_output_mode(panel_judge: PanelJudge, config: Config) -> Any:
-    """How the seat's model will be asked, as far as can be told without asking it."""
+def expected_output_mode(panel_judge: PanelJudge, config: Config) -> reply_parser.OutputMode:
+    """Return the output mode that :func:`resolve_output_mode` is likely to choose, without asking the server."""
     if panel_judge.definition.file.kind == "reward":
         return "score"
     if config.judge.output_mode != "auto":
         return config.judge.output_mode
-    return (
-        "json"
-        if panel_judge.definition.file.reasoning == "first"
-        else "logprobs"
-        if panel_judge.member_config.base_url
-        else "choice"
-    )
+    if panel_judge.definition.file.reasoning == "first":
+        return "json"
+    return "logprobs" if panel_judge.member_config.base_url else "choice"
 
 
 @dataclass(frozen=True, slots=True)
 class _VerdictContext:
-    """What a reply is read with: everything of the verdict but what the judge said."""
+    """The fields of a verdict that are known before the reply."""
 
     judge: PanelJudge
     mode: reply_parser.OutputMode
     prompt_id: str
     a: str
-    b: str | None
-    order: Order | None
-    aspect: str | None
-    sample: int
     flags: tuple[str, ...]
+    b: str | None = None
+    order: Order | None = None
+    aspect: str | None = None
+    sample: int = 0
     may_fall_back_to_json: bool = False
 
 
@@ -178,14 +206,13 @@ def _comparison_requests(
     verdicts = judge.definition.file.verdicts
     assert verdicts is not None
     words = verdicts.words()
-    flags = tuple(f"{side} addresses the judge" for side, answer in (("a", a), ("b", b))
-                  if prompt_rendering.addresses_judge(answer["text"]))  # fmt: skip
+    flags = tuple(f"{side} {flag}" for side, answer in (("a", a), ("b", b)) for flag in _injection_flags(answer))
+    context = _VerdictContext(judge, mode, prompt["prompt_id"], a["key"], flags, b["key"])
     for sample in range(config.judge.samples_per_verdict if mode == "json" else 1):
         for order in get_args(Order):
             first, second = (a, b) if order == "ab" else (b, a)
             responses = {"response_a": first["text"], "response_b": second["text"]}
-            context = _VerdictContext(judge, mode, prompt["prompt_id"], a["key"], b["key"], order, None, sample, flags)
-            yield _build_request(context, config, prompt, words, responses, {})
+            yield _build_request(replace(context, order=order, sample=sample), config, prompt, words, responses, {})
 
 
 def _rating_requests(
@@ -193,14 +220,13 @@ def _rating_requests(
 ) -> Iterator[Request]:
     scale = judge.definition.file.scale
     words = [str(score) for score in range(scale.low, scale.high + 1)]
-    flags = _injection_flags(answer)
+    responses = {"response": answer["text"]}
+    context = _VerdictContext(judge, mode, prompt["prompt_id"], answer["key"], _injection_flags(answer))
     for sample in range(config.judge.samples_per_verdict if mode == "json" else 1):
         for aspect in judge.definition.file.aspects:
-            context = _VerdictContext(
-                judge, mode, prompt["prompt_id"], answer["key"], None, None, aspect.name, sample, flags
-            )
             values = {"aspect": aspect.text.strip(), "low": words[0], "high": words[-1]}
-            yield _build_request(context, config, prompt, words, {"response": answer["text"]}, values)
+            aspect_context = replace(context, aspect=aspect.name, sample=sample)
+            yield _build_request(aspect_context, config, prompt, words, responses, values)
 
 
 def _classification_requests(
@@ -208,30 +234,27 @@ def _classification_requests(
 ) -> Iterator[Request]:
     labels = judge.definition.file.labels
     assert labels is not None
-    context = _VerdictContext(
-        judge, mode, prompt["prompt_id"], answer["key"], None, None, None, 0, _injection_flags(answer)
-    )
+    context = _VerdictContext(judge, mode, prompt["prompt_id"], answer["key"], _injection_flags(answer))
     yield _build_request(context, config, prompt, labels.words(), {"response": answer["text"]}, {})
 
 
 def _reward_request(judge: PanelJudge, prompt: dict[str, Any], answer: dict[str, Any]) -> Request:
-    """The conversation as the policy saw it, and its answer. A system text of the judge goes first."""
+    """Build the request from the conversation as the policy saw it and its answer. A system text of the judge precedes
+    the prompt's."""
     text = prompt_rendering.escape_control_tokens(answer["text"])
     messages: list[dict[str, Any]] = [*prompt["messages"], {"role": "assistant", "content": text}]
     if judge.definition.system:
         prompt_system = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
         messages = [{"role": "system", "content": "\n\n".join([judge.definition.system, *prompt_system])}, *messages]
-    # Without this vLLM gives the sigmoid of the score.
+    # Without use_activation = false, vLLM returns the sigmoid of the score.
     body = {"messages": messages, "use_activation": False}
-    context = _VerdictContext(
-        judge, "score", prompt["prompt_id"], answer["key"], None, None, None, 0, _injection_flags(answer)
-    )
+    context = _VerdictContext(judge, "score", prompt["prompt_id"], answer["key"], _injection_flags(answer))
     key = content_key(body=body, model=judge.member_config.model, judge=judge.definition.hash, a=answer["key"])
     return Request((key,), body, context.prompt_id, context, CLASSIFY_PATH)
 
 
 def _injection_flags(answer: dict[str, Any]) -> tuple[str, ...]:
-    return ("addresses the judge",) if prompt_rendering.addresses_judge(answer["text"]) else ()
+    return ("addresses the judge",) if injection.addresses_judge(answer["text"]) else ()
 
 
 def _build_request(
@@ -250,10 +273,9 @@ def _build_request(
         "checklist": prompt_rendering.format_checklist(prompt.get("checklist") or []),
         **responses,
     }
-    messages = prompt_rendering.build_messages(
-        definition, {**values, "reply": reply_parser.reply_instruction(context.mode, words, reasoning)}, untrusted
-    )
-    # A classification is asked once: drawn at random, one word would be the label.
+    values = {**values, "reply": reply_parser.reply_instruction(context.mode, words, reasoning)}
+    messages = prompt_rendering.build_messages(definition, values, untrusted)
+    # A classification is asked once, so a word sampled at random would become the label.
     temperature = 0.0 if config.judge.samples_per_verdict == 1 or definition.file.kind == "classify" else 1.0
     body = {
         "messages": messages,
@@ -269,9 +291,8 @@ def _build_request(
         aspect=context.aspect,
         sample=context.sample,
     )
-    return Request(
-        (key,), body, context.prompt_id, replace(context, may_fall_back_to_json=config.judge.output_mode == "auto")
-    )
+    context = replace(context, may_fall_back_to_json=config.judge.output_mode == "auto")
+    return Request((key,), body, context.prompt_id, context)
 
 
 def _word_probabilities(
@@ -281,12 +302,12 @@ def _word_probabilities(
         return reply_parser.verdict_distribution(context.mode, reply.choices[0], words)
     except reply_parser.ReasoningReplyError:
         if context.may_fall_back_to_json:
-            raise _FallbackToJson from None
+            raise _ReasoningModelError from None
         raise
 
 
 def _parse_verdicts(request: Request, reply: ChatResponse) -> list[Verdict]:
-    """Raises :class:`rlaif.llm.request.UnparsableReplyError`."""
+    """Turn a reply into one verdict. Raises :class:`rlaif.llm.request.UnparsableReplyError`."""
     context: _VerdictContext = request.context
     file = context.judge.definition.file
     prob_a = score = variance = mass = None

@@ -1,10 +1,10 @@
-"""The figures of a plan and where each comes from: given, measured in a run, computed from judge files, or assumed.
+"""The figures of a plan and the source of each: given, measured in a run, computed from judge files, or assumed.
 
-A run that was begun (a pilot of some hundred prompts is enough) gives what its stages counted: requests, tokens, the
-share read from the prefix cache, the rate of its servers by Little's law as in :mod:`rlaif.planning.run_estimate`,
-pairs kept, bytes, seconds a review, pairs trained a second. Without one, requests to judges are rendered from the real
-judge files over texts of the lengths given, at four characters a token, and the cache is what vLLM's is: the longest
-beginning, in whole blocks, that an earlier request had.
+An existing run (a pilot of a few hundred prompts is enough) provides what its stages counted: requests, tokens, the
+fraction read from the prefix cache, the rate of its servers by Little's law as in :mod:`rlaif.planning.run_estimate`,
+pairs kept, bytes, seconds per review, training pairs per second. Without a pilot, the requests to judges are rendered
+from the real judge files over texts of the given lengths, at four characters per token. The prefix cache is modeled
+like vLLM's: the longest common prefix with an earlier request, in whole blocks.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rlaif.llm.request import Request
 from rlaif.planning.capacity import RECORD_OVERHEAD_BYTES, VERDICT_BYTES, StageLoad, Throughput, Workload
 from rlaif.planning.run_estimate import journal_bytes, request_seconds
 from rlaif.planning.stage_plans import plan_generate, plan_judge
-from rlaif.run.journal import iter_records
+from rlaif.run.journal import RecordLookup, iter_records
 from rlaif.run.run import Run
 
 KV_BLOCK_TOKENS = 16
-"""Tokens: vLLM caches whole blocks."""
+"""Tokens per block: vLLM caches whole blocks."""
 VERDICT_TOKENS = {"score": 0, "choice": 1, "logprobs": 1, "json": 12}
-"""Tokens of a verdict by how it is asked."""
+"""Tokens of a verdict, by output mode."""
 REASONING_TOKENS = 200
-"""Of a judge that writes before it decides, where none was measured."""
+"""Tokens that a judge with reasoning writes before its verdict, if none were measured."""
 DEFAULT_LENGTHS = {"prompt_tokens": 100.0, "answer_tokens": 300.0}
 DEFAULTS = {
     **DEFAULT_LENGTHS,
@@ -57,7 +57,10 @@ OVERRIDABLE = (
 
 @dataclass
 class PlanInputs:
-    """Values by name, given over measured over assumed. ``sources``: for each name that was asked for, which it was."""
+    """Values by name: a given value overrides a measured one, which overrides an assumed one.
+
+    ``sources``: for each name that was read, the source of its value.
+    """
 
     given: Mapping[str, Any]
     measured: Mapping[str, Any]
@@ -71,7 +74,7 @@ class PlanInputs:
         return default
 
     def display(self, name: str) -> str:
-        """The value of ``name`` for a person, or nothing where it is more than a number."""
+        """Return the value of ``name`` as text; empty if it is not a number."""
         value = next(
             (values[name] for values in (self.given, self.measured, DEFAULTS) if values.get(name) is not None), None
         )
@@ -84,14 +87,17 @@ class PlanInputs:
 def build_workload(
     config: Config, prompts: int, given: Mapping[str, Any], pilot: Run | None
 ) -> tuple[Workload, PlanInputs]:
-    """``given``: figures by the names of :class:`Workload`, of ``DEFAULTS``, and ``tokens_per_second``,
-    ``judge_tokens_per_second``, ``judge_gpus``, ``train_gpus``; those of ``config`` that are given too (``n``,
-    ``panel``, and ``policy`` and ``judge`` for the models or where they are). None is not given.
+    """Combine given, measured and assumed figures.
 
-    Raises :class:`UsageError` where a rate is missing, saying how to give it.
+    ``given``: figures by the names of :class:`Workload`, of ``DEFAULTS``, and ``tokens_per_second``,
+    ``judge_tokens_per_second``, ``judge_gpus``, ``train_gpus``, ``pilot_gpus``; None means not given. ``n``, ``panel``,
+    ``policy`` and ``judge`` say which settings of ``config`` differ from the pilot's: the number of answers, the
+    judges, and the models or their endpoints.
+
+    Raises :class:`UsageError` if a rate is neither given nor measured.
     """
     inputs = PlanInputs(given, measure_pilot(pilot, given.get("pilot_gpus") or 1) if pilot else {})
-    # Another model or endpoint has not been measured: neither its rate nor its price.
+    # Neither the rate nor the price of another model or endpoint was measured.
     policy_given, judge_given = inputs.any_given("policy"), inputs.any_given("judge")
     unmeasured = ["tokens_per_second"] * policy_given + ["judge_tokens_per_second"] * judge_given
     inputs.measured = {name: value for name, value in inputs.measured.items() if name not in unmeasured}
@@ -101,12 +107,12 @@ def build_workload(
     if sampling is None or lengths or policy_given:
         sampling = _sampling_load(config, inputs)
     else:
-        inputs.sources["sampling's tokens"] = "measured"
+        inputs.sources["sampling_tokens"] = "measured"
     if judging is None or lengths or judge_given or inputs.any_given("panel"):
         judging = _judging_load(config, inputs, pairs_per_prompt)
-        inputs.sources["judging's tokens"] = "computed"
+        inputs.sources["judging_tokens"] = "computed"
     else:
-        inputs.sources["judging's tokens"] = "measured"
+        inputs.sources["judging_tokens"] = "measured"
     gpus = inputs.get("gpus")
     policy = _throughput("sampling", inputs, "tokens_per_second", gpus, config, sampling)
     judge = _throughput("judging", inputs, "judge_tokens_per_second", inputs.get("judge_gpus", gpus), config, judging)
@@ -137,22 +143,21 @@ def build_workload(
 
 def _throughput(stage: str, inputs: PlanInputs, rate: str, gpus: int, config: Config, load: StageLoad) -> Throughput:
     limit = config.client.requests_per_minute
-    if load.cost_usd:  # an endpoint with a price
+    if load.cost_usd:  # a paid endpoint
         return Throughput(0, None, limit / 60 if limit else None)
     flag = rate.replace("_", "-")
     tokens = inputs.get(rate)
     if tokens is None and load.requests:
-        unit = "answer tokens" if stage == "sampling" else "tokens read (without the prefix cache) and written"
+        unit = "answer tokens" if stage == "sampling" else "uncached tokens read and tokens written"
         raise UsageError(
-            f"how fast {stage} goes is not known",
-            hint=f"Give --from RUN, where RUN is a pilot that has come so far, or --{flag} N: {unit} a second that "
-            "one GPU gives under full load.",
+            f"the rate of {stage} is unknown",
+            hint=f"Give --{flag} N ({unit} per second per GPU at full load), or --from RUN, a pilot with this stage.",
         )
     return Throughput(gpus, tokens)
 
 
 def config_of_run(pilot: Run) -> dict[str, Any]:
-    """The settings that decide what is asked, as ``pilot`` was run with them, flags included."""
+    """Return the settings of ``pilot`` that determine its requests, flags included."""
     stages, values = pilot.manifest()["stages"], dict[str, Any]()
     for stage, names in (("generate", ("sampler", "policies")), ("judge", ("judge", "panel", "pairs"))):
         config = stages.get(stage, {}).get("config", {})
@@ -164,7 +169,7 @@ def config_of_run(pilot: Run) -> dict[str, Any]:
 
 
 def _sampling_load(config: Config, inputs: PlanInputs) -> StageLoad:
-    """One request a prompt and model brings all samples that it owes."""
+    """Return the load of sampling: one request per prompt and model brings all of its samples."""
     n, requests = config.sampler.n, min(len(config.policies_resolved()), config.sampler.n)
     tokens, answer = inputs.get("prompt_tokens"), inputs.get("answer_tokens")
     prices = [
@@ -182,7 +187,7 @@ def _sampling_load(config: Config, inputs: PlanInputs) -> StageLoad:
 
 
 def _judging_load(config: Config, inputs: PlanInputs, pairs_per_prompt: float) -> StageLoad:
-    """Every seat's requests for one prompt, rendered over made-up texts of the right lengths."""
+    """Return the load of all judges for one prompt, with requests rendered over synthetic texts of these lengths."""
     strategy, n, max_candidates = (
         resolve_strategy(config, load_panel(config)),
         config.sampler.n,
@@ -200,7 +205,7 @@ def _judging_load(config: Config, inputs: PlanInputs, pairs_per_prompt: float) -
             REASONING_TOKENS if panel_judge.definition.file.reasoning == "first" else 0
         )
         texts = list[str]()
-        for prompt_index in range(2):  # the second prompt finds the rubric in the cache
+        for prompt_index in range(2):  # for the second prompt, the rubric is cached
             rendered = _render_requests(panel_judge, mode, config, prompt_index, *lengths)
             bodies = ["\n".join(str(turn["content"]) for turn in request.body["messages"]) for request in rendered]
             cached = [_cached_tokens(texts + bodies[:index], body) for index, body in enumerate(bodies)]
@@ -219,7 +224,10 @@ def _judging_load(config: Config, inputs: PlanInputs, pairs_per_prompt: float) -
 
 
 def _judge_requests_per_prompt(config: Config, comparisons: float) -> Iterator[tuple[runner.PanelJudge, Any, float]]:
-    """Each seat that is asked, how, and about how many answers or pairs of a prompt of which so many are compared."""
+    """Yield each judge that is asked, its output mode, and the number of its answers or pairs per prompt.
+
+    ``comparisons``: the number of pairs compared per prompt.
+    """
     panel = load_panel(config)
     strategy = resolve_strategy(config, panel)
     for panel_judge in panel:
@@ -235,15 +243,15 @@ def _judge_requests_per_prompt(config: Config, comparisons: float) -> Iterator[t
 def _render_requests(
     panel_judge: runner.PanelJudge, mode: Any, config: Config, prompt_index: int, prompt_chars: int, answer_chars: int
 ) -> list[Request]:
-    """The requests about one answer, or one pair, of so many characters."""
+    """Return the requests about one answer or one pair. Lengths are in characters."""
     record, answers = _fake_records(prompt_index, prompt_chars, answer_chars)
     work = [runner.JudgeInput(0, 0, 1)] if panel_judge.definition.file.kind == "compare" else [runner.JudgeInput(0, 0)]
     return list(runner.judge_requests(panel_judge, mode, config, work, _constant(record), answers.__getitem__))
 
 
 def plan_run(run: Run, config: Config) -> DryRun:
-    """What ``rlaif run`` would ask to generate and to judge. Answers that are not there yet are taken to be as long as
-    is allowed, and every pair that may be compared is."""
+    """Return the dry run of ``rlaif run``: generate and judge. Assumes that missing answers have the maximum length and
+    that every candidate pair is compared."""
     if not (config.policies or config.sampler.model) and run.journal_path("completions").exists():
         return plan_judge(run, config)
     plan = plan_generate(run, config)
@@ -270,7 +278,7 @@ def plan_run(run: Run, config: Config) -> DryRun:
 
 
 def _add(total: StageLoad, load: StageLoad, times: float) -> StageLoad:
-    """``total`` and ``times`` the figures of ``load``; dollars are unknown where either's are."""
+    """Return ``total`` plus ``times`` ``load``. The cost is unknown if either cost is."""
     counts = {name: getattr(total, name) + times * getattr(load, name) for name in LOAD_FIELDS}
     return StageLoad(
         **counts,
@@ -278,14 +286,14 @@ def _add(total: StageLoad, load: StageLoad, times: float) -> StageLoad:
     )
 
 
-def _constant(record: dict[str, Any]) -> runner.RecordLookup:
+def _constant(record: dict[str, Any]) -> RecordLookup:
     return lambda _: record
 
 
 def _fake_records(
     prompt_index: int, prompt_chars: int, answer_chars: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A prompt record and two answers to it that have no beginning in common with each other or with other prompts'."""
+    """Return a prompt record and two answers. Their texts share no prefix with each other or with other prompts."""
     prompt_record = {
         "prompt_id": "p",
         "messages": [{"role": "user", "content": _text(f"{prompt_index}p", prompt_chars)}],
@@ -298,13 +306,13 @@ def _text(prefix: str, chars: int) -> str:
 
 
 def _cached_tokens(earlier_texts: list[str], text: str) -> float:
-    """Tokens of ``text`` that stand in the cache after ``earlier_texts``."""
+    """Return the number of tokens of ``text`` that are cached after ``earlier_texts``."""
     longest = max((_common_prefix_length(earlier, text) for earlier in earlier_texts), default=0)
     return float(longest // CHARS_PER_TOKEN // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS)
 
 
 def _common_prefix_length(first: str, second: str) -> int:
-    """Characters until the first difference."""
+    """Return the number of characters before the first difference."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
@@ -312,22 +320,23 @@ def _common_prefix_length(first: str, second: str) -> int:
 def _price(model: str, urls: list[str], prompt: float, cached: float, completion: float) -> float | None:
     if not urls or is_local(urls[0]):
         return 0.0
-    million = 1_000_000  # whole tokens are priced
+    million = 1_000_000  # prices are per whole token, and these are fractions
     usd = request_cost(model, urls[0], round(prompt * million), round(cached * million), round(completion * million))
     return None if usd is None else usd / million
 
 
-# With one
+# With a pilot
 
 
 def measure_pilot(run: Run, gpus: int = 1) -> dict[str, Any]:
-    """What ``run``, whose models had ``gpus``, tells: as much of it as it has come to. Rates are of one GPU."""
+    """Return the figures that ``run`` measured so far, by name. ``gpus``: number of GPUs that each of its models had;
+    rates are per GPU."""
     stages = run.manifest()["stages"]
     figures: dict[str, Any] = {}
     answered_prompts, judged_prompts = _prompt_count(run, "completions"), _prompt_count(run, "verdicts")
     judgeable_fraction = (
         _judgeable_prompts(run) / answered_prompts if answered_prompts else 1.0
-    )  # the others' answers were cut off, or are all the same
+    )  # other prompts have answers that are truncated or all identical
     if totals := _stage_totals(stages.get("generate", {})):
         figures["sampling"] = _stage_load(totals, 1.0 / answered_prompts)
         figures["tokens_per_second"] = totals["completion_tokens"] / totals["request_wall_s"] / gpus or None
@@ -354,8 +363,8 @@ def measure_pilot(run: Run, gpus: int = 1) -> dict[str, Any]:
 
 
 def _stage_totals(stage: Mapping[str, Any]) -> dict[str, float] | None:
-    """What all starts of ``stage`` counted, and the seconds that it takes with as many requests in flight as it had
-    (``request_wall_s``). None where nothing was asked."""
+    """Return the counters of all starts of ``stage``, and the seconds at its concurrency (``request_wall_s``). None if
+    no request was sent."""
     starts = [start for start in stage.get("history", []) if start.get("requests")]
     totals = {name: sum(start.get(name, 0) for start in starts) for name in USAGE_FIELDS}
     if not totals["request_wait_s"]:
@@ -369,7 +378,7 @@ def _stage_load(totals: Mapping[str, float], scale: float) -> StageLoad:
 
 
 def _judgeable_prompts(run: Run) -> int:
-    """Prompts with two usable answers or more."""
+    """Return the number of prompts with at least two usable answers."""
     from rlaif.pair import candidates
     from rlaif.run import frames
 
@@ -391,7 +400,7 @@ USAGE_FIELDS = (
 
 
 def _prompt_count(run: Run, journal: Any) -> int:
-    """How many prompts models were asked about. What was imported, and what no model said, cost nothing."""
+    """Return the number of prompts with records from models. Imported and rule-based records cost nothing."""
     return len({record["prompt_id"] for _, record in iter_records(run.journal_path(journal))
                 if "error" not in record and record.get("model") and record.get("source") != "imported"})  # fmt: skip
 

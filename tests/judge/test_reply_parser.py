@@ -1,4 +1,4 @@
-"""Reading verdicts: a reply gives a distribution over the words, or it is unreadable. There is nothing between."""
+"""Parsing verdicts: a reply gives a distribution over the words, or it is unparsable. There is nothing in between."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def verdict(value: Any, **more: Any) -> ChatChoice:
     return choice(json.dumps({**more, "verdict": value}))
 
 
-# Anything at all
+# Arbitrary replies
 
 ANY = st.recursive(
     st.one_of(
@@ -100,11 +100,11 @@ TEXT = st.one_of(
 )
 @example(mode="choice", text="A", logprobs=["A"], words=AB, finish="stop")
 @example(mode="choice", text="A", logprobs=[{"top_logprobs": ["A"]}], words=AB, finish="stop")
-def test_any_reply_is_a_distribution_or_unreadable(
+def test_any_reply_is_a_distribution_or_unparsable(
     mode: OutputMode, text: str, logprobs: Any, words: list[str], finish: str | None
 ) -> None:
-    """In all three modes, whatever came over the wire. Never another exception, never a number out of range."""
-    given_logprobs = logprobs if isinstance(logprobs, list) and logprobs else None  # what the client passes on
+    """In all three modes and for any reply. There is never another exception or a number out of range."""
+    given_logprobs = logprobs if isinstance(logprobs, list) and logprobs else None  # as the client passes them
     try:
         weights, mass = verdict_distribution(mode, choice(text, given_logprobs, finish), words)
     except UnparsableReplyError as error:
@@ -118,15 +118,15 @@ def test_any_reply_is_a_distribution_or_unreadable(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([AB, ["A", "B", "C"], SCALE, LONG]), st.data())
-def test_given_probabilities_come_back(words: list[str], data: st.DataObject) -> None:
-    """Any distribution over the words, with the rest elsewhere, is read as it is, in whatever order it is listed."""
+def test_probabilities_are_read_unchanged(words: list[str], data: st.DataObject) -> None:
+    """Any distribution over the words, with the rest on another word, listed in any order."""
     raw = data.draw(st.lists(st.floats(0.001, 1), min_size=len(words), max_size=len(words)))
     rest = data.draw(st.floats(0, 0.9))
     shares = [value / sum(raw) for value in raw]
     listed = [(word, share * (1 - rest)) for word, share in zip(words, shares, strict=True)] + [("zebra", rest)]
     reply = choice("", tokens(*data.draw(st.permutations(listed))))
     if rest > 1 - MIN_MASS + 1e-9:
-        with pytest.raises(UnparsableReplyError, match="of the probability lies on"):
+        with pytest.raises(UnparsableReplyError, match="of the probability is on"):
             verdict_distribution("logprobs", reply, words)
     elif rest < 1 - MIN_MASS - 1e-9:
         weights, mass = verdict_distribution("logprobs", reply, words)
@@ -142,12 +142,12 @@ def test_given_probabilities_come_back(words: list[str], data: st.DataObject) ->
     [
         (AB, [("A", 0.5), (" A", 0.25), ("B", 0.125), ('"B', 0.125)], [0.75, 0.25]),
         (AB, [("\nA", 0.3), ("**A", 0.3), ("(A", 0.1), ("[B", 0.3)], [0.7, 0.3]),
-        (AB, [("A", 0.5), ("a", 0.2), ("An", 0.1), ("B", 0.2)], [5 / 7, 2 / 7]),  # "a" and "An" are words of their own
+        (AB, [("A", 0.5), ("a", 0.2), ("An", 0.1), ("B", 0.2)], [5 / 7, 2 / 7]),  # "a" and "An" are English words
         (["a", "b"], [("a", 0.5), ("A", 0.2), ("b", 0.3)], [5 / 8, 3 / 8]),
         (SCALE, [("5", 0.5), (" 4", 0.3), ("10", 0.1), ("3", 0.1)], [0, 0, 1 / 9, 3 / 9, 5 / 9]),
         (LONG, [("First", 0.4), ("first", 0.1), (" FIR", 0.1), ("S", 0.2), ("ti", 0.2)], [0.6, 0.2, 0.2]),
         (LONG, [("F", 0.6), ("Firstly", 0.2), ("Sec", 0.2)], [0.75, 0.25, 0]),
-        (AB, [("A", 1.0), ("B", 0.0)], [1, 0]),  # a masked token comes as -9999
+        (AB, [("A", 1.0), ("B", 0.0)], [1, 0]),  # a masked token has logprob -9999
     ],
 )
 def test_the_variants_of_a_word_are_summed(words: list[str], listed: Any, weights: list[float]) -> None:
@@ -159,13 +159,11 @@ def test_only_the_first_token_is_read() -> None:
     assert verdict_distribution("choice", reply, AB)[0] == pytest.approx([0.8, 0.2])
 
 
-def test_below_half_the_mass_is_unreadable() -> None:
+def test_a_mass_below_one_half_is_unparsable() -> None:
     assert verdict_distribution("logprobs", choice("", tokens(("A", 0.3), ("B", 0.2001), ("The", 0.4))), AB)[
         1
     ] == pytest.approx(0.5001)
-    with pytest.raises(
-        UnparsableReplyError, match=r"only 0\.49 of the probability lies on A, B \(reply: 'The first'\)"
-    ):
+    with pytest.raises(UnparsableReplyError, match=r"only 0\.49 of the probability is on A, B \(reply: 'The first'\)"):
         verdict_distribution("logprobs", choice("The first", tokens(("The", 0.51), ("A", 0.4), ("B", 0.09))), AB)
 
 
@@ -173,9 +171,9 @@ def test_below_half_the_mass_is_unreadable() -> None:
     "logprobs",
     [None, [{"token": "A", "logprob": -0.1}], [{"token": "A", "logprob": -0.1, "top_logprobs": []}], [{}], [None]],
 )
-def test_one_token_alone_says_nothing_about_the_others(logprobs: Any) -> None:
-    """It would read as certainty."""
-    with pytest.raises(UnparsableReplyError, match="carries no token probabilities"):
+def test_a_token_without_alternatives_is_unparsable(logprobs: Any) -> None:
+    """It would count as certain."""
+    with pytest.raises(UnparsableReplyError, match="has no token probabilities"):
         verdict_distribution("choice", choice("A", logprobs), AB)
 
 
@@ -198,7 +196,7 @@ def test_one_token_alone_says_nothing_about_the_others(logprobs: Any) -> None:
         ('{"verdict": "A", "verdict": "B"}', AB, "B"),
     ],
 )
-def test_a_json_verdict_is_read(text: str, words: list[str], expected: str) -> None:
+def test_a_json_verdict_is_parsed(text: str, words: list[str], expected: str) -> None:
     weights, mass = verdict_distribution("json", choice(text), words)
     assert weights == [float(word == expected) for word in words]
     assert mass is None
@@ -214,42 +212,42 @@ def test_a_json_verdict_is_read(text: str, words: list[str], expected: str) -> N
         ("{'verdict': 'A'}", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"verdict": ' + "9" * 10_000 + "}", "not JSON"),
-        ("[]", "none of A, B"),
-        ('"A"', "none of A, B"),
-        ("null", "none of A, B"),
-        ("{}", "none of A, B"),
-        ('{"Verdict": "A"}', "none of A, B"),
-        ('{"verdict": "C"}', "none of A, B"),
-        ('{"verdict": "AB"}', "none of A, B"),
-        ('{"verdict": "Answer A"}', "none of A, B"),
-        ('{"verdict": null}', "none of A, B"),
-        ('{"verdict": ["A"]}', "none of A, B"),
-        ('{"verdict": true}', "none of A, B"),
-        ('{"verdict": 0.5}', "none of A, B"),
+        ("[]", "not one of A, B"),
+        ('"A"', "not one of A, B"),
+        ("null", "not one of A, B"),
+        ("{}", "not one of A, B"),
+        ('{"Verdict": "A"}', "not one of A, B"),
+        ('{"verdict": "C"}', "not one of A, B"),
+        ('{"verdict": "AB"}', "not one of A, B"),
+        ('{"verdict": "Answer A"}', "not one of A, B"),
+        ('{"verdict": null}', "not one of A, B"),
+        ('{"verdict": ["A"]}', "not one of A, B"),
+        ('{"verdict": true}', "not one of A, B"),
+        ('{"verdict": 0.5}', "not one of A, B"),
     ],
 )
-def test_what_is_no_verdict_is_unreadable(text: str, message: str) -> None:
+def test_json_without_a_verdict_word_is_unparsable(text: str, message: str) -> None:
     with pytest.raises(UnparsableReplyError, match=message) as caught:
         verdict_distribution("json", choice(text), AB)
     assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("value", [True, 3.0, "3.0", "6", 6, -1, "three"])
-def test_what_is_no_score_is_unreadable(value: Any) -> None:
+def test_json_without_a_score_of_the_scale_is_unparsable(value: Any) -> None:
     with pytest.raises(UnparsableReplyError):
         verdict_distribution("json", verdict(value), SCALE)
 
 
-def test_a_reply_that_was_cut_off_is_unreadable_even_if_it_parses() -> None:
+def test_a_truncated_reply_is_unparsable_even_if_it_is_json() -> None:
     with pytest.raises(UnparsableReplyError, match="cut off"):
         verdict_distribution("json", choice('{"verdict": "A"}', finish="length"), AB)
 
 
-# How it is asked
+# Requests
 
 
 @pytest.mark.parametrize("mode", ["choice", "logprobs"])
-def test_a_verdict_by_probabilities_is_one_token(mode: OutputMode) -> None:
+def test_modes_with_probabilities_request_one_token(mode: OutputMode) -> None:
     body = reply_parser.decoding_params(mode, AB, False, 512, 1.0)
     assert (body["max_tokens"], body["temperature"], body["logprobs"], body["top_logprobs"]) == (1, 0, True, 20)
     assert body.get("structured_outputs") == ({"choice": AB} if mode == "choice" else None)
@@ -257,8 +255,8 @@ def test_a_verdict_by_probabilities_is_one_token(mode: OutputMode) -> None:
 
 
 @pytest.mark.parametrize("reasoning", [False, True])
-def test_a_json_verdict_has_its_schema(reasoning: bool) -> None:
-    """The reasoning stands before the verdict, or it would explain what is already decided."""
+def test_the_json_mode_sends_a_schema(reasoning: bool) -> None:
+    """The reasoning must precede the verdict, or it would only justify it."""
     body = reply_parser.decoding_params("json", LONG, reasoning, 512, 1.0)
     schema = body["response_format"]["json_schema"]["schema"]
     fields = ["reasoning", "verdict"] if reasoning else ["verdict"]

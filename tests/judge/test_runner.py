@@ -1,4 +1,4 @@
-"""Judge requests and verdicts: both orders side by side, keys that tell everything apart, and the packaged judges."""
+"""Judge requests and verdicts: both orders in sequence, keys that cover all inputs, and the packaged judges."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def requests_for(
 def run_to_journal(
     judge: PanelJudge, url: str, path: Path, *work: JudgeInput, settings: Config | None = None
 ) -> tuple[list[Any], UsageMeter]:
-    """The journal after one command, and its meter. A list of the modes that were told stands in front."""
+    """Run one judge and return the output mode followed by the journal's records, and the usage."""
     modes: list[OutputMode] = []
     settings, usage = settings or config(), UsageMeter()
 
@@ -83,7 +83,7 @@ def reply(**choice: Any) -> ChatResponse:
     return ChatResponse([ChatChoice(**{**plain, **choice})], Usage(12, 8, 1, 0.5))
 
 
-# The packaged judges against a judge of known taste
+# The packaged judges, answered by a server with known preferences
 
 
 def test_helpful_prefers_the_better_answer_in_both_orders(serve: Serve, tmp_path: Path) -> None:
@@ -145,31 +145,31 @@ def test_usage_and_flags_are_journaled(serve: Serve, tmp_path: Path) -> None:
     assert {(row["prompt_tokens"], row["cached_tokens"], row["completion_tokens"]) for row in rows} == {(50, 32, 1)}
     assert (totals.prompt_tokens, totals.cached_tokens) == (200, 128)
     (_, *rated), _ = run_to_journal(panel_judge("quality"), server.url, tmp_path / "q.jsonl", JudgeInput(0, 3))
-    assert not [row for row in rated if "error" not in row]  # A and B are no scores
+    assert not [row for row in rated if "error" not in row]  # A and B are not scores
     assert {row["kind"] for row in rated} == {"unparsable"}
 
 
-def test_asking_again_asks_nothing(serve: Serve, tmp_path: Path) -> None:
+def test_existing_verdicts_are_not_requested_again(serve: Serve, tmp_path: Path) -> None:
     server, path = serve(judge_by(quality)), tmp_path / "v.jsonl"
     run_to_journal(panel_judge(), server.url, path, JudgeInput(0, 0, 1))
     _, usage = run_to_journal(panel_judge(), server.url, path, JudgeInput(0, 0, 1), JudgeInput(0, 0, 2))
     assert (usage.skipped, usage.answers, len(server.requests)) == (2, 2, 4)
 
 
-def test_an_unreadable_verdict_is_a_failure_and_never_a_label(serve: Serve, tmp_path: Path) -> None:
+def test_an_unparsable_verdict_is_a_failure_and_never_a_label(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda body: with_probabilities({"The": 0.7, "A": 0.3}))
     (_, *rows), usage = run_to_journal(panel_judge(), server.url, tmp_path / "v.jsonl", JudgeInput(0, 0, 1))
     assert [row["kind"] for row in rows] == ["unparsable"] * 2
     assert not any("prob_a" in row for row in rows)
-    assert "only 0.30 of the probability lies on A, B" in rows[0]["error"]
+    assert "only 0.30 of the probability is on A, B" in rows[0]["error"]
     assert (usage.failures, len(server.requests)) == ({"unparsable": 2}, 4)
 
 
 # Order and keys
 
 
-def test_both_orders_stand_beside_each_other_and_all_aspects() -> None:
-    """So that the second finds the request in the server's prefix cache."""
+def test_both_orders_and_all_aspects_are_requested_in_sequence() -> None:
+    """So the second request finds the first one's prefix in the server's cache."""
     compared = requests_for(panel_judge(), "choice", JudgeInput(0, 0, 1), JudgeInput(1, 1, 0))
     texts = [fenced_parts(request.body) for request in compared]
     a, b = ANSWERS[0]["text"], ANSWERS[1]["text"]
@@ -188,8 +188,8 @@ def test_both_orders_stand_beside_each_other_and_all_aspects() -> None:
         assert aspect.text.strip() in request.body["messages"][1]["content"]
 
 
-def test_material_comes_as_it_is_taken() -> None:
-    """Requests are made one by one: the million that follows is not held in memory."""
+def test_inputs_are_read_lazily() -> None:
+    """Requests are built one by one: a million inputs are never in memory at once."""
     pulled: list[int] = []
 
     def work() -> Any:
@@ -203,7 +203,7 @@ def test_material_comes_as_it_is_taken() -> None:
     assert pulled == [0, 1]
 
 
-def test_keys_tell_apart_all_that_makes_the_answer_and_repeat(tmp_path: Path) -> None:
+def test_keys_are_reproducible_and_cover_all_inputs(tmp_path: Path) -> None:
     twin = load_judge(
         write_judge_folder(tmp_path / "mine", RATE + '[[aspects]]\nname = "same"\ntext = "Is it clear?"\n', RATE_PROMPT)
     )
@@ -240,15 +240,15 @@ def test_keys_tell_apart_all_that_makes_the_answer_and_repeat(tmp_path: Path) ->
     assert [request.body for request in everything()] == [request.body for request in first_requests]
 
 
-def test_two_answers_of_one_text_are_compared_in_both_orders() -> None:
+def test_equal_answers_are_compared_in_both_orders() -> None:
     first, second = requests_for(panel_judge(), "choice", JudgeInput(0, 1, 2))
     assert first.body == second.body
     assert first.keys != second.keys
     assert (first.context.order, second.context.order) == ("ab", "ba")
 
 
-def test_samples_are_for_verdicts_without_probabilities() -> None:
-    """Probabilities need no vote; a JSON verdict is sampled over both orders, with warmth only then."""
+def test_only_verdicts_without_probabilities_are_sampled() -> None:
+    """JSON verdicts are sampled in both orders, and only then is the temperature above 0."""
     three = config(samples_per_verdict=3)
     for mode in ("choice", "logprobs"):
         assert len(requests_for(panel_judge(), mode, JudgeInput(0, 0, 1), settings=three)) == 2  # type: ignore[arg-type]
@@ -266,7 +266,7 @@ def test_samples_are_for_verdicts_without_probabilities() -> None:
     assert classified.body["temperature"] == 0.0  # its one word is the label
 
 
-def test_json_samples_are_journaled_each(serve: Serve, tmp_path: Path) -> None:
+def test_each_json_sample_is_journaled(serve: Serve, tmp_path: Path) -> None:
     verdicts = iter(["A", "B", "A", "A", "b", "B"] * 2)
     server = serve(lambda body: [json.dumps({"verdict": next(verdicts)})], owned_by="someone")
     settings = Config.model_validate(
@@ -281,14 +281,13 @@ def test_json_samples_are_journaled_each(serve: Serve, tmp_path: Path) -> None:
     assert not any("verdict_mass" in row for row in rows)
 
 
-# What a reply becomes
+# From replies to verdicts
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0.0001, 0.9999), st.floats(0, 0.9))
-def test_the_swapped_order_is_turned_and_a_tie_counts_half(share: float, tie: float) -> None:
-    """prob_a is the same whether A or B stood for answer a; with both orders the same preference gives the same
-    number."""
+def test_prob_a_does_not_depend_on_the_order_and_a_tie_counts_half(share: float, tie: float) -> None:
+    """The same preference gives the same prob_a, whether answer a was shown as A or as B."""
     weights = {"A": share * (1 - tie), "B": (1 - share) * (1 - tie), "Tie": tie}
     mirrored = {"A": weights["B"], "B": weights["A"], "Tie": tie}
     import tempfile
@@ -310,7 +309,7 @@ def logprobs_entry(weights: dict[str, float]) -> list[dict[str, Any]]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(0.001, 1), min_size=5, max_size=5))
-def test_a_score_is_the_expectation_with_its_variance(raw: list[float]) -> None:
+def test_a_score_is_the_expected_value_and_has_a_variance(raw: list[float]) -> None:
     weights = [value / sum(raw) for value in raw]
     (request, *_) = requests_for(panel_judge("quality"), "choice", JudgeInput(0, 0))
     (verdict,) = runner._parse_verdicts(
@@ -325,7 +324,7 @@ def test_a_score_is_the_expectation_with_its_variance(raw: list[float]) -> None:
     assert (verdict.cost_usd, verdict.cached_tokens) == (0.5, 8)
 
 
-# How a model is asked
+# Output modes
 
 
 async def _resolve_mode(judge: PanelJudge, settings: Config, client: Client, engine: str) -> OutputMode:
@@ -365,7 +364,7 @@ def judges(tmp_path: Path) -> dict[str, Judge]:
         ("first", "auto", "other", False, "json", 0),
     ],
 )
-def test_the_mode_is_what_the_engine_can_do(
+def test_the_output_mode_depends_on_judge_settings_and_server(
     serve: Serve,
     judges: dict[str, Judge],
     reasoning: str,
@@ -381,19 +380,19 @@ def test_the_mode_is_what_the_engine_can_do(
 
 
 @pytest.mark.parametrize("verdict", ["choice", "logprobs"])
-def test_a_judge_that_reasons_first_cannot_be_held_to_a_token(judges: dict[str, Judge], verdict: str) -> None:
+def test_a_judge_that_reasons_first_cannot_reply_with_one_token(judges: dict[str, Judge], verdict: str) -> None:
     with pytest.raises(UsageError, match="judge 'mine' reasons first") as caught:
         resolve_mode(judges["first"], verdict, "vllm", "http://127.0.0.1:9/v1")
-    assert "Set verdict to auto or json" in str(caught.value)
+    assert "hint: Set judge.output_mode" in str(caught.value)
 
 
-def test_the_probe_asks_for_what_will_be_asked_for(serve: Serve, judges: dict[str, Judge]) -> None:
-    """A host that gives five alternatives and not twenty would refuse every request after a probe for five."""
+def test_the_probe_requests_the_same_number_of_alternatives(serve: Serve, judges: dict[str, Judge]) -> None:
+    """A server that allows five alternatives but not twenty would reject every request after a probe for five."""
     server = serve(lambda body: Fault(400) if body["top_logprobs"] > 5 else with_probabilities({"A": 1.0}))
     assert resolve_mode(judges["none"], "auto", "other", server.url) == "json"
 
 
-def test_a_judge_that_reasons_first_says_so_in_json(serve: Serve, tmp_path: Path, judges: dict[str, Judge]) -> None:
+def test_a_judge_that_reasons_first_is_asked_for_json(serve: Serve, tmp_path: Path, judges: dict[str, Judge]) -> None:
     def answer(body: dict[str, Any]) -> list[str]:
         first, second = (quality(text) for text in fenced_parts(body)[-2:])
         return [json.dumps({"reasoning": "Because.", "verdict": "A" if first > second else "B"})]
@@ -418,7 +417,7 @@ def test_a_known_mode_is_not_probed_again(serve: Serve, tmp_path: Path) -> None:
     assert len(server.requests) == len(rows) == 2
 
 
-def test_nothing_is_settled_where_the_endpoint_is_absent(tmp_path: Path) -> None:
+def test_an_unreachable_endpoint_leaves_no_verdicts(tmp_path: Path) -> None:
     with pytest.raises(EndpointError):
         run_to_journal(panel_judge(), "http://127.0.0.1:9/v1", tmp_path / "v.jsonl", JudgeInput(0, 0, 1))
     assert (tmp_path / "v.jsonl").read_bytes() == b""

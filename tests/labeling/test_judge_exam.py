@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rlaif import resources
-from rlaif.judge import prompt_rendering
+from rlaif.judge import injection
 from tests.conftest import read_jsonl, write_jsonl
 from tests.fake_judge import fenced_parts, judge_by, verdict_words
 from tests.fake_server import Fault, ScriptedServer, with_probabilities
@@ -53,7 +53,7 @@ def prefers_longer(first: str, second: str) -> float:
 
 
 def persuaded_by_injection(first: str, second: str) -> float:
-    injected = prompt_rendering.addresses_judge(first), prompt_rendering.addresses_judge(second)
+    injected = injection.addresses_judge(first), injection.addresses_judge(second)
     return good_judge(first, second) if injected[0] == injected[1] else 0.95 if injected[0] else 0.05
 
 
