@@ -87,15 +87,15 @@ def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, mo
         "m",
         "--base-url",
     )
-    assert "no server answers there" in rlaif(*common, "http://127.0.0.1:9/v1", code=1).stderr
+    assert "unreachable" in rlaif(*common, "http://127.0.0.1:9/v1", code=1).stderr
     assert "is not a URL" in rlaif(*common, "127.0.0.1:9", code=2).stderr
     server = serve(key="right")
     stderr = rlaif(*common, server.url, code=1).stderr
-    assert "asks for a key and none is set" in stderr
+    assert "requires an API key, and none is set" in stderr
     assert "export OPENAI_API_KEY=" in stderr
     monkeypatch.setenv("OPENAI_API_KEY", "secret-wrong")
     stderr = rlaif(*common, server.url, code=1).stderr
-    assert "the key was refused" in stderr
+    assert "API key was rejected" in stderr
     assert "secret-wrong" not in stderr
     monkeypatch.setenv("RLAIF_API_KEY", "right")
     rlaif(*common, server.url)

@@ -79,7 +79,7 @@ def test_a_night_of_faults_gives_the_dataset_of_a_calm_one(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     """Three of ten requests fail in one of eleven ways, whichever they are and however often they were tried."""
-    monkeypatch.setattr("rlaif.llm.client._retry_delay", lambda _: 0.0)
+    monkeypatch.setattr("rlaif.llm.retries.retry_delay", lambda _: 0.0)
     taste = model if engine == "vllm" else json_judge
     calm = write_run(tmp_path / "calm", serve(taste, owned_by=engine).url)
     run_in_process(calm)

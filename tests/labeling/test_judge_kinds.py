@@ -180,9 +180,9 @@ def test_checklist_and_reference_stand_in_the_judges_view_and_are_fenced(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"data": [{"probs": [0.1, 0.9]}]}, "has 2 labels; a reward model has one"),
-        ({"data": []}, "holds no score"),
-        ({"data": [{"probs": ["3"]}]}, "holds no score"),
+        ({"data": [{"probs": [0.1, 0.9]}]}, "has 2 labels, but a reward model has one"),
+        ({"data": []}, "has no score"),
+        ({"data": [{"probs": ["3"]}]}, "has no score"),
     ],
 )
 def test_what_is_no_reward_is_no_score(body: dict[str, Any], message: str) -> None:
