@@ -225,7 +225,7 @@ class _Pipeline:
             self.run_log.log("the evaluation is postponed to the next start: it needs the trained model")
             return
         if existing := existing_evaluation(self.run, self.config):
-            self.run_log.log(f"{existing['trained']} is already evaluated: see the report")
+            self.run_log.log(f"{existing.trained} is already evaluated: see the report")
             self.result.evaluation = existing
             return
         limits = StageLimits(self.limits.remaining_usd(), self.limits.deadline)
@@ -238,8 +238,8 @@ class _Pipeline:
         with self._backends() as backends:
             evaluation = self.stage_runner.evaluate(backends, limits)
         self.result.evaluation = evaluation
-        if evaluation and evaluation["stopped"]:
-            self.result.stop_reason = StopReason(evaluation["stopped"])
+        if evaluation and evaluation.stopped:
+            self.result.stop_reason = evaluation.stopped
 
 
 def _free_gpu_memory() -> None:

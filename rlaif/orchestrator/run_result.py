@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlaif.errors import TooManyFailuresError
+from rlaif.evaluate.evaluation_result import EvaluationResult
 from rlaif.format import format_duration
 from rlaif.labeling.build_dataset import BuildResult
 from rlaif.llm.stop_reason import StopReason
@@ -25,7 +26,7 @@ class RunResult:
     """Requests that failed again in the second attempt."""
     build: BuildResult | None = None
     training: TrainResult | None = None
-    evaluation: dict[str, Any] | None = None
+    evaluation: EvaluationResult | None = None
     report: Path | None = None
     cost_usd: float = 0.0
     """US dollars of all starts of the run."""
@@ -40,8 +41,8 @@ class RunResult:
             parts.append(f"{counts.train:,} training pairs, {counts.left_out['awaiting_review']:,} awaiting review")
         if self.training:
             parts.append(f"trained for {self.training.steps:,} steps")
-        if self.evaluation and (rate := self.evaluation["win_rate"]):
-            parts.append(f"win rate {rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]")
+        if self.evaluation and (rate := self.evaluation.win_rate):
+            parts.append(f"win rate {rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]")
         if self.cost_usd:
             parts.append(f"${self.cost_usd:,.2f} in total")
         if self.report:

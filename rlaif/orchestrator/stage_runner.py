@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rlaif.config.models import Config
 from rlaif.errors import EndpointError, ServerError, TooManyFailuresError
+from rlaif.evaluate.evaluation_result import EvaluationResult
 from rlaif.evaluate.run_evaluation import evaluate
 from rlaif.format import format_duration
 from rlaif.generate.ingest import IngestResult
@@ -70,7 +71,7 @@ class StageRunner:
             ),
         )
 
-    def evaluate(self, backends: ModelBackends, limits: StageLimits) -> dict[str, Any] | None:
+    def evaluate(self, backends: ModelBackends, limits: StageLimits) -> EvaluationResult | None:
         return self._with_retries(
             "evaluate", lambda: evaluate(self.run, self.config, self.run_log, backends, limits=limits)
         )

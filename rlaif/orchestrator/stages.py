@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlaif.config.models import Config
-from rlaif.errors import DatasetChangedError, UsageError, write_error
+from rlaif.errors import DatasetChangedError, MissingDependencyError, UsageError, write_error
 from rlaif.generate import import_completions as completion_import
 from rlaif.generate import ingest, sampling
 from rlaif.labeling import judge_exam
@@ -62,7 +62,8 @@ def generate(
 ) -> GenerateResult:
     """Ingest the prompts, unless ``ingested`` is given, and sample their pending answers.
 
-    ``max_prompts``: sample answers to the first so many prompts only. Raises :class:`TooManyFailuresError` at the end.
+    ``max_prompts``: number of prompts to answer, in journal order; None for all.
+    Raises :class:`TooManyFailuresError` at the end.
     """
     config.policies_resolved()
     with run.lock():
@@ -190,15 +191,26 @@ def train(run: Run, config: Config, reporter: Reporter, *, restart_if_dataset_ch
         run.start_stage("train", config)
         run_training = distributed.train if config.train.launcher == "accelerate" else trainer.train
         try:
-            result = run_training(run, config, log=reporter.log)
-        except DatasetChangedError as error:
-            if not restart_if_dataset_changed:
-                raise
-            reporter.log(f"{error.message}: training starts over, in the same directory")
-            restart_config = config.train.model_copy(update={"overwrite": True})
-            result = run_training(run, config.model_copy(update={"train": restart_config}), log=reporter.log)
+            result = _train_or_restart(run_training, run, config, reporter, restart=restart_if_dataset_changed)
+        except (UsageError, MissingDependencyError) as error:
+            # Refused before anything was trained: only an interrupted training stays unfinished.
+            run.finish_stage("train", refusal=error.message)
+            raise
         run.finish_stage("train", pairs=result.pairs, steps=result.steps, seconds=result.seconds)
     return result
+
+
+def _train_or_restart(
+    run_training: Callable[..., TrainResult], run: Run, config: Config, reporter: Reporter, *, restart: bool
+) -> TrainResult:
+    try:
+        return run_training(run, config, log=reporter.log)
+    except DatasetChangedError as error:
+        if not restart:
+            raise
+        reporter.log(f"{error.message}: training starts over, in the same directory")
+        restart_config = config.train.model_copy(update={"overwrite": True})
+        return run_training(run, config.model_copy(update={"train": restart_config}), log=reporter.log)
 
 
 def _with_judging_seed(run: Run, config: Config) -> Config:

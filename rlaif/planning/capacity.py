@@ -1,8 +1,8 @@
-"""What a number of prompts takes: tokens, GPU hours, dollars, people's hours, disk, and what gives way first.
+"""The resources that a number of prompts needs (tokens, GPU hours, cost, annotator hours, disk) and the bottleneck.
 
-Pure arithmetic over one :class:`Workload`, whose figures were measured in a pilot run, given, or assumed
-(:mod:`rlaif.planning.workload`, which says of each which it was). Everything is an expected value and grows in
-proportion to the prompts, but for what a machine has one of: a process that asks and journals, and its memory.
+Pure arithmetic over one :class:`Workload`. Its figures were measured in a pilot run, given, or assumed;
+:mod:`rlaif.planning.workload` reports the source of each. All results are expected values and grow in proportion to the
+prompts, except what each run has once: a process that sends requests and writes journals, and its memory.
 """
 
 from __future__ import annotations
@@ -16,47 +16,50 @@ from rlaif.planning.run_estimate import DISK_FACTOR, GB, Cost
 
 SECONDS_PER_HOUR, HOURS_PER_DAY = 3600.0, 24.0
 
-# What one process takes on two cores, by the benchmarks that are named.
+# Rates of one process on two cores, measured by the benchmarks named below.
 REQUESTS_PER_SECOND = 1_800.0
-"""Asked over the network, answered and journaled: python -m benchmarks.speed judge 100000 1."""
+"""Requests sent over the network, answered and journaled: python -m benchmarks.speed judge 100000 1."""
 RECORDS_PER_SECOND = 100_000.0
-"""Journaled alone: python -m benchmarks.writer."""
+"""Records journaled, without requests: python -m benchmarks.writer."""
 PROMPTS_PER_SECOND = 7_500.0
-"""Read, compared with all before them, journaled: python -m benchmarks.writer."""
+"""Prompts read, compared with all earlier ones, and journaled: python -m benchmarks.writer."""
 PAIRING_SECONDS_PER_PROMPT = 62.4e-6
-"""From journals to tables/ and dataset/, for each prompt of a million: python -m benchmarks.speed pairs."""
+"""From journals to tables/ and dataset/, per prompt of a run with a million: python -m benchmarks.speed pairs."""
 MEMORY_BYTES_PER_PROMPT = 1.05 * 1024**3 / 1e6
-"""Of one run while it is paired, for each prompt of a million: python -m benchmarks.speed pairs. Taking a million in,
-which remembers each for its near duplicates, takes a little less."""
+"""Memory of one run while pairs are built, per prompt of a run with a million: python -m benchmarks.speed pairs.
+Ingesting a million prompts, which keeps each in memory to find near duplicates, needs a little less."""
 RECORD_OVERHEAD_BYTES = 420
-"""Bytes of a record besides its text: keys, model, usage."""
+"""Bytes of a record without its text: keys, model, usage."""
 VERDICT_BYTES = 560
 
 
 @dataclass(frozen=True)
 class StageLoad:
-    """What one prompt asks of one stage, on average. ``cached_tokens``: those of ``prompt_tokens`` that the server has
-    in its prefix cache. ``cost_usd``: at an endpoint's list price; None where it has none that is known."""
+    """Average load of one prompt on one stage."""
 
     requests: float
     prompt_tokens: float
     cached_tokens: float
+    """Those of ``prompt_tokens`` that the server has in its prefix cache."""
     completion_tokens: float
     records: float
     cost_usd: float | None = 0.0
+    """US dollars at the endpoint's list price; None if that is unknown."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What answers a stage's requests: GPUs at so many tokens a second each under full load (of answers for sampling;
-    read without the cache, and written, for judging), or an endpoint (``gpus`` 0) that takes so many requests."""
+    """Capacity of the servers of one stage: GPUs, or an endpoint (``gpus`` 0)."""
 
     gpus: int = 1
     tokens_per_second: float | None = None
+    """Rate of one GPU under full load. Sampling counts answer tokens; judging counts tokens read, without cached ones,
+    and written."""
     requests_per_second: float | None = None
+    """Rate limit of an endpoint; None for no limit."""
 
     def seconds(self, tokens: float, requests: float) -> float:
-        """By the clock, all GPUs busy. An endpoint without a limit takes no time of its own."""
+        """Return the wall-clock seconds with all GPUs busy. An endpoint without a rate limit takes no time."""
         if self.gpus and self.tokens_per_second:
             return tokens / (self.tokens_per_second * self.gpus)
         return requests / self.requests_per_second if self.requests_per_second else 0.0
@@ -64,8 +67,11 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is planned. ``max_reviews``: at most so many labels, whatever the share. ``memory_gb``: of the machine that
-    asks and pairs. ``train_pairs_per_second``: of one GPU; None leaves training out of the plan."""
+    """Everything that a plan depends on.
+
+    ``max_reviews``: upper limit on labels, whatever ``human_fraction`` is. ``memory_gb``: memory of the machine that
+    runs rlaif. ``train_pairs_per_second``: rate of one GPU; None omits training from the plan.
+    """
 
     prompts: int
     sampling: StageLoad
@@ -93,11 +99,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class PlanStage:
-    """One thing that takes time. ``hours``: by the clock, from its begin to its end; ``gpu_hours`` that are paid."""
+    """One step of the plan."""
 
     name: str
     hours: float
+    """Wall-clock hours from start to end."""
     gpu_hours: float = 0.0
+    """GPU hours to pay for."""
     cost: Cost = field(default_factory=Cost)
     cached_tokens: float = 0.0
     requests: float = 0.0
@@ -105,12 +113,17 @@ class PlanStage:
 
 @dataclass(frozen=True)
 class CapacityPlan:
-    """``pairs`` are kept, ``reviews`` of them labelled by people. ``hours`` of ``stages`` stand for themselves;
-    sampling and judging cannot be faster than ``dispatch``, so :attr:`machine_hours` counts the longer of the two."""
+    """The plan of a :class:`Workload`.
+
+    The ``hours`` of each stage stand alone. Sampling and judging cannot be faster than ``dispatch``, so
+    :attr:`machine_hours` counts the longer of the two.
+    """
 
     workload: Workload
     pairs: float
+    """Pairs kept."""
     reviews: float
+    """Labels by annotators."""
     annotator_hours: float
     records: float
     bytes: float
@@ -130,7 +143,7 @@ class CapacityPlan:
 
     @property
     def machine_hours(self) -> float:
-        """Of all that needs no person, one after the other, as ``rlaif run`` does it."""
+        """Wall-clock hours of all stages without annotators, one after the other, as in ``rlaif run``."""
         hours_by_stage = {stage.name: stage.hours for stage in self.stages if stage.name != "human review"}
         request_hours = max(
             hours_by_stage.pop("sampling") + hours_by_stage.pop("judging"), hours_by_stage.pop("dispatch")
@@ -139,15 +152,16 @@ class CapacityPlan:
 
     @property
     def runs_needed(self) -> int:
-        """Into how many runs the prompts have to be split for one of them to fit into the memory."""
+        """Number of runs into which the prompts must be split so that each fits into memory."""
         total_memory = self.memory_bytes * self.workload.runs
         return max(1, math.ceil(total_memory / (self.workload.memory_gb * GB) - 1e-9))
 
     def bottlenecks(self) -> list[PlanStage]:
-        """The parts that take time, the longest first. What is longest is what to mend first."""
+        """Return the stages that take time, the longest first."""
         return sorted((stage for stage in self.stages if stage.hours > 0), key=lambda stage: stage.hours, reverse=True)
 
     def as_json(self) -> dict[str, Any]:
+        """Return all figures for `--json`."""
         fields = asdict(self)
         return fields | {
             "cost": asdict(self.cost),
@@ -159,7 +173,7 @@ class CapacityPlan:
 
 
 def plan_capacity(workload: Workload) -> CapacityPlan:
-    """The expected figures for ``workload``. Hours by the clock assume that whatever there is several of is always
+    """Return the expected figures for ``workload``. Wall-clock hours assume that all GPUs and annotators are always
     busy."""
     pairs = workload.prompts * workload.pairs_per_prompt
     reviews = pairs * workload.human_fraction * workload.labels_per_pair
@@ -208,7 +222,7 @@ def _stages(workload: Workload, pairs: float, annotator_hours: float, records: f
 
 
 def _request_stage(name: str, workload: Workload, load: StageLoad, throughput: Throughput, tokens: float) -> PlanStage:
-    """``tokens``: of one prompt, as the engine's rate counts them."""
+    """Return the stage of requests to models. ``tokens``: per prompt, as the rate of ``throughput`` counts them."""
     seconds = throughput.seconds(workload.prompts * tokens, workload.prompts * load.requests)
     gpu_hours = seconds * throughput.gpus / SECONDS_PER_HOUR
     usd = gpu_hours * workload.usd_per_gpu_hour + workload.prompts * (load.cost_usd or 0.0)

@@ -1,8 +1,8 @@
-"""What a night will take, told before it begins, and how its time and money are shared out.
+"""The estimate of ``rlaif run`` before its main part starts, and the shares of time and money that follow from it.
 
-The estimate comes from a pilot: the first prompts go through generate and judge, and what they took is multiplied.
-Time is requests x the mean wait for one / how many are in flight (Little 1961), so that a pilot that is too small to
-fill the server for long still tells the rate of a full one; servers' starts are added as they were.
+The estimate scales up a pilot: the first prompts go through generate and judge. Time is the number of requests x the
+mean wait for one / the number in flight (Little 1961). So a pilot that is too small to keep the server busy for long
+still gives the rate of a busy one. Server starts are added as they were measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.models import RunConfig, parse_duration_s
+from rlaif.config.fields import parse_duration_s
+from rlaif.config.models import RunConfig
 from rlaif.errors import RlaifError
 from rlaif.evaluate import trained_model
 from rlaif.format import format_count, format_duration
@@ -26,11 +27,11 @@ from rlaif.run.run import JournalName, Run
 
 GB = 1e9
 DISK_FACTOR = 2.5
-"""Bytes on disk in the end for each byte of journal: the journals, tables/ and dataset/."""
+"""Final bytes on disk per byte of journal: the journals, tables/ and dataset/."""
 
 
 def seconds_to_deadline(config: RunConfig, now: datetime.datetime | None = None) -> float | None:
-    """Seconds from now to the deadline, or None. ``until`` is the next time that the clock on the wall says so."""
+    """Return the seconds from now to the deadline, or None. ``until`` is the next such time of the local clock."""
     now = now or datetime.datetime.now()
     bounds = []
     if config.until:
@@ -38,7 +39,7 @@ def seconds_to_deadline(config: RunConfig, now: datetime.datetime | None = None)
         end = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
         if end <= now:
             end += datetime.timedelta(days=1)
-        bounds.append(end.timestamp() - now.timestamp())  # of local times: right when the clocks are changed that night
+        bounds.append(end.timestamp() - now.timestamp())  # timestamps stay correct across a clock change
     if config.max_duration:
         bounds.append(parse_duration_s(config.max_duration))
     return min(bounds, default=None)
@@ -46,7 +47,7 @@ def seconds_to_deadline(config: RunConfig, now: datetime.datetime | None = None)
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage, or of several."""
+    """Time, tokens and US dollars of one stage or of several."""
 
     seconds: float = 0.0
     prompt_tokens: float = 0.0
@@ -60,19 +61,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What is still owed, by stage, at the pilot's rates. ``prompts``: to be answered and judged, the pilot's
-    included. ``disk_bytes``: that the run will take on disk beyond what it has. ``judged_prompts``: of the prompts."""
+    """Cost of the pending work, per stage, at the pilot's rates."""
 
     prompts: int
+    """Number of prompts to answer and judge, the pilot's included."""
     generate: Cost
     judge: Cost
     disk_bytes: float
+    """Bytes on disk that the run will need in addition."""
     evaluate: Cost = Cost()
     judged_prompts: float = 0.0
+    """Number of prompts that are already judged."""
 
     @property
     def to_share(self) -> Cost:
-        """What is shared out where not all fits. An evaluation is small, and kept whole."""
+        """Cost of the stages that share time and money if not all fits. The evaluation is small and keeps its part."""
         return self.generate + self.judge
 
     @property
@@ -80,7 +83,11 @@ class RunEstimate:
         return self.to_share + self.evaluate
 
     def fraction_that_fits(self, available_s: float | None, budget_usd: float | None, train_fraction: float) -> float:
-        """Which part of what is owed fits: 1.0 or more is all of it. ``available_s``: seconds."""
+        """Return the fraction of the pending work that fits; 1.0 or more if all does.
+
+        ``available_s``: seconds to the deadline. ``train_fraction``: the part of them that is kept for training. None
+        means no limit.
+        """
         fractions = []
         if available_s is not None and self.to_share.seconds > 0:
             fractions.append(
@@ -93,9 +100,11 @@ class RunEstimate:
     def generate_limits(
         self, seconds: float | None, budget_usd: float | None
     ) -> tuple[float | None, float | None, int | None]:
-        """What generating may take of so many seconds and dollars for what it answers to be judged too: of each its
-        part of what is owed. Where answers cost nothing their number is bounded instead: the third is how many of the
-        first prompts are answered, None for all."""
+        """Return the share of ``seconds`` and ``budget_usd`` for ``generate``, so that its answers can be judged too.
+
+        The shares are proportional to the pending work. If answers are free, the number of prompts is limited instead:
+        the third value is the number of prompts to answer, in journal order; None for all.
+        """
         max_prompts = None
         if seconds is not None and self.generate.seconds:
             seconds *= self.generate.seconds / self.to_share.seconds
@@ -108,32 +117,33 @@ class RunEstimate:
         return seconds, budget_usd, max_prompts
 
     def describe(self, available_s: float | None, budget_usd: float | None, train_fraction: float) -> list[str]:
-        """The estimate as lines to say, and whether it fits."""
+        """Return the estimate as log lines: the estimate, and whether it fits the limits. Arguments as for
+        :meth:`fraction_that_fits`."""
         total = self.total
         by_stage = f"generate {format_duration(self.generate.seconds)}, judge {format_duration(self.judge.seconds)}"
         if self.evaluate.seconds:
             by_stage += f", evaluate {format_duration(self.evaluate.seconds)}"
         end = datetime.datetime.now() + datetime.timedelta(seconds=total.seconds)
-        cost = f"${total.cost_usd:,.2f}" if total.cost_usd else "no dollars"
+        cost = f"${total.cost_usd:,.2f}" if total.cost_usd else "no cost"
         estimate = (
-            f"estimate for {self.prompts:,} prompts: about {format_duration(total.seconds)} more ({by_stage}), until about "
-            f"{end:%a %H:%M}; {format_count(total.prompt_tokens)} + {format_count(total.completion_tokens)} tokens, {cost}, "
-            f"{self.disk_bytes / GB:,.1f} GB"
+            f"estimate for {self.prompts:,} prompts: about {format_duration(total.seconds)} more ({by_stage}), until "
+            f"about {end:%a %H:%M}; {format_count(total.prompt_tokens)} + {format_count(total.completion_tokens)} "
+            f"tokens, {cost}, {self.disk_bytes / GB:,.1f} GB of disk"
         )
         limits = []
         if available_s is not None:
-            reserved = f", {train_fraction:.0%} of it kept for training" if train_fraction else ""
+            reserved = f" ({train_fraction:.0%} of it reserved for training)" if train_fraction else ""
             limits.append(f"{format_duration(available_s)} to the deadline{reserved}")
         if budget_usd is not None:
-            limits.append(f"${budget_usd:,.2f} of the budget left")
+            limits.append(f"${budget_usd:,.2f} left of the budget")
         if not limits:
             return [estimate]
         fraction = self.fraction_that_fits(available_s, budget_usd, train_fraction)
         if fraction >= 1.0:
             return [estimate, f"it fits: {' and '.join(limits)}"]
         shortfall = (
-            f"it does not fit: {' and '.join(limits)}. Both are shared out, so that about {fraction:.0%} of what is owed "
-            "is answered and judged; the same command goes on from there another night"
+            f"it does not fit: {' and '.join(limits)}. The stages share them, enough for about {fraction:.0%} of the "
+            "pending prompts; rerun the same command later to resume"
         )
         return [estimate, shortfall]
 
@@ -151,9 +161,10 @@ USAGE_FIELDS = (
 
 
 def pilot_facts(run: Run, prompts: int, record_counts: Mapping[str, int]) -> dict[str, Any]:
-    """What the first ``prompts`` took, as it is kept in the manifest. ``record_counts``: how many records they have
-    of each
-    stage. A start that was killed left its records and did not say what they took: that is as much as those of others.
+    """Return what the first ``prompts`` took, per stage, in the form that the manifest stores.
+
+    ``record_counts``: the number of records per stage. A killed start leaves records without their usage; they count
+    like those of the other starts.
     """
     facts: dict[str, Any] = {"prompts": prompts, "bytes": journal_bytes(run)}
     for stage, record_count in record_counts.items():
@@ -161,13 +172,14 @@ def pilot_facts(run: Run, prompts: int, record_counts: Mapping[str, int]) -> dic
         totals = {name: sum(start.get(name, 0) for start in starts) for name in USAGE_FIELDS}
         scale = record_count / totals["answers"] if starts else 0.0
         facts[stage] = {name: value * scale for name, value in totals.items()}
-        startup_s = starts[-1]["seconds"] - starts[-1]["request_wall_s"] if starts else 0.0  # the server's start, once
+        startup_s = starts[-1]["seconds"] - starts[-1]["request_wall_s"] if starts else 0.0  # one server start
         facts[stage]["seconds"] = facts[stage]["request_wall_s"] + startup_s
     return facts
 
 
 def model_record_counts(run: Run) -> dict[str, int]:
-    """How many records models gave to each stage. What was imported, and what no model said, takes nothing."""
+    """Return the number of records from models, per stage. Imported and rule-based records cost nothing and do not
+    count."""
     return {"generate": _count_model_records(run, "completions"), "judge": _count_model_records(run, "verdicts")}
 
 
@@ -177,31 +189,32 @@ def _count_model_records(run: Run, name: JournalName) -> int:
 
 
 def journal_rows_for(run: Run, prompts: int) -> int:
-    """How many prompts the journal holds up to the first so many that are to be answered: those held out stand among
-    them."""
+    """Return the number of journal rows that hold the first ``prompts`` training prompts; held-out ones lie between."""
     positions = (position for position, (_, record) in enumerate(iter_records(run.journal_path("prompts")), 1)
               if record["split"] == "train")  # fmt: skip
     return next(itertools.islice(positions, prompts - 1, None), prompts)
 
 
 def journal_bytes(run: Run) -> int:
-    """Bytes of the journals that grow with what is asked."""
+    """Return the bytes of the journals of answers and verdicts."""
     return sum(run.journal_path(name).stat().st_size for name in ("completions", "verdicts")
                if run.journal_path(name).exists())  # fmt: skip
 
 
 def request_seconds(facts: Mapping[str, Any], concurrency: float, scale: float = 1.0) -> float:
-    """Seconds for ``scale`` times what ``facts`` (:meth:`UsageMeter.summary`) took, with so many requests in flight."""
+    """Return the seconds for ``scale`` times the requests of ``facts`` (:meth:`UsageMeter.summary`), with
+    ``concurrency`` of them in flight."""
     return float(facts["request_wait_s"] * scale / min(concurrency, max(1.0, facts["requests"] * scale)))
 
 
 def estimate_remaining(
     pilot: Mapping[str, Any], prompts: int, existing: Mapping[str, int], concurrency: int, *, comparisons: int = 0
 ) -> RunEstimate:
-    """``pilot``: :func:`pilot_facts`. ``existing``: :func:`model_record_counts`.
-    ``comparisons``:
-    on how many prompts two models are to be compared in the end; each answers them once, and judges are
-    taken to have as much to do with a prompt as when they label."""
+    """Scale ``pilot`` (:func:`pilot_facts`) to ``prompts`` and subtract ``existing`` (:func:`model_record_counts`).
+
+    ``comparisons``: the number of prompts on which the evaluation compares two models. Each model answers them once,
+    and the judges are assumed to need as many requests per prompt as when they label.
+    """
     scale = prompts / max(1, pilot["prompts"])
     costs = {}
     remaining_fraction = judged_prompts = 0.0
@@ -213,14 +226,14 @@ def estimate_remaining(
         costs[stage] = _stage_cost(facts, pending, concurrency)
         answers_per_prompt = 2 if stage == "generate" else facts["answers"] / max(1, pilot["prompts"])
         evaluate += _stage_cost(facts, comparisons * answers_per_prompt, concurrency)
-        judged_prompts = prompts * (1.0 - pending / expected if expected else 1.0)  # of the last stage
+        judged_prompts = prompts * (1.0 - pending / expected if expected else 1.0)  # the last stage counts
         remaining_fraction = max(remaining_fraction, pending / expected if expected else 0.0)
     disk_bytes = pilot["bytes"] * scale * remaining_fraction * DISK_FACTOR
     return RunEstimate(prompts, costs["generate"], costs["judge"], disk_bytes, evaluate, judged_prompts)
 
 
 def _stage_cost(facts: Mapping[str, Any], answers: float, concurrency: int) -> Cost:
-    """What so many answers take of a stage that took ``facts``, its server's start included."""
+    """Return the cost of ``answers`` records at the rates of ``facts``, with one server start."""
     scale = answers / facts["answers"] if facts["answers"] else 0.0
     startup_s = max(0.0, facts["seconds"] - facts["request_wall_s"])
     return Cost(
@@ -232,8 +245,11 @@ def _stage_cost(facts: Mapping[str, Any], answers: float, concurrency: int) -> C
 
 
 def spent_usd(run: Run) -> float:
-    """Dollars of the run, of all its starts: by its journals, or by what the stages counted where that is more
-    (replies that gave no record were paid too)."""
+    """Return the US dollars that all starts of the run cost.
+
+    This is the sum over its journals, or over the stages' counters if that is larger: replies without a record were
+    paid too.
+    """
     from_journals = run_status.total_cost(run) + run_status.total_cost(Run(run.path / trained_model.EVALUATION_DIR))
     from_history = sum(start.get("cost_usd", 0.0) for name in ("generate", "judge", "evaluate")
                   for start in run.manifest()["stages"].get(name, {}).get("history", []))  # fmt: skip
@@ -241,21 +257,23 @@ def spent_usd(run: Run) -> float:
 
 
 def deadline_monotonic(config: RunConfig) -> float | None:
+    """Return the deadline on the clock of ``time.monotonic()``, or None."""
     remaining_s = seconds_to_deadline(config)
     return None if remaining_s is None else time.monotonic() + remaining_s
 
 
 def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that holds ``path``, which need not exist yet."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
     try:
         return shutil.disk_usage(path).free
     except OSError as error:
-        raise RlaifError(f"the free space cannot be told: {error.strerror}", location=str(path)) from None
+        raise RlaifError(f"cannot read the free disk space: {error.strerror}", location=str(path)) from None
 
 
 def disk_space_warning(run: Run, needed: float) -> str | None:
-    """What to say where the disk will not hold what is coming, else None."""
+    """Return a warning if ``needed`` more bytes do not fit on the disk, else None."""
     free = free_bytes(run.path)
-    return f"about {needed / GB:,.1f} GB are needed and {free / GB:,.1f} GB are free" if needed > free else None
+    return f"the run needs about {needed / GB:,.1f} GB of disk, {free / GB:,.1f} GB are free" if needed > free else None

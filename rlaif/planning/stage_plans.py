@@ -1,4 +1,4 @@
-"""What `rlaif generate` and `rlaif judge` would send: their dry runs."""
+"""Dry runs of ``rlaif generate`` and ``rlaif judge``: the requests that they would send."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlaif.run.run import Run, require_completions
 
 
 def plan_generate(run: Run, config: Config) -> DryRun:
-    """The plan of ``generate``. Prompts are taken into a directory that is thrown away."""
+    """Return the dry run of ``generate``. Ingests the prompts into a temporary directory."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Run(Path(folder))
         ingest.ingest_prompts(scratch, config, log=lambda _: None)
@@ -40,15 +40,13 @@ def _collect_prompt_ids(prompt_ids: set[str], requests: Iterable[Request]) -> It
 
 
 def plan_judge(run: Run, config: Config) -> DryRun:
-    """The plan of ``judge``: all ratings, and every comparison that may become necessary."""
+    """Return the dry run of ``judge``: all ratings, and every comparison that may become necessary."""
     require_completions(run)
     panel = load_panel(config)
     strategy = resolve_strategy(config, panel)
     rounds = JudgingRounds(run, config, None, panel, strategy, None, UsageMeter())
     answered = answered_keys(run.journal_path("verdicts"))
-    modes = (
-        run.manifest()["stages"].get("judge", {}).get("output_modes", {})
-    )  # as it was found out when they were asked
+    modes = run.manifest()["stages"].get("judge", {}).get("output_modes", {})  # found by earlier starts
     plan = DryRun(None, 0, 0, 0, 0.0, at_most=True)
     prompts, answers = (journal.JournalReader(run.journal_path(name)) for name in ("prompts", "completions"))
     try:

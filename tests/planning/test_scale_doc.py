@@ -1,5 +1,5 @@
-"""docs/scale.md says what the commands in it print. ``python -m tests.planning.test_scale_doc`` writes their output
-into it."""
+"""docs/scale.md shows what its commands print. ``python -m tests.planning.test_scale_doc`` writes their output into
+it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def console_blocks() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("line", "output"), list(console_blocks()), ids=lambda text: text[:40])
-def test_the_page_shows_what_the_command_prints(line: str, output: str) -> None:
-    assert run_command(line) == output, "python -m tests.planning.test_scale_doc writes it anew"
+def test_the_page_shows_the_output_of_its_commands(line: str, output: str) -> None:
+    assert run_command(line) == output, "update with: python -m tests.planning.test_scale_doc"
 
 
-def test_the_page_has_its_three_sizes_and_names_their_bottlenecks() -> None:
+def test_the_page_covers_three_sizes_and_their_bottlenecks() -> None:
     first = [
         (line.split()[2], re.findall(r"First bottleneck: ([a-z ]+),", output)) for line, output in console_blocks()
     ]
@@ -51,38 +51,34 @@ def test_the_page_has_its_three_sizes_and_names_their_bottlenecks() -> None:
     assert [names for _, names in first] == [["human review"]] * 4 + [["judging"]]
 
 
-def test_commands_without_output_are_ones_that_rlaif_knows() -> None:
+def test_commands_without_output_parse() -> None:
     lines = re.findall(r"(?m)^rlaif (.+)$", PAGE.read_text())
     assert len(lines) == 8
     for line in lines:
         parse(shlex.split(line))
 
 
-def test_what_a_process_takes_is_what_the_plan_counts_with() -> None:
-    table = dict(
-        re.findall(r"\| ([^|]+) \| ([\d.,]+) \|\n", PAGE.read_text().split("as `rlaif plan` counts with it")[1])
-    )
+def test_the_rates_of_one_process_match_the_plan() -> None:
+    table = dict(re.findall(r"\| ([^|]+) \| ([\d.,]+) \|\n", PAGE.read_text().split("one process in `rlaif plan`")[1]))
     numbers = {name: float(value.replace(",", "")) for name, value in table.items()}
     assert numbers == {
-        "requests a second": capacity.REQUESTS_PER_SECOND,
-        "records journaled a second": capacity.RECORDS_PER_SECOND,
-        "prompts taken in a second": capacity.PROMPTS_PER_SECOND,
-        "seconds to build pairs of a million prompts": pytest.approx(capacity.PAIRING_SECONDS_PER_PROMPT * 1e6),
+        "requests per second": capacity.REQUESTS_PER_SECOND,
+        "records journaled per second": capacity.RECORDS_PER_SECOND,
+        "prompts ingested per second": capacity.PROMPTS_PER_SECOND,
+        "seconds to build the pairs of a million prompts": pytest.approx(capacity.PAIRING_SECONDS_PER_PROMPT * 1e6),
         "memory for a million prompts, GB": pytest.approx(capacity.MEMORY_BYTES_PER_PROMPT * 1e6 / 1e9, abs=0.05),
     }
 
 
-def test_the_process_is_the_bottleneck_from_so_many_gpus_on() -> None:
-    gpus = int(re.findall(r"from about (\d+) GPUs on", PAGE.read_text())[0])
+def test_the_number_of_gpus_at_which_the_process_is_the_bottleneck() -> None:
+    gpus = int(re.findall(r"with about (\d+) GPUs or more", PAGE.read_text())[0])
     line = next(line for line, _ in console_blocks() if "--prompts 1M" in line)
     plan = json.loads(run_command(f"{line} --json"))
     hours = {stage["name"]: (stage["hours"], stage["gpu_hours"]) for stage in plan["stages"]}
     assert round((hours["sampling"][1] + hours["judging"][1]) / hours["dispatch"][0]) == gpus
 
 
-def test_prompts_are_split_and_datasets_merged_as_the_page_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pages_code_splits_prompts_and_merges_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split, merge = re.findall(r"(?s)```python\n(.*?)```", PAGE.read_text())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts").mkdir()
@@ -93,7 +89,7 @@ def test_prompts_are_split_and_datasets_merged_as_the_page_says(
     parts = [pl.read_parquet(path)["prompt"].to_list() for path in sorted(tmp_path.glob("part-*.parquet"))]
     assert len(parts) == 16
     assert sorted(prompt for part in parts for prompt in part) == sorted(questions)
-    assert sum(len(set(part)) for part in parts) == 200  # both copies of each are in the same part
+    assert sum(len(set(part)) for part in parts) == 200  # equal prompts are in the same part
     for part in range(2):
         run = Run(tmp_path / f"part-{part:02}")
         run.dataset.mkdir(parents=True)
