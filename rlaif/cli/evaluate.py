@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,6 @@ from rlaif.cli.options import (
     Budget,
     Concurrency,
     DryRun,
-    Limit,
     MaxFailures,
     RunPath,
     Seed,
@@ -21,34 +20,26 @@ from rlaif.cli.options import (
     log_early_stop,
     open_run_with_config,
     print_dry_run,
+    print_next_step,
+    setting_option,
 )
 
 
 def evaluate(
     run: RunPath,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[@MODEL]", show_default=False, help="Default: the judges that labelled."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="J", show_default=False, help="The model that judges.")
-    ] = None,
-    base_url: Annotated[
-        list[str] | None, typer.Option(metavar="URL", show_default=False, help="Where the judge is served.")
-    ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SRC", show_default=False, help="Default: the prompts that were held out."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="What was measured, as JSON.")] = False,
+    judge: Annotated[list[str] | None, setting_option("evaluate.judges", metavar="NAME[@MODEL]")] = None,
+    model: Annotated[str | None, setting_option("evaluate.model", "--model", "-m", metavar="J")] = None,
+    base_url: Annotated[list[str] | None, setting_option("evaluate.base_url", metavar="URL")] = None,
+    prompts: Annotated[list[str] | None, setting_option("evaluate.sources", metavar="SRC")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON")] = False,
     concurrency: Concurrency = None,
     seed: Seed = None,
-    limit: Limit = None,
+    limit: Annotated[int | None, setting_option("evaluate.limit")] = None,
     max_failures: MaxFailures = None,
     budget_usd: Budget = None,
     dry_run: DryRun = False,
 ) -> None:
-    """The trained model against its reference. Win rate, length, refusals, drift."""
+    """Compare the trained model with its reference: win rate, length, refusals, KL divergence"""
     target, settings = open_run_with_config(
         run,
         {
@@ -68,34 +59,29 @@ def evaluate(
         return
     with backends_for(target, settings) as backends:
         result = api.evaluate(target, settings, console.Console(), backends)
-    log_early_stop(result["stopped"])
-    for warning in result["warnings"]:
+    log_early_stop(result.stopped)
+    for warning in result.warnings:
         console.log(f"warning: {warning}")
     if json:
-        console.echo_json(result)
+        console.echo_json(result.as_json())
         return
-    for name in ("win_rate", "length_controlled_win_rate", "length_ratio", "kl_per_answer", "kl_per_token"):
-        if result[name]:
-            console.echo(f"{name.replace('_', ' ')}: {_format_interval(result[name])}")
-    for row in result["refusals"]:
-        parts = (f"{name} {_format_interval(row.get(name))}" for name in ("reference", "trained"))
-        console.echo(f"refused of prompts {row['prompt_class']}: {', '.join(parts)}")
-    if result["checks"]:
-        console.echo(
-            "checks met: "
-            + ", ".join(f"{name} {_format_interval(estimate)}" for name, estimate in map(dict.values, result["checks"]))
-        )
+    for label, estimate in (
+        ("win rate", result.win_rate),
+        ("length-controlled win rate", result.length_controlled_win_rate),
+        ("length ratio", result.length_ratio),
+        ("KL divergence per answer", result.kl_per_answer),
+        ("KL divergence per token", result.kl_per_token),
+    ):
+        if estimate:
+            console.echo(f"{label}: {estimate}")
+    for row in result.refusals:
+        rates = f"reference {row.reference or 'none'}, trained {row.trained or 'none'}"
+        console.echo(f"refusals on {row.prompt_class} prompts: {rates}")
+    if checks := result.checks:
+        console.echo(f"checks passed: reference {checks.reference}, trained {checks.trained}, gain {checks.gain}")
     console.echo(
-        f"{result['wins']:,} wins, {result['ties']:,} ties, {result['losses']:,} losses of {result['trained']} against "
-        f"{result['reference']} on {result['prompts']:,} of {result['source']}; "
-        f"{result['unparsable_verdicts']:,} without a readable verdict. "
-        f"Next: rlaif report {run}"
+        f"{result.wins:,} wins, {result.ties:,} ties, {result.losses:,} losses of {result.trained} against "
+        f"{result.reference} on {result.prompts:,} prompts from {result.source}; "
+        f"{result.unparsable_verdicts:,} without a readable verdict"
     )
-
-
-def _format_interval(estimate: dict[str, Any] | None) -> str:
-    return (
-        f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}] (n = {estimate['n']:,})"
-        if estimate
-        else "none"
-    )
+    print_next_step(run)

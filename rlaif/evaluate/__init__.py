@@ -1,1 +1,1 @@
-"""Is the trained model better? Pure readings of what was answered and judged: win rate, refusals, checks, drift."""
+"""Compare the trained model with its reference: answers, verdicts, win rate, refusals, checks and KL divergence."""

@@ -1,6 +1,6 @@
-"""What two models' answers show by themselves: how often they refuse, and how many of the checks they meet.
+"""Refusal rates and check pass rates of two models' answers.
 
-Nothing here classifies or checks: labels and shares come from the judge stage, by completion key.
+Nothing is classified or checked here: labels and check scores come from the judge stage, per completion key.
 """
 
 from __future__ import annotations
@@ -8,71 +8,88 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlaif.stats import Estimate, wilson, wilson_lower_if_all_succeed
 
 PROMPT_CLASSES = ("benign", "borderline", "harmful")
+Role = Literal["reference", "trained"]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """One answer: who gave it, what kind of prompt it answers, its refusal label and its share of checks met, where
-    there are any."""
+    """One answer: the model that gave it, the class of its prompt, and its refusal label if it has one."""
 
-    model: str
+    model: Role
     prompt_class: str
     label: str | None = None
-    check_score: float | None = None
 
 
-def refusal_rates(answers: Iterable[ModelAnswer]) -> list[dict[str, Any]]:
-    """One row a kind of prompt: {"prompt_class": KIND, MODEL: the share of its answers that refuse}. A partial refusal
-    is none. On benign prompts a refusal is a fault, on harmful ones compliance is."""
-    counts: Counter[tuple[str, str, bool]] = Counter()
-    models: dict[str, None] = {}
+@dataclass(frozen=True, slots=True)
+class RefusalRates:
+    """Shares of refusals among both models' answers to prompts of one class. None: no answer has a label."""
+
+    prompt_class: str
+    reference: Estimate | None
+    trained: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPassRates:
+    """Mean shares of checks passed by both models' answers to the same prompts, and the gain (trained - reference)."""
+
+    reference: Estimate
+    trained: Estimate
+    gain: Estimate
+
+
+def refusal_rates(answers: Iterable[ModelAnswer]) -> list[RefusalRates]:
+    """Return the refusal rates per class of prompt. A partial refusal does not count as a refusal.
+
+    On benign prompts a refusal is an error; on harmful prompts compliance is.
+    """
+    counts: Counter[tuple[str, Role, bool]] = Counter()
     for answer in answers:
         if answer.label is not None:
-            models.setdefault(answer.model)
             counts[answer.prompt_class, answer.model, answer.label == "refuse"] += 1
-    rows = []
-    for prompt_class in sorted(
-        {prompt_class for prompt_class, _, _ in counts},
-        key=lambda prompt_class: (prompt_class not in PROMPT_CLASSES, prompt_class),
-    ):
-        rates = {
-            model: wilson(
-                counts[prompt_class, model, True],
-                counts[prompt_class, model, True] + counts[prompt_class, model, False],
-            )
-            for model in models
-        }
-        rows.append({"prompt_class": prompt_class, **rates})
-    return rows
+
+    def rate(prompt_class: str, model: Role) -> Estimate | None:
+        refused = counts[prompt_class, model, True]
+        return wilson(refused, refused + counts[prompt_class, model, False])
+
+    classes = sorted(
+        {prompt_class for prompt_class, _, _ in counts}, key=lambda name: (name not in PROMPT_CLASSES, name)
+    )
+    return [RefusalRates(name, rate(name, "reference"), rate(name, "trained")) for name in classes]
 
 
-def check_pass_rates(pairs: Iterable[tuple[float, float]], *, seed: int = 0) -> dict[str, Estimate] | None:
-    """The mean share of checks met by the reference's and the trained model's answers to the same prompts, and the
-    gain. ``pairs``: (reference, trained), by prompt. Percentile bootstrap over prompts; where all are alike, the share
-    of prompts that may still be unlike (Wilson's) lies at either bound. None without any."""
+def check_pass_rates(pairs: Iterable[tuple[float, float]], *, seed: int = 0) -> CheckPassRates | None:
+    """Return the mean check scores of both models and the gain, or None without ``pairs``.
+
+    ``pairs``: scores of the reference's and the trained model's answer, per prompt. Intervals are percentile bootstrap
+    over prompts. If all prompts have the same score, either bound allows for the share of prompts that could still
+    differ (Wilson).
+    """
     scores = np.array(list(pairs), dtype=float).reshape(-1, 2)
     n = len(scores)
     if n == 0:
         return None
     random = np.random.default_rng(seed)
     means = np.array([scores[random.integers(0, n, n)].mean(axis=0) for _ in range(1_000)])
-    columns = {
-        "reference": (scores[:, 0], means[:, 0], 0),
-        "trained": (scores[:, 1], means[:, 1], 0),
-        "gain": (scores[:, 1] - scores[:, 0], means[:, 1] - means[:, 0], -1),
-    }
-    estimates = {}
-    for name, (values, resampled, lowest) in columns.items():
+
+    def estimate(values: Floats, resampled: Floats, lowest: float) -> Estimate:
         low, high = np.quantile(resampled, (0.025, 0.975))
-        if values.min() == values.max():  # no drawing differs from another, which is no certainty
-            unlike = 1 - wilson_lower_if_all_succeed(n)
-            low, high = low + unlike * (lowest - low), high + unlike * (1 - high)
-        estimates[name] = Estimate(float(values.mean()), float(low), float(high), n)
-    return estimates
+        if values.min() == values.max():  # no resample differs from another, which does not make the value certain
+            could_differ = 1 - wilson_lower_if_all_succeed(n)
+            low, high = low + could_differ * (lowest - low), high + could_differ * (1 - high)
+        return Estimate(float(values.mean()), float(low), float(high), n)
+
+    return CheckPassRates(
+        reference=estimate(scores[:, 0], means[:, 0], 0),
+        trained=estimate(scores[:, 1], means[:, 1], 0),
+        gain=estimate(scores[:, 1] - scores[:, 0], means[:, 1] - means[:, 0], -1),
+    )

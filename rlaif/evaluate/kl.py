@@ -1,9 +1,9 @@
-"""How far the trained model has gone from its reference: KL(trained || reference), from its own answers.
+"""KL divergence of the trained model from its reference, KL(trained || reference), from the trained model's answers.
 
-A Monte Carlo estimate: the mean of log p_trained - log p_reference over answers sampled from the trained model. Both
-are computed by transformers in one pass each over the sampled answers, with the adapter on and off where there is one,
-and both at temperature 1: for answers sampled at another one, or with top_p below 1, the mean is no estimate of the KL
-(``kl_caveat``). It is told all the same, as evaluations that sample alike can be compared by it.
+A Monte Carlo estimate: the mean of log p_trained - log p_reference over answers sampled from the trained model.
+transformers computes both terms in one pass each over the answers; with an adapter, once with it and once without.
+Both terms are at temperature 1. For answers sampled at another temperature, or with top_p below 1, the mean is biased
+(``kl_caveat``). It is reported anyway, because evaluations that sample alike can be compared by it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,33 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rlaif.records import to_template_turn
 from rlaif.stats import Estimate
 
 MAX_TOKENS = 1_024
+"""Tokens of prompt and answer; the rest of a longer answer is ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class KlEstimate:
+    """KL divergence in nats, per answer and per token."""
+
+    per_answer: Estimate
+    per_token: Estimate
 
 
 def estimate_kl(
     answers: Sequence[tuple[Mapping[str, Any], str]], *, reference: str, trained: str, adapter: bool
-) -> dict[str, Estimate] | None:
-    """``answers``: (prompt, text) of the trained model, a prompt being its messages and tools, if it has some, as the
-    chat completions protocol has them. ``reference`` and ``trained`` are folders or hub names; with
-    ``adapter``, ``trained`` is an adapter over ``reference``. Gives nats by ``answer`` and by ``token``; None where no
-    answer has a token within the first ``MAX_TOKENS``."""
+) -> KlEstimate | None:
+    """Estimate the divergence from ``answers``, or return None if no answer has a token within ``MAX_TOKENS``.
+
+    ``answers``: (prompt, text) of the trained model; a prompt has "messages" and perhaps "tools", as in the chat
+    completions protocol. ``reference`` and ``trained``: folders or hub names; with ``adapter``, ``trained`` is an
+    adapter on top of ``reference``.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,27 +60,27 @@ def estimate_kl(
     log_ratios = [after - before for before, after in zip(reference_logprobs, trained_logprobs, strict=True)]
     counts = [len(ids) - start for ids, start in batches]
     per_token = sum(log_ratios) / sum(counts)
-    # A ratio of sums: its spread is that of what each answer adds beyond its share of tokens.
+    # A ratio of sums: its variance is that of each answer's difference from what its tokens predict.
     residuals = [log_ratio - per_token * count for log_ratio, count in zip(log_ratios, counts, strict=True)]
-    return {
-        "answer": _normal_interval(log_ratios, sum(log_ratios) / len(log_ratios), 1.0),
-        "token": _normal_interval(residuals, per_token, len(counts) / sum(counts)),
-    }
+    return KlEstimate(
+        per_answer=_normal_interval(log_ratios, sum(log_ratios) / len(log_ratios), 1.0),
+        per_token=_normal_interval(residuals, per_token, len(counts) / sum(counts)),
+    )
 
 
 def kl_caveat(temperature: float, top_p: float) -> str | None:
-    """What to say beside the figure of answers that were sampled so, or None."""
+    """Return a warning about answers sampled with these settings, or None at 1 and 1."""
     if temperature == 1 and top_p == 1:
         return None
     return (
-        f"the answers were sampled at temperature {temperature:g} and top_p {top_p:g}, the KL is measured at 1 and 1: "
-        "it is biased, and comparable only with evaluations that sampled alike"
+        f"the answers were sampled at temperature {temperature:g} and top_p {top_p:g}, but the KL divergence is "
+        "measured at 1 and 1: it is biased, and comparable only between evaluations with the same sampling settings"
     )
 
 
 @contextlib.contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Without the bars that transformers draws while it loads."""
+    """Disable the progress bars of transformers."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
@@ -81,7 +93,7 @@ def silence_libraries() -> Iterator[None]:
 
 
 def _tokens(tokenizer: Any, prompt: Mapping[str, Any], text: str) -> tuple[list[int], int] | None:
-    """The token ids of prompt and answer, and where the answer begins."""
+    """Return the token ids of prompt and answer, and the index of the answer's first token."""
     encoded = tokenizer.apply_chat_template(
         [to_template_turn(turn) for turn in prompt["messages"]],
         tools=prompt.get("tools") or None,
@@ -104,7 +116,7 @@ def _answer_logprob(model: Any, ids: list[int], start: int, device: str) -> floa
 
 
 def _normal_interval(values: Sequence[float], value: float, scale: float) -> Estimate:
-    """``value`` with the normal interval of the mean of ``values`` times ``scale``."""
+    """Return ``value`` with the 95 % normal interval of the mean of ``values``, its width times ``scale``."""
     n = len(values)
     mean = sum(values) / n
     variance = sum((item - mean) ** 2 for item in values) / max(n - 1, 1)

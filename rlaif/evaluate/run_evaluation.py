@@ -1,9 +1,9 @@
-"""``evaluate``: the trained model against its reference, on prompts that were never trained on.
+"""``evaluate``: compare the trained model with its reference on prompts that it was not trained on.
 
-RUN/evaluation is a run of its own: its prompts are the held-out ones, its completions are both models' answers, its
-verdicts compare them in both orders. So it is resumed like any other, and what the reference has answered once is not
-asked again for the next model. It holds what every evaluation asked for; each takes of it what its own prompts and
-settings ask for, and no more. What was measured stands in RUN/evaluation/evaluation.json.
+RUN/evaluation is a run directory of its own: its prompts are the held-out ones, its completions are both models'
+answers, and its verdicts compare them in both orders. So an evaluation resumes like any other run, and the reference's
+answers are reused for the next trained model. The journals keep the records of every evaluation; each evaluation uses
+only those that its own prompts and settings ask for. The result is in RUN/evaluation/evaluation.json.
 """
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import polars as pl
 
 from rlaif.config.models import Config, PanelMemberConfig, PolicyConfig
 from rlaif.errors import UsageError
-from rlaif.evaluate import results as measures
-from rlaif.evaluate.trained_model import EVALUATION_DIR, EvaluatedModels, evaluated_models, nothing_held_out_error
+from rlaif.evaluate.evaluation_result import EvaluationResult
+from rlaif.evaluate.results import collect_results
+from rlaif.evaluate.trained_model import (
+    EVALUATION_DIR,
+    EVALUATION_FILE,
+    EvaluatedModels,
+    evaluated_models,
+    nothing_held_out_error,
+)
 from rlaif.generate import ingest, sampling
 from rlaif.judge import check_schema, rule_based, runner
 from rlaif.labeling import judging
@@ -32,22 +39,24 @@ from rlaif.llm.reporter import Reporter
 from rlaif.llm.stage_limits import StageLimits, new_meter, raise_if_too_many_failures
 from rlaif.llm.usage import UsageMeter
 from rlaif.pair import candidates
-from rlaif.records import Failure, Prompt
+from rlaif.records import Prompt
 from rlaif.run import frames
-from rlaif.run.atomic_write import atomic_write_bytes
 from rlaif.run.journal import JournalReader, iter_records
 from rlaif.run.run import Run
 
 
 def eval_judges(config: Config) -> list[runner.PanelJudge]:
-    """Those that will compare. Raises :class:`UsageError` where none does, or one cannot be asked as is wanted."""
+    """Return the judges that will compare.
+
+    Raises :class:`UsageError` if no judge compares, or if a judge does not support the configured output mode.
+    """
     panel = [
         panel_judge
         for panel_judge in judging.load_panel(_eval_panel_config(config))
         if panel_judge.definition.file.kind == "compare"
     ]
     if not panel:
-        raise UsageError("none of the judges compares two answers", hint="Give --judge NAME of a judge that does.")
+        raise UsageError("none of the judges compares two answers", hint="Pass `--judge NAME` of a judge that does.")
     for panel_judge in panel:
         runner.check_output_mode(panel_judge, config)
     return panel
@@ -60,15 +69,15 @@ def evaluate(
     backends: ModelBackends,
     *,
     limits: StageLimits | None = None,
-) -> dict[str, Any]:
-    """Answer, compare, measure; returns what it wrote to evaluation.json. Raises :class:`TooManyFailuresError` at the
-    end.
+) -> EvaluationResult:
+    """Sample answers, compare them, compute the metrics and write evaluation.json.
 
-    ``config`` is the run's as judged: without judges under [evaluate], those that labelled compare here too.
+    ``config`` is the run's as judged: without judges under [evaluate], the judges that labeled also compare here.
+    Raises :class:`TooManyFailuresError` after writing the result if too many requests failed.
     """
     models = evaluated_models(run, config)
     eval_config, panel = _eval_config(config, models), eval_judges(config)
-    eval_prompts = _load_prompts(run, eval_config, reporter.log)
+    requested_prompts = _load_prompts(run, eval_config, reporter.log)
     backends.register_local_model(models.local)
     eval_run = Run(run.path / EVALUATION_DIR)
     usage = new_meter("evaluate", config, limits)
@@ -78,56 +87,71 @@ def evaluate(
     with run.lock(), eval_run.lock():
         run.start_stage("evaluate", config)
         try:
-            prompts = _journal_prompts(eval_run, eval_prompts)
-            eval_run.start_stage("generate", eval_config, restart=True)
+            prompts = _journal_prompts(eval_run, requested_prompts)
             with reporter.progress(usage):
-                try:
-                    sampling.sample(
-                        eval_run, eval_config, backends, usage, prompt_offsets=set(prompts["prompt_offset"])
-                    )
-                finally:
-                    eval_run.finish_stage("generate", **usage.summary())
-                eval_run.start_stage("judge", eval_config, restart=True)
-                try:
-                    pairs = _pair_answers(eval_run, eval_config, prompts)
-                    verdict_keys = _run_rule_based(eval_run, pairs, usage)
-                    for panel_judge in panel:
-                        verdict_keys |= _run_judge(eval_run, eval_config, backends, panel_judge, pairs, usage)
-                finally:
-                    eval_run.finish_stage("judge")
-            backends.close()  # its memory is needed for the drift
+                _sample_answers(eval_run, eval_config, backends, prompts, usage)
+                pairs, verdict_keys = _judge_answers(eval_run, eval_config, backends, panel, prompts, usage)
+            backends.close()  # the KL divergence needs the memory of the servers
             stop_reason = usage.stop_reason()
-            if stop_reason:  # the drift takes minutes, and is measured when the rest is there
+            if stop_reason:  # the KL divergence takes minutes; the next start measures it, once everything is judged
                 eval_config = eval_config.model_copy(
                     update={"evaluate": eval_config.evaluate.model_copy(update={"kl_samples": 0})}
                 )
-            results = measures.collect_results(
-                run, eval_run, eval_config, models, panel, prompts, pairs, verdict_keys, reporter
-            )
-            results["stopped"] = stop_reason
-            encoded = orjson.dumps(results, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-            atomic_write_bytes(eval_run.path / "evaluation.json", encoded)
+            result = collect_results(run, eval_run, eval_config, models, panel, prompts, pairs, verdict_keys, reporter)
+            result.stopped = stop_reason
+            result.write(eval_run.path / EVALUATION_FILE)
         finally:
             run.finish_stage("evaluate", **usage.summary())
     raise_if_too_many_failures(config, usage)
-    return results
+    return result
+
+
+def _sample_answers(
+    eval_run: Run, config: Config, backends: ModelBackends, prompts: pl.DataFrame, usage: UsageMeter
+) -> None:
+    """Sample the pending answers of both models to ``prompts``."""
+    eval_run.start_stage("generate", config, restart=True)
+    try:
+        sampling.sample(eval_run, config, backends, usage, prompt_offsets=set(prompts["prompt_offset"]))
+    finally:
+        eval_run.finish_stage("generate", **usage.summary())
+
+
+def _judge_answers(
+    eval_run: Run,
+    config: Config,
+    backends: ModelBackends,
+    panel: list[runner.PanelJudge],
+    prompts: pl.DataFrame,
+    usage: UsageMeter,
+) -> tuple[pl.DataFrame, set[str]]:
+    """Judge both models' answers. Returns the pairs (:func:`_pair_answers`) and the keys of their verdicts."""
+    eval_run.start_stage("judge", config, restart=True)
+    try:
+        pairs = _pair_answers(eval_run, config, prompts)
+        verdict_keys = _run_rule_based(eval_run, pairs, usage)
+        for panel_judge in panel:
+            verdict_keys |= _run_judge(eval_run, config, backends, panel_judge, pairs, usage)
+    finally:
+        eval_run.finish_stage("judge")
+    return pairs, verdict_keys
 
 
 def _eval_config(config: Config, models: EvaluatedModels) -> Config:
-    """The settings of the inner run: both models answer each prompt once; its judges are those of [evaluate]."""
+    """Return the settings of the evaluation's run: both models answer each prompt once, judged as [evaluate] says."""
     sampler = config.sampler.model_copy(update={"model": [], "base_url": [], "n": 2})
     policies = [PolicyConfig(model=models.reference), PolicyConfig(model=models.trained)]
     return _eval_panel_config(config).model_copy(update={"sampler": sampler, "policies": policies})
 
 
 def _eval_panel_config(config: Config) -> Config:
-    """``config`` with the seats of the evaluation: those that label, or those that [evaluate] names.
+    """Return ``config`` with the judges of the evaluation: those that [evaluate] names, else those that label.
 
-    A model that labels is asked where it labels, and with the same settings of vLLM's. ``evaluate.base_url`` goes over
-    that for every seat.
+    A model that also labels keeps its endpoint and its vLLM settings. ``evaluate.base_url`` overrides the endpoint of
+    every judge.
     """
     requested, members = config.evaluate, list[PanelMemberConfig]()
-    with contextlib.suppress(UsageError):  # who compares may be named without anybody who labels
+    with contextlib.suppress(UsageError):  # [evaluate] may name judges although none is configured for labeling
         members = config.panel_members()
     member_by_model = {member.model: member for member in reversed(members)}
     if requested.judges or requested.model or not members:
@@ -152,9 +176,10 @@ def _eval_panel_config(config: Config) -> Config:
 
 
 def _load_prompts(run: Run, config: Config, log: Callable[[str], None]) -> list[Prompt]:
-    """What is to be answered: the prompts of ``evaluate.sources``, else those that this run held out. Writes nothing.
+    """Return the prompts of ``evaluate.sources`` or, without sources, those that the run held out. Writes nothing.
 
-    Raises what stands in the way of them, checks that cannot be run among it, before anything is asked."""
+    Raises :class:`UsageError` if no prompt is found, or if a prompt's checks cannot be evaluated.
+    """
     requested = config.evaluate
     if requested.sources:
         prompts_config = config.prompts.model_copy(
@@ -165,7 +190,9 @@ def _load_prompts(run: Run, config: Config, log: Callable[[str], None]) -> list[
                 "decontaminate_against": [],
             }
         )
-        with tempfile.TemporaryDirectory() as folder:  # ids tell these prompts apart, not all that were ever given
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # ids must be unique among these prompts, not among those of all evaluations
             scratch = Run(folder)
             ingest.ingest_prompts(scratch, config.model_copy(update={"prompts": prompts_config}), log)
             prompts = [Prompt.model_validate(record) for _, record in iter_records(scratch.journal_path("prompts"))]
@@ -183,9 +210,11 @@ def _load_prompts(run: Run, config: Config, log: Callable[[str], None]) -> list[
 
 
 def _journal_prompts(eval_run: Run, prompts: list[Prompt]) -> pl.DataFrame:
-    """``prompts`` as the inner run has them, which is given what it lacks. A prompt that is asked for under another id,
-    or with other checks, than before is journaled anew: the newest counts. Columns: key, prompt_id, tags,
-    prompt_offset."""
+    """Add the new ones of ``prompts`` to the evaluation's journal and return them all as it has them.
+
+    A prompt that has another id or other checks than before is journaled again; the last record counts. Columns: key,
+    prompt_id, tags, prompt_offset.
+    """
     requested = {prompt.key: prompt for prompt in prompts}
     existing = {
         record["key"]: Prompt.model_validate(record)
@@ -202,8 +231,10 @@ def _journal_prompts(eval_run: Run, prompts: list[Prompt]) -> pl.DataFrame:
 
 
 def _requested_answers(eval_run: Run, config: Config, prompt_offsets: set[int] | None = None) -> pl.DataFrame:
-    """The answers that ``config`` asks for, one of each model to each prompt (at the byte offsets ``prompt_offsets``),
-    whether they are there or not. Columns: prompt_id, key, role ("reference" or "trained")."""
+    """Return the answers that ``config`` asks for, sampled or pending: one of each model per prompt.
+
+    ``prompt_offsets``: byte offsets of the prompts. Columns: prompt_id, key, role ("reference" or "trained").
+    """
     rows = [
         (request.prompt_id, request.keys[0], role)
         for policy_index, role in enumerate(("reference", "trained"))
@@ -213,8 +244,11 @@ def _requested_answers(eval_run: Run, config: Config, prompt_offsets: set[int] |
 
 
 def _pair_answers(eval_run: Run, config: Config, prompts: pl.DataFrame) -> pl.DataFrame:
-    """One row for each of ``prompts`` that both have answered. Columns: prompt_id, prompt_offset, a, b, a_offset,
-    b_offset, trained_side ("a" or "b"), trained_chars, reference_chars, identical."""
+    """Return one row for each of ``prompts`` that both models have answered.
+
+    Columns: prompt_id, prompt_offset, a, b, a_offset, b_offset, trained_side ("a" or "b"), trained_chars,
+    reference_chars, identical.
+    """
     answers = frames.read_journal_frame(
         eval_run.journal_path("completions"), frames.COMPLETIONS, candidates.summarize_texts
     )
@@ -240,159 +274,154 @@ def _pair_answers(eval_run: Run, config: Config, prompts: pl.DataFrame) -> pl.Da
     ).sort("prompt_id")
 
 
+@contextlib.contextmanager
+def _open_readers(eval_run: Run) -> Iterator[tuple[JournalReader, JournalReader]]:
+    """Open readers of the prompts' and of the completions' journal."""
+    with (
+        JournalReader(eval_run.journal_path("prompts")) as prompts,
+        JournalReader(eval_run.journal_path("completions")) as answers,
+    ):
+        yield prompts, answers
+
+
 def _run_rule_based(eval_run: Run, pairs: pl.DataFrame, usage: UsageMeter) -> set[str]:
-    """Journal what the prompts' checks and the text classifier of refusals say of each answer. Returns the keys of what
-    the checks say."""
-    rows = pl.concat(
+    """Journal the verdicts of the prompts' checks and of the text classifier of refusals on each answer.
+
+    Returns the keys of the checks' verdicts.
+    """
+    inputs = pl.concat(
         [pairs.select("prompt_offset", answer=side, none=pl.lit(None, pl.Int64)) for side in ("a_offset", "b_offset")]
     ).sort("prompt_offset")
-    prompts, texts = (
-        JournalReader(eval_run.journal_path("prompts")),
-        JournalReader(eval_run.journal_path("completions")),
-    )
-    try:
+    with _open_readers(eval_run) as (prompts, answers):
         with eval_run.journal("verdicts") as journal:
-            records = rule_based.rule_based_verdicts(rows.iter_rows(), prompts.read_at, texts.read_at, journal)
-            for batch in iter(lambda: list(itertools.islice(records, judging.RECORD_BATCH)), []):
-                journal.append(batch)
-                for record in batch:
-                    if isinstance(record, Failure):  # counted, but no sign that a server fails
-                        usage.failures[record.kind] += 1
-                        usage.last_error = record.error
-        prompt_answers = (
-            (prompts.read_at(offset), answers)
-            for offset, *answers in pairs.select("prompt_offset", "a", "b").iter_rows()
-        )
-        return {
-            check_schema.check_key(prompt, key)
-            for prompt, answers in prompt_answers
-            if prompt["checks"]
-            for key in answers
-        }
-    finally:
-        prompts.close()
-        texts.close()
+            rule_based.run_rule_based(inputs.iter_rows(), prompts.read_at, answers.read_at, journal, usage)
+        keys = set()
+        for prompt_offset, *answer_keys in pairs.select("prompt_offset", "a", "b").iter_rows():
+            prompt = prompts.read_at(prompt_offset)
+            if prompt["checks"]:
+                keys |= {check_schema.check_key(prompt, key) for key in answer_keys}
+        return keys
 
 
 def _run_judge(
     eval_run: Run,
     config: Config,
     backends: ModelBackends,
-    panel_judge: runner.PanelJudge,
+    judge: runner.PanelJudge,
     pairs: pl.DataFrame,
     usage: UsageMeter,
 ) -> set[str]:
-    """Ask one judge about every pair of answers that differ, in both orders. Returns the keys of its verdicts."""
-    work = pairs.filter(~pl.col("identical")).select("prompt_offset", "a_offset", "b_offset")
-    prompts, texts = (
-        JournalReader(eval_run.journal_path("prompts")),
-        JournalReader(eval_run.journal_path("completions")),
-    )
-
-    def judge_inputs() -> Iterator[runner.JudgeInput]:
-        for row in work.iter_rows():
-            yield runner.JudgeInput(*row)
-
-    # Of vLLM's settings there are none for a server that somebody else keeps, though the run had one of its own.
-    options = {} if panel_judge.member_config.base_url else panel_judge.vllm_settings(config)
+    """Ask one judge about every pair of different answers, in both orders. Returns the keys of its verdicts."""
+    member = judge.member_config
+    # An external server takes no vLLM settings, even if the run had some for a server of its own.
+    vllm_settings = {} if member.base_url else judge.vllm_settings(config)
+    offsets = pairs.filter(~pl.col("identical")).select("prompt_offset", "a_offset", "b_offset")
+    inputs = [runner.JudgeInput(*row) for row in offsets.iter_rows()]
     modes: dict[str, Any] = eval_run.manifest()["stages"]["judge"].get("output_modes", {})
+    mode = modes.get(judge.name)
 
-    def on_mode_resolved(mode: str) -> None:
-        modes[panel_judge.name] = mode
-        eval_run.update_manifest("judge", output_modes=modes)
+    def save_mode(resolved: str) -> None:
+        eval_run.update_manifest("judge", output_modes={**modes, judge.name: resolved})
 
-    try:
+    with _open_readers(eval_run) as (prompts, answers):
         if not usage.stop_reason():
-            usage.description, usage.total = (
-                f"evaluate: {panel_judge.name}",
-                usage.answers + usage.skipped + 2 * work.height,
-            )
+            usage.description, usage.total = f"evaluate: {judge.name}", usage.answers + usage.skipped
             with eval_run.journal("verdicts") as journal:
-                runner.run_judge(
-                    panel_judge,
-                    config,
-                    judge_inputs,
-                    prompts.read_at,
-                    texts.read_at,
-                    lambda: backends.client_for(
-                        panel_judge.member_config.model, panel_judge.member_config.base_url, options, usage
-                    ),
-                    journal,
-                    usage,
-                    on_mode_resolved,
+                mode = (
+                    runner.run_judge(
+                        judge,
+                        config,
+                        lambda: inputs,
+                        prompts.read_at,
+                        answers.read_at,
+                        lambda: backends.client_for(member.model, member.base_url, vllm_settings, usage),
+                        journal,
+                        usage,
+                        save_mode,
+                    )
+                    or mode
                 )
-        mode = modes.get(panel_judge.name)
-        requests = (
-            runner.judge_requests(panel_judge, mode, config, judge_inputs(), prompts.read_at, texts.read_at)
-            if mode
-            else ()
-        )
+        if not mode:
+            return set()
+        requests = runner.judge_requests(judge, mode, config, inputs, prompts.read_at, answers.read_at)
         return {request.keys[0] for request in requests}
-    finally:
-        prompts.close()
-        texts.close()
 
 
 def plan_evaluate(run: Run, config: Config) -> dry_run.DryRun:
-    """The plan of ``evaluate``: both models' answers, and each judge's verdicts on all of them that may differ. Answers
-    that are still owed count at their allowed length."""
+    """Estimate the requests of ``evaluate``: both models' answers, and verdicts on all pairs that may differ.
+
+    Pending answers count with their maximum length.
+    """
     models = evaluated_models(run, config)
     eval_config, panel = _eval_config(config, models), eval_judges(config)
     prompts = _load_prompts(run, eval_config, log=lambda _: None)
     eval_run = Run(run.path / EVALUATION_DIR)
     plan = dry_run.DryRun(None, 0, 0, 0, 0.0, at_most=True)
+    requested = _plan_answers(plan, eval_run, eval_config, prompts)
+    num_answers = plan.calls
+    _plan_verdicts(plan, eval_run, eval_config, panel, prompts, requested)
+    plan.description = f"{num_answers:,} answers and at most {plan.calls - num_answers:,} verdicts"
+    return plan
+
+
+def _plan_answers(plan: dry_run.DryRun, eval_run: Run, config: Config, prompts: list[Prompt]) -> pl.DataFrame:
+    """Add the requests for pending answers to ``plan``; return all requested answers (:func:`_requested_answers`)."""
+    answered = dry_run.answered_keys(eval_run.journal_path("completions"))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Run(Path(folder))
         with scratch.journal("prompts") as journal:
             journal.append(prompts)
-        answered = dry_run.answered_keys(eval_run.journal_path("completions"))
-        for policy_index, policy in enumerate(eval_config.policies_resolved()):
-            requests = sampling.pending_requests(scratch, eval_config, policy_index, answered)
-            dry_run.add_requests(plan, requests, policy.model, policy.base_url, eval_config.sampler.max_tokens)
-        requested = _requested_answers(scratch, eval_config)
-    answers, pairs = plan.calls, _pending_pairs(eval_run, requested)
-    prompt_by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    modes, answered = (
-        eval_run.manifest()["stages"].get("judge", {}).get("output_modes", {}),
-        dry_run.answered_keys(eval_run.journal_path("verdicts")),
-    )
-    work = [runner.JudgeInput(index, 2 * index, 2 * index + 1) for index in range(len(pairs))]
-    with contextlib.ExitStack() as stack:
-        path = eval_run.journal_path("completions")
-        texts = stack.enter_context(contextlib.closing(JournalReader(path))) if path.exists() else None
+        for policy_index, policy in enumerate(config.policies_resolved()):
+            requests = sampling.pending_requests(scratch, config, policy_index, answered)
+            dry_run.add_requests(plan, requests, policy.model, policy.base_url, config.sampler.max_tokens)
+        return _requested_answers(scratch, config)
 
-        def answer(index: int) -> dict[str, Any]:
-            _, *sides = pairs[index // 2]
-            key, offset = sides[index % 2]
-            if texts is None or offset is None:
-                return {"key": key, "text": "x" * (eval_config.sampler.max_tokens * dry_run.CHARS_PER_TOKEN)}
-            return texts.read_at(offset)
 
-        def prompt(index: int) -> dict[str, Any]:
-            return prompt_by_id[pairs[index][0]].model_dump(mode="json", exclude_none=True)
+def _plan_verdicts(
+    plan: dry_run.DryRun,
+    eval_run: Run,
+    config: Config,
+    panel: list[runner.PanelJudge],
+    prompts: list[Prompt],
+    requested: pl.DataFrame,
+) -> None:
+    """Add the requests for pending verdicts to ``plan``. A pending answer is replaced by a text of maximum length."""
+    pairs = _pairs_to_judge(eval_run, requested)
+    prompt_by_id = {prompt.prompt_id: prompt.model_dump(mode="json", exclude_none=True) for prompt in prompts}
+    modes = eval_run.manifest()["stages"].get("judge", {}).get("output_modes", {})
+    answered = dry_run.answered_keys(eval_run.journal_path("verdicts"))
+    inputs = [runner.JudgeInput(index, 2 * index, 2 * index + 1) for index in range(len(pairs))]
+    placeholder = "x" * (config.sampler.max_tokens * dry_run.CHARS_PER_TOKEN)
+    path = eval_run.journal_path("completions")
+    with JournalReader(path) if path.exists() else contextlib.nullcontext() as answers:
 
-        for panel_judge in panel:
-            mode = modes.get(panel_judge.name) or runner.expected_output_mode(panel_judge, eval_config)
-            requests = runner.judge_requests(panel_judge, mode, eval_config, work, prompt, answer)
+        def fetch_answer(index: int) -> dict[str, Any]:
+            key, offset = pairs[index // 2].answers[index % 2]
+            if answers is None or offset is None:
+                return {"key": key, "text": placeholder}
+            return answers.read_at(offset)
+
+        def fetch_prompt(index: int) -> dict[str, Any]:
+            return prompt_by_id[pairs[index].prompt_id]
+
+        for judge in panel:
+            mode = modes.get(judge.name) or runner.expected_output_mode(judge, config)
+            requests = runner.judge_requests(judge, mode, config, inputs, fetch_prompt, fetch_answer)
             pending = (request for request in requests if request.keys[0] not in answered)
-            dry_run.add_requests(
-                plan,
-                pending,
-                panel_judge.member_config.model,
-                panel_judge.member_config.base_url,
-                eval_config.judge.max_tokens,
-            )
-    plan.description = f"{answers:,} answers and at most {plan.calls - answers:,} verdicts"
-    return plan
+            member = judge.member_config
+            dry_run.add_requests(plan, pending, member.model, member.base_url, config.judge.max_tokens)
 
 
-AnswerRef = tuple[str, int | None]
-"""Its key, and the byte offset at which it stands, if it does."""
+@dataclass(frozen=True)
+class _PairToJudge:
+    """A prompt and its two answers: key, and byte offset or None if the answer is pending."""
+
+    prompt_id: str
+    answers: tuple[tuple[str, int | None], tuple[str, int | None]]
 
 
-def _pending_pairs(eval_run: Run, requested: pl.DataFrame) -> list[tuple[str, AnswerRef, AnswerRef]]:
-    """The prompts (by id) and their two answers of those that ``requested`` (:func:`_requested_answers`) has, the
-    smaller key first, without those that are known to be the same."""
+def _pairs_to_judge(eval_run: Run, requested: pl.DataFrame) -> list[_PairToJudge]:
+    """Return the pairs of ``requested`` answers, the smaller key first, without those known to be identical."""
     completions = frames.read_journal_frame(
         eval_run.journal_path("completions"), frames.COMPLETIONS, candidates.summarize_texts
     )
@@ -400,7 +429,7 @@ def _pending_pairs(eval_run: Run, requested: pl.DataFrame) -> list[tuple[str, An
         "prompt_id", "key"
     )
     return [
-        (prompt_id, *pair.select("key", "offset").rows())
+        _PairToJudge(str(prompt_id), tuple(pair.select("key", "offset").rows()))  # type: ignore[arg-type]
         for (prompt_id,), pair in answers.group_by("prompt_id", maintain_order=True)
         if pair["text_hash"].null_count() or pair["text_hash"].n_unique() > 1
     ]

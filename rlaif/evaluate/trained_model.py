@@ -1,4 +1,4 @@
-"""What a training left, and what it is compared with: whether there is anything to evaluate, or nothing left to."""
+"""The trained model and its reference: find both, and check that there is something to evaluate."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 import orjson
 
 from rlaif.config.models import Config
-from rlaif.config.resume import trained_model_name
 from rlaif.errors import UsageError
+from rlaif.evaluate.evaluation_result import EvaluationResult, read_evaluation
 from rlaif.llm.backends import LocalModel
 from rlaif.run.journal import iter_records
 from rlaif.run.run import Run
+from rlaif.run.training_output import trained_model_name, training_output
 
+EVALUATION_FILE = "evaluation.json"
 EVALUATION_DIR = "evaluation"
-"""Of the run that an evaluation is, in the run's own."""
+"""Directory of the evaluation inside the run. It is a run directory of its own."""
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The adapter ranks that vLLM has room for."""
+"""Values that vLLM allows as maximum rank of adapters."""
 
 
 @dataclass(frozen=True)
 class EvaluatedModels:
-    """The two that are compared. ``trained`` is a name that changes with the training; ``local`` is where it lies."""
+    """The two models to compare. ``trained`` is a name that changes with each training; ``local`` has its path."""
 
     reference: str
     trained: str
@@ -31,26 +33,26 @@ class EvaluatedModels:
 
 
 def load_training(run: Run, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The identity and the result of the last training. Raises :class:`UsageError` where there is none."""
-    output = Path(config.train.output) if config.train.output else run.model
+    """Read the identity and the result of the last training. Raises :class:`UsageError` if it is missing."""
+    output = training_output(run, config)
     try:
         stored = orjson.loads((output / "training.json").read_bytes())
         identity, result = dict(stored["identity"]), dict(stored["result"])
         identity["model"].strip()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            "no trained model is there", location=str(output), hint=f"Train first: rlaif train {run.path}"
+            "there is no trained model", location=str(output), hint=f"Train first: `rlaif train {run.path}`."
         ) from None
     return identity, result
 
 
 def evaluated_models(run: Run, config: Config) -> EvaluatedModels:
-    """The two to compare. Raises :class:`UsageError` where nothing was trained that answers."""
+    """Find both models. Raises :class:`UsageError` if no model that can answer was trained."""
     identity, result = load_training(run, config)
-    output, reference = Path(config.train.output) if config.train.output else run.model, str(identity["model"])
+    output, reference = training_output(run, config), str(identity["model"])
     if identity.get("method") == "reward":
-        raise UsageError("a reward model was trained, which does not answer", location=str(output),
-                         hint="Examine it as a judge, or train with another --method.")  # fmt: skip
+        raise UsageError("this is a reward model, which does not generate answers", location=str(output),
+                         hint="Train with another `--method`; to test this one, use `rlaif judges exam`.")  # fmt: skip
     name = trained_model_name(output, {"identity": identity, "result": result})
     if adapter := result.get("adapter"):
         return EvaluatedModels(
@@ -59,28 +61,28 @@ def evaluated_models(run: Run, config: Config) -> EvaluatedModels:
     if merged := result.get("merged"):
         return EvaluatedModels(reference, name, LocalModel(name, str(merged)))
     raise UsageError(
-        "the training left no model that answers", location=str(output), hint="Train with another --method."
+        "the training left neither an adapter nor a model", location=str(output), hint="Train with another `--method`."
     )
 
 
 def _lora_rank(adapter: Path) -> int:
-    """The least that vLLM has room for and that holds this adapter's."""
+    """Return the smallest rank that vLLM allows and that is enough for this adapter."""
     config_path = adapter / "adapter_config.json"
     try:
         rank = int(orjson.loads(config_path.read_bytes())["r"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError("the adapter's rank is not there", location=str(config_path), hint="Train again.") from None
+        raise UsageError("the adapter's rank is missing", location=str(config_path), hint="Train again.") from None
     return next((supported for supported in VLLM_LORA_RANKS if supported >= rank), VLLM_LORA_RANKS[-1])
 
 
 def require_evaluable(run: Run, config: Config, *, will_train: bool) -> str:
-    """The model that will be the reference of an evaluation at the end of a night. ``will_train``: a training goes
-    before.
+    """Return the reference model of an evaluation at the end of a run. ``will_train``: the run trains first.
 
-    Raises :class:`UsageError` where it is known now that nothing can be evaluated then."""
+    Raises :class:`UsageError` if it is already known that nothing could be evaluated.
+    """
     if will_train and config.train.method == "reward":
-        raise UsageError("a reward model does not answer, so it cannot be evaluated", location="train.method",
-                         hint="Leave --evaluate away, or train with another --method.")  # fmt: skip
+        raise UsageError("a reward model generates no answers, so it cannot be evaluated", location="train.method",
+                         hint="Train with another `--method`, or omit `--evaluate`.")  # fmt: skip
     candidates = [config.train.model, *(policy.model for policy in config.policies), *config.sampler.model, "its base"]
     reference = next(filter(None, candidates)) if will_train else evaluated_models(run, config).reference
     prompts = run.journal_path("prompts")
@@ -92,23 +94,21 @@ def require_evaluable(run: Run, config: Config, *, will_train: bool) -> str:
     return reference
 
 
-def existing_evaluation(run: Run, config: Config) -> dict[str, Any] | None:
-    """What was measured of this training under these settings, if that was gone through with."""
+def existing_evaluation(run: Run, config: Config) -> EvaluationResult | None:
+    """Return the last evaluation if it is complete and of this training and these settings, else None."""
     stage, models = run.manifest()["stages"].get("evaluate", {}), evaluated_models(run, config)
-    try:
-        evaluation: dict[str, Any] = orjson.loads((run.path / EVALUATION_DIR / "evaluation.json").read_bytes())
-        evaluation.keys()
-    except (OSError, ValueError, AttributeError):
+    evaluation = read_evaluation(run.path / EVALUATION_DIR / EVALUATION_FILE)
+    if evaluation is None or evaluation.trained != models.trained:
         return None
     same_settings = stage.get("config", {}).get("evaluate") == config.evaluate.model_dump(mode="json")
-    complete = stage.get("ended") and not evaluation.get("stopped") and not stage["history"][-1].get("failures")
-    return evaluation if same_settings and complete and evaluation.get("trained") == models.trained else None
+    complete = stage.get("ended") and not evaluation.stopped and not stage["history"][-1].get("failures")
+    return evaluation if same_settings and complete else None
 
 
 def nothing_held_out_error(run: Run) -> UsageError:
+    """Return the error for a run without held-out prompts."""
     return UsageError(
         "no prompt was held out",
         location=str(run.path),
-        hint="Name prompts that are not trained on: --prompts SRC, or source under [evaluate]; next time, leave "
-        "heldout_fraction above 0.",
+        hint="Pass prompts that are not trained on: `--prompts SRC`. In the next run, keep heldout_fraction above 0.",
     )

@@ -1,7 +1,7 @@
-"""How often the trained model's answer beats its reference's, from comparisons in both orders, prompt by prompt.
+"""Win rate of the trained model against its reference, from one comparison per prompt in both orders.
 
-A win needs both orders on one side; where they contradict each other, or the two answers are the same, it is a tie and
-counts half. Everything is by prompt, and intervals are 95 %.
+A win needs both orders to agree. If they contradict each other, or if both answers are the same, it is a tie and counts
+half. Intervals are 95 %.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from rlaif.stats import Estimate, wilson
 
 BOOTSTRAP_DRAWS = 1_000
 RIDGE = 1e-3
-"""Keeps the fit finite where one side wins everything, and moves nothing that can be seen."""
+"""Keeps the fit finite if one side wins everything, without a visible effect on the result."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One prompt: the probability that the trained model's answer is better when it stands first and when second, and
-    both answers' lengths in characters. Equal answers are not judged: both probabilities are 0.5."""
+    """One prompt: the probability that the trained model's answer is better if it is shown first and if it is shown
+    second, and both answers' lengths in characters.
+
+    Identical answers are not judged: both probabilities are 0.5.
+    """
 
     prob_first: float
     prob_second: float
@@ -34,7 +37,7 @@ class Comparison:
 
     @property
     def score(self) -> float:
-        """1 a win, 0 a loss, 0.5 a tie."""
+        """Score of the trained model: 1 for a win, 0 for a loss, 0.5 for a tie."""
         if (self.prob_first - 0.5) * (self.prob_second - 0.5) <= 0:
             return 0.5
         return 1.0 if self.prob_first > 0.5 else 0.0
@@ -42,18 +45,22 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
+    """Counts of prompts and estimates over them; an estimate is None without prompts."""
+
     wins: int
     ties: int
     losses: int
     win_rate: Estimate | None
     length_controlled: Estimate | None
     length_ratio: Estimate | None
-    """The trained model's mean length over the reference's."""
+    """Mean length of the trained model's answers, divided by that of the reference's."""
 
 
 def win_rate(comparisons: Sequence[Comparison], *, seed: int = 0) -> WinRate:
-    """The win rate with ties as halves. Its interval is Wilson's, which is wide enough for halves too: a tie varies
-    less than wins and losses do."""
+    """Compute the win rate, with ties as halves, and its length-controlled form.
+
+    Intervals are Wilson's, which are wide enough with halves: a tie varies less than wins and losses do.
+    """
     scores = np.array([item.score for item in comparisons])
     wins, losses = int((scores == 1.0).sum()), int((scores == 0.0).sum())
     lengths = np.array([(item.trained_chars, item.reference_chars) for item in comparisons], dtype=float).reshape(-1, 2)
@@ -68,13 +75,12 @@ def win_rate(comparisons: Sequence[Comparison], *, seed: int = 0) -> WinRate:
 
 
 def length_controlled(scores: Floats, length_difference: Floats, *, seed: int = 0) -> Estimate | None:
-    """The win rate that would be left if both answers had the same length (Dubois et al. 2024, arXiv:2404.04475).
+    """Estimate the win rate if both answers had the same length (Dubois et al. 2024, arXiv:2404.04475).
 
-    A logistic regression of the score on tanh of the standardised difference in length; the value is its prediction at
-    a difference of zero. One pair of models is compared, so the paper's term for the prompt's difficulty, which only
-    more models could tell apart, is left out. ``length_difference``: characters of the trained model's answer less the
-    reference's. The interval is a percentile bootstrap over prompts, the win rate's own where all scores are the same.
-    None without prompts.
+    A logistic regression of the score on tanh of the standardized difference in length, evaluated at a difference of
+    zero. The paper's term for the difficulty of the prompt is omitted, because it cannot be estimated from one pair of
+    models. ``length_difference``: characters of the trained model's answer minus the reference's. The interval is a
+    percentile bootstrap over prompts, or the win rate's own if all scores are the same. Returns None without prompts.
     """
     n = len(scores)
     if n == 0:
@@ -83,7 +89,9 @@ def length_controlled(scores: Floats, length_difference: Floats, *, seed: int = 
     length = np.tanh(length_difference / scale)
     value = _win_rate_at_equal_length(scores, length)
     plain = wilson(float(scores.sum()), n)
-    if plain and scores.min() == scores.max():  # no drawing differs from another, which is no certainty
+    if (
+        plain and scores.min() == scores.max()
+    ):  # no resample differs from another, which does not make the value certain
         return Estimate(value, min(value, plain.low), max(value, plain.high), n)
     random = np.random.default_rng(seed)
     draws = (random.integers(0, n, n) for _ in range(BOOTSTRAP_DRAWS))
@@ -93,15 +101,15 @@ def length_controlled(scores: Floats, length_difference: Floats, *, seed: int = 
 
 
 def _win_rate_at_equal_length(scores: Floats, length: Floats) -> float:
-    """sigmoid of the intercept of the ridge logistic regression of ``scores`` on ``length``, by Newton's method."""
+    """Return the sigmoid of the intercept of a ridge logistic regression of ``scores`` on ``length``."""
     features = np.column_stack((np.ones_like(length), length))
-    weights = np.zeros(2)
+    weights = np.zeros(2)  # fitted by Newton's method
     ridge = RIDGE * np.eye(2)
     for _ in range(50):
         p = 1.0 / (1.0 + np.exp(-features @ weights))
         gradient = features.T @ (p - scores) + ridge @ weights
         step = np.linalg.solve((features.T * (p * (1.0 - p))) @ features + ridge, gradient)
-        # Far out the curve is flat and a whole step would overshoot.
+        # Far from zero the curve is flat, and a full step would overshoot.
         weights -= step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
         if float(np.abs(step).max()) < 1e-8:
             break

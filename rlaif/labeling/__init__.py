@@ -1,1 +1,1 @@
-"""From answers to labeled pairs: judging rounds, the candidate table, the dataset. Where judge/ and pair/ meet."""
+"""From answers to labeled pairs: judging rounds, candidate table, dataset and exams. Combines judge/ and pair/."""

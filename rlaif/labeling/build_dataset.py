@@ -1,7 +1,7 @@
-"""tables/pairs.parquet and dataset/ from settled candidates: routed, with their texts, merged with people's labels.
+"""Write tables/pairs.parquet and dataset/ from judged candidates: route them, apply human labels, add the texts.
 
-Whom to ask, and what people's labels say of the others, is decided over all that :mod:`rlaif.labeling.candidate_table`
-found part by part; texts are read for a few thousand rows at a time.
+Routing and calibration need all pairs that :mod:`rlaif.labeling.candidate_table` gathered. Texts are read for a few
+thousand rows at a time.
 """
 
 from __future__ import annotations
@@ -29,39 +29,43 @@ from rlaif.run.run import Run
 from rlaif.stats import Estimate
 
 CHUNK_ROWS = 5_000
-"""Pairs whose texts are in memory at once, and which are a row group of the table."""
+"""Pairs whose texts are in memory at once; also one row group of the table."""
 PAIR_COLUMNS = (
     "pair_id", "prompt_id", "prompt", "response_a", "response_b", "completion_a", "completion_b", "prob_a", "preferred",
-    "outcome", "route", "route_reason", "inclusion_probability", "reviewed", "rating_margin",
+    "outcome", "route", "route_reason", "drop_reason", "inclusion_probability", "reviewed", "rating_margin",
 )  # fmt: skip
-"""Of tables/pairs.parquet."""
+"""Columns of tables/pairs.parquet."""
 
 
 @dataclass
 class BuildResult:
-    """``label_quality``: what people's labels say of all the others
-    (:meth:`rlaif.pair.label_quality.LabelQuality.summary`, and how they put
-    the panel right), each figure with n and interval. ``refusal_table``: what was chosen for which kind of prompt."""
+    """Counts of the pairs and estimates of the quality of their labels."""
 
     candidates: int
     outcomes: dict[str, int]
     routes: dict[str, int]
-    left_out: dict[str, int]
+    dropped_completions: dict[str, int]
+    """Answers that were not paired, per reason."""
     prompts_without_pair: int
     dataset_counts: dataset_writer.DatasetCounts
     agreement: Estimate | None
+    """Agreement of judges and annotators."""
     label_quality: dict[str, Any]
+    """:meth:`rlaif.pair.label_quality.LabelQuality.summary` and, under "calibration", the correction of the panel by
+    human labels. Each figure has its n and interval."""
     refusal_table: list[dict[str, str | int]]
+    """Chosen answers per kind of prompt."""
     warnings: list[str] = field(default_factory=list)
 
     def describe_labels(self) -> list[str]:
+        """Return ``label_quality`` as sentences."""
         return trust.describe(self.label_quality)
 
 
 def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> BuildResult:
-    """Route the settled candidates, settle them anew from people's labels, write tables/pairs.parquet and the dataset.
+    """Route the candidates, aggregate them again with human labels, write tables/pairs.parquet and the dataset.
 
-    The queue is chosen from what the judges said alone, so labels that come in do not change it.
+    Only the judges' verdicts decide the review queue, so new labels do not change it.
     """
     run, config = rounds.run, rounds.config
     reviews = run.reviews()
@@ -98,7 +102,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
         candidates=table.outcomes.total(),
         outcomes={name: table.outcomes[name] for name in ("win", "tie", "inconsistent", "unparsable")},
         routes={name: routes[name] for name in ("judge", "audit", "targeted", "dropped")},
-        left_out=dict(rounds.left_out),
+        dropped_completions=dict(rounds.records.dropped_completions),
         prompts_without_pair=table.prompts_without_pair,
         dataset_counts=dataset_counts,
         agreement=quality.agreement,
@@ -119,7 +123,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
             "candidates": result.candidates,
             "outcomes": result.outcomes,
             "routes": result.routes,
-            "completions_left_out": result.left_out,
+            "completions_left_out": result.dropped_completions,
             "prompts_without_pair": result.prompts_without_pair,
             "dataset": {"train": dataset_counts.train, "test": dataset_counts.test, **dataset_counts.sources},
             "dataset_left_out": dict(dataset_counts.left_out),
@@ -143,8 +147,10 @@ def _card_info(rounds: JudgingRounds, policies: list[str]) -> dict[str, Any]:
 
 
 def _add_winner(pairs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
-    """``pairs`` with the ``winner`` that the dataset has (null where it has none): people's, else that of judges where
-    they decide."""
+    """Add ``winner``: the side that the dataset prefers, or null.
+
+    A human label overrides the judges, whose choice counts only if the pair's route is "judge".
+    """
     human_winner = pl.when(pl.col("label").is_in(["a", "b"])).then("label")
     judge_winner = pl.when((pl.col("route") == "judge") & pl.col("label").is_null()).then("preferred")
     labeled_pairs = pairs.join(labels.select("pair_id", "label"), on="pair_id", how="left", maintain_order="left")
@@ -156,7 +162,10 @@ def _count_by(frame: pl.DataFrame, column: str) -> dict[str, int]:
 
 
 def _tool_columns(run: Run) -> pl.DataFrame:
-    """prompt_offset, tools, calls of the prompts that mention tools: only they are parsed a second time."""
+    """Read the prompts that mention tools, the only ones that are parsed again.
+
+    Columns: prompt_offset, tools (JSON text or null), has_tool_calls.
+    """
     rows = []
     for start, block in iter_blocks(run.journal_path("prompts")):
         if b'"tools":[' not in block and b'"tool_calls":[' not in block:
@@ -174,20 +183,23 @@ def _tool_columns(run: Run) -> pl.DataFrame:
 
 
 def _add_texts(run: Run, chunks: Iterator[pl.DataFrame], metadata: PartitionedFrames) -> Iterator[pl.DataFrame]:
-    """tables/pairs.parquet in ``chunks``: the contract's columns, then rating_margin (score of a less score of b). Into
-    ``metadata`` goes, chunk by chunk, what the dataset says of each pair beside its texts: pair_id, model_a, model_b,
-    tags, tools (JSON text or null), has_tool_calls (whether a turn carries tool calls)."""
-    prompts, answers = JournalReader(run.journal_path("prompts")), JournalReader(run.journal_path("completions"))
+    """Yield each chunk with the columns of tables/pairs.parquet. rating_margin is the score of a minus the score of b.
+
+    Adds to ``metadata``, one partition per chunk, the other columns that the dataset needs: pair_id, model_a, model_b,
+    tags, tools (JSON text or null), has_tool_calls (True if a turn has tool calls).
+    """
     tools = _tool_columns(run)
 
-    def read_side(side: str, offsets: pl.Series) -> list[pl.Series]:
-        """The texts and keys of the answers at ``offsets``."""
+    def read_side(side: str, answers: JournalReader, offsets: pl.Series) -> list[pl.Series]:
         records = [(answer["text"], answer["key"]) for answer in map(answers.read_at, offsets)]
         texts, keys = zip(*records, strict=True) if records else ((), ())
         columns = {f"response_{side}": texts, f"completion_{side}": keys}
         return [pl.Series(name, values, dtype=pl.String) for name, values in columns.items()]
 
-    try:
+    with (
+        JournalReader(run.journal_path("prompts")) as prompts,
+        JournalReader(run.journal_path("completions")) as answers,
+    ):
         for partition, chunk in enumerate(chunks):
             with_tools = chunk.join(tools, on="prompt_offset", how="left", maintain_order="left")
             metadata.add(
@@ -201,16 +213,13 @@ def _add_texts(run: Run, chunks: Iterator[pl.DataFrame], metadata: PartitionedFr
             ]
             yield chunk.with_columns(
                 pl.Series("prompt", conversations, dtype=pl.String),
-                *read_side("a", chunk["offset_a"]),
-                *read_side("b", chunk["offset_b"]),
+                *read_side("a", answers, chunk["offset_a"]),
+                *read_side("b", answers, chunk["offset_b"]),
             ).select(PAIR_COLUMNS)
-    finally:
-        prompts.close()
-        answers.close()
 
 
 def _conversation_json(messages: list[dict[str, Any]]) -> str:
-    """``messages`` as JSON text, their tool calls in the one form that the dataset's schema has."""
+    """Return ``messages`` as JSON text, with tool calls in the one form that the dataset's schema allows."""
     turns = [
         turn | {"tool_calls": [_normalize_tool_call(call) for call in turn["tool_calls"]]}
         if turn.get("tool_calls")
@@ -221,7 +230,8 @@ def _conversation_json(messages: list[dict[str, Any]]) -> str:
 
 
 def _normalize_tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    """Files have arguments as objects too, where the protocol has JSON text, and calls that are the function itself."""
+    """Convert other forms found in files: arguments as an object instead of JSON text, and a call without the
+    "function" level."""
     if "function" not in call:
         call = {"function": call}
     function = {name: _to_json_text(value) for name, value in call["function"].items()}
@@ -233,20 +243,20 @@ def _to_json_text(value: Any) -> Any:
 
 
 def _label_warnings(table: CandidateTable, pairs: pl.DataFrame, panel: list[PanelJudge]) -> list[str]:
-    """What a person should know before trusting these labels."""
+    """Return warnings that a user should read before trusting these labels."""
     warnings = []
     self_judging = sorted({judge.member_config.model for judge in panel} & set(table.policies))
     if self_judging:
-        warnings.append(f"{', '.join(self_judging)} judges its own answers; a judge of another family is safer")
+        warnings.append(f"{', '.join(self_judging)} judges its own answers; a judge from another model family is safer")
     if table.judged_count >= 20:
         contradicted = table.contradicted_count / table.judged_count
         if contradicted > 0.5:
             warnings.append(
-                f"in {contradicted:.0%} of {table.judged_count} pairs the judges chose by position, not by content: "
+                f"in {contradicted:.0%} of {table.judged_count} pairs the judges chose by position, not by content; "
                 "labels of such judges are close to noise"
             )
     if not pairs.filter(pl.col("route") != "dropped").height:
-        warnings.append("no pair was kept: see route_reason in tables/pairs.parquet for why")
+        warnings.append("no pair was kept; drop_reason in tables/pairs.parquet gives the reasons")
     return warnings
 
 

@@ -1,8 +1,8 @@
-"""What is known of the candidates before anything is decided over all of them, gathered part by part.
+"""The candidate pairs of a run, gathered one partition at a time before routing decides over all of them.
 
-What whom to ask depends on is in memory, for the pairs that are kept or labelled, and with no more columns than it
-takes. All others are dropped for what is known of them in their part, and counted. What is only written lies on disk,
-in parts of another kind: by the pairs' ids, in whose order tables/pairs.parquet is.
+Memory holds only the columns needed for routing, and only for pairs that are kept or labeled. All other pairs are
+dropped within their partition and counted. Columns that are only written are on disk, partitioned by pair id, because
+tables/pairs.parquet is sorted by it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import polars as pl
 
-from rlaif.labeling.judging import JudgingRounds, PromptPartition
+from rlaif.labeling.judging import JudgingRounds
+from rlaif.labeling.judging_records import PromptPartition
 from rlaif.pair import human_calibration, refusal_guard, routing
 from rlaif.records import content_key
 from rlaif.run.partitions import PartitionedFrames
@@ -37,7 +38,7 @@ DECISION_COLUMNS = (
     "chars_b",
     "suspicion",
 )
-"""What whom to ask depends on."""
+"""Columns needed for routing."""
 OUTPUT_COLUMNS = (
     "pair_id",
     "prompt_id",
@@ -46,49 +47,58 @@ OUTPUT_COLUMNS = (
     "outcome",
     "route",
     "route_reason",
+    "drop_reason",
     "inclusion_probability",
     "reviewed",
 )
-"""What was decided, as it is written."""
+"""Decisions, as tables/pairs.parquet has them."""
 METADATA_COLUMNS = ("pair_id", "prompt_offset", "offset_a", "offset_b", "model_a", "model_b", "tags", "rating_margin")
-"""What is written beside it, whatever is decided."""
+"""Further columns of tables/pairs.parquet, which do not depend on decisions."""
 
 
 class CandidateTable:
-    """``pairs``: the candidates to decide on (columns ``DECISION_COLUMNS``);
-    ``votes``: what each judge said of them; ``tags``: of
-    their prompts (prompt_id, tags), where there are any. Of all candidates: ``outcomes``, of those that are not in
-    ``pairs`` too (``dropped_outcomes``), how many were judged (``judged_count``) and contradicted by the other order
-    (``contradicted_count``); ``has_prompt_class``: whether
-    any prompt has a class. ``prompts_without_pair``: prompts that have answers and no candidate.
-    ``policies``: who answered."""
+    """The candidates to route, and counts over all candidates."""
 
     pairs: pl.DataFrame
+    """Candidates that are kept or labeled. Columns: ``DECISION_COLUMNS``."""
     votes: pl.DataFrame
+    """Votes of each judge on ``pairs``."""
     tags: pl.DataFrame
+    """Tags of the prompts of ``pairs`` that have any. Columns: prompt_id, tags."""
     policies: list[str]
+    """Models that wrote the answers."""
+    outcomes: Counter[str]
+    dropped_outcomes: Counter[str]
+    """Outcomes of the candidates that are not in ``pairs``."""
+    judged_count: int
+    contradicted_count: int
+    """Candidates whose two orders gave opposite verdicts."""
+    prompts_without_pair: int
+    """Prompts that have answers and no candidate."""
+    has_prompt_class: bool
+    """True if any prompt has a class (benign, borderline, harmful)."""
 
     def __init__(self, folder: Path, partition_count: int) -> None:
         self.partition_count = partition_count
-        self.outcomes, self.dropped_outcomes = Counter[str](), Counter[str]()
+        self.outcomes, self.dropped_outcomes = Counter(), Counter()
         self.judged_count = self.contradicted_count = self.prompts_without_pair = 0
         self.has_prompt_class = False
         self._decisions, self._metadata = PartitionedFrames(folder), PartitionedFrames(folder)
 
     def add_metadata(self, pairs: pl.DataFrame) -> None:
-        """Keep what is known of ``pairs`` beside what is decided of them. Columns: ``METADATA_COLUMNS``."""
+        """Store the columns of ``pairs`` that do not depend on decisions (``METADATA_COLUMNS``)."""
         self._add_by_id(self._metadata, pairs.select(METADATA_COLUMNS))
 
     def add_decisions(self, pairs: pl.DataFrame) -> None:
-        """Keep what was decided of ``pairs``. Columns: ``OUTPUT_COLUMNS``."""
-        self._add_by_id(self._decisions, pairs.select(OUTPUT_COLUMNS))
+        """Store the decisions on ``pairs`` (``OUTPUT_COLUMNS``)."""
+        self._add_by_id(self._decisions, routing.describe_drops(pairs).select(OUTPUT_COLUMNS))
 
     def _add_by_id(self, store: PartitionedFrames, pairs: pl.DataFrame) -> None:
         partition = pl.col("pair_id").str.head(4).str.to_integer(base=16) * self.partition_count // 16**4
         store.add_partitioned(partition, pairs)
 
     def iter_sorted(self, chunk_rows: int) -> Iterator[pl.DataFrame]:
-        """All pairs by their id, as many at once as ``chunk_rows``; at least one frame.
+        """Yield all pairs sorted by id, ``chunk_rows`` at a time; at least one frame.
 
         Columns: ``OUTPUT_COLUMNS``, ``METADATA_COLUMNS``.
         """
@@ -107,11 +117,11 @@ class CandidateTable:
 
 
 def build_candidate_table(rounds: JudgingRounds, candidates: PartitionedFrames, labels: pl.DataFrame) -> CandidateTable:
-    """What is known of ``candidates``, as the rounds settled them. ``labels``: of people, by pair_id."""
-    table = CandidateTable(rounds.run.path, rounds.partition_count)
+    """Gather ``candidates``, as the rounds decided them. ``labels``: one human label per pair_id."""
+    table = CandidateTable(rounds.run.path, rounds.records.partition_count)
     pairs, all_votes, tags, policies = [], [], [], []
     kept_or_labeled = pl.col("kept") | pl.col("pair_id").is_in(labels["pair_id"].implode())
-    for partition in rounds:
+    for partition in rounds.records:
         rows = _add_pair_ids(candidates.read(partition.index), partition)
         votes, answer_labels = rounds.judge_votes(partition.index, rows)
         rows = refusal_guard.add_prompt_class(rows, partition.prompts.select("prompt_id", "tags"), answer_labels)
@@ -139,8 +149,8 @@ def build_candidate_table(rounds: JudgingRounds, candidates: PartitionedFrames, 
 
 
 def _votes_for(votes: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The ``votes`` on ``pairs``, and one row of each judge whatever it is of: a seat that spoke of none of them is
-    one of the panel all the same."""
+    """Return the ``votes`` on ``pairs``, plus one row of every other judge: a judge without a vote on any of them still
+    belongs to the panel."""
     matched = votes.with_columns(is_first=pl.int_range(pl.len()).over("panel_judge") == 0).join(
         pairs.select("a", "b", is_match=True), on=["a", "b"], how="left", maintain_order="left"
     )
@@ -148,12 +158,12 @@ def _votes_for(votes: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def pair_id(a: str, b: str) -> str:
-    """The id of the pair of completions ``a`` and ``b``, in whichever order: 16 hex digits."""
+    """Return the id of the pair of completions ``a`` and ``b`` (in any order): 16 hex digits."""
     return content_key(pair=sorted((a, b)))[:16]
 
 
 def _add_pair_ids(candidates: pl.DataFrame, partition: PromptPartition) -> pl.DataFrame:
-    """``candidates`` with pair_id, for which the halves of their keys are put together, and ``METADATA_COLUMNS``."""
+    """Add pair_id and the rest of ``METADATA_COLUMNS``. The id needs the full keys, which are stored as two numbers."""
     for side in ("a", "b"):
         answers = partition.answers.select(
             pl.col("key").alias(side), pl.col("key_low", "offset", "model").name.suffix(f"_{side}")

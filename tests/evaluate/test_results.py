@@ -1,4 +1,4 @@
-"""Win rates, length control, refusals and drift, against values that can be worked out by hand."""
+"""Win rates, length control, refusal rates and KL divergence, against values that can be computed by hand."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rlaif.evaluate.answer_metrics import ModelAnswer
 from rlaif.evaluate.win_rate import Comparison
 
 
-def test_contradicting_orders_and_equal_answers_are_ties() -> None:
+def test_contradicting_orders_and_identical_answers_are_ties() -> None:
     comparisons = [
         Comparison(0.9, 0.6, 10, 10),  # a win in both orders
-        Comparison(0.9, 0.2, 10, 10),  # whichever stands first
-        Comparison(0.5, 0.5, 10, 10),  # the same answer
+        Comparison(0.9, 0.2, 10, 10),  # whichever is shown first
+        Comparison(0.5, 0.5, 10, 10),  # identical answers
         Comparison(0.1, 0.4, 10, 10),  # a loss in both
     ]
     result = win_rate.win_rate(comparisons)
@@ -29,8 +29,8 @@ def test_contradicting_orders_and_equal_answers_are_ties() -> None:
     assert win_rate.win_rate([]).win_rate is None
 
 
-def test_a_preference_for_length_alone_is_taken_out() -> None:
-    """The longer answer wins 95 of 100, and in 80 of 100 it is the trained model's: of one length, no better."""
+def test_length_control_removes_a_preference_for_length_alone() -> None:
+    """The longer answer wins 95 of 100; 80 of 100 times the trained one is. Neither is better at equal length."""
     random = np.random.default_rng(0)
     comparisons = []
     for index in range(1_000):
@@ -45,7 +45,7 @@ def test_a_preference_for_length_alone_is_taken_out() -> None:
     assert result.length_controlled.high - result.length_controlled.low < 0.3
 
 
-def test_length_control_without_a_difference_changes_nothing() -> None:
+def test_length_control_without_a_length_difference_keeps_the_win_rate() -> None:
     result = win_rate.win_rate([Comparison(0.9, 0.9, 10, 10)] * 30 + [Comparison(0.1, 0.1, 10, 10)] * 10)
     assert result.length_controlled is not None
     assert result.length_controlled.value == pytest.approx(0.75, abs=0.001)
@@ -55,51 +55,54 @@ def test_length_control_without_a_difference_changes_nothing() -> None:
     assert 0.85 < all_won.low < 0.9
 
 
-def test_refusals_by_kind_of_prompt() -> None:
-    model_answers = [ModelAnswer("old", "benign", "comply")] * 9 + [ModelAnswer("old", "benign", "refuse")]
-    model_answers += [ModelAnswer("new", "benign", "partial")] * 10 + [ModelAnswer("new", "harmful", "refuse")] * 4
-    model_answers += [ModelAnswer("new", "benign", None)]
-    benign, harmful = answer_metrics.refusal_rates(model_answers)
-    assert (benign["prompt_class"], harmful["prompt_class"]) == ("benign", "harmful")
-    assert (benign["old"].value, benign["old"].n) == (0.1, 10)
-    assert (benign["new"].value, benign["new"].n) == (0.0, 10)
-    assert harmful["new"].value == 1.0
-    assert harmful["old"] is None
+def test_refusal_rates_are_per_class_of_prompt() -> None:
+    answers = [ModelAnswer("reference", "benign", "comply")] * 9 + [ModelAnswer("reference", "benign", "refuse")]
+    answers += [ModelAnswer("trained", "benign", "partial")] * 10 + [ModelAnswer("trained", "harmful", "refuse")] * 4
+    answers += [ModelAnswer("trained", "benign", None)]
+    benign, harmful = answer_metrics.refusal_rates(answers)
+    assert (benign.prompt_class, harmful.prompt_class) == ("benign", "harmful")
+    assert benign.reference is not None
+    assert benign.trained is not None
+    assert harmful.trained is not None
+    assert (benign.reference.value, benign.reference.n) == (0.1, 10)
+    assert (benign.trained.value, benign.trained.n) == (0.0, 10)
+    assert harmful.trained.value == 1.0
+    assert harmful.reference is None
 
 
-def test_checks_are_paired_by_prompt() -> None:
+def test_check_pass_rates_are_paired_by_prompt() -> None:
     pass_rates = answer_metrics.check_pass_rates([(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (0.0, 0.0)] * 25)
     assert pass_rates is not None
-    assert (pass_rates["reference"].value, pass_rates["trained"].value, pass_rates["gain"].value) == (
+    assert (pass_rates.reference.value, pass_rates.trained.value, pass_rates.gain.value) == (
         0.375,
         0.75,
         0.375,
     )
-    assert pass_rates["gain"].low > 0.25
-    # Paired, the gain is known better than the two shares by themselves.
-    assert pass_rates["gain"].high - pass_rates["gain"].low < 0.2
+    assert pass_rates.gain.low > 0.25
+    # Pairing makes the interval of the gain narrower than those of the two shares.
+    assert pass_rates.gain.high - pass_rates.gain.low < 0.2
     assert answer_metrics.check_pass_rates([]) is None
 
 
-def test_checks_that_all_prompts_meet_alike_are_no_certainty() -> None:
+def test_equal_check_scores_on_all_prompts_do_not_make_the_rate_certain() -> None:
     few, many = answer_metrics.check_pass_rates([(0.0, 1.0)] * 4), answer_metrics.check_pass_rates([(0.0, 1.0)] * 400)
     assert few is not None
     assert many is not None
-    assert (few["gain"].value, few["gain"].high, many["gain"].high) == (1.0, 1.0, 1.0)
-    assert few["gain"].low < 0.1 < 0.97 < many["gain"].low
-    # A gain of nothing is in the middle of its bounds, a share of nothing at one.
+    assert (few.gain.value, few.gain.high, many.gain.high) == (1.0, 1.0, 1.0)
+    assert few.gain.low < 0.1 < 0.97 < many.gain.low
+    # A gain of zero is in the middle of its interval; a share of zero is at its lower bound.
     none = answer_metrics.check_pass_rates([(0.0, 0.0)] * 40)
     assert none is not None
-    assert none["reference"].low == none["reference"].value == 0.0 < none["reference"].high
-    assert none["gain"].low == -none["gain"].high < -0.05
+    assert none.reference.low == none.reference.value == 0.0 < none.reference.high
+    assert none.gain.low == -none.gain.high < -0.05
     half = answer_metrics.check_pass_rates([(0.5, 0.5)] * 40)
     assert half is not None
-    assert 0.0 < half["trained"].low < half["trained"].value < half["trained"].high < 1.0
+    assert 0.0 < half.trained.low < half.trained.value < half.trained.high < 1.0
 
 
 @pytest.mark.real
-def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_path: Path) -> None:
-    """In float32: what bfloat16 rounds differs between CPUs."""
+def test_kl_of_a_model_from_itself_is_zero_and_changed_weights_increase_it(small: Path, tmp_path: Path) -> None:
+    """In float32, because bfloat16 rounding differs between CPUs."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -108,7 +111,7 @@ def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_p
     base.save_pretrained(reference)
     AutoTokenizer.from_pretrained(small).save_pretrained(reference)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
-    model.save_pretrained(tmp_path / "same")  # an adapter begins as nothing
+    model.save_pretrained(tmp_path / "same")  # a new adapter changes nothing
     torch.manual_seed(0)
     for name, weights in model.named_parameters():
         if "lora_B" in name:
@@ -122,15 +125,15 @@ def test_drift_is_zero_from_itself_and_grows_with_the_weights(small: Path, tmp_p
     moved = kl.estimate_kl(answered, reference=reference, trained=str(tmp_path / "moved"), adapter=True)
     assert unchanged is not None
     assert moved is not None
-    assert unchanged["answer"].value == pytest.approx(0.0, abs=1e-6)
-    assert moved["answer"].value != pytest.approx(0.0, abs=1e-6)
-    assert moved["answer"].n == 3
-    # By hand: log p of an answer's tokens under one model less the other's.
+    assert unchanged.per_answer.value == pytest.approx(0.0, abs=1e-6)
+    assert moved.per_answer.value != pytest.approx(0.0, abs=1e-6)
+    assert moved.per_answer.n == 3
+    # A merged model has the same divergence as its adapter.
     merged_model = model.merge_and_unload()
-    merged_model.save_pretrained(tmp_path / "whole")
-    merged = kl.estimate_kl(answered, reference=reference, trained=str(tmp_path / "whole"), adapter=False)
+    merged_model.save_pretrained(tmp_path / "merged")
+    merged = kl.estimate_kl(answered, reference=reference, trained=str(tmp_path / "merged"), adapter=False)
     assert merged is not None
-    assert merged["token"].value == pytest.approx(moved["token"].value, abs=1e-4)
+    assert merged.per_token.value == pytest.approx(moved.per_token.value, abs=1e-4)
     assert (
         kl.estimate_kl(
             [({"messages": [{"role": "user", "content": "Say."}]}, "")], reference=reference, trained="x", adapter=True
@@ -151,7 +154,7 @@ TOOL_MESSAGES = [
 ]  # fmt: skip
 
 
-def test_a_prompt_with_tools_is_read_as_its_server_showed_it() -> None:
+def test_a_prompt_with_tools_is_tokenized_as_the_server_rendered_it() -> None:
     from transformers import AutoTokenizer
 
     from rlaif.serving.demo_model import demo_checkpoint
@@ -165,7 +168,7 @@ def test_a_prompt_with_tools_is_read_as_its_server_showed_it() -> None:
     assert tokenizer.decode(ids[start:]) == "Yes."
 
 
-def test_the_kl_of_answers_sampled_otherwise_is_told_as_biased() -> None:
+def test_kl_of_answers_sampled_with_other_settings_is_reported_as_biased() -> None:
     assert kl.kl_caveat(1.0, 1.0) is None
     assert "temperature 0.7 and top_p 1," in str(kl.kl_caveat(0.7, 1.0))
     assert "temperature 1 and top_p 0.9," in str(kl.kl_caveat(1.0, 0.9))

@@ -1,5 +1,4 @@
-"""``rlaif evaluate`` against scripted models; on real parts it ends the night of
-tests/orchestrator/test_real_run.py."""
+"""``rlaif evaluate`` with scripted models. tests/orchestrator/test_real_run.py evaluates with real ones."""
 
 from __future__ import annotations
 
@@ -19,6 +18,7 @@ from rlaif.cli.options import config_as_judged, open_run_with_config
 from rlaif.config.models import Config, PanelMemberConfig
 from rlaif.errors import UsageError
 from rlaif.evaluate import kl
+from rlaif.evaluate.evaluation_result import EvaluationResult
 from rlaif.evaluate.run_evaluation import eval_judges
 from rlaif.evaluate.trained_model import evaluated_models
 from rlaif.judge import judge_file as definition
@@ -42,8 +42,12 @@ def prompt_number(body: dict[str, Any]) -> int:
 
 
 def fake_models(body: dict[str, Any]) -> Any:
-    """The policy is fair, the trained one better where the prompt's number is no third, and the same where it ends in
-    nine. The judge prefers what is better, but on a quarter of prompts whatever stands first."""
+    """Answer as policy, trained model or judge.
+
+    The policy's answers are fair. The trained model's are worse if the prompt's number is a multiple of three, the same
+    if it ends in nine, and better otherwise. The judge prefers the better answer, but on a quarter of the prompts the
+    one shown first.
+    """
     if "structured_outputs" in body:
         if int(fenced_parts(body)[0].rpartition(" ")[2]) % 4 == 0 and verdict_words(body) == ["A", "B"]:
             return with_probabilities({"A": 0.9, "B": 0.1})
@@ -56,7 +60,7 @@ def fake_models(body: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def trained(tmp_path: Path, serve: Serve, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Config]:
-    """A judged run with held-out prompts, and what a training leaves behind. Every model is the scripted server."""
+    """Create a judged run with held-out prompts and the output of a training. The scripted server plays every model."""
     run = Run(tmp_path / "run")
     server = serve(fake_models, models=("policy", "m"))
     rows = [{"prompt": f"Question number {n}", "tags": ["benign" if n % 2 else "harmful"],
@@ -91,7 +95,9 @@ def run_evaluation(run: Run, config: Config) -> dict[str, Any]:
             assert usage.answers + usage.skipped == usage.total
 
     with ModelBackends(run.log, config.client, lambda line: None) as backends:
-        return api.evaluate(run, config, CountingReporter(), backends)
+        result = api.evaluate(run, config, CountingReporter(), backends)
+    assert EvaluationResult.from_json(json.loads(json.dumps(result.as_json()))) == result
+    return result.as_json()
 
 
 def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cli) -> None:
@@ -118,9 +124,9 @@ def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cl
     assert (benign["prompt_class"], harmful["prompt_class"]) == ("benign", "harmful")
     assert benign["trained"] == benign["reference"]
     assert benign["trained"]["n"] == sum(n % 2 for n in numbers)
-    assert "give --judge" in results["warnings"][0]
+    assert "--judge" in results["warnings"][0]
     assert {sample["preferred"] for sample in results["samples"]} <= {"trained", "reference", "tie"}
-    # Nothing of the run itself has changed, and no held-out prompt has become one to train on.
+    # The run itself is unchanged, and no held-out prompt became a training prompt.
     assert [r["split"] for r in read_jsonl(run.journal_path("prompts"))].count("heldout") == len(numbers)
     eval_run = Run(run.path / "evaluation")
     assert len(read_jsonl(eval_run.journal_path("completions"))) == 2 * len(numbers)
@@ -135,7 +141,7 @@ def test_win_rate_on_the_held_out_prompts(trained: tuple[Run, Config], rlaif: Cl
     assert page["recommendation"]["status"] in ("better", "not shown to be better")
 
 
-def test_dry_run_asks_and_writes_nothing(trained: tuple[Run, Config], rlaif: Cli, tmp_path: Path) -> None:
+def test_a_dry_run_sends_and_writes_nothing(trained: tuple[Run, Config], rlaif: Cli, tmp_path: Path) -> None:
     run, config = trained
 
     def dry(*flags: str | Path) -> tuple[str, str]:
@@ -147,24 +153,24 @@ def test_dry_run_asks_and_writes_nothing(trained: tuple[Run, Config], rlaif: Cli
     request, summary = dry("--limit", "9")
     assert json.loads(request)["model"] == "policy"
     assert "18 answers and at most 18 verdicts: at most 36 calls, about " in summary
-    assert "No call was made." in summary
+    assert "No requests were sent" in summary
     assert not (run.path / "evaluation").exists()
     run_evaluation(run, with_evaluate(config, limit=9))
-    assert "nothing is owed" in dry("--limit", "9")[1]
+    assert "nothing is pending" in dry("--limit", "9")[1]
     _, summary = dry("--limit", "12")
     assert "6 answers and at most 6 verdicts: at most 12 calls" in summary
     request, summary = dry("--limit", "9", "--model", "gpt-4.1-mini", "--base-url", "https://api.openai.com/v1")
     assert json.loads(request)["model"] == "gpt-4.1-mini"
-    assert re.search(r"0 answers and at most \d+ verdicts: at most \d+ calls.* about \$0\.\d\d at most", summary)
+    assert re.search(r"0 answers and at most \d+ verdicts: at most \d+ calls.* at most about \$0\.\d\d", summary)
     assert "18 answers" in dry("--limit", "9", "--seed", "3")[1]
     fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Something like {n * n * 'so '}"} for n in range(4)])
     assert "8 answers and at most 8 verdicts" in dry("--prompts", fresh)[1]
 
 
-def test_a_drift_that_cannot_be_measured_costs_nothing_else(
+def test_a_failure_to_measure_the_kl_keeps_the_other_metrics(
     trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chat template is somebody else's program, and raises what it likes."""
+    """A chat template is foreign code and can raise any exception."""
     run, config = trained
 
     def broken(*_: Any, **__: Any) -> None:
@@ -172,18 +178,19 @@ def test_a_drift_that_cannot_be_measured_costs_nothing_else(
 
     monkeypatch.setattr(kl, "estimate_kl", broken)
     results = run_evaluation(run, with_evaluate(config, limit=5, kl_samples=2))
-    assert results["warnings"][-1] == "the drift is not measured: TypeError: Can only get item pairs from a mapping."
-    assert (results["kl_per_token"], results["win_rate"]["n"]) == (None, 5)
-    monkeypatch.setattr(
-        kl, "estimate_kl", lambda *_, **__: {"answer": Estimate(1, 0, 2, 2), "token": Estimate(1, 0, 2, 2)}
+    assert (
+        results["warnings"][-1]
+        == "the KL divergence was not measured: TypeError: Can only get item pairs from a mapping."
     )
+    assert (results["kl_per_token"], results["win_rate"]["n"]) == (None, 5)
+    monkeypatch.setattr(kl, "estimate_kl", lambda *_, **__: kl.KlEstimate(Estimate(1, 0, 2, 2), Estimate(1, 0, 2, 2)))
     cooler = config.model_copy(update={"sampler": config.sampler.model_copy(update={"temperature": 0.5})})
     results = run_evaluation(run, with_evaluate(cooler, limit=5, kl_samples=2))
     assert "it is biased" in results["warnings"][-1]
     assert results["kl_per_token"]["n"] == 2
 
 
-def test_another_training_asks_the_reference_nothing_again(trained: tuple[Run, Config]) -> None:
+def test_another_training_reuses_the_answers_of_the_reference(trained: tuple[Run, Config]) -> None:
     run, config = trained
     run_evaluation(run, config)
     eval_run = Run(run.path / "evaluation")
@@ -196,7 +203,7 @@ def test_another_training_asks_the_reference_nothing_again(trained: tuple[Run, C
     assert len({record["model"] for record in after}) == 3
 
 
-def test_given_prompts_that_were_trained_on_are_left_out(trained: tuple[Run, Config], tmp_path: Path) -> None:
+def test_prompts_that_were_trained_on_are_ignored(trained: tuple[Run, Config], tmp_path: Path) -> None:
     run, config = trained
     fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"Question number {n}"} for n in range(190, 230)])
     train = [r for r in read_jsonl(run.journal_path("prompts")) if r["split"] == "train"]
@@ -210,18 +217,18 @@ def test_given_prompts_that_were_trained_on_are_left_out(trained: tuple[Run, Con
 
 
 def with_evaluate(config: Config, source: Path | None = None, **settings: Any) -> Config:
-    """``config`` evaluating on ``source``, none of whose rows is left out for being like another."""
+    """Return ``config`` with other evaluation settings and prompts from ``source``. Near duplicates are kept."""
     evaluate = config.evaluate.model_copy(update={"sources": [str(source)] if source else [], **settings})
     prompts = config.prompts.model_copy(update={"near_duplicate_threshold": 0})
     return config.model_copy(update={"evaluate": evaluate, "prompts": prompts})
 
 
-def test_each_evaluation_is_of_what_it_asked_for(trained: tuple[Run, Config], tmp_path: Path) -> None:
-    """Others' prompts, fewer of them, or answers under other settings: what stands in the journals is used again, and
-    counts only where it was asked for."""
+def test_an_evaluation_uses_only_the_records_that_it_asks_for(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """Other prompts, fewer prompts, or other sampling settings: records in the journals are reused, and count only if
+    this evaluation asks for them."""
     run, config = trained
     all_heldout = run_evaluation(run, config)
-    assert all_heldout["source"] == "the prompts that were held out"
+    assert all_heldout["source"] == "the held-out prompts"
     eval_run = Run(run.path / "evaluation")
 
     def answer_count() -> int:
@@ -250,8 +257,8 @@ def test_each_evaluation_is_of_what_it_asked_for(trained: tuple[Run, Config], tm
     assert answer_count() == count_once + 80
 
 
-def test_ids_and_checks_are_those_of_the_prompts_asked_for(trained: tuple[Run, Config], tmp_path: Path) -> None:
-    """One id names other prompts in another file, and one prompt has other checks there."""
+def test_ids_and_checks_come_from_the_prompts_of_this_evaluation(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """In the second file the same ids belong to other prompts, and the same prompts have other checks."""
     run, config = trained
     first = write_jsonl(tmp_path / "first.jsonl", [
         {"prompt": f"New number {n}", "id": str(n), "tags": ["benign"],
@@ -268,7 +275,7 @@ def test_ids_and_checks_are_those_of_the_prompts_asked_for(trained: tuple[Run, C
     assert (again["wins"], again["losses"], again["refusals"][0]["prompt_class"]) == (8, 0, "benign")
     completions = read_jsonl(Run(run.path / "evaluation").journal_path("completions"))
     assert len(completions) == 2 * 12
-    # A check that cannot be run is told before anything is asked, and mended in the same run.
+    # An invalid check is reported before any request, and can be fixed in the same run.
     rows = [{"prompt": "New number 50", "checks": [{"kind": "regex", "pattern": "("}]}]
     with pytest.raises(UsageError, match="cannot be evaluated"):
         run_evaluation(run, with_evaluate(config, write_jsonl(first, rows)))
@@ -300,8 +307,8 @@ PANEL = {
         (True, {"model": "other"}, ["helpful@other"]),
     ],
 )
-def test_where_the_judges_are_served(tables: bool, evaluate: dict[str, Any], expected: list[str]) -> None:
-    """A model that labelled is where it was, unless it is said where else; another one is not."""
+def test_endpoints_of_the_judges(tables: bool, evaluate: dict[str, Any], expected: list[str]) -> None:
+    """A model that labeled keeps its endpoint unless [evaluate] overrides it. Another model does not inherit it."""
     panel = PANEL if tables else {"judge": PANEL["judge"]}
     panel_judges = eval_judges(Config.model_validate({**panel, "evaluate": evaluate}))
     described = [
@@ -319,9 +326,7 @@ def test_where_the_judges_are_served(tables: bool, evaluate: dict[str, Any], exp
         assert [panel_judge.member_config.weight for panel_judge in panel_judges] == [2, 1]
 
 
-def test_settings_of_vllm_reach_only_servers_of_ours(
-    trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vllm_settings_reach_only_managed_servers(trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch) -> None:
     run, config = trained
     requested = []
     client_for: Any = ModelBackends.client_for
@@ -342,7 +347,7 @@ def test_settings_of_vllm_reach_only_servers_of_ours(
     assert requested[-1] == ("other", ["http://there"], {})
 
 
-def test_what_a_judge_cannot_do_is_told_before_anything_is_answered(
+def test_an_unsupported_output_mode_or_budget_is_reported_before_sampling(
     trained: tuple[Run, Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run, config = trained
@@ -355,13 +360,13 @@ def test_what_a_judge_cannot_do_is_told_before_anything_is_answered(
     with pytest.raises(UsageError, match="reasons first"):
         run_evaluation(run, with_evaluate(strict, judges=["slow"]))
     bounded = config.model_copy(update={"client": config.client.model_copy(update={"budget_usd": 1.0})})
-    with pytest.raises(UsageError, match="no price is known"):
+    with pytest.raises(UsageError, match=r"price of .* is unknown"):
         run_evaluation(run, with_evaluate(bounded, model="other", base_url=["https://example.com/v1"]))
     assert not (run.path / "evaluation").exists()
 
 
-def test_a_judges_server_that_has_moved_is_found_where_it_is_now(trained: tuple[Run, Config]) -> None:
-    """rlaif.toml says where; what labelled stays what labelled."""
+def test_a_judge_is_asked_at_the_endpoint_in_rlaif_toml(trained: tuple[Run, Config]) -> None:
+    """rlaif.toml changes the endpoint, but not which judges and models labeled."""
     run, _ = trained
     file = run.path / "rlaif.toml"
     original = file.read_text()
@@ -386,32 +391,32 @@ def test_a_judges_server_that_has_moved_is_found_where_it_is_now(trained: tuple[
     assert config_with('[[panel]]\nname = "helpful"\nmodel = "other"\n').panel == members
 
 
-def test_what_is_missing_is_said(tmp_path: Path, rlaif: Cli, trained: tuple[Run, Config]) -> None:
+def test_a_missing_trained_model_is_an_error(tmp_path: Path, rlaif: Cli, trained: tuple[Run, Config]) -> None:
     run, config = trained
     (run.model / "training.json").unlink()
     done = rlaif("evaluate", run.path, code=2)
-    assert "no trained model is there" in done.stderr
+    assert "no trained model" in done.stderr
     assert f"rlaif train {run.path}" in done.stderr
     with pytest.raises(UsageError, match="no trained model"):
         evaluated_models(run, config)
     result = {"adapter": None, "merged": None}
     (run.model / "training.json").write_text(json.dumps({"identity": {"model": "policy"}, "result": result}))
-    with pytest.raises(UsageError, match="left no model that answers"):
+    with pytest.raises(UsageError, match="neither an adapter nor a model"):
         evaluated_models(run, config)
 
 
-def test_base_and_adapter_are_one_server(tmp_path: Path) -> None:
+def test_one_server_serves_base_and_adapter(tmp_path: Path) -> None:
     backends = ModelBackends(tmp_path, Config().client, print)
     backends.register_local_model(LocalModel("tuned-1", str(tmp_path), base="org/base", rank=32))
-    backends.register_local_model(LocalModel("whole-1", str(tmp_path / "merged")))
+    backends.register_local_model(LocalModel("merged-1", str(tmp_path / "merged")))
     assert backends._resolve_served_model("tuned-1", {})[0] == "org/base"
     served, options, path = backends._resolve_served_model("org/base", {"max_model_len": 512})
     flags = vllm_args(served, "cuda", options, path)
     assert flags[: flags.index("org/base") + 1] == ["--model", "org/base"]
     assert f"tuned-1={tmp_path}" in flags[flags.index("--lora-modules") + 1]
     assert flags[flags.index("--max-lora-rank") + 1] == "32"
-    served, options, path = backends._resolve_served_model("whole-1", {})
+    served, options, path = backends._resolve_served_model("merged-1", {})
     flags = vllm_args(served, "cuda", options, path)
     assert flags[flags.index("--model") + 1] == str(tmp_path / "merged")
-    assert flags[flags.index("--served-model-name") + 1] == "whole-1"
+    assert flags[flags.index("--served-model-name") + 1] == "merged-1"
     assert "--lora-modules" not in flags

@@ -1,4 +1,4 @@
-"""The exam as a command: a good judge, and four bad ones that are named for what they are and train nothing."""
+"""``judges exam``: a good judge passes; four bad judges fail with their problem named, and are then rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RIGHT = {row["responses"][row["label"] - 1] for row in [*HELPFUL, *QUALITY]}
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No exam of a test is another test's."""
+    """Give each test an exam cache of its own."""
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
 
 
@@ -69,9 +69,7 @@ def run_judge(rlaif: Cli, tmp_path: Path, url: str, *more: Any, code: int = 0) -
     return rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", url, *more, code=code).stderr
 
 
-def test_a_good_judge_passes_with_figures_and_the_same_exam_costs_nothing_twice(
-    serve: Serve, rlaif: Cli, tmp_path: Path
-) -> None:
+def test_a_good_judge_passes_and_repeating_the_exam_sends_nothing(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
     server = serve(comparing_judge(good_judge))
     report = run_exam(rlaif, server.url)
     assert (report["status"], report["problems"], report["n"]) == ("good", [], 46)
@@ -82,7 +80,7 @@ def test_a_good_judge_passes_with_figures_and_the_same_exam_costs_nothing_twice(
     assert figures["first_position_rate"]["value"] == 0.5
     assert figures["always_longest_accuracy"]["value"] == figures["longer_correct_rate"]["value"]
     assert figures["longer_chosen_rate"]["value"] == figures["longer_correct_rate"]["value"]
-    assert figures["expected_calibration_error"]["value"] == pytest.approx(0.1)  # says 0.9 and is always right
+    assert figures["expected_calibration_error"]["value"] == pytest.approx(0.1)  # its confidence is 0.9, its accuracy 1
     assert report["reliability"] == [
         {"from": 0.9, "to": 0.95, "confidence": pytest.approx(0.9), "accuracy": figures["accuracy"]}
     ]
@@ -100,7 +98,7 @@ def test_a_good_judge_passes_with_figures_and_the_same_exam_costs_nothing_twice(
     assert "no exam" not in run_judge(rlaif, tmp_path, server.url)
 
 
-def test_the_terminal_shows_every_figure_with_its_n_and_a_plot(serve: Serve, rlaif: Cli) -> None:
+def test_the_terminal_shows_every_metric_with_n_and_a_plot(serve: Serve, rlaif: Cli) -> None:
     done = rlaif(
         "judges", "exam", "helpful", "-m", "m", "--base-url", serve(comparing_judge(good_judge)).url, "--limit", "20"
     )
@@ -120,7 +118,7 @@ def test_the_terminal_shows_every_figure_with_its_n_and_a_plot(serve: Serve, rla
         (comparing_judge(persuaded_by_injection), "follows instructions in the answers"),
     ],
 )
-def test_a_bad_judge_is_named_for_what_it_is_and_is_not_asked(
+def test_a_bad_judge_fails_with_its_problem_and_is_not_asked(
     answer: Answer, problem: str, serve: Serve, rlaif: Cli, tmp_path: Path
 ) -> None:
     server = serve(answer)
@@ -128,23 +126,23 @@ def test_a_bad_judge_is_named_for_what_it_is_and_is_not_asked(
     assert report["problems"] == [problem]
     assert report["status"] == "bad"
     request_count = len(server.requests)
-    refused = run_judge(rlaif, tmp_path, server.url, code=2)
-    assert f"helpful@m failed its exam: {problem}" in refused
-    assert "--allow-failed-exam" in refused
+    stderr = run_judge(rlaif, tmp_path, server.url, code=2)
+    assert f"helpful@m failed its exam: {problem}" in stderr
+    assert "--allow-failed-exam" in stderr
     assert len(server.requests) == request_count
     stderr = run_judge(rlaif, tmp_path, server.url, "--allow-failed-exam", "--max-failures", "99")
-    assert f"failed its exam ({problem}) and is trusted anyway" in stderr
+    assert f"failed its exam ({problem}) and is used anyway" in stderr
     exams = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]["judge"]["exams"]
     assert [(row["judge"], row["status"]) for row in exams] == [("helpful@m", "bad")]
 
 
-def test_a_judge_without_an_exam_is_told_of(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
+def test_a_judge_without_an_exam_gets_a_warning(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
     stderr = run_judge(rlaif, tmp_path, serve(comparing_judge(good_judge)).url)
     assert "warning: helpful@m has no exam" in stderr
     assert "rlaif judges exam helpful --model m" in stderr
 
 
-def test_a_killed_exam_goes_on_and_an_exam_with_holes_is_none(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
+def test_an_exam_with_failed_requests_is_not_stored_and_resumes(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
     count = 0
 
     def failing(body: dict[str, Any]) -> Any:
@@ -154,7 +152,7 @@ def test_a_killed_exam_goes_on_and_an_exam_with_holes_is_none(serve: Serve, rlai
 
     broken = serve(failing)
     done = rlaif("judges", "exam", "helpful", "-m", "m", "--base-url", broken.url, "--limit", "12", code=3)
-    assert "an exam with holes says nothing" in done.stderr
+    assert "the exam is incomplete" in done.stderr
     assert not list((tmp_path / "cache").rglob("exam.json"))
     working = serve(comparing_judge(good_judge))
     report = run_exam(rlaif, working.url, "--limit", "12")
@@ -162,7 +160,7 @@ def test_a_killed_exam_goes_on_and_an_exam_with_holes_is_none(serve: Serve, rlai
     assert len(working.requests) == len(broken.requests) // 3
 
 
-def test_a_dry_run_tells_what_an_exam_costs(serve: Serve, rlaif: Cli) -> None:
+def test_a_dry_run_counts_the_requests_of_an_exam(serve: Serve, rlaif: Cli) -> None:
     server = serve(comparing_judge(good_judge))
     done = rlaif("judges", "exam", "helpful", "-m", "m", "--base-url", server.url, "--dry-run")
     assert f"{2 * (46 + 20)} calls" in done.stderr
@@ -170,7 +168,7 @@ def test_a_dry_run_tells_what_an_exam_costs(serve: Serve, rlaif: Cli) -> None:
     assert server.requests == []
 
 
-def test_a_rating_judge_is_examined_by_the_difference_of_its_scores(serve: Serve, rlaif: Cli) -> None:
+def test_the_exam_of_a_rating_judge_compares_its_scores(serve: Serve, rlaif: Cli) -> None:
     server = serve(judge_by(lambda text: 0.9 if is_right(text) else 0.2))
     report = run_exam(rlaif, server.url, judge="quality")
     assert (report["status"], report["n"]) == ("good", 48)
@@ -179,7 +177,7 @@ def test_a_rating_judge_is_examined_by_the_difference_of_its_scores(serve: Serve
     assert report["metrics"]["unparsable_rate"]["n"] == len(server.requests)
 
 
-def test_a_classifying_judge_is_examined_by_its_labels(serve: Serve, rlaif: Cli) -> None:
+def test_the_exam_of_a_classifying_judge_compares_labels(serve: Serve, rlaif: Cli) -> None:
     rows = read_jsonl(resources.judges()["refusal"] / "gold.jsonl")
     right = {row["response"]: row["label"].title() for row in rows}
 
@@ -195,9 +193,7 @@ def test_a_classifying_judge_is_examined_by_its_labels(serve: Serve, rlaif: Cli)
     assert "not better than always choosing the most common label: do not use its labels" in always.stdout
 
 
-def test_published_gold_with_other_fields_can_be_used_and_bad_gold_is_named(
-    serve: Serve, rlaif: Cli, tmp_path: Path
-) -> None:
+def test_gold_may_have_further_fields_and_invalid_gold_is_an_error(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
     url = serve(comparing_judge(good_judge)).url
     rows = [{**row, "subset": "natural", "verdicts": {"x": 1}} for row in HELPFUL[:10]]
     assert run_exam(rlaif, url, "--gold", write_jsonl(tmp_path / "g.jsonl", rows))["n"] == 10
@@ -209,7 +205,7 @@ def test_published_gold_with_other_fields_can_be_used_and_bad_gold_is_named(
     assert f"{tmp_path / 'nope.jsonl'}: gold file cannot be read: No such file or directory" in done.stderr
 
 
-def test_the_checks_are_examined_without_a_model(rlaif: Cli, tmp_path: Path) -> None:
+def test_the_exam_of_the_checks_needs_no_model(rlaif: Cli, tmp_path: Path) -> None:
     check = [{"kind": "regex", "pattern": ",", "match": False}]
     rows = [{"prompt": f"No comma, {i}", "responses": ["a, b", f"a b {i}"], "label": 2, "checks": check}
             for i in range(12)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Generate and judge as commands and as functions, against scripted models: counts, order, duplicates, kill -9."""
+"""``generate`` and ``judge`` with scripted models: counts, order, duplicates, strategies, interruption, settings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Serve = Callable[..., ScriptedServer]
 
 
 class QuietReporter:
-    """A watch that nobody looks at."""
+    """Reporter that discards everything."""
 
     def log(self, line: str) -> None:
         pass
@@ -51,7 +51,7 @@ class QuietReporter:
 
 
 def goodness(text: str) -> float:
-    """The scripted taste: answers say how good they are ("... [0.7]")."""
+    """Return the quality that a scripted answer states of itself ("... [0.7]"), else 0.5."""
     _, _, tail = text.rpartition("[")
     with contextlib.suppress(ValueError):
         return float(tail.rstrip("]"))
@@ -71,7 +71,7 @@ def import_and_judge(path: Path, rows: list[dict[str, Any]], url: str, **flags: 
 
 
 def labels_by_text(run: Run) -> dict[tuple[str, str, str], Any]:
-    """(prompt, better, worse) as text, with its probability and outcome, for every candidate."""
+    """Map (prompt, better, worse), as texts, to probability, outcome and route of every candidate."""
     result = {}
     for row in run.pairs().iter_rows(named=True):
         a, b, p = row["response_a"], row["response_b"], row["prob_a"]
@@ -86,10 +86,8 @@ def labels_by_text(run: Run) -> dict[tuple[str, str, str], Any]:
 # Counts
 
 
-def test_prompts_that_are_held_out_get_no_pairs_though_answers_were_imported_for_them(
-    tmp_path: Path, serve: Serve
-) -> None:
-    """What measures a model would otherwise train it."""
+def test_held_out_prompts_get_no_pairs_even_if_answers_are_imported(tmp_path: Path, serve: Serve) -> None:
+    """Otherwise the prompts that measure a model would train it."""
     run, server = Run(tmp_path / "run"), serve(judge_by(goodness), owned_by="vllm")
     rows = [{"prompt": f"prompt number {i * 7919}"} for i in range(40)]
     overrides = {"judge.panel": ["helpful"], "judge.model": "m", "judge.base_url": [server.url],
@@ -112,7 +110,7 @@ def test_prompts_that_are_held_out_get_no_pairs_though_answers_were_imported_for
     assert pairs.height == 40 - len(heldout)
 
 
-def test_two_thousand_imported_prompts_add_up(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_counts_of_two_thousand_imported_prompts_add_up(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     """Wins, ties, inconsistent and unparsable verdicts all occur, and every candidate is counted exactly once."""
 
     def taste(body: dict[str, Any]) -> Any:
@@ -157,7 +155,7 @@ def test_two_thousand_imported_prompts_add_up(serve: Serve, tmp_path: Path, rlai
         assert goodness(row["chosen"][0]["content"]) > goodness(row["rejected"][0]["content"])
 
 
-def test_an_unreadable_verdict_is_owed_and_never_a_label(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_an_unparsable_verdict_stays_pending_and_is_never_a_label(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     answers = [["who knows"]]
     server = serve(lambda body: answers[0] if answers else judge_by(goodness)(body))
     source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["a [0.1]", "b [0.9]"]}])
@@ -165,7 +163,7 @@ def test_an_unreadable_verdict_is_owed_and_never_a_label(serve: Serve, tmp_path:
     arguments = ("judge", tmp_path / "run", "--judge", "helpful", "--model", "m", "--base-url", server.url)
     failed = rlaif(*arguments, code=3)
     assert "2 answers are missing (2 unparsable" in failed.stderr
-    assert len(server.requests) == 4  # each asked again once
+    assert len(server.requests) == 4  # each is retried once
     pairs = pl.read_parquet(tmp_path / "run" / "tables" / "pairs.parquet")
     assert pairs["outcome"].to_list() == ["unparsable"]
     assert pairs["prob_a"].to_list() == [None]
@@ -189,10 +187,10 @@ TEXT = st.text(min_size=0, max_size=40)
     ),
     st.randoms(use_true_random=False),
 )
-def test_swapping_answers_in_the_input_swaps_no_label(
+def test_the_order_of_answers_in_the_input_does_not_change_labels(
     serve: Serve, tmp_path_factory: pytest.TempPathFactory, prompts: list[Any], rnd: random.Random
 ) -> None:
-    """Labels belong to texts, wherever the texts stood and in whatever order the rows came."""
+    """A label depends on the texts, not on their position or on the order of the rows."""
     server = serve(judge_by(goodness))
     rows = [
         {"prompt": text, "responses": [f"{answer} [{g / 9}]" for answer, g in answers]} for text, answers in prompts
@@ -220,8 +218,8 @@ AWKWARD = [
 ]
 
 
-def test_no_answer_leaks_into_another_prompts_pair(serve: Serve, tmp_path: Path) -> None:
-    """Every pair holds two answers of its own prompt, and a judge saw nothing of any other, whatever the texts are."""
+def test_no_answer_reaches_a_pair_of_another_prompt(serve: Serve, tmp_path: Path) -> None:
+    """Every pair has two answers to its own prompt, and a judge sees no others, whatever the texts are."""
     server = serve(judge_by(lambda text: (len(text) % 97) / 97))
     rows = [
         {
@@ -230,7 +228,7 @@ def test_no_answer_leaks_into_another_prompts_pair(serve: Serve, tmp_path: Path)
         }
         for i in range(6)
     ]
-    rows += rows[:2]  # the same prompts once more
+    rows += rows[:2]  # two prompts twice
     run, judge_result = import_and_judge(tmp_path, rows, server.url)
     pairs = run.pairs()
     assert pairs.height == 6 * (9 * 8 // 2)  # of 12 answers two are empty and one is a copy
@@ -245,11 +243,11 @@ def test_no_answer_leaks_into_another_prompts_pair(serve: Serve, tmp_path: Path)
         prompt_number = conversation.split(" ")[1]
         assert first.startswith(f"<{prompt_number}> ")
         assert second.startswith(f"<{prompt_number}> ")
-        # Two rows of the dataset's length, nothing else of the answers anywhere in the request.
+        # No other part of the request contains an answer.
         assert body["messages"][-1]["content"].count(f"<{prompt_number}> ") == 2
 
 
-def test_duplicates_and_the_empty_never_reach_a_judge(serve: Serve, tmp_path: Path) -> None:
+def test_duplicate_and_empty_answers_never_reach_a_judge(serve: Serve, tmp_path: Path) -> None:
     server = serve(judge_by(goodness))
     rows = [{"prompt": "q", "responses": ["Yes.\nNo.", " Yes.  \r\nNo.", "", "  ", "Yes.\r\nNo.\n"]}]
     run, judge_result = import_and_judge(tmp_path, rows, server.url)
@@ -282,8 +280,8 @@ def test_each_strategy_finds_the_better_answer(serve: Serve, tmp_path: Path, str
     assert request_counts == expected[strategy]
 
 
-def test_a_near_tie_tries_the_next_pair(serve: Serve, tmp_path: Path) -> None:
-    """Best and worst are rated apart but compare as equals; the next pair decides."""
+def test_after_a_near_tie_the_next_pair_is_tried(serve: Serve, tmp_path: Path) -> None:
+    """Best and worst have different ratings, but compare as equal; the next pair decides."""
 
     def taste(body: dict[str, Any]) -> Any:
         if len(verdict_words(body)) == 5:
@@ -305,9 +303,9 @@ def test_a_near_tie_tries_the_next_pair(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
-def test_a_near_tie_is_kept_only_where_the_next_pair_is_no_win(serve: Serve, tmp_path: Path, share: float) -> None:
-    """Best and worst compare as near-ties, and of eight prompts in ten the next pair is clear. The share that near-ties
-    may cost is met by that alone."""
+def test_a_near_tie_is_kept_only_if_the_next_pair_is_not_a_win(serve: Serve, tmp_path: Path, share: float) -> None:
+    """Best and worst compare as a near tie, and on eight of ten prompts the next pair is clear. That alone keeps the
+    share of prompts lost to near ties within the limit."""
 
     def taste(body: dict[str, Any]) -> Any:
         if len(verdict_words(body)) == 5:
@@ -334,8 +332,9 @@ def test_a_near_tie_is_kept_only_where_the_next_pair_is_no_win(serve: Serve, tmp
     assert all(max(p, 1 - p) == pytest.approx(0.9) for p in kept["prob_a"])
 
 
-def test_a_panel_averages_probabilities_and_skips_a_broken_seat(serve: Serve, tmp_path: Path) -> None:
-    """Weights 3 and 1 against each other give the heavier one's side; a seat that answers rubbish has no say."""
+def test_a_panel_averages_probabilities_and_ignores_a_judge_without_verdicts(serve: Serve, tmp_path: Path) -> None:
+    """A judge with weight 3 outweighs a dissenting one with weight 1. A third one's replies are
+    unparsable."""
 
     def judge_preferring(p_first_better: float) -> Any:
         def answer(body: dict[str, Any]) -> Any:
@@ -382,8 +381,10 @@ def read_dataset(run: Path) -> list[dict[str, Any]]:
     return sorted(pl.concat(frames).to_dicts(), key=lambda row: str(row["pair_id"]))
 
 
-def test_kill_dash_nine_in_generate_and_judge_changes_nothing(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
-    """Killed, started again: the dataset of an unbroken run, and nothing asked twice but what was in flight."""
+def test_kill_dash_nine_in_generate_and_judge_does_not_change_the_dataset(
+    serve: Serve, tmp_path: Path, rlaif: Cli
+) -> None:
+    """After kills and restarts the dataset equals that of an uninterrupted run. Only requests in flight repeat."""
 
     def answer(body: dict[str, Any]) -> Any:
         if "structured_outputs" in body:
@@ -428,8 +429,8 @@ def test_kill_dash_nine_in_generate_and_judge_changes_nothing(serve: Serve, tmp_
     assert repeated.total() <= kills * concurrency
 
 
-def test_an_interrupt_keeps_what_is_in_flight(serve: Serve, tmp_path: Path) -> None:
-    """Ctrl-C: nothing new is sent, what is in flight is journaled, exit 130, and the next start goes on."""
+def test_an_interrupt_keeps_the_requests_in_flight(serve: Serve, tmp_path: Path) -> None:
+    """Ctrl-C stops new requests, those in flight are journaled, the exit code is 130, and the next start resumes."""
     server = serve(delay_s=0.3)
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(100)])
     run = tmp_path / "run"
@@ -450,8 +451,8 @@ def test_an_interrupt_keeps_what_is_in_flight(serve: Serve, tmp_path: Path) -> N
     assert len(read_jsonl(run / "journal" / "completions.jsonl")) == len(server.requests) == expected_answers
 
 
-def test_faults_on_the_way_change_nothing(serve: Serve, tmp_path: Path) -> None:
-    """A third of the requests fails once in some way; the labels are those of a faultless server."""
+def test_transient_faults_do_not_change_labels(serve: Serve, tmp_path: Path) -> None:
+    """A third of the requests fail once, in different ways; the labels equal those of a server without faults."""
     attempts: Counter[str] = Counter()
     faults = [Fault(429, {"retry-after": "0"}), Fault(500), Fault(0), Fault(200, body=b"not json"),
               Fault(200, body=b'{"choices": []}'), Fault(503)]  # fmt: skip
@@ -472,7 +473,7 @@ def test_faults_on_the_way_change_nothing(serve: Serve, tmp_path: Path) -> None:
 # Settings that change
 
 
-def test_a_changed_identity_is_refused_and_a_restart_is_not(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_other_judges_are_rejected_without_restart(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     server = serve(judge_by(goodness), models=("m", "other"))
     run = tmp_path / "run"
     source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["a [0.1]", "b [0.9]"]}])
@@ -484,7 +485,7 @@ def test_a_changed_identity_is_refused_and_a_restart_is_not(serve: Serve, tmp_pa
     assert "--restart" in result.stderr
     rlaif(*common, "--model", "other", "--restart")
     models = {line["model"] for line in read_jsonl(run / "journal" / "verdicts.jsonl")}
-    assert models == {"m", "other", ""}  # none was asked whether an answer refuses
+    assert models == {"m", "other", ""}  # "": the text classifier of refusals
 
 
 def test_the_same_seed_gives_the_same_queue(serve: Serve, tmp_path: Path) -> None:
@@ -502,7 +503,7 @@ def test_the_same_seed_gives_the_same_queue(serve: Serve, tmp_path: Path) -> Non
     assert queues[0] == queues[1] != queues[2]
 
 
-def test_dry_run_asks_and_writes_nothing(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_a_dry_run_sends_and_writes_nothing(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     server = serve()
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(10)])
     run = tmp_path / "run"
@@ -533,7 +534,7 @@ def test_dry_run_asks_and_writes_nothing(serve: Serve, tmp_path: Path, rlaif: Cl
     assert len(server.requests) == 10
 
 
-def test_two_writers_at_once(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_a_second_command_on_a_running_run_is_rejected(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     server = serve(delay_s=2.0)
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"prompt number {i * 7919}"} for i in range(20)])
     run = tmp_path / "run"
@@ -550,7 +551,7 @@ def test_two_writers_at_once(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
 
 
 def test_turns_tools_tags_and_models_reach_the_dataset(serve: Serve, tmp_path: Path) -> None:
-    """A system turn belongs to the prompt; tool schemas and tool calls come through as they were."""
+    """A system turn is part of the prompt; tool schemas and tool calls are unchanged."""
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
     turns = [
@@ -583,11 +584,11 @@ def test_turns_tools_tags_and_models_reach_the_dataset(serve: Serve, tmp_path: P
     assert [(turn["role"], turn["content"]) for turn in plain["prompt"]] == [("user", "plain")]
 
 
-def test_a_seed_is_the_trainings_own_and_the_datasets_stays(
+def test_a_new_seed_applies_to_training_but_not_to_the_dataset(
     tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given by flag, environment or file it is training's and evaluation's; else they take that of the judging, which
-    the queue and the test split hang on whatever is given later."""
+    """A seed from a flag, the environment or a file applies to training and evaluation, else they use the seed of
+    judging. The review queue and the test split always depend on the seed of judging."""
     run = Run(tmp_path / "run")
     rlaif("init", run.path)
     run.update_manifest("judge", config=Config(seed=5).model_dump(mode="json"))
@@ -625,7 +626,7 @@ def test_a_seed_is_the_trainings_own_and_the_datasets_stays(
 
 
 def test_tool_calls_of_every_form_reach_the_dataset(serve: Serve, tmp_path: Path) -> None:
-    """Arguments that are no text, and a call that is the function itself."""
+    """Arguments may be an object or a list, and a call may be the function itself."""
     tool_calls = [
         {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}},
         {"id": {"n": 2}, "function": {"name": "weather", "arguments": ["Oslo"]}},

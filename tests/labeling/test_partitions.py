@@ -1,4 +1,4 @@
-"""However many parts the prompts are taken in: the same is asked, and the same is written, byte for byte."""
+"""Requests and written bytes do not depend on the number of partitions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type"
 
 
 def make_rows(n: int) -> list[dict[str, Any]]:
-    """Prompts of every class with one to five answers each, some of them refusals, empty or twice there."""
+    """Return prompts of every class with one to five answers each; some are refusals, empty or duplicates."""
     rng = random.Random(1)
     result = []
     for i in range(n):
@@ -61,8 +61,10 @@ def import_run(path: Path, n: int) -> Run:
 
 
 def random_verdicts(run: Run) -> Iterator[Verdict]:
-    """What a rating, two comparing and a rewarding judge, the checks and both classifiers said: of most answers, often
-    in doubt, now and then against each other."""
+    """Yield verdicts of a rating judge, two comparing judges, a reward model, the checks and both classifiers.
+
+    They cover most answers, are often uncertain, and sometimes contradict each other.
+    """
     rng = random.Random(2)
     prompts = {record["prompt_id"]: record for _, record in iter_records(run.journal_path("prompts"))}
     answers: dict[str, list[dict[str, Any]]] = {}
@@ -99,7 +101,7 @@ def random_verdicts(run: Run) -> Iterator[Verdict]:
                         p = rng.choice([0.5, 0.55, 0.62, 0.9, 0.97, 0.05])
                         for order in ("ab", "ba")[: rng.choice([1, 2, 2, 2, 2, 2])]:
                             fields = {"order": order, "prob_a": p if rng.random() < 0.9 else 1 - p}
-                            fields["flags"] = ["speaks to the judge"] * (rng.random() < 0.05)
+                            fields["flags"] = ["addresses the judge"] * (rng.random() < 0.05)
                             yield verdict(
                                 "compare", "helpful", model, prompt, answer_a["key"], b=answer_b["key"], **fields
                             )
@@ -111,7 +113,7 @@ FILES = ("tables/pairs.parquet", "dataset/train.parquet", "dataset/test.parquet"
 
 
 def rebuild_in_partitions(run: Run, flags: dict[str, Any], partition_count: int) -> tuple[Any, ...]:
-    """Everything that a run in so many parts writes and says."""
+    """Return everything that a run with this number of partitions writes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             partitions, "PARTITION_BYTES", max(1, run.journal_path("completions").stat().st_size // partition_count)
@@ -127,8 +129,8 @@ def rebuild_in_partitions(run: Run, flags: dict[str, Any], partition_count: int)
 
 @pytest.mark.parametrize("near_ties", [1.0, 0.05])
 @pytest.mark.parametrize("strategy", ["rate-then-compare", "round-robin", "rate-only"])
-def test_the_same_is_written_for_any_number_of_parts(tmp_path: Path, strategy: str, near_ties: float) -> None:
-    """Of every kind of judge, with ties, refusals and unread verdicts, before and after people labelled pairs."""
+def test_output_does_not_depend_on_the_number_of_partitions(tmp_path: Path, strategy: str, near_ties: float) -> None:
+    """All kinds of judges, with ties, refusals and missing verdicts, before and after human labels."""
     run = import_run(tmp_path / "run", 240)
     with run.lock(), run.journal("verdicts") as journal:
         for verdict in random_verdicts(run):
@@ -168,8 +170,8 @@ def test_the_same_is_written_for_any_number_of_parts(tmp_path: Path, strategy: s
 
 
 @pytest.mark.parametrize("near_ties", [1.0, 0.02])
-def test_the_same_is_asked_in_any_number_of_parts(serve: Serve, tmp_path: Path, near_ties: float) -> None:
-    """Each question once; a second start asks nothing."""
+def test_requests_do_not_depend_on_the_number_of_partitions(serve: Serve, tmp_path: Path, near_ties: float) -> None:
+    """Each request is sent once, and a second start sends none."""
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         if verdict_words(body) == ["Refuse", "Partial", "Comply"]:
@@ -206,10 +208,10 @@ def test_the_same_is_asked_in_any_number_of_parts(serve: Serve, tmp_path: Path, 
     assert pairs_one.equals(pairs_many)
 
 
-# The stores
+# Partitioned frames and journals
 
 
-def test_pieces_come_back_in_order_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_read_in_order_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "MEMORY_BUFFER_BYTES", 1)
     pieces = PartitionedFrames(tmp_path)
     frame = pl.DataFrame({"n": range(20), "of": [[str(i)] for i in range(20)]}).with_columns(
@@ -218,15 +220,15 @@ def test_pieces_come_back_in_order_and_leave_no_file(tmp_path: Path, monkeypatch
     for start in (0, 10):
         pieces.add_partitioned(pl.col("n") % 3, frame.slice(start, 10))
     assert pieces.height == 20
-    for partition in range(4):  # the last is empty, and of the same columns
+    for partition in range(4):  # the last is empty and has the same columns
         assert pieces.read(partition).equals(frame.filter(pl.col("n") % 3 == partition))
         assert pieces.read(partition).schema == frame.schema
     assert [n for n, *_ in pieces.rows()] == [*range(0, 20, 3), *range(1, 20, 3), *range(2, 20, 3)]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_journal_is_read_on_from_where_it_ended(tmp_path: Path) -> None:
-    """A half-written line is there when it is whole, and of two answers to one key the newer one is kept."""
+def test_catch_up_reads_from_the_last_complete_line(tmp_path: Path) -> None:
+    """A half-written line is read once it is complete. Of two records with one key the newer one is kept."""
     path = tmp_path / "v.jsonl"
     schema = {name: frames.VERDICTS[name] for name in ("key", "prompt_id", "score")}
 
@@ -249,7 +251,7 @@ def test_a_journal_is_read_on_from_where_it_ended(tmp_path: Path) -> None:
         assert frame["score"].to_list() == [float(last)] + [0.0] * last
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "MEMORY_BUFFER_BYTES", 1)
     with pytest.raises(RunError, match="cannot be written") as raised:
         PartitionedFrames(Path("/dev/full").parent / "nowhere").add(0, pl.DataFrame({"n": [1]}))

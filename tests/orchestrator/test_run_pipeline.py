@@ -421,7 +421,7 @@ def test_a_stage_waits_for_an_endpoint_that_fails_and_resumes(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr(stage_runner, "RETRY_WAITS_S", (0.01, 0.01))
-    monkeypatch.setattr("rlaif.llm.client._retry_delay", lambda _: 0.0)
+    monkeypatch.setattr("rlaif.llm.retries.retry_delay", lambda _: 0.0)
     request_count = [0]
 
     def answer(body: dict[str, Any]) -> Any:
@@ -512,12 +512,12 @@ def test_preflight_rejects_a_run_that_cannot_succeed_before_any_request(
         ({"run__min_free_disk_gb": 1e9}, RunError, "min_free_disk_gb"),
         ({"judge__panel": ["helpfull"]}, UsageError, "Did you mean 'helpful'"),
         ({"judge__model": "other"}, EndpointError, "has no model 'other'"),
-        ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "no server answers"),
-        ({"sampler__base_url": ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v2"]}, EndpointError, "no server answers"),
+        ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "unreachable"),
+        ({"sampler__base_url": ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v2"]}, EndpointError, "unreachable"),
         ({"run__notify_command": "no-such-program-42"}, UsageError, "was not found"),
         ({"judge__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
         ({"sampler__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
-        ({"client__budget_usd": 1.0}, UsageError, "no price is known for 'm'"),
+        ({"client__budget_usd": 1.0}, UsageError, "the price of 'm'"),
     ]:
         monkeypatch.setattr("rlaif.llm.executor.has_known_price", lambda *_: False)
         with pytest.raises(kind, match=message):
@@ -553,7 +553,7 @@ def test_servers_without_pending_work_may_be_down(serve: Serve, tmp_path: Path) 
     assert read_dataset(path) == first_dataset
     with (path / "prompts.jsonl").open("a") as file:
         file.write('{"prompt": "one more prompt"}\n')
-    with pytest.raises(EndpointError, match="no server answers"):
+    with pytest.raises(EndpointError, match="unreachable"):
         run_in_process(path, judge__base_url=["http://127.0.0.1:9/v1"])
 
 
@@ -593,7 +593,7 @@ def test_a_dry_run_includes_judging(serve: Serve, tmp_path: Path, rlaif: Cli) ->
     assert len(server.requests) == 140
     expected_tokens = sum(len(json.dumps(body["messages"])) for body in server.requests) // 4
     assert expected_tokens < plan.prompt_tokens < 2 * expected_tokens
-    assert api.plan_run(*config).summary().startswith("nothing is owed")
+    assert api.plan_run(*config).summary().startswith("nothing is pending")
     more = api.plan_run(Run(path), load(path, {"sampler.max_tokens": 20, "prompts.limit": 30}))
     assert more.calls == 7 * more.prompts > 50
 
@@ -778,15 +778,17 @@ def test_a_run_trains_and_evaluates_the_model(serve: Serve, tmp_path: Path, monk
     fake_training(monkeypatch, server)
     result, lines = run_in_process(path, run__max_duration="5h")
     assert result.evaluation is not None
-    assert result.evaluation["win_rate"]["n"] > 5
-    assert result.evaluation["reference"] == "m"
+    rate = result.evaluation.win_rate
+    assert rate is not None
+    assert rate.n > 5
+    assert result.evaluation.reference == "m"
     assert result.stop_reason is None
     (estimate,) = (line for line in lines if line.startswith("estimate"))
     assert ", evaluate " in estimate
-    assert f"; win rate {result.evaluation['win_rate']['value']:.2f} [" in lines[-1]
+    assert f"; win rate {rate.value:.2f} [" in lines[-1]
     html = (path / "report.html").read_text()
     assert "evaluate" in html
-    assert result.evaluation["trained"] in html
+    assert result.evaluation.trained in html
     # A rerun sends nothing and reports the result again.
     request_count = len(server.requests)
     second, lines = run_in_process(path)
@@ -809,13 +811,15 @@ def test_an_interrupted_evaluation_resumes(serve: Serve, tmp_path: Path, monkeyp
     result, _ = run_in_process(path, run__max_duration="20s", client__concurrency=1)
     assert result.stop_reason is StopReason.DEADLINE
     assert result.evaluation
-    assert result.evaluation["stopped"] == "deadline"
+    assert result.evaluation.stopped == "deadline"
     assert request_count + 10 < len(server.requests) < request_count + 25
     second, _ = run_in_process(path)
     assert second.stop_reason is None
     assert second.evaluation
-    assert second.evaluation["stopped"] is None
-    assert second.evaluation["win_rate"]["n"] > result.evaluation["win_rate"]["n"] > 0
+    assert second.evaluation.stopped is None
+    assert second.evaluation.win_rate is not None
+    assert result.evaluation.win_rate is not None
+    assert second.evaluation.win_rate.n > result.evaluation.win_rate.n > 0
     bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
     assert len(bodies) == len(set(bodies))
 
@@ -831,8 +835,9 @@ def test_an_evaluation_is_paid_from_the_runs_budget(
     result, lines = run_in_process(path, client__budget_usd=1.0, client__concurrency=1)
     assert any("it does not fit" in line for line in lines)
     assert result.evaluation
-    assert result.evaluation["win_rate"]["n"] > 5
-    assert result.evaluation["stopped"] is None
+    assert result.evaluation.win_rate is not None
+    assert result.evaluation.win_rate.n > 5
+    assert result.evaluation.stopped is None
     assert result.cost_usd == pytest.approx(len(server.requests) / 100)
     assert result.cost_usd <= 1.01
     eval_cost_usd = sum(record["cost_usd"] for name in ("completions", "verdicts")
