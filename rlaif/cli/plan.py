@@ -262,5 +262,5 @@ def _source_lines(inputs: PlanInputs, pilot: Path | None) -> list[str]:
     for source, heading in headings.items():
         names = [name for name, origin in inputs.sources.items() if origin == source]
         if names:
-            lines.append(f"{heading}: {', '.join(f'{name} {inputs.display(name)}'.rstrip() for name in names)}.")
+            lines.append(f"{heading}: {', '.join(f'{name}={inputs.display(name)}'.rstrip('=') for name in names)}.")
     return [line for text in lines for line in textwrap.wrap(text, 110, subsequent_indent="  ")]

@@ -78,7 +78,7 @@ class PlanInputs:
         value = next(
             (values[name] for values in (self.given, self.measured, DEFAULTS) if values.get(name) is not None), None
         )
-        return f"{value:,.0f}" if isinstance(value, int | float) and value >= 1000 else f"{value:.3g}" if value else ""
+        return f"{value:.0f}" if isinstance(value, int | float) and value >= 1000 else f"{value:.3g}" if value else ""
 
     def any_given(self, *names: str) -> bool:
         return any(self.given.get(name) is not None for name in names)
