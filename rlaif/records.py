@@ -1,8 +1,11 @@
-"""The records that stages hand to each other, and the keys by which a run knows what it already has.
+"""The records in the journals of a run, and their keys.
 
-A record is one line of a journal. Every record has a ``key``: sha256 over the canonical JSON of all that determines
-the answer, so resuming a run is set difference on keys. A line that has an ``error`` instead of an answer is a
-:class:`Failure`: it is counted and shown, owed again on resume, and never read as a label.
+A record is one line of a journal. Its ``key`` is the sha256 of the canonical JSON of everything that determines the
+answer, so the pending work of a resumed run is a set difference of keys. A line with an ``error`` instead of an answer
+is a :class:`Failure`: it is counted and reported, it is pending again when the run resumes, and it is never used as a
+label.
+
+docs/reference/run-directory.md is generated from the descriptions of the fields.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from pydantic import (
 from rlaif.errors import did_you_mean
 
 SCHEMA_VERSION = 2
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a str joins paired ones into one character
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # in a str, a pair of surrogates is one character
 
 Order = Literal["ab", "ba"]
 Side = Literal["a", "b"]
@@ -38,31 +41,49 @@ Choice = Literal["left", "right", "tie", "both_bad", "skip"]
 Label = Literal["refuse", "partial", "comply"]
 Outcome = Literal["win", "tie", "inconsistent", "unparsable"]
 Route = Literal["judge", "audit", "targeted", "dropped"]
+CompletionDropReason = Literal["empty", "truncated", "duplicate"]
+PairDropReason = Literal[
+    "unparsable",
+    "inconsistent",
+    "near_tie",
+    "near_tie_after_calibration",
+    "low_rating",
+    "contradicts_comparisons",
+    "another_pair_kept",
+    "benign_refusal",
+    "harmful_compliance",
+    "surplus_refusal",
+    "borderline_prompt",
+    "undecided",
+]
+"""Reason for which a candidate pair is dropped (tables/pairs.parquet, ``drop_reason``)."""
+DatasetDropReason = Literal["dropped", "awaiting_review", "tie", "both_bad", "annotators_disagree"]
+"""Reason for which a pair of the table is not in the dataset."""
 
 
 def canonical_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
+    """Return canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def content_key(**determinants: Any) -> str:
-    """The key of a request or record: 64 hex digits, sha256 over the canonical JSON of what determines it."""
+    """Return the key of a request or record: 64 hex digits, the sha256 of the canonical JSON of what determines it."""
     return hashlib.sha256(canonical_json(determinants)).hexdigest()
 
 
 def hash_to_unit_interval(*parts: str | int) -> float:
-    """A number in [0, 1) fixed by ``parts``: for seeded choices that do not depend on the order of rows."""
+    """Return a number in [0, 1) that only ``parts`` determine, for seeded choices independent of the order of rows."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
 def replace_surrogates(text: str) -> str:
-    """``text`` with lone surrogates (valid in JSON escapes, impossible in UTF-8) replaced by U+FFFD."""
+    """Replace lone surrogates in ``text``, which are valid in JSON escapes and impossible in UTF-8, by U+FFFD."""
     return text if text.isascii() else LONE_SURROGATE.sub("\ufffd", text)
 
 
 def replace_surrogates_deep(value: Any) -> Any:
-    """``value`` with :func:`replace_surrogates` applied to every string in it, keys included."""
+    """Apply :func:`replace_surrogates` to every string in ``value``, keys included."""
     if isinstance(value, str):
         return replace_surrogates(value)
     if isinstance(value, list):
@@ -73,21 +94,28 @@ def replace_surrogates_deep(value: Any) -> Any:
 
 
 class Record(BaseModel):
-    """Base of everything that is journaled: strict about names, immutable, and cheap to write."""
+    """Base of everything that is journaled: unknown names are errors, and values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+KEY = "sha256 of the canonical JSON of everything that determines the record, as 64 hex digits"
+PROMPT_ID = "ID of the prompt"
+PROMPT_TOKENS = "Tokens of the request"
+COST = "Cost in US dollars"
+CREATED_AT = "Time of the record, in seconds since 1970"
 
 
 class Message(BaseModel):
-    """One chat turn. ``content`` may be null only where an assistant turn carries tool calls instead."""
+    """One chat turn. ``content`` is null only if an assistant turn has tool calls instead."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Author of the turn")
+    content: str | None = Field(default=None, description="Text; null in a turn that only calls tools")
+    tool_calls: list[dict[str, Any]] | None = Field(default=None, description="Tool calls in OpenAI's format")
+    tool_call_id: str | None = Field(default=None, description="ID of the tool call that this turn answers")
+    name: str | None = Field(default=None, description="Name of the author or tool")
 
     @model_validator(mode="after")
     def _require_content(self) -> Message:
@@ -100,33 +128,34 @@ class Message(BaseModel):
         return self
 
     def to_openai(self) -> dict[str, Any]:
-        """The message as the chat completions protocol and TRL take it."""
+        """Return the message in the format of the chat completions protocol and of TRL."""
         return self.model_dump(exclude_none=True)
 
 
 class Prompt(Record):
-    """A prompt taken into a run. ``messages`` ends with a turn that the policy answers (user or tool)."""
+    """A prompt of the run. ``messages`` ends with a turn for the policy to answer (user or tool)."""
 
-    key: str
-    prompt_id: str
-    messages: list[Message]
-    reference: str | None = None
-    checklist: list[str] = []
-    checks: list[dict[str, Any]] = []
-    tags: list[str] = []
-    tools: list[dict[str, Any]] | None = None
-    split: Literal["train", "heldout"] = "train"
-    source: str = ""
+    key: str = Field(description=KEY)
+    prompt_id: str = Field(description=PROMPT_ID)
+    messages: list[Message] = Field(description="Chat turns; the last one is from the user or a tool")
+    reference: str | None = Field(default=None, description="Reference answer, for judges that use one")
+    checklist: list[str] = Field(default=[], description="Criteria for judges that use them")
+    checks: list[dict[str, Any]] = Field(default=[], description="Checks that a program can evaluate")
+    tags: list[str] = Field(default=[], description="Tags")
+    tools: list[dict[str, Any]] | None = Field(default=None, description="Tools that the policy may call")
+    split: Literal["train", "heldout"] = Field(default="train", description="Use of the prompt")
+    source: str = Field(default="", description="Set, file or dataset that it came from")
 
     def to_openai(self) -> list[dict[str, Any]]:
+        """Return the messages in the format of the chat completions protocol and of TRL."""
         return [message.to_openai() for message in self.messages]
 
 
 def to_template_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """``turn`` as a chat template takes it, and as servers hand it to one.
+    """Convert ``turn`` to the form that servers pass to a chat template.
 
-    Fields that it does not have are nulls in Parquet and are left out: some templates ask whether a field is there, not
-    whether it says something. The arguments of a tool call travel as JSON text and templates want the value.
+    Fields that are null (as Parquet stores missing ones) are omitted, because some templates test if a field exists.
+    The arguments of a tool call are stored as JSON text, while templates expect the value.
     """
     fields = {name: value for name, value in turn.items() if value is not None}
     if fields.get("tool_calls"):
@@ -135,17 +164,17 @@ def to_template_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_template_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    if "function" not in call:  # files have calls that are the function itself
+    if "function" not in call:  # in some files the call is the function itself
         call = {"type": "function", "function": call}
     function = dict(call["function"] or {})
     if isinstance(function.get("arguments"), str):
-        with contextlib.suppress(orjson.JSONDecodeError):  # a model wrote it: what is no JSON is shown as it is
+        with contextlib.suppress(orjson.JSONDecodeError):  # written by a model: invalid JSON stays text
             function["arguments"] = orjson.loads(function["arguments"])
     return {**{name: value for name, value in call.items() if value is not None}, "function": function}
 
 
 def _prompt_form(value: Any) -> str:
-    """Which of a prompt's two forms ``value`` is meant to be, so that only that one's mistakes are told."""
+    """Return the form of a prompt that ``value`` is meant to have, so that only errors of that form are reported."""
     return "messages" if isinstance(value, list) else "text"
 
 
@@ -153,21 +182,20 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class PromptRow(BaseModel):
-    """One row of a prompt file: ``{"prompt": str | messages, "id"?, "system"?, "reference"?, "checklist"?, "checks"?,
-    "tags"?, "tools"?}``. Also the left part of an ``--import`` row."""
+    """A row of a prompt file."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=False)
 
     prompt: Annotated[
         Annotated[str, Tag("text")] | Annotated[list[Message], Tag("messages")], Discriminator(_prompt_form)
-    ]
-    id: str | None = None
-    system: str | None = None
-    reference: str | None = None
-    checklist: list[NonEmpty] = []
-    checks: list[dict[str, Any]] = []
-    tags: list[str] = []
-    tools: list[dict[str, Any]] | None = None
+    ] = Field(description="Text of the user, or a list of messages")
+    id: str | None = Field(default=None, description="ID of the prompt; by default it is derived from the content")
+    system: str | None = Field(default=None, description="System prompt")
+    reference: str | None = Field(default=None, description="Reference answer, for judges that use one")
+    checklist: list[NonEmpty] = Field(default=[], description="Criteria for judges that use them")
+    checks: list[dict[str, Any]] = Field(default=[], description="Checks that a program can evaluate")
+    tags: list[str] = Field(default=[], description="Tags")
+    tools: list[dict[str, Any]] | None = Field(default=None, description="Tools that the policy may call")
 
     @field_validator("id", mode="before")
     @classmethod
@@ -186,23 +214,24 @@ class PromptRow(BaseModel):
             raise ValueError("prompt has no messages")
         last = self.prompt[-1]
         if last.role not in ("user", "tool"):
-            raise ValueError(f"the last message is from {last.role!r}; it must be the turn that is to be answered")
+            raise ValueError(f"the last message is from {last.role!r}; it must be from 'user' or 'tool'")
         if not (last.content or "").strip():
             raise ValueError("the last message is empty")
         if self.system and any(message.role == "system" for message in self.prompt):
-            raise ValueError("there is a system message in prompt and a system field too")
+            raise ValueError("prompt has a system message, so the field system must not be set")
         return self
 
     def messages(self) -> list[Message]:
+        """Return the prompt as messages, with the system prompt first."""
         turns = [Message(role="user", content=self.prompt)] if isinstance(self.prompt, str) else list(self.prompt)
         return [Message(role="system", content=self.system), *turns] if self.system else turns
 
 
 class ImportRow(PromptRow):
-    """One row of ``generate --import``: a prompt row with its answers, and who gave them."""
+    """A row of ``generate --import``: a prompt with its answers and the models that wrote them."""
 
-    responses: list[str] = Field(min_length=1)
-    models: list[NonEmpty] | None = None
+    responses: list[str] = Field(min_length=1, description="Answers")
+    models: list[NonEmpty] | None = Field(default=None, description="Model of each answer, in the same order")
 
     @model_validator(mode="after")
     def _match_models_to_responses(self) -> ImportRow:
@@ -212,100 +241,106 @@ class ImportRow(PromptRow):
 
 
 class Completion(Record):
-    """An answer to a prompt. ``text`` is what a reader sees; ``reasoning`` was split from it.
+    """An answer to a prompt.
 
-    ``completion_tokens`` is exact where the request had one choice; the tokens of a request with several choices are
-    reported in one sum by the protocol and shared out here by length, so that a request's records add up to it.
+    The protocol reports one sum of tokens for a request with several choices. It is divided here by length, so the
+    records of a request add up to it; ``completion_tokens`` is exact for a request with one choice.
     """
 
-    key: str
-    prompt_id: str
-    index: int
-    model: str
-    text: str
-    reasoning: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-    source: Literal["sampled", "imported"] = "sampled"
-    created_at: float = Field(default_factory=time.time)
+    key: str = Field(description=KEY)
+    prompt_id: str = Field(description=PROMPT_ID)
+    index: int = Field(description="Number of the answer among those of this model to this prompt, from 0")
+    model: str = Field(description="Model that wrote it")
+    text: str = Field(description="Answer as a reader sees it")
+    reasoning: str | None = Field(default=None, description="Reasoning, separated from the text")
+    tool_calls: list[dict[str, Any]] | None = Field(default=None, description="Tool calls in OpenAI's format")
+    finish_reason: str | None = Field(default=None, description="Reason for the end of the answer, from the server")
+    prompt_tokens: int = Field(default=0, description=PROMPT_TOKENS)
+    completion_tokens: int = Field(default=0, description="Tokens of the answer")
+    cost_usd: float = Field(default=0.0, description=COST)
+    source: Literal["sampled", "imported"] = Field(default="sampled", description="Origin of the answer")
+    created_at: float = Field(default_factory=time.time, description=CREATED_AT)
 
 
 class Verdict(Record):
-    """What one judge said once: of two answers in one order (kind compare), of one answer and one aspect (rate), or of
-    one answer (check, reward, classify).
+    """One verdict of one judge: on two answers in one order (compare), on one answer and one aspect (rate), or on one
+    answer (check, reward, classify).
 
-    ``prob_a`` is the probability that completion ``a`` is better, already turned back where ``order`` is "ba".
-    ``score`` of a rating is the expected score and ``variance`` its variance over the judge's scale; of a check the
-    share of the prompt's checks that are met; of a reward model its raw scalar; of a classification the probability of
-    its ``label``. ``verdict_mass`` is the share of probability that lay on readable verdicts (null where the server
-    gave none). What no model was asked for (checks, the text classifier of refusals) has an empty ``model``.
+    Verdicts without a model (checks, the text classifier of refusals) have an empty ``model``.
     """
 
-    key: str
-    kind: Literal["compare", "rate", "check", "reward", "classify"]
-    judge: str
-    judge_hash: str
-    model: str
-    prompt_id: str
-    a: str
-    b: str | None = None
-    order: Order | None = None
-    aspect: str | None = None
-    sample: int = 0
-    prob_a: float | None = Field(default=None, ge=0, le=1)
-    score: float | None = None
-    variance: float | None = None
-    label: Label | None = None
-    verdict_mass: float | None = None
-    reply: str = ""
-    flags: list[str] = []
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-    created_at: float = Field(default_factory=time.time)
+    key: str = Field(description=KEY)
+    kind: Literal["compare", "rate", "check", "reward", "classify"] = Field(description="Kind of the judge")
+    judge: str = Field(description="Name of the judge")
+    judge_hash: str = Field(description="Hash of the judge's text and settings")
+    model: str = Field(description="Model that was asked; empty if none was")
+    prompt_id: str = Field(description=PROMPT_ID)
+    a: str = Field(description="Key of the answer, or of the pair's first answer")
+    b: str | None = Field(default=None, description="Key of the pair's second answer (compare)")
+    order: Order | None = Field(default=None, description="Order in which the two answers were shown (compare)")
+    aspect: str | None = Field(default=None, description="Aspect that was rated (rate)")
+    sample: int = Field(default=0, description="Number of the sample, from 0")
+    prob_a: float | None = Field(
+        default=None, ge=0, le=1, description="Probability that `a` is better, whatever the order (compare)"
+    )
+    score: float | None = Field(
+        default=None,
+        description="rate: expected rating; check: fraction of the checks that passed; reward: the model's value; "
+        "classify: probability of the label",
+    )
+    variance: float | None = Field(default=None, description="Variance of the rating over the judge's scale (rate)")
+    label: Label | None = Field(default=None, description="Label (classify)")
+    verdict_mass: float | None = Field(
+        default=None,
+        description="Probability that the server gave to readable verdicts; null if it returns no probabilities",
+    )
+    reply: str = Field(default="", description="Reply of the model")
+    flags: list[str] = Field(default=[], description="Anomalies, such as an answer that addresses the judge")
+    prompt_tokens: int = Field(default=0, description=PROMPT_TOKENS)
+    cached_tokens: int = Field(default=0, description="Tokens of the request that the server had cached")
+    completion_tokens: int = Field(default=0, description="Tokens of the reply")
+    cost_usd: float = Field(default=0.0, description=COST)
+    created_at: float = Field(default_factory=time.time, description=CREATED_AT)
 
 
 class Review(Record):
-    """One person's label of one pair. ``preferred`` is already in the pair's own a/b; null for tie, both bad, skip.
+    """One human label of one pair. An adjudicator's label overrides those of the annotators.
 
-    ``edited_response`` is a better answer that the person wrote, ``confidence`` how sure they are (1 a guess, 3
-    certain), ``seconds`` how long the pair was looked at. An adjudicator's label outranks everybody's. Route ``gold``
-    is a pair with a known label that tests the people: it stands in no table of pairs and never enters the dataset.
+    A pair on the route ``gold`` has a known label and tests the annotators. It is not in the table of pairs and never
+    enters the dataset.
     """
 
-    key: str
-    pair_id: str
-    prompt_id: str
-    annotator: str
-    role: Literal["annotator", "adjudicator"] = "annotator"
-    choice: Choice
-    left_side: Side
-    preferred: Side | None
-    comment: str = ""
-    edited_response: str | None = None
-    confidence: int | None = Field(default=None, ge=1, le=3)
-    seconds: float | None = Field(default=None, ge=0)
-    route: Route | Literal["gold"]
-    inclusion_probability: float | None = None
-    created_at: float = Field(default_factory=time.time)
+    key: str = Field(description=KEY)
+    pair_id: str = Field(description="ID of the pair")
+    prompt_id: str = Field(description=PROMPT_ID)
+    annotator: str = Field(description="Name of the annotator")
+    role: Literal["annotator", "adjudicator"] = Field(default="annotator", description="Role of the annotator")
+    choice: Choice = Field(description="Choice on the page")
+    left_side: Side = Field(description="Answer of the pair that was shown on the left")
+    preferred: Side | None = Field(description="Preferred answer of the pair; null for tie, both bad and skip")
+    comment: str = Field(default="", description="Comment")
+    edited_response: str | None = Field(default=None, description="Better answer that the annotator wrote")
+    confidence: int | None = Field(default=None, ge=1, le=3, description="Confidence, from 1 (a guess) to 3 (certain)")
+    seconds: float | None = Field(default=None, ge=0, description="Time that the pair was shown, in seconds")
+    route: Route | Literal["gold"] = Field(description="Reason for the review")
+    inclusion_probability: float | None = Field(
+        default=None, description="Probability with which the pair entered the review queue"
+    )
+    created_at: float = Field(default_factory=time.time, description=CREATED_AT)
 
 
 class Failure(Record):
-    """A request that gave no answer: what was asked (by key), why it failed. Owed again when the run resumes."""
+    """A request without an answer. It is pending again when the run resumes."""
 
-    key: str
-    error: str
-    kind: Literal["endpoint", "unparsable", "check"]
-    prompt_id: str = ""
-    created_at: float = Field(default_factory=time.time)
+    key: str = Field(description="Key of the record that the request would have produced")
+    error: str = Field(description="Reason")
+    kind: Literal["endpoint", "unparsable", "check"] = Field(description="Part that failed")
+    prompt_id: str = Field(default="", description=PROMPT_ID)
+    created_at: float = Field(default_factory=time.time, description=CREATED_AT)
 
 
 def format_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """A pydantic error in one line a problem: the dotted field, what is wrong, and the closest known name."""
+    """Format a pydantic error: for each problem the dotted field and the message, or the closest known name."""
     lines = []
     for issue in error.errors(include_url=False):
         field_path = ".".join(str(part) for part in issue["loc"])
@@ -319,14 +354,15 @@ def format_validation_error(error: ValidationError, model: type[BaseModel]) -> s
 
 
 def _field_names_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """The names that the part of ``model`` at ``location`` knows."""
+    """Return the names of the fields that ``model`` has at ``location``."""
     for part in location:
-        if part in model.model_fields:  # and not a list's index, or which form of several a value has
+        if part in model.model_fields:  # not a list index or the tag of a union
             model = next(_models_in(model.model_fields[str(part)].annotation))
     return list(model.model_fields)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that occur in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

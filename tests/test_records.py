@@ -1,4 +1,4 @@
-"""Keys, cleaned text, seeded choices, and what a prompt or import row may look like."""
+"""Keys, cleaned text, seeded choices, and valid and invalid rows of prompt and import files."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ JSON = st.recursive(
 # Keys
 
 
-def test_keys_of_old_runs_are_still_found() -> None:
-    """A key computed by any version stays the same, or every old journal would be asked again."""
+def test_keys_never_change() -> None:
+    """Every version computes the same key. Otherwise all requests of existing journals would be sent again."""
     key = content_key(messages=[{"role": "user", "content": "Grüße 🙂"}], seed=0, temperature=1.0, tools=None)
     assert key == "fe1db29948e1536a5fc3a1e8be9c2c6f296264cc5ce5ab2ec374232f043de22c"
 
@@ -76,14 +76,14 @@ ANY_TEXT = st.text(st.characters(min_codepoint=0xD7F0, max_codepoint=0xE00F) | s
 
 
 @given(ANY_TEXT)
-def test_clean_replaces_each_lone_surrogate_and_nothing_else(text: str) -> None:
+def test_only_lone_surrogates_are_replaced(text: str) -> None:
     expected = "".join("\ufffd" if 0xD800 <= ord(c) <= 0xDFFF else c for c in text)
     assert replace_surrogates(text) == expected
     assert replace_surrogates(replace_surrogates(text)) == replace_surrogates(text)
 
 
-def test_clean_json_reaches_every_string() -> None:
-    """Names and values at any depth; what comes out can be written as JSON and read back."""
+def test_surrogates_are_replaced_in_every_string_of_a_json_value() -> None:
+    """Names and values at any depth. The result can be written as JSON and read back."""
     dirty = json.loads('{"a\\ud800": ["\\udc00x", {"\\ud83d\\ude00": "\\ud83d"}, 1, 2.5, true, null]}')
     cleaned = replace_surrogates_deep(dirty)
     assert cleaned == {"a\ufffd": ["\ufffdx", {"😀": "\ufffd"}, 1, 2.5, True, None]}
@@ -93,8 +93,8 @@ def test_clean_json_reaches_every_string() -> None:
 # Seeded choices
 
 
-def test_unit_interval_is_uniform() -> None:
-    """Each tenth gets its share of 20,000 (within five standard deviations), all of it in [0, 1)."""
+def test_hash_to_unit_interval_is_uniform() -> None:
+    """Each tenth of [0, 1) gets a tenth of 20,000 values, within five standard deviations."""
     count = 20_000
     values = [hash_to_unit_interval(7, "heldout", f"key-{i}") for i in range(count)]
     assert all(0 <= value < 1 for value in values)
@@ -104,8 +104,8 @@ def test_unit_interval_is_uniform() -> None:
     assert all(abs(size - count / 10) < allowed for size in tenths.values())
 
 
-def test_unit_interval_is_fixed_by_its_parts_alone() -> None:
-    """Neither earlier calls nor the order of rows matter; another seed, purpose or key gives another number."""
+def test_hash_to_unit_interval_depends_only_on_its_parts() -> None:
+    """Earlier calls and the order of rows do not matter; another seed, purpose or key gives another number."""
     keys = [f"key-{i}" for i in range(50)]
     forward = {key: hash_to_unit_interval(0, "x", key) for key in keys}
     backward = {key: hash_to_unit_interval(0, "x", key) for key in reversed(keys)}
@@ -118,7 +118,7 @@ def test_unit_interval_is_fixed_by_its_parts_alone() -> None:
 
 
 def error_message(kind: type[BaseModel], row: dict[str, Any]) -> str:
-    """What a person reads about ``row``. Fails where the row is good."""
+    """Return the error message for ``row``. Fails if the row is valid."""
     with pytest.raises(ValidationError) as raised:
         kind.model_validate(row)
     return format_validation_error(raised.value, kind)
@@ -137,9 +137,9 @@ BAD_PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "q", "checks": [1]}, "checks.0: Input should be a valid dictionary"),
     ({"prompt": "q", "refrence": "x"}, "unknown setting 'refrence'. Did you mean 'reference'?"),
     ({"prompt": [USER, {"role": "assistant", "content": "a"}]},
-     "the last message is from 'assistant'; it must be the turn that is to be answered"),
+     "the last message is from 'assistant'; it must be from 'user' or 'tool'"),
     ({"prompt": [{"role": "system", "content": "s"}]},
-     "the last message is from 'system'; it must be the turn that is to be answered"),
+     "the last message is from 'system'; it must be from 'user' or 'tool'"),
     ({"prompt": [{"role": "user", "content": " "}]}, "the last message is empty"),
     ({"prompt": [{"role": "user"}]}, "prompt.messages.0: a message needs content"),
     ({"prompt": ["q"]}, "prompt.messages.0: Input should be a valid dictionary or instance of Message"),
@@ -148,7 +148,7 @@ BAD_PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [{**USER, "contents": "q"}]},
      "unknown setting 'prompt.messages.0.contents'. Did you mean 'content'?"),
     ({"prompt": [{"role": "system", "content": "s"}, USER], "system": "t"},
-     "there is a system message in prompt and a system field too"),
+     "prompt has a system message, so the field system must not be set"),
 ]  # fmt: skip
 BAD_IMPORTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "q"}, "responses: Field required"),
@@ -161,21 +161,21 @@ BAD_IMPORTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_PROMPTS, ids=lambda value: str(value)[:50])
-def test_a_bad_prompt_row_is_explained_in_one_line(row: dict[str, Any], message: str) -> None:
+def test_an_invalid_prompt_row_is_explained_in_one_line(row: dict[str, Any], message: str) -> None:
     assert error_message(PromptRow, row) == message
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_IMPORTS, ids=lambda value: str(value)[:50])
-def test_a_bad_import_row_is_explained_in_one_line(row: dict[str, Any], message: str) -> None:
+def test_an_invalid_import_row_is_explained_in_one_line(row: dict[str, Any], message: str) -> None:
     assert error_message(ImportRow, row) == message
 
 
-def test_several_mistakes_are_all_told() -> None:
+def test_every_error_of_a_row_is_reported() -> None:
     assert error_message(PromptRow, {"prompt": 1, "tags": 2, "id": 3.5}).count(";") == 2
 
 
-def test_good_rows() -> None:
-    """Text, messages, a tool's turn, a system field, a number as id, an assistant turn that only calls tools."""
+def test_valid_rows() -> None:
+    """Text, messages, a tool turn, a system field, a number as ID, an assistant turn that only calls tools."""
     assert PromptRow(prompt="q", id=7).id == "7"  # type: ignore[arg-type]
     assert PromptRow(prompt="q", system="s").messages() == [
         Message(role="system", content="s"), Message(role="user", content="q")]  # fmt: skip
@@ -189,11 +189,11 @@ def test_good_rows() -> None:
 
 
 def test_empty_answers_may_be_imported() -> None:
-    """They are left out of pairs later, and counted there; losing them here would hide them."""
+    """They are dropped later, when pairs are formed, and counted there. Dropping them here would hide them."""
     assert ImportRow(prompt="q", responses=["", "a"]).responses == ["", "a"]
 
 
-def test_records_are_immutable_and_know_their_names() -> None:
+def test_records_are_immutable_and_reject_unknown_fields() -> None:
     failure = Failure(key="00", error="e", kind="endpoint")
     with pytest.raises(ValidationError):
         failure.error = "x"  # type: ignore[misc]
@@ -203,20 +203,20 @@ def test_records_are_immutable_and_know_their_names() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=3))
-def test_nulls_inside_tools_survive_being_written(tools: list[dict[str, Any]]) -> None:
-    """A null in a tool's schema means something, other than a field of ours that is not set."""
+def test_nulls_inside_tools_are_preserved(tools: list[dict[str, Any]]) -> None:
+    """A null in the schema of a tool has a meaning, unlike a null field of a record."""
     prompt = Prompt(key="00", prompt_id="p", messages=[Message(role="user", content="q")], tools=tools)
     line = orjson.dumps(prompt.model_dump(mode="json", exclude_none=True))
     assert orjson.loads(line).get("tools") == tools
 
 
-def test_a_turn_for_a_chat_template_has_the_values_of_its_calls_and_no_nulls() -> None:
+def test_a_turn_for_a_chat_template_has_parsed_arguments_and_no_nulls() -> None:
     function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
     value = {"name": "weather", "arguments": {"city": "Oslo"}}
     for call in ({"id": None, "type": "function", "function": function}, function):
         turn = to_template_turn({"role": "assistant", "content": None, "tool_calls": [call]})
         assert turn == {"role": "assistant", "tool_calls": [{"type": "function", "function": value}]}
-    # What a model wrote and is no JSON is left as it is; a template may have its own opinion of that.
+    # Arguments written by a model that are not JSON stay as they are. The template decides what to do with them.
     odd = {"function": {"name": "weather", "arguments": "{"}}
     assert to_template_turn({"role": "assistant", "tool_calls": [odd]})["tool_calls"] == [odd]
     assert to_template_turn({"role": "user", "content": "Hm", "tool_calls": None}) == {"role": "user", "content": "Hm"}

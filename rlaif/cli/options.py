@@ -49,7 +49,7 @@ OnBadRow = Annotated[OnBadRowChoice | None, setting_option("prompts.on_bad_row")
 def open_run_with_config(path: Path, flags: Mapping[str, Any], *, creates_run: bool = False) -> tuple[Run, Config]:
     """Return the run at ``path`` and its settings. ``flags`` have dotted names; None means that it was not given.
 
-    Raises :class:`rlaif.errors.RunError` if there is no run, unless the command ``creates_run``.
+    Raises :class:`rlaif.errors.RunError` if `path` is not a run, unless the command ``creates_run``.
     """
     from rlaif.config import loader
     from rlaif.run.run import Run, open_run

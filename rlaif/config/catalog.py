@@ -84,7 +84,7 @@ class Setting:
 
     @property
     def is_table(self) -> bool:
-        """Whether the value is a table with keys of another program."""
+        """True if the value is a table with options of another program."""
         return get_origin(self.annotation) is dict
 
     @property

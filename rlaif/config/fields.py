@@ -1,4 +1,4 @@
-"""How a setting is declared: its metadata, and the types that several settings share."""
+"""Declaration of a setting: its metadata, and the types that several settings share."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def load(run: Path, flags: Mapping[str, Any], environ: Mapping[str, str] = os.en
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Return the values in the file at ``path``, by section; empty if there is no file. Raises as :func:`load` does."""
+    """Return the values in the file at ``path``, by section; empty without a file. Raises as :func:`load` does."""
     values: dict[str, Any] = {}
     if path.exists():
         try:

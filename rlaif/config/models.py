@@ -164,7 +164,7 @@ class JudgeConfig(ConfigSection):
     model: str | None = setting(
         None,
         "Judge model",
-        details="For every judge on the panel that names none. We recommend a model of another family than the policy's.",
+        details="For judges on the panel that name none. Prefer a model of another family than the policy's.",
         starter="demo",
         resume="fixed",
         resume_key="panel",
@@ -322,7 +322,7 @@ class TrainConfig(ConfigSection):
     learning_rate: float | None = setting(
         None, "Learning rate", default_text="depends on the method", example=1e-4, resume="retrain", gt=0
     )
-    epochs: float = setting(1.0, "Passes over the dataset", resume="retrain", gt=0)
+    epochs: float = setting(1.0, "Number of epochs", resume="retrain", gt=0)
     max_steps: int | None = setting(
         None, "Maximum number of training steps; overrides the epochs", example=500, resume="retrain", ge=1
     )
@@ -392,8 +392,8 @@ class EvaluateConfig(ConfigSection):
     base_url: OneOrMore[Url] = setting(
         [],
         "OpenAI-compatible server of the judge model",
-        details="By default, a model that labeled the pairs is asked where it was served then; rlaif starts vLLM for "
-        "another one.",
+        details="By default, a model that labeled the pairs is asked at the same server; rlaif starts vLLM for another "
+        "one.",
         example=["http://127.0.0.1:8001/v1"],
     )
     kl_samples: int = setting(
