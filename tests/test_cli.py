@@ -61,7 +61,7 @@ def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Pat
     rlaif("generate", tmp_path / "run", "--import", source)
     common = ("judge", tmp_path / "run", "--base-url", server.url)
     assert (
-        "no judge 'helpfull'. Did you mean 'helpful'?"
+        "unknown judge 'helpfull'. Did you mean 'helpful'?"
         in rlaif(*common, "--model", "m", "--judge", "helpfull", code=2).stderr
     )
     stderr = rlaif(*common, "--model", "mm", "--judge", "helpful", code=1).stderr
@@ -171,7 +171,7 @@ def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -
     for message in (
         f"{file}:2: missing 'prompt'; the row has promp",
         f"{file}:3: not JSON",
-        f"{file}:5: check 1 cannot be evaluated: it has no kind that is known ('regx'). Did you mean 'regex'?",
+        f"{file}:5: check 1 cannot be evaluated: unknown kind 'regx'. Did you mean 'regex'?",
         f"{file}:6: the id '1' already belongs to another prompt",
     ):
         assert message in process.stderr

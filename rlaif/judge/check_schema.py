@@ -1,20 +1,22 @@
-"""Checks: what can be told of an answer without a model. A prompt's ``checks`` is a list of objects, each of one kind:
+"""Programmatic checks, which need no model. A prompt's ``checks`` is a list of objects, each of one kind:
 
-    {"kind": "regex", "pattern": "...", "match": true}      found anywhere; "match": false: found nowhere
-    {"kind": "exact", "value": "...", "ignore_case": false}  the whole answer, space at its ends aside
+    {"kind": "regex", "pattern": "...", "match": true}       matches anywhere; "match": false: matches nowhere
+    {"kind": "exact", "value": "...", "ignore_case": false}  the entire answer, without surrounding spaces
     {"kind": "number", "value": 41.8, "tolerance": 0.5}      the answer's final number
     {"kind": "math", "value": "\\frac{4}{5}"}                the answer's final expression, by math-verify
-    {"kind": "json", "schema": {...}}                        the whole answer is JSON that fits the JSON schema
+    {"kind": "json", "schema": {...}}                        the entire answer is JSON that follows the JSON schema
     {"kind": "length", "unit": "words", "min": 1, "max": 40} characters, words, sentences, lines or paragraphs
     {"kind": "language", "value": "fr"}                      ISO 639-1
-    {"kind": "instruction", "id": "keywords:existence", "args": {...}}   IFEval's and IFBench's, by if-verifiable
+    {"kind": "instruction", "id": "keywords:existence", "args": {...}}   of IFEval or IFBench, by if-verifiable
 
-An answer's score is the share of its prompt's checks that it meets. Where two answers differ in it, that decides.
+An answer's score is the share of its prompt's checks that it meets. If two answers have different scores, the scores
+decide which one is better.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -27,16 +29,19 @@ from rlaif.judge import check_functions
 from rlaif.records import Failure, Verdict, canonical_json, content_key
 
 VERSION = "2"
-"""Of the checkers: raised when one of them would say something else of an answer than before."""
+"""Version of the check functions. It is raised whenever one of them would judge some answer differently."""
 SAMPLE_TEXT = "Here are two short sentences. They only show that a check can be evaluated at all.\n\nAnd a third: 42."
 FIRST_CALL_TIMEOUT_S = 60.0
-"""For a check's own value and its first text, with which it may load data. Imports have no limit: some look for data
-in the net, and would be broken off halfway."""
+"""Time limit for parsing a check's value and for its first text, which may load data. Imports have no limit: some
+download data, and interrupting them would leave it incomplete."""
 
 CheckFunction = Callable[[str], bool]
 
 
 class CheckBase(BaseModel):
+    """Base of all checks. ``build`` returns the function that tests an answer, or raises ValueError or
+    :class:`MissingDependencyError`."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -51,7 +56,7 @@ class Regex(CheckBase):
         try:
             regex.compile(self.pattern, regex.V0)
         except regex.error as error:
-            raise ValueError(f"pattern cannot be read: {error}") from None
+            raise ValueError(f"invalid pattern: {error}") from None
         return lambda text: check_functions.regex_matches(text, self.pattern) is self.match
 
 
@@ -81,11 +86,11 @@ class Math(CheckBase):
 
     def build(self) -> CheckFunction:
         check_functions.require_module("math_verify")
-        parsed_value = check_functions.with_timeout(
+        expressions = check_functions.with_timeout(
             lambda: check_functions.parse_math(f"${self.value}$"), FIRST_CALL_TIMEOUT_S
         )
-        if isinstance((parsed_value or [""])[0], str):  # its text, where it cannot be read
-            raise ValueError(f"value {self.value!r} is no expression that can be read")
+        if not expressions or isinstance(expressions[0], str):  # math-verify returns text that it cannot parse
+            raise ValueError(f"invalid expression {self.value!r}")
         return lambda text: check_functions.equals_math(text, self.value)
 
 
@@ -95,12 +100,11 @@ class Json(CheckBase):
 
     def build(self) -> CheckFunction:
         jsonschema = check_functions.require_module("jsonschema")
+        validator = jsonschema.validators.validator_for(self.json_schema, default=jsonschema.Draft202012Validator)
         try:
-            jsonschema.validators.validator_for(self.json_schema, default=jsonschema.Draft202012Validator).check_schema(
-                self.json_schema
-            )
+            validator.check_schema(self.json_schema)
         except jsonschema.SchemaError as error:
-            raise ValueError(f"schema is no JSON schema: {error.message}") from None
+            raise ValueError(f"invalid JSON schema: {error.message}") from None
         return lambda text: check_functions.matches_schema(text, self.json_schema)
 
 
@@ -111,14 +115,13 @@ class Length(CheckBase):
     max: int | None = Field(default=None, ge=0)
 
     def build(self) -> CheckFunction:
-        low, high = self.min or 0, self.max
-        if self.min is None and high is None:
-            raise ValueError("a length needs min or max")
-        if high is not None and high < low:
+        if self.min is None and self.max is None:
+            raise ValueError("needs min or max")
+        low = 0 if self.min is None else self.min
+        high = math.inf if self.max is None else self.max
+        if high < low:
             raise ValueError("max is below min")
-        return lambda text: (
-            low <= check_functions.count_units(text, self.unit) <= (float("inf") if high is None else high)
-        )
+        return lambda text: low <= check_functions.count_units(text, self.unit) <= high
 
 
 class Language(CheckBase):
@@ -152,7 +155,7 @@ _CHECK_ADAPTER: TypeAdapter[Check] = TypeAdapter(Annotated[Check, Field(discrimi
 
 
 def checks_hash() -> str:
-    """The identity of what the checkers say: their version, and those of the packages that they stand on."""
+    """Return a hash of the version of the check functions and of the packages they use."""
     return _packages_hash(VERSION)
 
 
@@ -170,10 +173,9 @@ def _packages_hash(version: str) -> str:
 
 
 def compile_checks(checks: list[dict[str, Any]], location: str) -> list[tuple[str, CheckFunction]]:
-    """What evaluates each of ``checks``, with its kind. ``location`` names the prompt.
+    """Return the kind and the function of each check. ``location`` names the prompt in errors.
 
-    Raises :class:`UsageError` for a check that cannot be read or evaluated, naming it, and
-    :class:`MissingDependencyError`.
+    Raises :class:`UsageError` for a check that is invalid or cannot run, and :class:`MissingDependencyError`.
     """
     compiled = []
     for number, check in enumerate(checks, 1):
@@ -187,18 +189,21 @@ def compile_checks(checks: list[dict[str, Any]], location: str) -> list[tuple[st
             raise UsageError(
                 f"check {number} cannot be evaluated: {error}",
                 location=location,
-                hint="Mend the check in the prompt file and take the prompts into a new run.",
+                hint="Fix the check in the prompt file, and ingest the prompts into a new run.",
             ) from None
     return compiled
 
 
 @functools.lru_cache(maxsize=4096)
 def _compile(check_json: bytes) -> CheckFunction:
-    """Many prompts have the same check. Raises ValueError, :class:`MissingDependencyError`."""
+    """Return the function of a check. Cached, because many prompts have the same check.
+
+    Raises ValueError or :class:`MissingDependencyError`.
+    """
     check = orjson.loads(check_json)
     kind = check.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"it has no kind that is known ({kind!r}). {did_you_mean(str(kind), KINDS)}")
+        raise ValueError(f"unknown kind {kind!r}. {did_you_mean(str(kind), KINDS)}")
     try:
         check_function = _CHECK_ADAPTER.validate_python(check).build()
     except TimeoutError as error:
@@ -208,21 +213,21 @@ def _compile(check_json: bytes) -> CheckFunction:
         raise ValueError("; ".join(f"{field}: {message}" for field, message in problems)) from None
     try:
         check_functions.with_timeout(lambda: check_function(SAMPLE_TEXT), FIRST_CALL_TIMEOUT_S)
-    except LookupError as error:  # the instruction checkers read word lists that do not come with them
+    except LookupError as error:  # some instruction checkers read NLTK word lists, which are installed separately
         reason = next((line.strip() for line in str(error).splitlines() if "nltk.download" in line), str(error)[:200])
-        raise MissingDependencyError(f"it needs data that is not on this machine: {reason}") from None
-    except Exception as error:  # whatever a checker raises: asked here, it ends nothing that was paid for
-        raise ValueError(f"it fails on a plain text ({type(error).__name__}: {str(error)[:200]})") from None
+        raise MissingDependencyError(f"data that the check needs is not installed: {reason}") from None
+    except Exception as error:  # a checker may raise anything; this trial run finds it before any request is paid for
+        raise ValueError(f"fails on a plain text ({type(error).__name__}: {str(error)[:200]})") from None
     return lambda text: check_functions.with_timeout(lambda: check_function(text))
 
 
 def check_key(prompt: Mapping[str, Any], completion: str) -> str:
-    """The key of the check verdict of one answer."""
+    """Return the key of the check verdict of an answer. ``completion`` is the answer's key."""
     return content_key(checkers=checks_hash(), checks=prompt["checks"], a=completion)
 
 
 def run_checks(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> Verdict | Failure:
-    """The check verdict of ``answer``, or why there is none: a checker that breaks gives no score."""
+    """Run the prompt's checks on ``answer``. Returns a failure instead of a verdict if a check raises or times out."""
     location = f"prompt {prompt['prompt_id']}"
     outcomes = []
     for number, (kind, check_function) in enumerate(compile_checks(prompt["checks"], location), 1):
@@ -231,7 +236,7 @@ def run_checks(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> Verdict 
         except Exception as error:
             return Failure(
                 key=check_key(prompt, answer["key"]),
-                error=f"check {number} ({kind}) of {location} broke: {type(error).__name__}: {str(error)[:200]}",
+                error=f"check {number} ({kind}) of {location} failed: {type(error).__name__}: {str(error)[:200]}",
                 kind="check",
                 prompt_id=prompt["prompt_id"],
             )

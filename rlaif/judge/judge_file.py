@@ -1,15 +1,15 @@
-"""A judge is a folder: ``judge.toml`` (what it decides) and ``prompt.md`` (how it is asked). No model stands in it.
+"""Load judges. A judge is a folder with these files; it does not name a model.
 
-    judge.toml   name, version, kind, description, reasoning = "none" | "first", and by kind
+    judge.toml   name, version, kind, description, reasoning = "none" | "first", and by kind:
                  "compare"   [verdicts] a, b, tie?
                  "rate"      [scale] low, high and [[aspects]] name, text
-                 "classify"  [labels] refuse, partial, comply: the words that say what an answer does
-                 "reward"    nothing: a sequence-classification model gives the scalar
-    prompt.md    "# System" and "# User" parts with plain {placeholders}, filled in one pass. For a reward model
-                 optional: a system text that stands before the conversation
+                 "classify"  [labels] refuse, partial, comply
+                 "reward"    nothing: the sequence classification model returns a score
+    prompt.md    "# System" and "# User" parts with {placeholders}, which are filled in one pass.
+                 Optional for a reward model: a system text that precedes the conversation.
     gold.jsonl   answers with known labels, for the exam (optional)
 
-Every change of what the two files say changes the judge's hash, and so the keys of its verdicts.
+Every change to the content of judge.toml or prompt.md changes the judge's hash, and so the keys of its verdicts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from rlaif.errors import UsageError, did_you_mean
 from rlaif.records import content_key, format_validation_error
 
 Kind = Literal["compare", "rate", "classify", "reward"]
-# What is judged: fenced, and in the user part only.
 CONTEXT_PLACEHOLDERS = {"conversation", "reference", "checklist"}
+# Placeholders for untrusted text. They are fenced, and allowed in the user part only.
 UNTRUSTED = {
     "compare": CONTEXT_PLACEHOLDERS | {"response_a", "response_b"},
     "rate": CONTEXT_PLACEHOLDERS | {"response"},
@@ -42,7 +42,7 @@ PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 PLACEHOLDER_LIKE = re.compile(r"\{\s*([A-Za-z0-9_-]+)\s*\}")
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\W_]([^\n]*\S)?$")]
-"""A verdict word: begins with a letter or a digit and has no space at its ends, as a reply is read without them."""
+"""A verdict word. It begins with a letter or digit and has no surrounding spaces, because replies are stripped."""
 
 
 class _Model(BaseModel):
@@ -50,7 +50,7 @@ class _Model(BaseModel):
 
 
 class VerdictWords(_Model):
-    """The words by which a comparison is answered. Their first letters differ, so that a token tells them apart."""
+    """The verdict words of a comparison. Their first letters differ, so that one token distinguishes them."""
 
     a: Word
     b: Word
@@ -62,11 +62,12 @@ class VerdictWords(_Model):
         return self
 
     def words(self) -> list[str]:
+        """Return the words for a, b and, if there is one, the tie."""
         return [self.a, self.b, *([self.tie] if self.tie else [])]
 
 
 class LabelWords(_Model):
-    """The words by which an answer is classified."""
+    """The verdict words of a classification."""
 
     refuse: Word
     partial: Word
@@ -78,7 +79,7 @@ class LabelWords(_Model):
         return self
 
     def words(self) -> list[str]:
-        """In the order of :data:`rlaif.records.Label`."""
+        """Return the words in the order of :data:`rlaif.records.Label`."""
         return [self.refuse, self.partial, self.comply]
 
 
@@ -89,7 +90,7 @@ def _check_distinct_initials(words: list[str]) -> None:
 
 
 class Scale(_Model):
-    """Whole scores from ``low`` to ``high``, one digit each, so that one token is one score."""
+    """Whole-number scores from ``low`` to ``high``, of one digit each, so that one token is one score."""
 
     low: int = Field(default=1, ge=0, le=9)
     high: int = Field(default=5, ge=1, le=9)
@@ -102,11 +103,15 @@ class Scale(_Model):
 
 
 class Aspect(_Model):
+    """One aspect of a rating, which is asked separately. ``text`` fills the placeholder ``{aspect}``."""
+
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     text: str = Field(pattern=r"\S")
 
 
 class JudgeFile(_Model):
+    """Content of a judge.toml."""
+
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     version: str = Field(pattern=r"^\S+$")
     kind: Kind
@@ -122,19 +127,19 @@ class JudgeFile(_Model):
         required = {"compare": "[verdicts]", "rate": "[[aspects]]", "classify": "[labels]"}.get(self.kind)
         sections = {"[verdicts]": self.verdicts, "[[aspects]]": self.aspects, "[labels]": self.labels}
         if required and not sections[required]:
-            raise ValueError(f"a judge of kind {self.kind} needs {required}")
+            raise ValueError(f"a judge of kind {self.kind!r} needs {required}")
         if unexpected := [name for name, value in sections.items() if value and name != required]:
-            raise ValueError(f"a judge of kind {self.kind} has no {unexpected[0]}")
+            raise ValueError(f"a judge of kind {self.kind!r} cannot have {unexpected[0]}")
         if self.kind == "reward" and self.reasoning != "none":
-            raise ValueError("a reward model does not reason")
+            raise ValueError("a judge of kind 'reward' cannot set reasoning")
         if len({aspect.name for aspect in self.aspects}) < len(self.aspects):
-            raise ValueError("two aspects have one name")
+            raise ValueError("two aspects have the same name")
         return self
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge file and its prompt. ``hash`` is the identity of both, 16 hex digits."""
+    """A judge: its judge.toml and the two parts of its prompt. ``hash`` covers all of them, as 16 hex digits."""
 
     file: JudgeFile
     system: str
@@ -148,47 +153,47 @@ class Judge:
 
 
 def judge_folders() -> dict[str, Path]:
-    """Judge folders by name: the packaged ones, and over them those in ./judges."""
+    """Return judge folders by name. Folders in ./judges override packaged ones of the same name."""
     local_folders = {path.parent.name: path.parent for path in sorted(Path("judges").glob("*/judge.toml"))}
     return {**resources.judges(), **local_folders}
 
 
 def find_judge(name: str) -> Judge:
-    """The judge called ``name``: a folder's path, ``judges/NAME`` where the command is given, or a packaged one.
+    """Load a judge by name or folder. Names are looked up in ./judges first and then among the packaged judges.
 
-    Raises :class:`UsageError`, with the closest name there is.
+    Raises :class:`UsageError` with the closest existing name.
     """
     folders = judge_folders()
     if (Path(name) / "judge.toml").is_file() and (name not in folders or "/" in name):
         return load_judge(Path(name))
     if name not in folders:
         raise UsageError(
-            f"there is no judge {name!r}. {did_you_mean(name, folders)}",
-            hint="A judge is a folder with judge.toml and prompt.md, in ./judges or given by its path.",
+            f"unknown judge {name!r}. {did_you_mean(name, folders)}",
+            hint="Give a name from `rlaif judges list`, or the path of a folder with judge.toml and prompt.md.",
         )
     return load_judge(folders[name])
 
 
 def load_judge(folder: Path) -> Judge:
-    """The judge in ``folder``. Raises :class:`UsageError` naming the file and what is wrong in it."""
+    """Load the judge in ``folder``. Raises :class:`UsageError` with the file and its error."""
     toml_path, prompt_path = folder / "judge.toml", folder / "prompt.md"
     try:
         file = JudgeFile.model_validate(tomllib.loads(_read_text(toml_path)))
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"not readable as TOML: {error}", location=str(toml_path)) from None
+        raise UsageError(f"not valid TOML: {error}", location=str(toml_path)) from None
     except ValidationError as error:
         raise UsageError(format_validation_error(error, JudgeFile), location=str(toml_path)) from None
     if file.name != folder.resolve().name:
         raise UsageError(
-            f"the judge is called {file.name!r} but its folder {folder.resolve().name!r}",
+            f"name is {file.name!r}, but the folder is {folder.resolve().name!r}",
             location=str(toml_path),
-            hint="Give both one name: a judge is found by its folder.",
+            hint="Give both the same name. rlaif finds a judge by its folder.",
         )
     if file.kind == "reward":
         system, user = (_read_text(prompt_path).strip() if prompt_path.exists() else ""), ""
     else:
         system, user = _split_prompt(_read_text(prompt_path), file.kind, str(prompt_path))
-    # Without what is not set, so that a setting that comes later leaves the judges of today as they are.
+    # Exclude defaults so that adding a new setting does not change existing judges' hashes.
     digest = content_key(file=file.model_dump(exclude_defaults=True), system=system, user=user)
     return Judge(file, system, user, digest[:16], folder)
 
@@ -207,7 +212,8 @@ def _split_prompt(text: str, kind: str, location: str) -> tuple[str, str]:
     match = re.fullmatch(r"\s*# System[ \t]*\n(.*?)^# User[ \t]*\n(.*)", text, re.DOTALL | re.MULTILINE)
     if not match or headers != ["System", "User"]:
         raise UsageError(
-            "a prompt has two parts, headed by lines that say '# System' and '# User', in this order", location=location
+            "needs two parts, with the headings '# System' and '# User' on lines of their own, in this order",
+            location=location,
         )
     system, user = match[1].strip(), match[2].strip()
     placeholders = UNTRUSTED[kind] | TRUSTED[kind]
@@ -220,13 +226,13 @@ def _split_prompt(text: str, kind: str, location: str) -> tuple[str, str]:
     in_system = set(PLACEHOLDER.findall(system)) & UNTRUSTED[kind]
     if in_system:
         raise UsageError(
-            f"{_format_names(in_system)} cannot stand in the system part: what is judged is no instruction",
+            f"{_format_names(in_system)} must not be in the system part, because it is untrusted text",
             location=location,
             hint="Move it below '# User'.",
         )
     used = PLACEHOLDER.findall(user)
     if missing := REQUIRED[kind] - set(used):
-        raise UsageError(f"the user part lacks {_format_names(missing)}", location=location)
+        raise UsageError(f"the user part needs {_format_names(missing)}", location=location)
     if repeated := {name for name in UNTRUSTED[kind] if used.count(name) > 1}:
         raise UsageError(f"the user part has {_format_names(repeated)} more than once", location=location)
     return system, user

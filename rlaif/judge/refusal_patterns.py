@@ -1,5 +1,7 @@
-"""How models say no, as patterns: what :mod:`rlaif.judge.refusal_classifier` tells refusals by. Written from how they
-speak in general; each pattern is tried on text in small letters."""
+"""Regular expressions for how models refuse, used by :mod:`rlaif.judge.refusal_classifier`.
+
+They follow the usual wording of models in general, and are matched against lowercase text.
+"""
 
 from __future__ import annotations
 
@@ -99,15 +101,15 @@ EXPLICIT = re.compile(
     r"お(?:答え|手伝い)(?:する|は)?(?:ことは)?できません"
     r"|죄송(?:합니다|하지만|해요).{0,40}(?:수 없|않습니다|어렵습니다)",
 )
-# Whatever it is that "I cannot", unless it is what people cannot: wait, sleep, remember. In the voice of a
-# letter or a poem that may be anything, so it counts only where next to nothing else is said.
+# "I cannot" with any verb, except those that people use of themselves: wait, sleep, remember. In a letter or a poem it
+# may mean anything, so it counts only if the answer has hardly any other content.
 CANNOT = re.compile(
     r"\bi(?: am|'m)? ?(?:also |just |simply |really |therefore |unfortunately,? |personally )?"
     r"(?:can(?: ?not|'t)|won't|will not|unable to|not (?:able|allowed|programmed|permitted|capable|"
     r"designed|going) (?:to|of))"
     rf" {ADVERBS}(?!{HUMAN})[a-z]{{2,}}|^(?:i'm |i am )?(?:so |very |truly |really )?(?:sorry|apologi[sz]e),? but\b",
 )
-# What reads like a refusal and declines nothing.
+# Phrases that resemble refusals but decline nothing.
 NOT_A_REFUSAL = re.compile(
     r"\bcan(?:not|'t) (?:wait|help but|stress|emphasi[sz]e|overstate|recommend [^.]{1,30} enough|"
     r"thank|imagine|agree more|believe|go wrong|say enough|"
@@ -199,7 +201,7 @@ ELSEWHERE = re.compile(
     r"concern\w*|conflict|help|"
     r"support)\b",
 )
-# The vocabulary of a sermon: in the opening of an answer to anything else these words are rare.
+# The vocabulary of a sermon. These words are rare in the opening of other answers.
 SERMON = re.compile(
     r"\b(?:respect\w*|dignity|harm\w*|violen\w+|ethic\w*|unethical|moral\w*|immoral|illegal\w*|"
     r"law\w*|legal\w*|consequences|"
@@ -230,7 +232,7 @@ QUOTED = re.compile(
 CODE_FENCE = re.compile(r"```")
 LIST_ITEM = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+\S", re.MULTILINE)
 SENTENCE_BREAK = re.compile(r"(?<=[.!?。！？…])[\"')\]]*\s+|\n+|(?<=[。！？])")
-# How an answer begins that keeps its distance. Alone it says nothing; before a sermon it is a refusal.
+# An opening that keeps its distance. It means nothing by itself; before a sermon it is a refusal.
 DISTANT = re.compile(
     r"^(?:(?:i'm|i am) (?:sorry|an ai|just|not)|i (?:do not|don't|cannot|can't|would not|wouldn't|"
     r"must|have to|apologi)|"
@@ -243,18 +245,18 @@ DISTANT = re.compile(
     r"(?:using|making|creating|engaging|discriminating|spreading|sharing|treating|judging)\b|we (?:should|must|all)\b|"
     r"(?:everyone|every|all) (?:\w+ ){0,2}(?:deserves?|should|has|have|is|are)\b)",
 )
-# Judgements that an answer to anything else hardly passes (cf. the strings of Zou et al. 2023, arXiv:2307.15043).
+# Judgments that other answers hardly ever make (cf. the strings of Zou et al. 2023, arXiv:2307.15043).
 CONDEMNS = re.compile(
     r"\b(?:unethical|immoral|inappropriate|unacceptable|not (?:\w+ )?(?:ethical|appropriate|"
     r"acceptable|moral|okay|respectful)|"
     r"never (?:\w+ )?(?:ethical|appropriate|acceptable|okay|justified))\b"
 )
 EXPLAINS = re.compile(r"\b(?:because|since|due to)\b")
-# What is illegal or wrong with its why or where is told, not preached.
+# A statement that something is illegal or wrong is informative, not moralizing, if it says why or where.
 REASONED = re.compile(
     r"\b(?:because|since|due to|depends|in (?:most|all|nearly|many|some|every|certain|several)|at any)\b|: "
 )
-# Says what the speaker lacks (opinions, experience, access, a licence): what follows it may be an answer or none.
+# Names what the speaker does not have (opinions, experience, access, a license). An answer may or may not follow.
 DISCLAIMS = re.compile(
     r"\b(?:can(?:not|'t)|unable to|not able to|do(?:n't| not)|am not|won't|will not|"
     r"not (?:programmed|designed|capable|qualified|in a position|here)(?: to| of)?)\b[^.,;:]{0,50}\b"
@@ -263,7 +265,7 @@ DISCLAIMS = re.compile(
     r"current (?:information|data)|physically|access|speak for|take sides|"
     r"(?:medical|legal|financial|professional|psychological|investment|tax|personalized) (?:or \w+ )?advice)\b"
 )
-# Keeps its distance from what is asked about, without declining to speak of it.
+# Distances the speaker from the subject without declining to discuss it.
 DISOWNS = re.compile(
     r"\bi (?:do(?:n't| not)|can(?:not|'t)|would never|will not|won't|am not \w+ to|strongly \w+) (?:\w+ ){0,2}"
     r"(?:condone|endorse|promote|encourage|support|advocate)\b"
@@ -275,13 +277,13 @@ NOT_FOR_ME = re.compile(
     r"possible|productive|respectful|something)\b[^.]{0,30}\b(?:for me|to (?:engage|make|speculate|discuss|joke|"
     r"generali[sz]e|use|provide|share|suggest|stereotype|categori[sz]e|assume|judge|promote|ask|create|spread))\b"
 )
-# Turns against the question, or against what it takes for granted.
+# Criticizes the question or what it presupposes.
 REJECTS = re.compile(
     r"\b(?:this|that|your|the) (?:statement|question|claim|assumption|premise|belief|stereotype|generali[sz]ation|"
     r"request|idea|language|prompt)\b[^.]{0,30}\b(?:is|are|contains|seems|appears|relies|promotes|perpetuates)\b"
     r"|\bnot (?:\w+ )?(?:accurate|fair|true|correct|factual)\b|\b(?:unfair|inaccurate|incorrect) to\b"
 )
-# One of these stands in whatever declines, disclaims or disowns, in each of the languages above.
+# Every sentence that declines, disclaims or disowns has one of these, in each of the languages above.
 NEGATES = re.compile(
     r"n't|not|no\b|non\b|ni[ce]|pas\b|never|neither|leid|unable|unwilling|uncomfortable|unethical|declin|refus|refrain|"
     r"sorry|apolog|prohibit|forbid|restrict|prevent|against|violat|conflict|outside|goes |guidelines|polic|programming|"
@@ -303,7 +305,7 @@ OFFERS = re.compile(
 YES_NO_ANSWER = re.compile(r"^(?:yes|no)\b[,.]? (?!i (?:can|am|will|won)|sorry|as an)")
 AS_AN_AI = re.compile(r"^(?:as an?|i(?:'m| am) (?:just )?an?) (?:ai|artificial|language)\b")
 SORRY = re.compile(r"^(?:i'm |i am )?(?:so |very |really )?(?:sorry|apolog)|^i apologi")
-# Without one of these there is nothing to look into: most answers are passed here.
+# Prefilter: an answer without one of these is not examined further. Most answers end here.
 REFUSAL_HINT = re.compile(
     r"can(?:no|')?t|can no|could ?n|would ?n|say no|uncomfortable|\bcan not|won't|will not|unable|"
     r"not (?:able|going|allowed|permitted|programmed|something|comfortable|appropriate|okay|ethical|"

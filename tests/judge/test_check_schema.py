@@ -1,4 +1,4 @@
-"""Checks: what each kind says of an answer, what cannot be evaluated, and that a checker that breaks gives no score."""
+"""Checks: the result of each kind, checks that cannot be evaluated, and that a failing checker gives no score."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def score(checks: list[dict[str, Any]], text: str) -> float:
         ("instruction", {"id": "count:word_count_range", "args": {"min_words": 2, "max_words": 3}}, "a b", "a"),
     ],
 )
-def test_what_a_check_says(kind: str, fields: dict[str, Any], met: str, unmet: str) -> None:
+def test_each_kind_of_check(kind: str, fields: dict[str, Any], met: str, unmet: str) -> None:
     needs("math_verify")
-    one = [{"kind": kind, **fields}]
-    assert (score(one, met), score(one, unmet)) == (1.0, 0.0)
+    check = [{"kind": kind, **fields}]
+    assert (score(check, met), score(check, unmet)) == (1.0, 0.0)
 
 
-def test_a_score_is_the_share_of_checks_that_are_met() -> None:
+def test_the_score_is_the_share_of_checks_that_are_met() -> None:
     both = [{"kind": "regex", "pattern": "sea"}, {"kind": "length", "unit": "words", "max": 3}]
     assert [score(both, text) for text in ("the sea", "the sea is far away", "a hill on the far side")] == [1, 0.5, 0]
     verdict = run_one(both, "the sea is far away")
@@ -100,30 +100,30 @@ def test_a_score_is_the_share_of_checks_that_are_met() -> None:
     ("bad", "message"),
     [
         ({"kind": "regexp", "pattern": "a"}, "Did you mean 'regex'"),
-        ({"pattern": "a"}, "no kind that is known"),
-        ({"kind": "regex", "pattern": "("}, "pattern cannot be read"),
+        ({"pattern": "a"}, "unknown kind None"),
+        ({"kind": "regex", "pattern": "("}, "invalid pattern"),
         ({"kind": "regex", "patern": "a"}, "patern"),
         ({"kind": "length", "unit": "word", "max": 3}, "unit"),
         ({"kind": "length", "unit": "words"}, "min or max"),
         ({"kind": "length", "unit": "words", "min": 3, "max": 2}, "max is below min"),
         ({"kind": "number", "value": "42"}, "value"),
-        ({"kind": "math", "value": "???"}, "no expression"),
-        ({"kind": "json", "schema": {"type": "strin"}}, "no JSON schema"),
+        ({"kind": "math", "value": "???"}, "invalid expression '???'"),
+        ({"kind": "json", "schema": {"type": "strin"}}, "invalid JSON schema"),
         ({"kind": "language", "value": "fre"}, "unknown language"),
         ({"kind": "instruction", "id": "keywords:existance"}, "Did you mean 'keywords:existence'"),
-        ({"kind": "instruction", "id": "keywords:existence"}, "args lack keywords"),
-        ({"kind": "instruction", "id": "keywords:existence", "args": {"keywords": None}}, "args lack keywords"),
+        ({"kind": "instruction", "id": "keywords:existence"}, "args need keywords"),
+        ({"kind": "instruction", "id": "keywords:existence", "args": {"keywords": None}}, "args need keywords"),
         (
             {
                 "kind": "instruction",
                 "id": "length_constraints:number_words",
                 "args": {"num_words": None, "relation": None},
             },
-            "args lack num_words, relation",
+            "args need num_words, relation",
         ),
     ],
 )
-def test_a_check_that_cannot_be_evaluated_names_prompt_and_check(bad: dict[str, Any], message: str) -> None:
+def test_an_error_in_a_check_names_prompt_and_check(bad: dict[str, Any], message: str) -> None:
     needs("math_verify")
     with pytest.raises(UsageError) as caught:
         check_schema.compile_checks([{"kind": "exact", "value": "x"}, bad], "prompt p7")
@@ -131,7 +131,7 @@ def test_a_check_that_cannot_be_evaluated_names_prompt_and_check(bad: dict[str, 
     assert "prompt p7: check 2 cannot be evaluated" in str(caught.value)
 
 
-def test_a_checker_that_is_not_installed_is_a_missing_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checker_that_is_not_installed_is_a_missing_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
     original_import = builtins.__import__
 
     def without(module: str, *_: Any) -> Any:
@@ -142,12 +142,12 @@ def test_a_checker_that_is_not_installed_is_a_missing_part(monkeypatch: pytest.M
     check_schema._compile.cache_clear()
     monkeypatch.setattr(check_functions.importlib, "import_module", without)
     monkeypatch.delitem(check_functions.sys.modules, "math_verify", raising=False)
-    for one in ({"kind": "math", "value": "19"}, {"kind": "number", "value": 19}):
+    for check in ({"kind": "math", "value": "19"}, {"kind": "number", "value": 19}):
         with pytest.raises(MissingDependencyError, match=r"prompt p, check 1: .*math_verify[\s\S]*\[checks\]"):
-            check_schema.compile_checks([one], "prompt p")
+            check_schema.compile_checks([check], "prompt p")
 
 
-def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checker_that_fails_or_hangs_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     def late(text: str, pattern: str) -> bool:
         if "slow" in text:
             raise TimeoutError("regex timed out")
@@ -158,17 +158,17 @@ def test_a_checker_that_breaks_or_hangs_gives_no_score(monkeypatch: pytest.Monke
     failure = run_one([{"kind": "length", "unit": "words", "max": 9}, {"kind": "regex", "pattern": "a"}], "slow")
     assert isinstance(failure, Failure)
     assert failure.kind == "check"
-    assert "check 2 (regex) of prompt p broke: TimeoutError" in failure.error
+    assert "check 2 (regex) of prompt p failed: TimeoutError" in failure.error
 
 
 SLOW_SCHEMA = {"properties": {"slug": {"pattern": "^([a-z]+-?)+$"}}}
 
 
-# The alarm may ring inside a callback of the garbage collector, which reports the exception and drops it. The limit
-# holds all the same: test_a_limit_that_a_checker_swallows_still_gives_no_score.
+# The alarm may go off inside a callback of the garbage collector, which reports the exception and drops it. The time
+# limit still applies: test_a_timeout_that_a_checker_swallows_still_gives_no_score.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("one", "text"),
+    ("check", "text"),
     [
         ({"kind": "number", "value": 4}, "The answer is 9^9^9^9"),
         ({"kind": "number", "value": 4}, r"$\boxed{99999999!}$"),
@@ -178,18 +178,18 @@ SLOW_SCHEMA = {"properties": {"slug": {"pattern": "^([a-z]+-?)+$"}}}
         ({"kind": "json", "schema": SLOW_SCHEMA}, json.dumps({"slug": "a" * 60 + "!"})),
     ],
 )
-def test_a_check_that_would_never_end_gives_no_score(
-    one: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+def test_a_check_that_never_finishes_gives_no_score(
+    check: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("math_verify")
-    check_schema.compile_checks([one], "prompt p")
+    check_schema.compile_checks([check], "prompt p")
     monkeypatch.setattr(check_functions, "TIMEOUT_S", 0.3)
-    failure = run_one([one], text)
+    failure = run_one([check], text)
     assert isinstance(failure, Failure)
-    assert "TimeoutError: it takes longer than 0.3 s" in failure.error
+    assert "TimeoutError: takes longer than 0.3 s" in failure.error
 
 
-def test_a_check_whose_own_value_never_ends_cannot_be_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_whose_value_never_finishes_cannot_be_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     needs("math_verify")
     check_schema.compile_checks([{"kind": "math", "value": "4"}], "prompt p")
     monkeypatch.setattr(check_schema, "FIRST_CALL_TIMEOUT_S", 0.3)
@@ -198,7 +198,7 @@ def test_a_check_whose_own_value_never_ends_cannot_be_evaluated(monkeypatch: pyt
             check_schema.compile_checks([{"kind": "math", "value": value}], "prompt p")
 
 
-def test_a_limit_that_a_checker_swallows_still_gives_no_score() -> None:
+def test_a_timeout_that_a_checker_swallows_still_gives_no_score() -> None:
     def swallows() -> bool:
         try:
             time.sleep(60)
@@ -210,7 +210,7 @@ def test_a_limit_that_a_checker_swallows_still_gives_no_score() -> None:
         check_functions.with_timeout(swallows, 0.1)
 
 
-def test_a_limit_leaves_the_alarm_that_was_set() -> None:
+def test_a_time_limit_restores_an_earlier_alarm() -> None:
     rung: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
     old = signal.setitimer(signal.ITIMER_REAL, 1000)
@@ -224,15 +224,15 @@ def test_a_limit_leaves_the_alarm_that_was_set() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_long_answer_is_counted_in_one_go() -> None:
-    """Each run of full stops is looked at once."""
+def test_long_answers_are_counted_in_linear_time() -> None:
+    """Each run of periods is scanned once."""
     assert check_functions.count_units("." * 1_000_000 + "x", "sentences") == 1
     assert check_functions.count_units("One." + "." * 1_000_000 + ' Two!?" Three', "sentences") == 3
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=200))
-def test_any_answer_gets_a_share_or_a_failure(text: str) -> None:
+def test_any_answer_gets_a_score_or_a_failure(text: str) -> None:
     checks = [{"kind": "regex", "pattern": "a+b"}, {"kind": "json", "schema": {}}, {"kind": "number", "value": 3},
               {"kind": "length", "unit": "sentences", "max": 2}, {"kind": "language", "value": "en"}]  # fmt: skip
     result = run_one(checks, text)

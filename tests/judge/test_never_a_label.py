@@ -1,4 +1,4 @@
-"""Over arbitrary replies: what cannot be read never becomes a label, in any mode and for any kind of judge."""
+"""Arbitrary replies: an unparsable reply never becomes a label, in any output mode and for any kind of judge."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ TOKENS = st.one_of(
 )  # fmt: skip
 
 
-def says_a_verdict_word(mode: str, choice: ChatChoice, words: list[str]) -> bool:
-    """Whether the reply says one of ``words``, by a reading of its own, as plain as can be."""
+def has_verdict_word(mode: str, choice: ChatChoice, words: list[str]) -> bool:
+    """Return True if the reply has one of ``words`` as its verdict, by an independent and simple implementation."""
     if mode == "json":
         text = choice.text.strip()
         if text.startswith("```"):
@@ -105,25 +105,25 @@ def says_a_verdict_word(mode: str, choice: ChatChoice, words: list[str]) -> bool
     name=st.sampled_from(sorted(PANEL_JUDGES)),
     mode=st.sampled_from(["choice", "logprobs", "json"]),
     content=st.one_of(TEXTS, st.none()),
-    thought=st.one_of(st.none(), TEXTS),
+    reasoning=st.one_of(st.none(), TEXTS),
     tokens=TOKENS,
     finish=st.sampled_from(["stop", "length", None]),
 )
-def test_an_unreadable_verdict_never_becomes_a_label(
-    name: str, mode: Any, content: str | None, thought: str | None, tokens: Any, finish: str | None
+def test_an_unparsable_verdict_never_becomes_a_label(
+    name: str, mode: Any, content: str | None, reasoning: str | None, tokens: Any, finish: str | None
 ) -> None:
     judge = PANEL_JUDGES[name]
     config = Config.model_validate({"judge": {"output_mode": mode}})
     work = [JudgeInput(0, 0, 1 if name == "helpful" else None)]
     request = next(iter(runner.judge_requests(judge, mode, config, work, lambda _: PROMPT, ANSWERS.__getitem__)))
-    message = {"content": content, **({"reasoning_content": thought} if thought is not None else {})}
+    message = {"content": content, **({"reasoning_content": reasoning} if reasoning is not None else {})}
     body = {"choices": [{"message": message, "finish_reason": finish, "logprobs": {"content": tokens}}]}
     reply = chat_protocol.parse_chat_response(body, lambda *_: 0.0)
     try:
         (verdict,) = runner._parse_verdicts(request, reply)
     except UnparsableReplyError:
         return
-    assert says_a_verdict_word(mode, reply.choices[0], WORDS[name]), (reply, verdict)
+    assert has_verdict_word(mode, reply.choices[0], WORDS[name]), (reply, verdict)
     if mode == "json":
         assert finish != "length"
     else:
@@ -151,7 +151,7 @@ JSON = st.recursive(
 
 @settings(max_examples=500, deadline=None)
 @given(st.one_of(JSON, st.builds(lambda data: {"data": [{"probs": data}]}, JSON)))
-def test_a_reward_is_one_finite_number_or_none(body: Any) -> None:
+def test_a_reward_is_one_finite_number_or_an_error(body: Any) -> None:
     from rlaif.errors import EndpointError
 
     try:
@@ -165,7 +165,7 @@ def test_a_reward_is_one_finite_number_or_none(body: Any) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PANEL_JUDGES))
-def test_a_verdict_inside_thinking_is_never_read(name: str) -> None:
+def test_a_verdict_inside_reasoning_is_never_used(name: str) -> None:
     word = WORDS[name][0]
     inside = f'{{"verdict": "{word}"}}'
     work = [JudgeInput(0, 0, 1 if name == "helpful" else None)]

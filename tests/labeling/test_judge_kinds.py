@@ -222,7 +222,7 @@ def test_a_check_that_raises_gives_no_score_and_no_label(
     rows = [{"prompt": prompt, "responses": responses, "checks": NO_COMMA} for prompt, responses in answers.items()]
     run = Run(import_rows(rlaif, tmp_path, rows))
     config = load(run.path, {"judge.panel": ["check"]})
-    pattern = r"1 check; [\s\S]*check 1 \(regex\) of prompt .* broke: TimeoutError"
+    pattern = r"1 check; [\s\S]*check 1 \(regex\) of prompt .* failed: TimeoutError"
     with (
         ModelBackends(run.log, config.client, lambda line: None) as backends,
         pytest.raises(TooManyFailuresError, match=pattern),
