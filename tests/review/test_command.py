@@ -55,7 +55,7 @@ def test_open_page_blocks_no_other_command_and_the_dataset_follows_the_labels(ru
             assert server.request("/api/label", label, X_CSRF_Token=csrf)[0] == 200
             if number != 2:
                 result = rlaif("review", run.path, "--merge")
-                assert f"{8 - number} wait for review" in result.stdout
+                assert f"{8 - number} await review" in result.stdout
         assert "written by an annotator" in result.stderr
-        assert "| human | 3 |" in (run.dataset / "README.md").read_text(encoding="utf-8")
+        assert "| annotators | 3 |" in (run.dataset / "README.md").read_text(encoding="utf-8")
     assert "3 new labels" in server.stderr

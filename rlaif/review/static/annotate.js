@@ -39,11 +39,13 @@ function showPair(pair) {
   setConfidence(draft.confidence ?? null);
   toggleEditor("commenting", Boolean(draft.comment));
   toggleEditor("editing", Boolean(draft.edited_response));
-  for (const button of document.querySelectorAll(".choice")) {
-    button.setAttribute("aria-pressed", String(button.dataset.choice === pair.own_label?.choice));
-  }
+  setPressedChoice(pair.own_label?.choice);
   $("forward").hidden = !pair.own_label;
   scrollTo(0, 0);
+}
+
+function setPressedChoice(choice) {
+  for (const button of document.querySelectorAll(".choice")) button.setAttribute("aria-pressed", String(button.dataset.choice === choice));
 }
 
 function renderPair() {
@@ -60,7 +62,7 @@ function renderVotes(list) {
   if (!list) return;
   const lines = list.map((vote) => {
     const certainty = ["", ", guess", ", fairly sure", ", certain"][vote.confidence ?? 0];
-    const line = element("li", {}, element("b", { textContent: vote.annotator }), ` ${CHOICE_TEXT[vote.choice]}${certainty}`);
+    const line = element("li", {}, element("b", { textContent: vote.annotator }), `: ${CHOICE_TEXT[vote.choice]}${certainty}`);
     if (vote.comment) line.append(element("q", { textContent: vote.comment }));
     if (vote.edited_response) line.append(element("details", {}, element("summary", { textContent: "wrote a better answer" }), body({ text: vote.edited_response, html: null }, true)));
     return line;
@@ -73,8 +75,9 @@ function showEmpty() {
   $("pair").hidden = $("controls").hidden = true;
   $("empty-title").textContent = document.body.dataset.lead ? "No open disagreements" : "No pairs left for you";
   $("empty-text").textContent = state.history.length
-    ? `You have labeled ${state.history.length.toLocaleString()} pairs. All labels are saved. Press U to go back to the last one.`
+    ? `You have labeled ${state.history.length.toLocaleString()} pairs. All labels are saved.`
     : "The review queue is empty, or other annotators have labeled every pair. New pairs appear here by themselves.";
+  $("empty-undo").hidden = !state.history.length;
   $("empty").hidden = false;
   $("empty").focus();
   setTimeout(pollForPairs, POLL_INTERVAL_MS);
@@ -164,13 +167,14 @@ async function choose(choice) {
   state.busy = true;
   document.body.classList.add("busy");
   drafts.savePending(state.tab, label);
-  document.querySelector(`.choice[data-choice=${choice}]`).setAttribute("aria-pressed", "true");
+  setPressedChoice(choice);
   try {
     await send(label, state.tab);
     state.history = [...state.history.filter((id) => id !== pair.id), pair.id];
     await nextPair();
     $("announcement").textContent = `Saved: ${CHOICE_TEXT[choice]}. ${state.pair ? "Next pair." : ""}`;
   } catch (error) {
+    setPressedChoice(pair.own_label?.choice);
     showError(`Not saved: ${error.message}. Your text is kept.`);
   } finally {
     state.busy = false;
@@ -330,7 +334,7 @@ document.addEventListener("keydown", (event) => {
 const onClick = (id, act) => $(id).addEventListener("click", act);
 for (const button of document.querySelectorAll(".choice")) button.addEventListener("click", () => choose(button.dataset.choice));
 for (const button of document.querySelectorAll("[data-confidence]")) button.addEventListener("click", () => keyActions[button.dataset.confidence]());
-for (const [id, key] of Object.entries({ undo: "u", forward: "n", "comment-button": "c", "edit-button": "e", diff: "d", raw: "r", "guidelines-button": "g", judge: "j", help: "?" })) onClick(id, () => keyActions[key]());
+for (const [id, key] of Object.entries({ undo: "u", "empty-undo": "u", forward: "n", "comment-button": "c", "edit-button": "e", diff: "d", raw: "r", "guidelines-button": "g", judge: "j", help: "?" })) onClick(id, () => keyActions[key]());
 onClick("guidelines-close", () => showGuidelines(false));
 onClick("keys-close", () => $("keys").close());
 onClick("edit-done", closeEditors);

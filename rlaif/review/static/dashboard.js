@@ -7,17 +7,18 @@ const REFRESH_MS = 10_000;
 const $ = (id) => document.getElementById(id);
 const integer = (value) => Math.round(value).toLocaleString();
 const percent = (value) => (value == null ? "–" : `${Math.round(value * 100)} %`);
-const LABEL = { a: "first", b: "second", tie: "tie", both_bad: "both bad" };
+const LABEL = { a: "first answer", b: "second answer", tie: "tie", both_bad: "both bad" };
 
 // A value with its 95 % interval and n.
 const estimate = (result, asPercent) => {
   if (!result) return "–";
-  const format = (value) => (asPercent ? integer(value * 100) : value.toFixed(2));
+  const format = (value) => (asPercent ? integer(value * 100) : (Math.round(value * 100) / 100 || 0).toFixed(2)); // || 0: no "-0.00"
   return `${format(result.value)}${asPercent ? " %" : ""} [${format(result.low)}, ${format(result.high)}] (n = ${result.n})`;
 };
 
 const duration = (hours) => {
   if (hours == null) return "–";
+  if (hours === 0) return "0 min";
   if (hours < 1) return `${Math.max(1, Math.round(hours * 60))} min`;
   return hours < 48 ? `${hours.toFixed(1)} h` : `${Math.round(hours / 24)} days`;
 };
