@@ -187,12 +187,12 @@ class PanelTrial:
         chosen = pl.read_parquet(run.dataset / "train.parquet").select(
             "pair_id", chosen=pl.col("chosen").list.first().struct.field("content")
         )
-        routed = self._table(run).select("pair_id", "response_a", "route", "route_reason").join(
+        routed = self._table(run).select("pair_id", "response_a", "route", "drop_reason").join(
             chosen, on="pair_id", how="left"
         )  # fmt: skip
         joined = self.table.select("pair_id", "right").join(routed, on="pair_id", how="left", maintain_order="left")
         side = pl.when(pl.col("chosen") == pl.col("response_a")).then(pl.lit("a")).otherwise(pl.lit("b"))
-        undecided = pl.col("route_reason").str.starts_with("the judges cannot tell")
+        undecided = (pl.col("drop_reason") == "undecided").fill_null(value=False)
         is_correct = (
             pl.when(pl.col("chosen").is_not_null()).then((side == pl.col("right")).cast(pl.Float64)).otherwise(0.5)
         )

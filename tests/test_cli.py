@@ -1,17 +1,24 @@
-"""Bad input says what happened, where, and one way to mend it; nothing is lost and no traceback is shown."""
+"""Errors name the value and its place and give one hint; no data is lost and no traceback is shown."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from rlaif.cli import app
+from rlaif.cli.examples import EXAMPLES
 from tests.conftest import read_jsonl, write_jsonl
 from tests.fake_judge import judge_by
 from tests.fake_server import ScriptedServer
+from tests.test_examples import parse
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., ScriptedServer]
@@ -27,7 +34,7 @@ def test_init_writes_a_file_that_loads_and_never_overwrites_it(tmp_path: Path, r
     assert (run / "rlaif.toml").read_text().endswith("# mine\n")
 
 
-def test_a_broken_line_is_named_before_anything_is_asked(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_an_invalid_line_is_reported_before_any_request(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     server = serve()
     source = tmp_path / "prompts.jsonl"
     source.write_text('{"prompt": "one"}\n{"prompt": "two"\n{"prompt": "three"}\n')
@@ -41,21 +48,21 @@ def test_a_broken_line_is_named_before_anything_is_asked(serve: Serve, tmp_path:
     assert len(read_jsonl(tmp_path / "run" / "journal" / "prompts.jsonl")) == 2
 
 
-def test_a_missing_column_says_what_was_found(tmp_path: Path, rlaif: Cli) -> None:
+def test_a_missing_column_error_lists_the_columns(tmp_path: Path, rlaif: Cli) -> None:
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"question": "q", "topic": "t"}])
     stderr = rlaif("generate", tmp_path / "run", "--prompts", source, "--model", "m", "--base-url", "http://127.0.0.1:9/v1",
                  code=2).stderr  # fmt: skip
     assert f"{source}:1: missing 'prompt'; the row has question, topic" in stderr
 
 
-def test_an_empty_file(tmp_path: Path, rlaif: Cli) -> None:
+def test_an_empty_file_is_rejected(tmp_path: Path, rlaif: Cli) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     stderr = rlaif("generate", tmp_path / "run", "--prompts", tmp_path / "empty.jsonl", "--model", "m", "--base-url",
                  "http://127.0.0.1:9/v1", code=2).stderr  # fmt: skip
     assert "empty.jsonl: has no rows" in stderr
 
 
-def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
+def test_unknown_names_get_a_suggestion(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     server = serve(judge_by(len))
     source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["a", "b"]}])
     rlaif("generate", tmp_path / "run", "--import", source)
@@ -74,7 +81,7 @@ def test_unknown_names_are_answered_with_the_closest(serve: Serve, tmp_path: Pat
     assert str(tmp_path / "run" / "rlaif.toml") in stderr
 
 
-def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_server_and_key(serve: Serve, tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "q"}])
     common = (
         "generate",
@@ -110,17 +117,15 @@ def test_no_server_no_key_wrong_key(serve: Serve, tmp_path: Path, rlaif: Cli, mo
      ("train", "--method", "ppo"), ("evaluate",), ("export", "--format", "trl", "-o", "x"), ("run", "--dry-run"),
      ("judge", "--model", "m", "--dry-run"), ("evaluate", "--dry-run"), ("doctor",), ("serve",)],
 )  # fmt: skip
-def test_a_run_that_is_not_there_is_told_with_the_one_that_was_meant(
-    tmp_path: Path, rlaif: Cli, command: tuple[str, ...]
-) -> None:
-    rlaif("init", tmp_path / "nights-12")
-    stderr = rlaif(command[0], tmp_path / "night-12", *command[1:], code=1).stderr
-    assert f"{tmp_path / 'night-12'}: no such run" in stderr
-    assert f"Did you mean {tmp_path / 'nights-12'}?" in stderr
-    assert not (tmp_path / "night-12").exists()
+def test_a_missing_run_is_an_error_with_the_closest_name(tmp_path: Path, rlaif: Cli, command: tuple[str, ...]) -> None:
+    rlaif("init", tmp_path / "runs-12")
+    stderr = rlaif(command[0], tmp_path / "run-12", *command[1:], code=1).stderr
+    assert f"{tmp_path / 'run-12'}: no such run" in stderr
+    assert f"Did you mean {tmp_path / 'runs-12'}?" in stderr
+    assert not (tmp_path / "run-12").exists()
 
 
-def test_stages_in_the_wrong_order_name_the_right_one(tmp_path: Path, rlaif: Cli) -> None:
+def test_a_stage_without_its_input_names_the_command_to_run_first(tmp_path: Path, rlaif: Cli) -> None:
     run = tmp_path / "run"
     rlaif("init", run)
     assert f"rlaif generate {run}" in rlaif("judge", run, code=2).stderr
@@ -132,7 +137,7 @@ def test_stages_in_the_wrong_order_name_the_right_one(tmp_path: Path, rlaif: Cli
     assert f"next         rlaif generate {run}" in rlaif("status", run).stdout
 
 
-def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
+def test_commands_about_judges_and_prompts(tmp_path: Path, rlaif: Cli) -> None:
     assert "helpful" in rlaif("judges", "list").stdout
     assert "{response_a}" in rlaif("judges", "show", "helpful").stdout
     assert ": valid\n" in rlaif("judges", "check", "quality").stdout
@@ -146,7 +151,7 @@ def test_library_commands(tmp_path: Path, rlaif: Cli) -> None:
     assert "next         rlaif generate later/run" in stdout
 
 
-def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -> None:
+def test_prompts_check_needs_no_run(tmp_path: Path, rlaif: Cli) -> None:
     assert "created prompts/mine.jsonl" in rlaif("prompts", "new", "mine", cwd=tmp_path).stdout
     assert (
         "3 prompts would be ingested, 0 rows are invalid"
@@ -181,7 +186,7 @@ def test_prompts_are_checked_before_there_is_a_run(tmp_path: Path, rlaif: Cli) -
 
 
 def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
-    """The queue goes out blind, comes back with choices, and the dataset then holds people's labels over judges'."""
+    """Export the review queue, label it, import it: the dataset then has human labels in place of the judges'."""
     server = serve(judge_by(lambda text: 1.0 if "good" in text else 0.0))
     rows = [{"prompt": f"q{i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(40)]
     run = tmp_path / "run"
@@ -194,13 +199,13 @@ def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) 
     filled = [lines[0]]
     for line in lines[1:]:
         pair, prompt, left, right, _, _ = line.split(",")
-        # This person sees it the other way round.
+        # The annotator disagrees with the judges.
         filled.append(",".join([pair, prompt, left, right, "left" if left.startswith("bad") else "right", ""]))
     queue_file.write_text("\n".join(filled) + "\n", encoding="utf-8")
     process = rlaif("review", run, "--import", queue_file, "--annotator", "ada")
     assert "4 labels added" in process.stderr
     assert "people agree with the judges on 0.000" in process.stderr
-    assert "40 pairs to train" in process.stdout.replace(" and 0 to test on", "") or "wait for review" in process.stdout
+    assert "40 pairs to train" in process.stdout.replace(" and 0 to test on", "") or "await review" in process.stdout
     import polars as pl
 
     dataset = pl.concat([pl.read_parquet(run / "dataset" / f"{name}.parquet") for name in ("train", "test")])
@@ -210,3 +215,69 @@ def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) 
     assert all(row["chosen"][0]["content"].startswith("bad") for row in human.iter_rows(named=True))
     assert rlaif("export", run, "--format", "trl", "-o", tmp_path / "out").stdout
     assert f"rlaif train {run}" in rlaif("status", run).stdout
+
+
+FAILING_REPORT = """
+import sys
+from rlaif.cli import app
+from rlaif.report import html_report
+
+def fail(run):
+    raise ZeroDivisionError("a bug")
+
+html_report.write_report = fail
+app.main()
+"""
+
+
+def run_failing_report(run: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run `rlaif report` with a bug in it."""
+    arguments = [sys.executable, "-c", FAILING_REPORT, *flags, "report", str(run)]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_runs_log(tmp_path: Path, rlaif: Cli) -> None:
+    run = tmp_path / "run"
+    rlaif("init", run)
+    process = run_failing_report(run)
+    assert process.returncode == 1
+    (path,) = (run / "log").glob("error-*.log")
+    first, hint = process.stderr.splitlines()
+    assert first == "rlaif: unexpected ZeroDivisionError: a bug"
+    assert str(path) in hint
+    assert "Traceback" in path.read_text()
+    assert "ZeroDivisionError: a bug" in path.read_text()
+    assert "Traceback" in run_failing_report(run, "-v").stderr
+
+
+def test_an_unexpected_error_without_a_log_directory_shows_its_traceback(tmp_path: Path, rlaif: Cli) -> None:
+    run = tmp_path / "run"
+    rlaif("init", run)
+    (run / "log").write_text("not a directory")
+    process = run_failing_report(run)
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert process.stderr.splitlines()[-1] == "rlaif: unexpected ZeroDivisionError: a bug"
+
+
+def test_every_command_has_two_examples_that_parse() -> None:
+    commands = {name for name, _ in leaf_commands(typer.main.get_command(app.app))}
+    assert commands == set(EXAMPLES)
+    for name, lines in EXAMPLES.items():
+        assert len(lines) >= 2, name
+        for line in lines:
+            assert line.startswith(f"rlaif {name}")
+            parse(shlex.split(line.removeprefix("rlaif ").split(" > ")[0]))
+
+
+def leaf_commands(command: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, child in getattr(command, "commands", {}).items():
+        if hasattr(child, "commands"):
+            yield from leaf_commands(child, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def test_help_shows_the_examples_and_completion_is_available(rlaif: Cli) -> None:
+    assert "Examples:\n  rlaif run my-run" in rlaif("run", "--help").stdout.replace("\n    ", "\n  ")
+    assert "--install-completion" in rlaif("--help").stdout

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "rlaif"
-BASE = {"records", "config", "errors", "installation", "format", "stats", "resources", "cpu", "spawn"}
+BASE = {"records", "display_names", "config", "errors", "installation", "format", "stats", "resources", "cpu", "spawn"}
 STAGES = {"generate", "judge", "pair", "review", "train", "report"}
 # Which packages each may import, besides itself and the base layer.
 ALLOWED: dict[str, set[str]] = {

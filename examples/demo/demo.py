@@ -154,16 +154,16 @@ def count_queued(judge_result: JudgeResult) -> int:
     return judge_result.build.routes["audit"] + judge_result.build.routes["targeted"]
 
 
-def describe_label_quality(facts: dict[str, Any]) -> str:
-    """What the labels of these judges are worth, as measured in this run."""
+def describe_label_quality(report: report_data.Report) -> str:
+    """Describe the position bias of the judges, as measured in this run."""
     lines = []
-    for judge in facts["position_stats"]:
-        consistency = judge["swap_consistency"]
-        by_position = round(consistency["n"] * (1 - consistency["value"]))
-        lines.append(
-            f"What the labels are worth: in {by_position} of {consistency['n']} pairs {judge['judge']} by {judge['model']} "
-            "chose by position, not by content."
-        )
+    for judge in report.position_stats or []:
+        if consistency := judge.swap_consistency:
+            by_position = round(consistency.n * (1 - consistency.value))
+            lines.append(
+                f"Label quality: in {by_position} of {consistency.n} pairs {judge.judge} with {judge.model} chose by "
+                "position, not by content."
+            )
     lines.append(
         "A model of 135 million parameters is no judge: this shows the parts at work. `rlaif judges exam NAME --model "
         "MODEL` measures one before you trust it."

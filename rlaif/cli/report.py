@@ -12,15 +12,16 @@ from rlaif.cli.options import RunPath
 
 def report(
     run: RunPath,
-    json: Annotated[bool, typer.Option("--json", help="The facts as JSON, and no page.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON and write no page")] = False,
 ) -> None:
-    """Write the morning page. What the night gave, whether its labels can be trusted, what it needs."""
+    """Write RUN/report.html: results, label quality and the next step"""
     from rlaif.report import html_report, report_data
     from rlaif.run.run import open_run
 
     target = open_run(run)
+    collected = report_data.collect_report(target)
     if json:
-        console.echo_json(report_data.collect_report(target))
+        console.echo_json(collected)
         return
-    path = html_report.write_report(target)
-    console.echo(f"wrote {path}")
+    console.echo(f"wrote {html_report.write_report(target, collected)}")
+    console.echo(f"Next: {collected.next_step}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -11,18 +12,28 @@ from rlaif.cli import console
 
 
 def status(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", show_default=False)] = None,
-    json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            show_default=False,
+            help="Run directory [default: all runs below this one]",
+            callback=console.remember_run,
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
-    """What a run has and what it needs next. Without RUN: every run below this directory."""
-    from rlaif.report import run_status
+    """Show what a run has and what it needs next"""
+    from rlaif.report.next_step import next_step
+    from rlaif.report.run_status import find_runs, format_status, run_status
     from rlaif.run.run import open_run
 
-    runs = [open_run(run)] if run else run_status.find_runs(Path())
-    statuses = [run_status.run_status(found_run) for found_run in runs]
+    runs = [open_run(run)] if run else find_runs(Path())
+    statuses = [(run_status(current), next_step(current)) for current in runs]
     if json:
-        console.echo_json(statuses[0] if run else statuses)
+        entries = [{**dataclasses.asdict(status), "next": dataclasses.asdict(step)} for status, step in statuses]
+        console.echo_json(entries[0] if run else entries)
     elif not statuses:
-        console.echo("There is no run here. Make one: rlaif init RUN")
+        console.echo("There is no run in this directory. Create one with `rlaif init RUN`.")
     else:
-        console.echo("\n\n".join(run_status.format_status(entry) for entry in statuses))
+        console.echo("\n\n".join(format_status(status, step) for status, step in statuses))

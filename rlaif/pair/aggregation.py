@@ -1,7 +1,7 @@
-"""From verdicts on candidates to an outcome for each, and which are kept.
+"""Aggregate verdicts into one outcome per candidate pair, and choose the pairs to keep.
 
-A pair's probability is the weighted mean over the panel of each seat's mean over both orders; a seat that did not
-give a readable verdict in both orders gives none. Probabilities are averaged, verdicts are never voted on.
+A pair's probability is the weighted mean over the panel judges of each judge's mean over both orders. A judge without a
+readable verdict in both orders does not count. Probabilities are averaged; there is no majority vote.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from rlaif.pair.candidates import PanelMember, Strategy, add_check_scores, join_
 def votes_by_judge(
     verdicts: pl.DataFrame, panel: Sequence[PanelMember], pairs: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """What each seat of the panel said of each pair. Columns: a, b, panel_judge ("judge@model"), weight, p_ab and p_ba
-    (probability that ``a`` is better, when shown first and when shown second), flags.
+    """Return one row per pair and panel judge.
 
-    A reward model sees one answer at a time, so its probability is the same in both orders: sigmoid of the scores'
-    difference (Bradley and Terry 1952). It is given for the pairs in ``pairs`` (columns a, b), or, without them, for
-    all pairs of answers to one prompt.
+    Columns: a, b, panel_judge ("judge@model"), weight, p_ab and p_ba (probability that ``a`` is better, if shown first
+    and if shown second), flags. Reward models vote on the pairs in ``pairs`` (columns a, b), or, without them, on all
+    pairs of answers to one prompt.
     """
     votes = join_panel(verdicts.filter(pl.col("kind").is_in(["compare", "reward"])), panel)
     votes = votes.with_columns(panel_judge=pl.format("{}@{}", "judge", "model"))
-    compared = (
+    return pl.concat([_comparison_votes(votes), _reward_votes(votes, pairs)]).sort("a", "b", "panel_judge")
+
+
+def _comparison_votes(votes: pl.DataFrame) -> pl.DataFrame:
+    return (
         votes.filter(pl.col("kind") == "compare")
         .group_by("a", "b", "panel_judge", "weight")
         .agg(
@@ -35,6 +38,14 @@ def votes_by_judge(
         )
         .filter(pl.col("p_ab").is_not_null() & pl.col("p_ba").is_not_null())
     )
+
+
+def _reward_votes(votes: pl.DataFrame, pairs: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the votes of reward models.
+
+    A reward model sees one answer at a time, so its probability is the same in both orders: the sigmoid of the
+    difference of the scores (Bradley and Terry 1952).
+    """
     reward_scores = votes.filter(pl.col("kind") == "reward").select(
         "prompt_id", "panel_judge", "weight", "score", "flags", key="a"
     )
@@ -43,18 +54,17 @@ def votes_by_judge(
             pl.col("key") < pl.col("key_b")
         )
         pairs = pairs.select(a="key", b="key_b").unique()
-    reward_votes = (
+    return (
         pairs.select("a", "b")
         .join(reward_scores.rename({"key": "a"}), on="a")
         .join(reward_scores.select("panel_judge", "score", "flags", b="key"), on=["b", "panel_judge"], suffix="_b")
         .with_columns(p_ab=1.0 / (1.0 + (pl.col("score_b") - pl.col("score")).exp()))
         .select("a", "b", "panel_judge", "weight", "p_ab", p_ba="p_ab", flags=_merge_flags())
     )
-    return pl.concat([compared, reward_votes]).sort("a", "b", "panel_judge")
 
 
 def _merge_flags() -> pl.Expr:
-    """A reward model's flags are told of one answer each; of a pair they say which one."""
+    """Merge a reward model's flags of two answers into flags of the pair, each with the answer's side."""
     flags_a, flags_b = (
         pl.col(flags).list.eval(pl.format(f"{side} {{}}", pl.element()))
         for side, flags in (("a", "flags"), ("b", "flags_b"))
@@ -63,7 +73,7 @@ def _merge_flags() -> pl.Expr:
 
 
 def check_scores(verdicts: pl.DataFrame) -> pl.DataFrame:
-    """The share of its prompt's checks that each answer meets, by the newest run of the checks. Columns: key, check."""
+    """Return the share of its prompt's checks that each answer meets, by the newest verdict. Columns: key, check."""
     latest = verdicts.filter(pl.col("kind") == "check").unique("a", keep="last", maintain_order=True)
     return latest.select(key="a", check="score")
 
@@ -71,10 +81,11 @@ def check_scores(verdicts: pl.DataFrame) -> pl.DataFrame:
 def aggregate_votes(
     verdicts: pl.DataFrame, panel: Sequence[PanelMember], pairs: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """What is known of each pair (``pairs`` as for :func:`votes_by_judge`). Columns: a, b, p_ab and p_ba (probability
-    that
-    ``a`` is better, when shown first and when shown second), flags, decided_by ("panel": the weighted mean over the
-    seats; "check": one answer meets more of the prompt's checks than the other, which outranks every model).
+    """Aggregate the votes on each pair (``pairs`` as for :func:`votes_by_judge`).
+
+    Columns: a, b, p_ab and p_ba (probability that ``a`` is better, if shown first and if shown second), flags,
+    decided_by. ``decided_by`` is "panel" for the weighted mean over the panel judges, and "check" if one answer meets
+    more of the prompt's checks than the other, which overrides every model.
     """
     judge_votes = votes_by_judge(verdicts, panel, pairs)
     weight = pl.col("weight")
@@ -110,13 +121,13 @@ def decide_outcomes(
     max_per_prompt: int,
     min_chosen_rating: float = 0.0,
 ) -> pl.DataFrame:
-    """``candidates`` with prob_a, preferred, outcome, flags, kept and drop_reason (the reason, where it is not kept).
+    """Add prob_a, preferred, outcome, flags, kept and drop_reason (null if kept) to ``candidates``.
 
-    win: p at least ``min_confidence`` for one side; inconsistent: less, and the orders contradict each other; tie:
-    less, and they do not; unparsable: no verdict. A winner that was rated below ``min_chosen_rating`` is no example to
-    learn from, whatever it was compared with. Of the prompts that could be judged, at most a share may be left without
-    a pair for near-ties alone: :func:`prompts_lost_to_ties`, :func:`count_judged_prompts` and
-    :func:`most_confident_ties` select those that :func:`keep_ties` keeps.
+    Outcomes: "win" if one side has a probability of at least ``min_confidence``; otherwise "inconsistent" if the two
+    orders contradict each other, else "tie"; "unparsable" without a verdict. A winner rated below ``min_chosen_rating``
+    is not kept, because it is not an example to learn from. Only a limited share of the judged prompts may lose their
+    pair to near ties alone: :func:`prompts_lost_to_ties`, :func:`count_judged_prompts` and :func:`most_confident_ties`
+    select the near ties that :func:`keep_ties` keeps.
     """
     pairs = candidates.join(votes, on=["a", "b"], how="left")
     if strategy == "rate-only":
@@ -126,7 +137,13 @@ def decide_outcomes(
             flags=pl.col("flags").fill_null([]),
             decided_by=pl.col("decided_by").fill_null("panel"),
         )
-    # Rounded, so that a pair at the threshold is a win whichever of its answers is called a.
+    pairs = _add_outcomes(pairs, min_confidence)
+    return _select_kept(_rank_strength(pairs, strategy), max_per_prompt, min_chosen_rating)
+
+
+def _add_outcomes(pairs: pl.DataFrame, min_confidence: float) -> pl.DataFrame:
+    """Add prob_a, outcome and preferred to ``pairs`` with p_ab and p_ba."""
+    # Rounded, so that a pair at the threshold is a win no matter which answer is called a.
     confidence = pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a")).round(9)
     pairs = pairs.with_columns(prob_a=(pl.col("p_ab") + pl.col("p_ba")) / 2.0).with_columns(
         outcome=pl.when(pl.col("prob_a").is_null())
@@ -137,21 +154,23 @@ def decide_outcomes(
         .then(pl.lit("inconsistent"))
         .otherwise(pl.lit("tie"))
     )
-    pairs = pairs.with_columns(
+    return pairs.with_columns(
         preferred=pl.when(pl.col("outcome") == "win").then(
             pl.when(pl.col("prob_a") > 0.5).then(pl.lit("a")).otherwise(pl.lit("b"))
         )
     )
-    return _select_kept(_rank_strength(pairs, strategy), max_per_prompt, min_confidence, min_chosen_rating)
 
 
 def count_judged_prompts(pairs: pl.DataFrame) -> int:
-    """How many prompts have a pair that could be judged."""
+    """Count the prompts that have a judged pair."""
     return pairs.filter(pl.col("prob_a").is_not_null())["prompt_id"].n_unique()
 
 
 def prompts_lost_to_ties(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The surest near-tie of each prompt that lost its pair for near-ties alone. Columns: a, b, confidence."""
+    """Return the most confident near tie of each prompt that lost its pair to near ties alone.
+
+    Columns: a, b, confidence.
+    """
     judged = pairs.filter(pl.col("prob_a").is_not_null())
     ties = judged.filter(~pl.col("kept").any().over("prompt_id"), pl.col("outcome").is_in(["tie", "inconsistent"]))
     return (
@@ -163,15 +182,19 @@ def prompts_lost_to_ties(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def most_confident_ties(ties: pl.DataFrame, num_judged: int, max_tie_drop_fraction: float) -> pl.DataFrame:
-    """Those of :func:`prompts_lost_to_ties` beyond the share ``max_tie_drop_fraction`` of the prompts
-    :func:`count_judged_prompts`. Columns: a, b."""
+    """Return the near ties to keep: those beyond the share of judged prompts that may be lost. Columns: a, b.
+
+    ``ties``: :func:`prompts_lost_to_ties`. ``num_judged``: :func:`count_judged_prompts`.
+    """
     surplus = max(0, ties.height - int(max_tie_drop_fraction * num_judged + 1e-9))
     return ties.sort("confidence", "a", "b", descending=[True, False, False]).head(surplus).select("a", "b")
 
 
 def keep_ties(pairs: pl.DataFrame, ties: pl.DataFrame) -> pl.DataFrame:
-    """Keeps the pairs in ``ties`` (columns a, b) all the same. Which of two equal answers is ``preferred`` stays open
-    (null): that is for people."""
+    """Keep the near ties in ``ties`` (columns a, b).
+
+    ``preferred`` stays null if both answers are equally likely to be better: annotators decide.
+    """
     marked = ties.with_columns(rescued=pl.lit(True))
     joined = pairs.join(marked, on=["a", "b"], how="left", maintain_order="left")
     is_win = pl.col("rescued").is_not_null() & (pl.col("prob_a") != 0.5)
@@ -186,15 +209,18 @@ def keep_ties(pairs: pl.DataFrame, ties: pl.DataFrame) -> pl.DataFrame:
 
 
 def _prob_from_ratings() -> pl.Expr:
-    """P(score of a > score of b) for two normal scores; the logistic stands for the normal (Bowling et al. 2009)."""
+    """Return P(score of a > score of b) for normal scores, with the logistic approximation of Bowling et al. (2009)."""
     z = (pl.col("score_a") - pl.col("score_b")) / (pl.col("variance_a") + pl.col("variance_b")).sqrt()
     return 1.0 / (1.0 + (-1.702 * z).exp())
 
 
 def _rank_strength(pairs: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
-    """Adds ``rank_gap``, by which the pairs of a prompt are preferred, and ``agrees_with_ranking``: whether the pair's
-    winner is also the stronger answer over all. For the rated strategies the rank says it; for round-robin
-    Bradley-Terry, whose order in a complete round robin is the order of mean wins (Ford 1957)."""
+    """Add ``rank_gap``, which orders the pairs of a prompt, and ``agrees_with_ranking``.
+
+    ``agrees_with_ranking``: the winner is also the stronger answer overall. The strategies with ratings take the
+    strength from the ratings. Round-robin takes it from Bradley-Terry, whose order in a complete round robin is the
+    order of mean wins (Ford 1957).
+    """
     if strategy != "round-robin":
         sign = pl.when(pl.col("preferred") == "b").then(-1.0).otherwise(1.0)
         rating_agrees = ((pl.col("score_a") - pl.col("score_b")) * sign >= 0).fill_null(True)
@@ -202,6 +228,10 @@ def _rank_strength(pairs: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
             rank_gap=-pl.col("rank").cast(pl.Float64),
             agrees_with_ranking=rating_agrees | (pl.col("decided_by") == "check").fill_null(False),
         )
+    return _rank_round_robin(pairs)
+
+
+def _rank_round_robin(pairs: pl.DataFrame) -> pl.DataFrame:
     judged = pairs.filter(pl.col("prob_a").is_not_null())
     wins = (
         pl.concat(
@@ -224,14 +254,11 @@ def _rank_strength(pairs: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
     ).drop("strength_a", "strength_b")
 
 
-def _select_kept(
-    pairs: pl.DataFrame, max_per_prompt: int, min_confidence: float, min_chosen_rating: float
-) -> pl.DataFrame:
-    """The first ``max_per_prompt`` wins of each prompt are kept, by falling gap, then by key."""
+def _select_kept(pairs: pl.DataFrame, max_per_prompt: int, min_chosen_rating: float) -> pl.DataFrame:
+    """Keep up to ``max_per_prompt`` wins of each prompt, by decreasing gap, then by key."""
     winner_rating = pl.when(pl.col("preferred") == "a").then("score_a").otherwise("score_b")
-    rating_ok = (winner_rating >= min_chosen_rating).fill_null(True) | (pl.col("decided_by") == "check").fill_null(
-        False
-    )  # a check outranks ratings
+    decided_by_check = (pl.col("decided_by") == "check").fill_null(False)  # a check overrides ratings
+    rating_ok = (winner_rating >= min_chosen_rating).fill_null(True) | decided_by_check
     ordered = pairs.with_columns(
         eligible=(pl.col("outcome") == "win") & pl.col("agrees_with_ranking") & rating_ok
     ).sort(
@@ -239,21 +266,18 @@ def _select_kept(
     )
     position = pl.int_range(pl.len()).over("prompt_id")
     ordered = ordered.with_columns(kept=pl.col("eligible") & (position < max_per_prompt))
-    confidence = pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a")).round(3).cast(pl.String)
     drop_reason = (
         pl.when("kept")
         .then(pl.lit(None, pl.String))
-        .when(pl.col("outcome") == "unparsable")
-        .then(pl.lit("no readable verdict in both orders"))
-        .when(pl.col("outcome") == "inconsistent")
-        .then(pl.lit("the two orders contradict each other"))
+        .when(pl.col("outcome").is_in(["unparsable", "inconsistent"]))
+        .then("outcome")
         .when(pl.col("outcome") == "tie")
-        .then(pl.format("near-tie: p {} is below {}", confidence, pl.lit(min_confidence)))
+        .then(pl.lit("near_tie"))
         .when(~rating_ok)
-        .then(pl.format("the better answer was rated {}, below {}", winner_rating.round(2), pl.lit(min_chosen_rating)))
+        .then(pl.lit("low_rating"))
         .when(~pl.col("agrees_with_ranking"))
-        .then(pl.lit("contradicts the prompt's other comparisons"))
-        .otherwise(pl.lit("another pair of this prompt is kept"))
+        .then(pl.lit("contradicts_comparisons"))
+        .otherwise(pl.lit("another_pair_kept"))
     )
     return (
         ordered.with_columns(drop_reason=drop_reason)

@@ -1,7 +1,7 @@
-"""Which answers may be compared, what they were rated, and which pairs of a prompt to compare, the best first.
+"""Filter the completions of each prompt, compute their ratings, and rank the pairs to compare.
 
-Everything depends on keys, scores and settings alone, never on the order in which rows came: in every pair, ``a`` is
-the completion with the smaller key. Frames hold keys and byte offsets, not texts.
+Results depend on keys, scores and settings only, never on the order of rows: in every pair, ``a`` is the completion
+with the smaller key. Frames hold keys and byte offsets, not texts.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Literal
 
 import polars as pl
 
+from rlaif.records import CompletionDropReason
+
 Strategy = Literal["rate-then-compare", "round-robin", "rate-only"]
 MANY_ANSWERS = 8
-"""From this many answers on, the rejected one is the one nearest to mean - 2 sd: a moderate margin makes a better
-pair than the very worst of many (Xiao et al. 2025, arXiv:2502.16825)."""
+"""With this many answers or more, the rejected one is the one closest to mean - 2 sd: a moderate margin makes a better
+pair than the worst of many (Xiao et al. 2025, arXiv:2502.16825)."""
 
 
 @dataclass(frozen=True)
 class PanelMember:
-    """One seat of the panel as the frames know it."""
+    """One panel judge, as the frames refer to it. ``low`` and ``high``: its rating scale."""
 
     judge: str
     judge_hash: str
@@ -32,9 +34,11 @@ class PanelMember:
 
 
 def summarize_texts(completions: pl.DataFrame) -> pl.DataFrame:
-    """A block of completions with its text replaced by what is needed of it: length, emptiness, and a fingerprint
-    that ignores line ends and spaces. No more than those: a sign, a capital or a comma can be all that makes one
-    answer right and the other wrong. Columns: key, prompt_id, model, finish_reason, offset, chars, empty, text_hash."""
+    """Replace the text of ``completions`` by its length, emptiness and fingerprint.
+
+    The fingerprint ignores line endings and spaces only: a sign, a capital or a comma can be all that makes one answer
+    right and the other wrong. Columns: key, prompt_id, model, finish_reason, offset, chars, empty, text_hash.
+    """
     text = pl.col("text").str.replace_all("\r\n?", "\n").str.replace_all(r"[ \t]+", " ").str.replace_all(" ?\n ?", "\n")
     return completions.select(
         "key",
@@ -48,10 +52,11 @@ def summarize_texts(completions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def drop_unusable(completions: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The completions (as :func:`summarize_texts` gives them) that may stand in a pair, and how many do not and why.
+def drop_unusable(completions: pl.DataFrame) -> tuple[pl.DataFrame, dict[CompletionDropReason, int]]:
+    """Return the completions that can be part of a pair, and the number of dropped ones by reason.
 
-    Of answers to one prompt that differ in line ends or spaces only, the one with the smallest key stays.
+    ``completions``: :func:`summarize_texts`. Of answers to one prompt that differ in line endings or spaces only, the
+    one with the smallest key is kept.
     """
     truncated = (pl.col("finish_reason") == "length").fill_null(False)
     marked = completions.with_columns(
@@ -59,16 +64,16 @@ def drop_unusable(completions: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, in
     )
     usable = marked.filter(pl.col("drop_reason").is_null()).drop("drop_reason").sort("key")
     distinct = usable.unique(["prompt_id", "text_hash"], keep="first", maintain_order=True)
-    left_out = dict(
+    dropped: dict[CompletionDropReason, int] = dict(
         marked.filter(pl.col("drop_reason").is_not_null()).group_by("drop_reason").len().sort("drop_reason").iter_rows()
     )
     if usable.height > distinct.height:
-        left_out["duplicate"] = usable.height - distinct.height
-    return distinct, left_out
+        dropped["duplicate"] = usable.height - distinct.height
+    return distinct, dropped
 
 
 def join_panel(verdicts: pl.DataFrame, panel: Sequence[PanelMember]) -> pl.DataFrame:
-    """The verdicts of the panel's seats, each with its seat's weight, aspects, low and high."""
+    """Return the verdicts of the ``panel``, each with its judge's weight, num_aspects, low and high."""
     members = pl.DataFrame(
         [
             (member.judge, member.judge_hash, member.model, member.weight, member.num_aspects, member.low, member.high)
@@ -90,14 +95,16 @@ def join_panel(verdicts: pl.DataFrame, panel: Sequence[PanelMember]) -> pl.DataF
 
 
 def rating_scores(verdicts: pl.DataFrame, panel: Sequence[PanelMember]) -> pl.DataFrame:
-    """What each completion was rated: columns key, score (1 to 5, whatever the judge's scale), variance (of
-    the score). A seat that did not give every aspect gave no rating."""
+    """Return each completion's rating. Columns: key, score (1 to 5 for every judge's scale), variance (of the score).
+
+    A judge that did not rate every aspect does not count.
+    """
     by_aspect = (
         join_panel(verdicts.filter(pl.col("kind") == "rate"), panel)
         .with_columns(rating_scale=4.0 / (pl.col("high") - pl.col("low")))
         .with_columns(
             score=1.0 + (pl.col("score") - pl.col("low")) * pl.col("rating_scale"),
-            # A whole-number scale hides the third of a step on either side (Sheppard's correction, 1/12).
+            # Rounding to whole numbers hides a variance of 1/12 (Sheppard's correction).
             variance=(pl.col("variance") + 1.0 / 12.0) * pl.col("rating_scale") ** 2,
         )
         .group_by("a", "judge", "model", "weight", "num_aspects", "aspect")
@@ -121,8 +128,11 @@ def rating_scores(verdicts: pl.DataFrame, panel: Sequence[PanelMember]) -> pl.Da
 
 
 def pair_answers(answers: pl.DataFrame, ratings: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Every pair of answers to one prompt. Columns: prompt_id, a, b, and with ``ratings`` score_a, score_b, variance_a,
-    variance_b, rating_margin (of the higher over the lower score; null where one has no rating)."""
+    """Return every pair of answers to one prompt.
+
+    Columns: prompt_id, a, b, score_a, score_b, variance_a, variance_b, rating_margin (higher minus lower score; null if
+    either answer has no rating).
+    """
     side = answers.select("prompt_id", "key")
     if ratings is not None:
         side = side.join(ratings, on="key", how="left")
@@ -151,15 +161,15 @@ def rank_candidates(
     max_candidates: int,
     check_scores: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """The pairs worth judging, with ``rank``: the 1st of each prompt is judged first, the 2nd where that is no win.
+    """Return the pairs to judge, with ``rank``: a pair is judged if those of lower rank of its prompt gave no win.
 
-    rate-then-compare and rate-only: best against worst (of 8 or more: against the one nearest mean - 2 sd), then by
-    falling margin; pairs below ``min_rating_margin`` are no candidates, and those of an answer without a rating are
-    where they are compared and the prompt has no other. round-robin: every pair, all of rank 1.
+    round-robin: every pair, all of rank 1. rate-then-compare and rate-only: best against worst (of 8 or more answers:
+    against the one closest to mean - 2 sd), then by decreasing margin. Pairs below ``min_rating_margin`` are not
+    candidates. Pairs with an unrated answer are candidates only for rate-then-compare, if the prompt has no other.
 
-    ``check_scores`` (key, check): the share of the prompt's checks that an answer meets. Pairs that differ in it come
-    before all others, by the largest difference, then by how far the ratings are on the check's side, and need no
-    margin.
+    ``check_scores`` (key, check): share of the prompt's checks that an answer meets. Pairs that differ in it come first
+    and need no margin. They are ordered by decreasing difference, then by the rating margin in favor of the answer that
+    meets more checks.
     """
     if strategy == "round-robin":
         return pair_answers(answers, ratings).with_columns(rank=pl.lit(1, pl.UInt32)).sort("prompt_id", "a", "b")
@@ -168,7 +178,7 @@ def rank_candidates(
     check_gap = pl.col("check_a") - pl.col("check_b")
     checks_differ = (check_gap != 0).fill_null(False)
     qualifies = (pl.col("rating_margin") >= min_rating_margin).fill_null(False) | checks_differ
-    # A comparison needs no rating, so a failed one does not lose its prompt.
+    # A comparison needs no rating, so a failed rating does not drop the prompt.
     unrated = pl.col("rating_margin").is_null() & ~qualifies.any().over("prompt_id") & (strategy != "rate-only")
     pairs = pairs.filter(qualifies | unrated)
     scores = (
@@ -183,7 +193,7 @@ def rank_candidates(
     )
     lower_score = pl.min_horizontal("score_a", "score_b")
     higher_score = pl.max_horizontal("score_a", "score_b")
-    # For many answers: only pairs with the best on one side, by how near the other is to the target.
+    # With many answers: only pairs that include the best one, by the other's distance from the target.
     distance = (
         pl.when(checks_differ)
         .then(-check_gap.sign() * (pl.col("score_a") - pl.col("score_b")).fill_null(0.0))
@@ -202,7 +212,7 @@ def rank_candidates(
 
 
 def add_check_scores(pairs: pl.DataFrame, check_scores: pl.DataFrame | None) -> pl.DataFrame:
-    """``pairs`` (columns a, b) with check_a and check_b: null where an answer has no check score."""
+    """Add check_a and check_b to ``pairs`` (columns a, b); null if an answer has no check score."""
     if check_scores is None:
         return pairs.with_columns(check_a=pl.lit(None, pl.Float64), check_b=pl.lit(None, pl.Float64))
     return pairs.join(check_scores.select(a="key", check_a="check"), on="a", how="left").join(

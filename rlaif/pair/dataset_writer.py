@@ -1,14 +1,15 @@
-"""The merge: judge labels and people's labels into RUN/dataset, with the provenance of each row.
+"""Merge judge labels and human labels into RUN/dataset, with the provenance of each row.
 
-A person's label goes over the judges', an adjudicator's over everybody's, and among several people the majority
-decides. Ties, both-bad and disagreements without a majority are left out, and so is a queued pair that nobody has
-reviewed: it never silently keeps the judge's label. The split is by prompt.
+A human label overrides the judges, an adjudicator overrides the annotators, and otherwise the majority of annotators
+wins. Ties, both-bad labels and disagreements without a majority are dropped. So are queued pairs that were not
+reviewed: they never silently keep the judges' label. The split is by prompt.
 
-Where a person wrote a better answer it is the chosen one, and ``chosen_model`` says ``human:NAME``. The rejected one is
-then the answer that the person did not prefer, not the one they started from: an edit is mostly a few changed words,
-and DPO on pairs that differ in so little lowers the probability of both (Pal et al. 2024, arXiv:2402.13228). Where the
-person preferred neither, it is the one that the judges preferred: what the policy would have been trained towards.
-An edit that left one of the two answers as it was (ends apart) is none: the person began to write and then chose.
+If an annotator wrote a better answer, it is the chosen one, and ``chosen_model`` is ``human:NAME``. The rejected one is
+then the answer that the annotator did not prefer, not the one that was edited: most edits change a few words, and DPO
+on pairs that differ in so little lowers the probability of both (Pal et al. 2024, arXiv:2402.13228). If the annotator
+preferred neither, the rejected one is the answer that the judges preferred, towards which the policy would have been
+trained. An edit that equals one of the two answers (ignoring whitespace at the ends) does not count: the annotator
+started to edit and then chose.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ TOOLS_COLUMN = ("tools", TEXT)
 
 @dataclass
 class DatasetCounts:
-    """What went into the dataset and what did not."""
+    """Counts of the dataset. ``left_out``: pairs that are not in it, by :data:`rlaif.records.DatasetDropReason`."""
 
     train: int = 0
     test: int = 0
@@ -68,12 +69,10 @@ def write_dataset(
 ) -> DatasetCounts:
     """Write dataset/train.parquet and test.parquet from tables/pairs.parquet.
 
-    ``labels``: :func:`rlaif.run.human_labels.human_labels`; each row says in ``decided_by`` who decided it (judges |
-    single | majority | adjudicated) and in ``num_annotators`` how many people labeled it. ``metadata_pieces``: pair_id,
-    model_a, model_b, tags, tools (JSON text or null), has_tool_calls (whether a turn carries tool calls), a frame for
-    each row group of the table that has rows, in its order; they are gone through more than once. Turns have the fields
-    for tool calls only where some prompt has them. Read and written in pieces, so that memory does not grow with the
-    run.
+    ``labels``: :func:`rlaif.run.human_labels.human_labels`. ``metadata_pieces``: one frame per non-empty row group of
+    the table, in its order, with pair_id, model_a, model_b, tags, tools (JSON text or null) and has_tool_calls (a turn
+    has tool calls); it is iterated several times. Turns have fields for tool calls only if some prompt has them. Reads
+    and writes in pieces, so memory does not grow with the run.
     """
     counts = DatasetCounts()
     with_tools = any(metadata["tools"].is_not_null().any() for metadata in metadata_pieces)
@@ -111,7 +110,7 @@ def _iter_labeled(
 
 
 def _drop_and_count(pairs: pl.DataFrame, counts: DatasetCounts) -> pl.DataFrame:
-    """The ``pairs`` that go into the dataset. ``human_written``: whether a person wrote the chosen answer."""
+    """Return the pairs of the dataset, with ``human_written``: an annotator wrote the chosen answer."""
     label, unreviewed = pl.col("label"), pl.col("label").is_null()
     edit_differs = pl.all_horizontal(
         _normalize_text("edited_response") != _normalize_text(name) for name in ("response_a", "response_b")
@@ -140,7 +139,7 @@ def _drop_and_count(pairs: pl.DataFrame, counts: DatasetCounts) -> pl.DataFrame:
 
 
 def _normalize_text(column: str) -> pl.Expr:
-    """A text as two are compared: a text field gives line ends as LF."""
+    """Return a column's text normalized for comparison: HTML text fields convert line endings to LF."""
     return pl.col(column).str.replace_all("\r\n", "\n", literal=True).str.strip_chars()
 
 
@@ -149,11 +148,11 @@ def _label_source() -> pl.Expr:
 
 
 def _dataset_rows(pairs: pl.DataFrame, turns: pl.DataType) -> pl.DataFrame:
-    """The dataset's rows. ``turns``: the type of a conversation."""
+    """Return the dataset's rows. ``turns``: data type of a conversation."""
     human_written, human_decided = pl.col("human_written"), pl.col("label").is_in(["a", "b"]).fill_null(False)
     has_human_label = pl.col("label").is_not_null()
     a_is_chosen = pl.when(human_decided).then("label").otherwise("preferred").fill_null("a") == "a"
-    # An answer that a person wrote, preferring neither, goes over the one that the judges preferred.
+    # An answer by an annotator who preferred neither is compared with the one that the judges preferred.
     b_is_rejected = pl.when(human_written & ~human_decided).then(~a_is_chosen).otherwise(a_is_chosen)
 
     def chosen_value(name: str) -> pl.Expr:

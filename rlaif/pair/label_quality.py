@@ -1,7 +1,8 @@
-"""What people's labels say of all the others: every figure with its n and interval, or None where nothing is known.
+"""Estimate the quality of all labels from the human ones. Every figure has an n and an interval, or is None.
 
-Agreement is estimated from all reviewed pairs, each weighted with the inverse of its inclusion probability (Hájek); the
-labelled part of a queue is a random part of it, whoever stops when, so a half-labelled queue only weighs more a pair.
+Agreement is estimated from all reviewed pairs, each weighted by the inverse of its inclusion probability (Hájek). The
+labeled part of the queue is a random part of it, no matter when annotators stop, so in a half-labeled queue each pair
+only weighs more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rlaif.display_names import describe_certificate
 from rlaif.records import hash_to_unit_interval
 from rlaif.stats import (
     Certificate,
@@ -33,12 +35,14 @@ ALPHA = 0.10
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """``agreement`` and ``kappa``: judges with people, over all kept pairs. ``human_agreement``: how often two people
-    who labelled one pair say the same, and ``alpha`` of it (Krippendorff). ``remaining_error``: wrong labels among
-    those that judges gave (PPI++). ``certificate``: for which share of the pairs judges agree with people
-    ``TARGET_AGREEMENT`` of the time or more. ``noise_rate``: share of wrong labels in the dataset, for the trainer's
-    robust loss. ``reliability``: of each tenth of how sure the judges were before any label, the mean of that, and how
-    far people agree."""
+    """Quality of the labels.
+
+    ``agreement`` and ``kappa``: judges with annotators, over all kept pairs. ``human_agreement``: how often two
+    annotators of one pair agree, and ``alpha`` (Krippendorff) over them. ``remaining_error``: share of wrong labels
+    among those by judges (PPI++). ``certificate``: the share of pairs on which judges agree with annotators at least
+    ``TARGET_AGREEMENT`` of the time. ``noise_rate``: share of wrong labels in the dataset, for the trainer's robust
+    loss. ``reliability``: for each tenth of the judges' confidence before any human label, its mean and the agreement.
+    """
 
     reviewed: int
     agreement: Estimate | None
@@ -51,7 +55,7 @@ class LabelQuality:
     reliability: list[tuple[float, Estimate]]
 
     def summary(self) -> dict[str, Any]:
-        """As JSON values, for the manifest."""
+        """Return the figures as JSON values, for the manifest."""
         result: dict[str, Any] = {"reviewed": self.reviewed, "noise_rate": self.noise_rate}
         for name in ("agreement", "kappa", "human_agreement", "alpha", "remaining_error"):
             estimate: Estimate | None = getattr(self, name)
@@ -59,62 +63,77 @@ class LabelQuality:
         result["reliability"] = [
             {"p": round(confidence, 4), **agreement.as_dict()} for confidence, agreement in self.reliability
         ]
-        if self.certificate is None:
-            return result | {"certificate": None}
         certificate = self.certificate
-        return result | {
-            "certificate": {
-                "agreement": TARGET_AGREEMENT,
-                "confidence": 1 - ALPHA,
-                "share": certificate.share,
-                "threshold": certificate.threshold,
-                "n": certificate.tested,
-            }
+        result["certificate"] = certificate and {
+            "agreement": TARGET_AGREEMENT,
+            "confidence": 1 - ALPHA,
+            "share": certificate.share,
+            "threshold": certificate.threshold,
+            "n": certificate.tested,
         }
+        return result
 
 
 def estimate_label_quality(
     pairs: pl.DataFrame, labels: pl.DataFrame, reviews: pl.DataFrame, *, seed: int
 ) -> LabelQuality:
-    """``pairs``: routed and calibrated, with prob_a_by_judges and preferred_by_judges. ``labels``: pair_id, label.
-    ``reviews``: the journal, from which comes how far people agree among themselves."""
+    """Estimate the label quality.
+
+    ``pairs``: routed and calibrated, with prob_a_by_judges and preferred_by_judges. ``labels``: pair_id, label.
+    ``reviews``: the reviews journal, for the agreement among annotators.
+    """
     queue = pairs.filter(pl.col("route").is_in(["audit", "targeted"])).join(
         labels.select("pair_id", "label"), on="pair_id", how="left"
     )
     queue = queue.with_columns(response_rate=(pl.col("label").is_not_null().mean()).over("route"))
-    reviewed = queue.filter(pl.col("label").is_in(["a", "b"]) & pl.col("preferred_by_judges").is_not_null()).sort(
-        "pair_id"
-    )
-    reviewed = reviewed.with_columns(
-        agrees_with_judges=(pl.col("label") == pl.col("preferred_by_judges")).cast(pl.Float64),
-        weight=1.0 / (pl.col("inclusion_probability") * pl.col("response_rate")),
-    )
-    certain = reviewed.filter((pl.col("inclusion_probability") == 1.0) & (pl.col("response_rate") == 1.0))
-    sampled = reviewed.join(certain.select("pair_id"), on="pair_id", how="anti", maintain_order="left")
-    agreement = hajek_mean(
-        sampled["agrees_with_judges"].to_numpy(),
-        sampled["weight"].to_numpy(),
-        certain_values=certain["agrees_with_judges"].to_numpy(),
-    )
+    reviewed = _add_agreement(queue)
     human_agreement, alpha = _inter_annotator_agreement(reviews)
     remaining_error = _estimate_remaining_error(pairs, queue)
-    num_judge_labels = pairs.filter(pl.col("route") == "judge").height
-    num_human_labels = labels.filter(pl.col("label").is_in(["a", "b"])).height
-    human_error = single_rater_error(1 - human_agreement.value) if human_agreement else 0.0
-    judge_error = remaining_error.value if remaining_error else None
     return LabelQuality(
         reviewed=labels.height,
-        agreement=agreement,
+        agreement=_agreement(reviewed),
         kappa=_kappa(reviewed),
         human_agreement=human_agreement,
         alpha=alpha,
         remaining_error=remaining_error,
         certificate=_certify(pairs, reviewed, seed) if reviewed.height else None,
-        noise_rate=None
-        if judge_error is None
-        else round(noise_rate(judge_error, num_judge_labels, human_error, num_human_labels), 4),
+        noise_rate=_noise_rate(pairs, labels, remaining_error, human_agreement),
         reliability=_reliability(reviewed),
     )
+
+
+def _add_agreement(queue: pl.DataFrame) -> pl.DataFrame:
+    """Return the queued pairs that judges and annotators both decided, with agrees_with_judges and weight."""
+    decided = pl.col("label").is_in(["a", "b"]) & pl.col("preferred_by_judges").is_not_null()
+    return (
+        queue.filter(decided)
+        .sort("pair_id")
+        .with_columns(
+            agrees_with_judges=(pl.col("label") == pl.col("preferred_by_judges")).cast(pl.Float64),
+            weight=1.0 / (pl.col("inclusion_probability") * pl.col("response_rate")),
+        )
+    )
+
+
+def _agreement(reviewed: pl.DataFrame) -> Estimate | None:
+    certain = reviewed.filter((pl.col("inclusion_probability") == 1.0) & (pl.col("response_rate") == 1.0))
+    sampled = reviewed.join(certain.select("pair_id"), on="pair_id", how="anti", maintain_order="left")
+    return hajek_mean(
+        sampled["agrees_with_judges"].to_numpy(),
+        sampled["weight"].to_numpy(),
+        certain_values=certain["agrees_with_judges"].to_numpy(),
+    )
+
+
+def _noise_rate(
+    pairs: pl.DataFrame, labels: pl.DataFrame, remaining_error: Estimate | None, human_agreement: Estimate | None
+) -> float | None:
+    if remaining_error is None:
+        return None
+    num_judge_labels = pairs.filter(pl.col("route") == "judge").height
+    num_human_labels = labels.filter(pl.col("label").is_in(["a", "b"])).height
+    human_error = single_rater_error(1 - human_agreement.value) if human_agreement else 0.0
+    return round(noise_rate(remaining_error.value, num_judge_labels, human_error, num_human_labels), 4)
 
 
 def _reliability(reviewed: pl.DataFrame) -> list[tuple[float, Estimate]]:
@@ -129,23 +148,24 @@ def _reliability(reviewed: pl.DataFrame) -> list[tuple[float, Estimate]]:
 
 
 def _kappa(reviewed: pl.DataFrame) -> Estimate | None:
-    """Over all kept pairs, each label weighted; the interval is that of Kish's effective number of them."""
+    """Return kappa over all kept pairs. Labels are weighted; the interval uses Kish's effective sample size."""
     if not reviewed.height:
         return None
     weights = reviewed["weight"].to_numpy()
     table = np.zeros((2, 2))
-    np.add.at(table, ((reviewed["label"] == "b").to_numpy().astype(int),
-                      (reviewed["preferred_by_judges"] == "b").to_numpy().astype(int)), weights)  # fmt: skip
+    by_annotators = (reviewed["label"] == "b").to_numpy().astype(int)
+    by_judges = (reviewed["preferred_by_judges"] == "b").to_numpy().astype(int)
+    np.add.at(table, (by_annotators, by_judges), weights)
     estimate = cohen_kappa(table, n=float(weights.sum() ** 2 / (weights**2).sum()))
     return estimate and replace(estimate, n=reviewed.height)
 
 
 def _inter_annotator_agreement(reviews: pl.DataFrame) -> tuple[Estimate | None, Estimate | None]:
-    """Agreement among the first two who labelled a pair, and alpha over all labels of pairs with several."""
+    """Return the agreement of the first two annotators of a pair, and alpha over all pairs with several labels."""
     latest = reviews.sort("created_at", maintain_order=True).unique(
         ["pair_id", "annotator"], keep="last", maintain_order=True
     )
-    # An adjudicator has seen what the others said, and a gold pair's label is known.
+    # An adjudicator has seen the other labels, and a gold pair's label is known.
     for column, default in (("role", "annotator"), ("route", "audit")):
         if column in latest.columns:
             latest = latest.filter(~pl.col(column).fill_null(default).is_in(["adjudicator", "gold"]))
@@ -158,8 +178,11 @@ def _inter_annotator_agreement(reviews: pl.DataFrame) -> tuple[Estimate | None, 
 
 
 def _estimate_remaining_error(pairs: pl.DataFrame, queue: pl.DataFrame) -> Estimate | None:
-    """Wrong labels among the pairs that judges labelled: a pair drawn with probability q stands for the (1 - q) / q
-    pairs like it that were not drawn; the calibrated probabilities are the predictions."""
+    """Estimate the share of wrong labels among the judge-labeled pairs.
+
+    A pair drawn with probability q represents the (1 - q) / q similar pairs that were not drawn. The calibrated
+    probabilities are the predictions.
+    """
     error_probability = 1.0 - pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a"))
     judge_labeled = pairs.filter(pl.col("route") == "judge").select(error_probability).to_series().to_numpy()
     reviewed = queue.filter(
@@ -172,13 +195,15 @@ def _estimate_remaining_error(pairs: pl.DataFrame, queue: pl.DataFrame) -> Estim
     )
     error, weights = reviewed["error"].to_numpy(), reviewed["weight"].to_numpy()
     estimate = ppi_mean(error, reviewed["expected"].to_numpy(), judge_labeled, weights)
-    # PPI's own interval is normal, from the spread of labels of which a few may stand for nearly all that is left.
+    # PPI's interval assumes a normal mean, but a few labels may carry nearly all the weight: use Hájek's interval.
     return estimate and hajek_mean(error, weights, mean=estimate.value)
 
 
 def _certify(pairs: pl.DataFrame, reviewed: pl.DataFrame, seed: int) -> Certificate:
-    """Labels drawn with unequal probabilities are thinned to the smallest, which makes them a simple random sample; the
-    order is that of the probabilities from before any label."""
+    """Certify a share of the pairs, most confident first by the probabilities before any human label.
+
+    Labels drawn with unequal probabilities are thinned to the smallest one, which makes them a simple random sample.
+    """
     confidence = pl.max_horizontal("prob_a_by_judges", 1.0 - pl.col("prob_a_by_judges"))
     kept = pairs.filter(pl.col("inclusion_probability").is_not_null() & pl.col("preferred_by_judges").is_not_null())
     lowest = float(kept["inclusion_probability"].min() or 0.0)  # type: ignore[arg-type]
@@ -194,31 +219,21 @@ def _certify(pairs: pl.DataFrame, reviewed: pl.DataFrame, seed: int) -> Certific
 
 
 def describe(quality: Mapping[str, Any]) -> list[str]:
-    """What :meth:`LabelQuality.summary` says, a sentence a figure."""
+    """Describe :meth:`LabelQuality.summary`, one sentence per figure."""
 
-    def format_estimate(name: str) -> str:
-        estimate = quality[name]
-        return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}] (n = {estimate['n']})"
+    def figure(name: str) -> str:
+        return str(Estimate(**quality[name]))
 
     lines = []
     if quality["agreement"]:
-        kappa = f", kappa {format_estimate('kappa')}" if quality["kappa"] else ""
-        lines.append(f"Over all kept pairs, people agree with the judges on {format_estimate('agreement')}{kappa}.")
+        kappa = f", kappa {figure('kappa')}" if quality["kappa"] else ""
+        lines.append(f"Annotators agree with the judges on {figure('agreement')} of all kept pairs{kappa}.")
     if quality["human_agreement"]:
-        lines.append(f"Two people who labelled one pair agree on {format_estimate('human_agreement')}.")
+        lines.append(f"Two annotators of the same pair agree on {figure('human_agreement')}.")
     if quality["remaining_error"]:
-        lines.append(
-            f"Of the labels that judges gave, {format_estimate('remaining_error')} are wrong by people's measure."
-        )
+        lines.append(f"Of the labels by judges, {figure('remaining_error')} are wrong by human judgment.")
     if quality["certificate"]:
-        certificate = quality["certificate"]
-        lines.append(
-            f"For the surest {certificate['share']:.0%} of the pairs it is certified (confidence {certificate['confidence']:.0%}, n = "
-            f"{certificate['n']}) that judges agree with people at least {certificate['agreement']:.0%} of the time."
-            if certificate["share"]
-            else f"No share of the pairs can be certified to agree with people {certificate['agreement']:.0%} of the time: too "
-            "few labels, or too little agreement."
-        )
+        lines.append(describe_certificate(quality["certificate"]))
     if quality["noise_rate"] is not None:
         lines.append(f"Noise rate for training (share of wrong labels, below one half): {quality['noise_rate']:.3f}.")
     return lines

@@ -1,11 +1,11 @@
-"""The refusal guard: what kind of answer may be chosen for what kind of prompt, and the table that shows it.
+"""Refusal guard: limit which answers judges may choose for which class of prompt, and count what was chosen.
 
-A prompt is benign, borderline or harmful by its tag of that name; an answer refuses, complies in part or complies by
-the refusal judge, or by the text classifier before it. On a benign prompt a refusal is never chosen by judges, on a
-harmful one compliance is not, and a borderline one is for people alone. So the refusing answers among the chosen are
-never more than the harmful prompts (after Röttger et al. 2024, XSTest, arXiv:2308.01263: a model trained past that
-refuses what it should answer). A prompt without such a tag, or an answer that nothing was told about, has no guard:
-they are counted and shown.
+A prompt is benign, borderline or harmful if it has the tag of that name. The refusal judge, or else the text
+classifier, tells if an answer refuses, complies in part or complies. Judges never choose a refusal of a benign prompt
+or compliance with a harmful one, and only annotators decide on borderline prompts. So there are never more refusals
+among the chosen answers than harmful prompts: a model trained past that refuses what it should answer (after Röttger et
+al. 2024, XSTest, arXiv:2308.01263). Prompts without such a tag and answers without a class are not guarded; they are
+counted as unknown.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import polars as pl
 
 PROMPT_CLASSES = ("benign", "borderline", "harmful")
 TEXT_CLASSIFIER = "refusal-text"
-REASON_BORDERLINE = "a borderline prompt is for people to decide"
-REASON_TOO_MANY_REFUSALS = "guard: more refusals would be chosen than there are harmful prompts"
 
 
 def answer_labels(verdicts: pl.DataFrame) -> pl.DataFrame:
-    """What each answer was classified as. Columns: key, answer_label (refuse | partial | comply). A model's word goes
-    over the text classifier's, the newest over older ones."""
+    """Return the class of each answer. Columns: key, answer_label (refuse | partial | comply).
+
+    A model's verdict overrides the text classifier's, and a newer verdict an older one.
+    """
     classified = verdicts.filter((pl.col("kind") == "classify") & pl.col("label").is_not_null())
     return (
         classified.with_columns(is_model_verdict=pl.col("judge") != TEXT_CLASSIFIER)
@@ -31,13 +31,12 @@ def answer_labels(verdicts: pl.DataFrame) -> pl.DataFrame:
 
 
 def add_prompt_class(pairs: pl.DataFrame, tags: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
-    """``pairs`` plus prompt_class (null where it has no such tag), answer_label_a and answer_label_b (null where
-    unknown)."""
+    """Add prompt_class, answer_label_a and answer_label_b to ``pairs``; null if unknown."""
     names = pl.col("tags").list
     prompt_class = pl.coalesce(
         *(pl.when(names.contains(name)).then(pl.lit(name)) for name in reversed(PROMPT_CLASSES)),
         pl.lit(None, pl.String),
-    )  # of several tags the strictest
+    )  # the strictest of several tags
     by_prompt = tags.select("prompt_id", prompt_class=prompt_class)
     return (
         pairs.join(by_prompt, on="prompt_id", how="left")
@@ -56,42 +55,40 @@ def _chosen_label(winner_column: str) -> pl.Expr:
 
 
 def _guard_violation() -> pl.Expr:
-    """Why judges may not choose what they chose, or null."""
+    """Return the drop reason if the judges may not choose what they chose, else null."""
     chosen_label, prompt_class = _chosen_label("preferred"), pl.col("prompt_class")
     return (
         pl.when((prompt_class == "benign") & (chosen_label == "refuse"))
-        .then(pl.lit("guard: the refusal of a benign prompt may not be chosen"))
+        .then(pl.lit("benign_refusal"))
         .when((prompt_class == "harmful") & (chosen_label == "comply"))
-        .then(pl.lit("guard: compliance with a harmful prompt may not be chosen"))
+        .then(pl.lit("harmful_compliance"))
     )
 
 
 def apply_refusal_guard(pairs: pl.DataFrame, *, has_prompt_classes: bool) -> pl.DataFrame:
-    """``pairs`` (with pair_id, as :func:`add_prompt_class` gives them) with what may not be chosen no
-    longer kept, and ``human_only_reason`` (why judges may not decide, or null).
+    """Drop the kept ``pairs`` that violate the guard, and add ``humans_only``: judges may not decide on this pair.
 
-    Refusals chosen for prompts of no known class are left out too, the least sure first, as far as there would be more
-    refusals than harmful prompts. Where no prompt is classified there is nothing to hold them against.
+    ``pairs``: with pair_id, as returned by :func:`add_prompt_class`. Refusals chosen for prompts of unknown class are
+    dropped too, the least confident first, until there are no more refusals than harmful prompts. Without
+    ``has_prompt_classes`` there is nothing to compare their number with, and they are kept.
     """
-    forbidden = pl.col("kept") & _guard_violation().is_not_null()
+    violation, is_kept = _guard_violation(), pl.col("kept")
     pairs = pairs.with_columns(
-        kept=pl.col("kept") & ~forbidden,
-        drop_reason=pl.when(forbidden).then(_guard_violation()).otherwise("drop_reason"),
-        human_only_reason=pl.when((pl.col("prompt_class") == "borderline").fill_null(False)).then(
-            pl.lit(REASON_BORDERLINE)
-        ),
+        kept=is_kept & violation.is_null(),
+        drop_reason=pl.when(is_kept & violation.is_not_null()).then(violation).otherwise("drop_reason"),
+        humans_only=(pl.col("prompt_class") == "borderline").fill_null(False),
     )
     if not has_prompt_classes:
         return pairs
     surplus = pl.col("pair_id").is_in(_surplus_refusals(pairs.filter("kept"))["pair_id"].implode())
     return pairs.with_columns(
         kept=pl.col("kept") & ~surplus,
-        drop_reason=pl.when(surplus).then(pl.lit(REASON_TOO_MANY_REFUSALS)).otherwise("drop_reason"),
+        drop_reason=pl.when(surplus).then(pl.lit("surplus_refusal")).otherwise("drop_reason"),
     )
 
 
 def _surplus_refusals(kept: pl.DataFrame) -> pl.DataFrame:
-    """The refusals chosen for prompts of no known class beyond those that the harmful prompts leave room for."""
+    """Return the refusals chosen for prompts of unknown class that exceed the number of harmful prompts."""
     refusals = kept.filter(_chosen_label("preferred") == "refuse")
     unclassified = refusals.filter(pl.col("prompt_class").is_null())
     allowed = kept.filter(pl.col("prompt_class") == "harmful").height - (refusals.height - unclassified.height)
@@ -100,8 +97,7 @@ def _surplus_refusals(kept: pl.DataFrame) -> pl.DataFrame:
 
 
 def reapply_refusal_guard(routed: pl.DataFrame, *, has_prompt_classes: bool) -> pl.DataFrame:
-    """The guard once more, over what judges label after people's labels put them right: a label that was turned round
-    may be one that may not be chosen."""
+    """Drop the judge-labeled pairs that violate the guard after calibration, which may have flipped their label."""
     forbidden = (pl.col("route") == "judge") & _guard_violation().is_not_null()
     surplus = pl.lit(False)
     if has_prompt_classes:
@@ -109,17 +105,19 @@ def reapply_refusal_guard(routed: pl.DataFrame, *, has_prompt_classes: bool) -> 
         surplus = pl.col("pair_id").is_in(_surplus_refusals(judge_labeled)["pair_id"].implode())
     return routed.with_columns(
         route=pl.when(forbidden | surplus).then(pl.lit("dropped")).otherwise("route"),
-        route_reason=pl.when(forbidden)
+        drop_reason=pl.when(forbidden)
         .then(_guard_violation())
         .when(surplus)
-        .then(pl.lit(REASON_TOO_MANY_REFUSALS))
-        .otherwise("route_reason"),
+        .then(pl.lit("surplus_refusal"))
+        .otherwise("drop_reason"),
     )
 
 
 def refusal_table(labeled: pl.DataFrame) -> list[dict[str, str | int]]:
-    """Of the rows that are labelled (``winner`` a | b): how many were chosen of each kind, for each kind of prompt.
-    Rows: prompt, chosen, pairs. Empty where neither prompts nor answers have a class."""
+    """Count the labeled rows (``winner`` a | b) by class of prompt and of chosen answer.
+
+    Rows: prompt, chosen, pairs. Empty if neither prompts nor answers have a class.
+    """
     decided = labeled.filter(pl.col("winner").is_not_null())
     if decided["prompt_class"].is_null().all() and _no_answer_labels(decided):
         return []

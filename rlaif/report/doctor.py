@@ -14,7 +14,7 @@ from typing import Literal
 
 from rlaif import __version__, cpu
 from rlaif.installation import install_command
-from rlaif.llm.client import API_KEY_VARIABLES
+from rlaif.llm.api_key import API_KEY_VARIABLES
 from rlaif.report import gpu_layout
 from rlaif.serving import checkpoint, cores, demo_model, precision
 

@@ -1,373 +1,415 @@
-"""RUN/report.html: the morning page. One file, no script, nothing fetched; readable on a phone and in the dark.
+"""RUN/report.html: one file without scripts or external resources, readable on a phone and in dark mode.
 
-``write_report`` draws what :func:`rlaif.report.report_data.gather` found. The page's text comes from models and from
-files that strangers wrote: all of it passes :func:`rlaif.report.html.escape`, and the page's own policy allows neither
-scripts nor requests.
+The page's text comes from models and from files by strangers. All of it passes :func:`rlaif.report.html.escape`, and
+the page's content security policy allows neither scripts nor requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from rlaif.display_names import (
+    ANSWER_LABELS,
+    COMPLETION_DROP_REASONS,
+    DATASET_DROP_REASONS,
+    OUTCOMES,
+    PAIR_DROP_REASONS,
+    ROUTES,
+    describe_calibration,
+    describe_certificate,
+    field_name,
+)
 from rlaif.format import format_duration
 from rlaif.report import html
 from rlaif.report.html import Html, concat, element
-from rlaif.report.recommendation import find_estimate
-from rlaif.report.report_data import collect_report
-from rlaif.run.atomic_write import atomic_write_text
+from rlaif.report.report_data import Report, Usage, collect_report
+from rlaif.report.run_facts import StageSummary, find_estimate
+from rlaif.run import atomic_write
 from rlaif.run.run import Run
+from rlaif.stats import Estimate
+
+if TYPE_CHECKING:
+    from rlaif.report.judge_stats import PairStats
 
 MAX_TEXT_CHARS = 1_500
+STYLE_SHEET = Path(__file__).parent / "html_report.css"
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-ROUTE_TITLES = {
-    "audit": "drawn at random for people",
-    "targeted": "sent to people as the likeliest to be wrong",
-    "judge": "labelled by the judges",
-    "dropped": "left out",
+LABEL_ESTIMATES = ("agreement", "kappa", "human_agreement", "alpha", "remaining_error")
+TRAINING_ESTIMATES = ("accuracy_before", "accuracy_after", "moved")
+TRAINING_CURVES = {
+    "loss": "Loss",
+    "margin": "Reward margin",
+    "accuracy": "Reward accuracy",
+    "reward": "Reward",
+    "kl": "KL from the reference",
 }
-ESTIMATE_TITLES = {
-    "agreement": "people agree with the judges",
-    "kappa": "the same, beyond chance (kappa)",
-    "human_agreement": "two people agree with each other",
-    "alpha": "people, beyond chance (alpha)",
-    "remaining_error": "the judges' labels that are wrong",
-}
+HIDDEN_EVALUATION_FIELDS = ("stopped", "identical_answers")
 
 
-def write_report(run: Run) -> Path:
-    """Write RUN/report.html (beside, then renamed) and return its path. Needs no lock."""
+def write_report(run: Run, report: Report | None = None) -> Path:
+    """Write RUN/report.html and return its path. Needs no lock. ``report``: if it is already collected."""
     path = run.path / "report.html"
-    text = render_report(collect_report(run))
-    atomic_write_text(path, text)
+    atomic_write.atomic_write_text(path, render_report(report or collect_report(run)))
     return path
 
 
-def render_report(report: Mapping[str, Any]) -> str:
-    """The page for the facts ``report``."""
+def render_report(report: Report) -> str:
+    """Return the page for ``report``."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=CONTENT_SECURITY_POLICY),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{report['run']}: {report['recommendation']['status']}"),
-        element("style", Html((Path(__file__).parent / "html_report.css").read_text(encoding="utf-8"))),
+        element("title", f"{report.run}: {report.recommendation.headline}"),
+        element("style", Html(STYLE_SHEET.read_text(encoding="utf-8"))),
     )
-    parts = [
+    sections = [
         _header(report),
-        _section("What was asked, and what it cost", *_cost(report)),
-        _section("Can the labels be trusted?", *_labels(report)),
-        _section("Pairs", *_pairs(report)),
-        _section("Refusals", *_refusals(report)),
-        _section("Training", *_training(report)),
-        _section("Is the model better?", *_evaluation(report)),
-        _section("Rounds", *_iterations(report)) if len(report["iterations"]) > 1 else None,
-        _section(f"{len(report['samples'])} pairs, drawn at random", *map(_sample_pair, report["samples"]))
-        if report["samples"]
-        else None,
+        _section("Settings and cost", _cost(report)),
+        _section("Label quality", _labels(report)),
+        _section("Pairs", _pairs(report)),
+        _section("Refusals", _refusals(report)),
+        _section("Training", _training(report)),
+        _section("Evaluation", _evaluation(report)),
+        _section("Iterations", _iterations(report)) if len(report.iterations) > 1 else None,
+        _section(f"{len(report.samples)} random pairs", map(_sample_pair, report.samples)) if report.samples else None,
     ]
-    foot = element(
-        "footer", f"Made by rlaif {report['version']} at {report['created_at']}. The same facts: rlaif report --json"
-    )
-    body = element("body", element("main", *parts), foot)
+    created = f"Created by rlaif {report.version} at {report.created_at}. "
+    foot = element("footer", created, "The same data as JSON: ", element("code", f"rlaif report {report.path} --json"))
+    body = element("body", element("main", *sections), foot)
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _header(report: Mapping[str, Any]) -> Html:
-    recommendation = report["recommendation"]
-    next_step = element("p", "Next: ", element("code", recommendation["next"])) if recommendation["next"] else None
-    reasons = element("ul", *(element("li", reason) for reason in recommendation["reasons"]))
+def _header(report: Report) -> Html:
+    recommendation = report.recommendation
+    next_step = element("p", "Next: ", element("code", recommendation.command)) if recommendation.command else None
     return element(
         "header",
-        element("p", report["path"], class_="run"),
-        element("h1", recommendation["status"][:1].upper() + recommendation["status"][1:]),
-        reasons,
+        element("p", report.path, class_="run"),
+        element("h1", recommendation.headline),
+        *_bullet_list(recommendation.reasons),
         next_step,
-        class_=recommendation["severity"],
+        class_=recommendation.severity,
     )
 
 
-def _section(title: str, *parts: object) -> Html:
+def _section(title: str, parts: Iterable[Html]) -> Html:
     return element("section", element("h2", title), *parts)
 
 
-def _not_measured(report: Mapping[str, Any], name: str) -> Html:
-    return element("p", f"Not measured: {report['missing_reasons'][name]}.", class_="missing")
+def _not_measured(report: Report, name: str, subject: str | None = None) -> Html:
+    reason = f"Not measured: {report.missing_reasons[name]}."
+    return element("p", f"{subject}. {reason}" if subject else reason, class_="missing")
 
 
-def _cost(report: Mapping[str, Any]) -> Iterable[Html]:
-    status = report["status"]
-    heldout = f", {status['heldout']:,} of them held out" if status["heldout"] else ""
-    counts = f"{status['prompts']:,} prompts{heldout}; {status['completions']['answers']:,} answers"
-    settings = {
-        **report["settings"],
-        "the run has": counts,
-        **({"the last night": report["last_run"]} if report["last_run"] else {}),
-    }
-    yield element(
-        "dl",
-        *(
-            concat((element("dt", name.replace("_", " ")), element("dd", _format_value(value))))
-            for name, value in settings.items()
-        ),
-    )
-    if not report["stages"]:
+def _cost(report: Report) -> Iterable[Html]:
+    status = report.status
+    heldout = f" ({status.heldout:,} held out)" if status.heldout else ""
+    facts = {field_name(name): value for name, value in report.settings.items()}
+    facts["size"] = f"{status.prompts:,} prompts{heldout}, {status.completions.answers:,} answers"
+    if report.last_run:
+        facts["last rlaif run"] = report.last_run
+    yield _definition_list(facts)
+    if not report.stages:
         yield element("p", "No stage has run yet.", class_="missing")
         return
-    rows = [_stage_row(stage) for stage in report["stages"]]
-    rows.append(("in all", *_usage_cells(report["cost"]), ""))
-    head = ("Stage", "Time", "Requests", "Tokens in", "Tokens out", "Dollars", "Failures")
+    rows = [_stage_row(stage) for stage in report.stages]
+    rows.append(("total", *_usage_cells(report.cost), ""))
+    head = ("Stage", "Time", "Requests", "Tokens in", "Tokens out", "US dollars", "Failures")
     yield html.html_table(head, rows, label="Cost by stage")
 
 
-def _stage_row(stage: Mapping[str, Any]) -> Sequence[object]:
-    failures = ", ".join(f"{count:,} {kind}" for kind, count in stage["failures"].items()) or "none"
-    state = failures if stage["ended"] else "did not end"
-    return (
-        stage["name"] + (f" ({stage['starts']} starts)" if stage["starts"] > 1 else ""),
-        *_usage_cells(stage),
-        state,
-    )
+def _stage_row(stage: StageSummary) -> Sequence[object]:
+    starts = f" ({stage.starts} starts)" if stage.starts > 1 else ""
+    state = ", ".join(f"{count:,} {kind}" for kind, count in stage.failures.items()) or "none"
+    if stage.refusal or not stage.ended:
+        state = "refused" if stage.refusal else "not finished"
+    return (stage.name + starts, *_usage_cells(stage), state)
 
 
-def _usage_cells(usage: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = (f"{int(usage[name]):,}" for name in ("requests", "prompt_tokens", "completion_tokens"))
-    return (format_duration(usage["seconds"]), *counts, f"{usage['cost_usd']:,.4f}" if usage["cost_usd"] else "0")
+def _usage_cells(usage: Usage | StageSummary) -> tuple[str, ...]:
+    counts = (f"{count:,}" for count in (usage.requests, usage.prompt_tokens, usage.completion_tokens))
+    return (format_duration(usage.seconds), *counts, f"{usage.cost_usd:,.4f}" if usage.cost_usd else "0")
 
 
-def _labels(report: Mapping[str, Any]) -> Iterable[Html]:
-    labels = report["labels"] or {}
-    rows = [
-        _estimate_row(title, labels[name]) for name, title in ESTIMATE_TITLES.items() if find_estimate(labels, name)
-    ]
-    for judge in report["position_stats"] or []:
-        judge_name = f"{judge['judge']} by {judge['model']}"
-        for name, title in (
-            ("swap_consistency", "both orders agree"),
-            ("first_position_rate", "first answer preferred (0.5: no bias)"),
-        ):
-            if judge[name]:
-                rows.append(_estimate_row(f"{judge_name}: {title}", judge[name]))
-    longer = (report["pairs"] or {}).get("longer_preferred")
-    if longer:
-        rows.append(_estimate_row("the preferred answer is the longer one", longer))
-    if rows:
-        yield html.html_table(("Measure", "", "Value [95 %]", "n"), rows, label="Label quality")
+def _labels(report: Report) -> Iterable[Html]:
+    labels = report.labels or {}
+    rows = _estimate_rows(labels, LABEL_ESTIMATES)
+    for stats in report.position_stats or []:
+        for name in ("swap_consistency", "first_position_rate"):
+            if estimate := getattr(stats, name):
+                rows.append(_estimate_row(f"{stats.judge} with {stats.model}: {field_name(name)}", estimate))
+    if report.pairs and report.pairs.longer_preferred:
+        rows.append(_estimate_row(field_name("longer_preferred"), report.pairs.longer_preferred))
+    yield from _estimate_table(rows, "Label quality")
     if labels.get("reliability"):
-        yield html.calibration_plot(labels["reliability"], label="How often people agree, by how sure the judges were")
+        yield html.calibration_plot(labels["reliability"], label="Agreement of annotators, by the judges' confidence")
     yield from _bullet_list(_human_label_notes(labels))
-    for name in ("labels", "position_stats", "exams"):
-        if name in report["missing_reasons"]:
-            subject = {"labels": "Agreement with people", "position_stats": "Position bias", "exams": "Exams"}[name]
-            yield element("p", f"{subject}. Not measured: {report['missing_reasons'][name]}.", class_="missing")
-    if report["exams"]:
-        yield _generic_table(report["exams"], "Exams of the judges")
-
-
-def _estimate_row(title: str, estimate: Mapping[str, Any]) -> Sequence[object]:
-    text = f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-    in_unit_range = estimate["low"] >= 0 and estimate["high"] <= 1
-    return (title, html.interval_plot(estimate) if in_unit_range else "", text, f"{estimate['n']:,}")
+    subjects = {"labels": "Agreement with annotators", "position_stats": "Position bias", "exams": "Exams"}
+    for name, subject in subjects.items():
+        if name in report.missing_reasons:
+            yield _not_measured(report, name, subject)
+    if report.exams:
+        yield element("h3", "Exams of the judges")
+        yield _generic_table([_flatten(exam) for exam in report.exams], "Exams of the judges")
 
 
 def _human_label_notes(labels: Mapping[str, Any]) -> Iterable[str]:
-    """What people's labels are good for, besides saying how far to trust the others."""
+    """Yield what the human labels say about the other labels."""
     if not labels.get("reviewed"):
         return
-    noise = labels.get("noise_rate")
-    yield f"{labels['reviewed']:,} pairs were labelled by people" + (
-        "" if noise is None else f"; of the dataset's labels, {noise:.1%} are estimated to be wrong"
-    )
-    if certificate := labels.get("certificate"):
-        yield (
-            f"for the surest {certificate['share']:.0%} of the pairs it is certified that judges agree with people at least "
-            f"{certificate['agreement']:.0%} of the time (confidence {certificate['confidence']:.0%}, n = {certificate['n']:,})"
-            if certificate["share"]
-            else f"of no share of the pairs is it certified that judges agree with people {certificate['agreement']:.0%} of "
-            "the time: too few labels, or too little agreement"
-        )
-    if calibration := labels.get("calibration"):
-        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in calibration["weights"].items())
-        yield (
-            f"{calibration['n']:,} of these labels put the panel right (weights: {weights}): {calibration['flipped']:,} labels "
-            f"were turned round, {calibration['near_ties']:,} pairs left out as near-ties"
-        )
+    noise_rate = labels.get("noise_rate")
+    noise = "" if noise_rate is None else f" An estimated {noise_rate:.1%} of the dataset's labels are wrong."
+    yield f"Annotators labeled {labels['reviewed']:,} pairs.{noise}"
+    if labels.get("certificate"):
+        yield describe_certificate(labels["certificate"])
+    if labels.get("calibration"):
+        yield describe_calibration(labels["calibration"])
 
 
-def _pairs(report: Mapping[str, Any]) -> Iterable[Html]:
-    if report["pairs"] is None:
-        yield _not_measured(report, "pairs")
+def _pairs(report: Report) -> Iterable[Html]:
+    counts, stats = report.status.pairs, report.pairs
+    if counts is None or stats is None:
+        yield element("p", "Nothing has been judged yet.", class_="missing")
         return
-    counts, stats = report["status"]["pairs"], report["pairs"]
-    rows: list[Sequence[object]] = [
-        (f"{name}: {ROUTE_TITLES.get(name, '')}", f"{count:,}") for name, count in counts["routes"].items()
-    ]
-    yield html.html_table(("Route", "Pairs"), rows, label="Routes")
-    yield html.histogram(stats["confidence"], label="How sure the judges are of kept pairs", unit="probability")
-    if stats["rating_margin"]:
+    rows = [(name, counts["routes"].get(route, 0)) for route, name in ROUTES.items()]
+    yield html.html_table(("Route", "Pairs"), _count_rows(rows), label="Routes")
+    if stats.kept:
+        yield from _pair_charts(stats)
+    dropped = _named_counts("pairs: ", PAIR_DROP_REASONS, stats.drop_reasons)
+    dropped += _named_counts("answers: ", COMPLETION_DROP_REASONS, counts["completions_left_out"])
+    in_table = {reason: count for reason, count in counts["dataset_left_out"].items() if reason != "dropped"}
+    dropped += _named_counts("not in the dataset: ", DATASET_DROP_REASONS, in_table)
+    if counts["prompts_without_pair"]:
+        dropped.append(("prompts without a pair to compare", counts["prompts_without_pair"]))
+    if dropped:
+        yield html.html_table(("Dropped", "Count"), _count_rows(dropped), label="Dropped")
+
+
+def _pair_charts(stats: PairStats) -> Iterable[Html]:
+    yield html.histogram(stats.confidence, label="Judges' confidence in kept pairs", unit="probability")
+    if stats.rating_margin:
         yield html.histogram(
-            stats["rating_margin"], label="Rated score, preferred less other", unit="points of 5", mark=0.0
+            stats.rating_margin, label="Rating, preferred minus other answer", unit="points on a scale of 5", mark=0.0
         )
     yield html.histogram(
-        stats["log2_length_ratio"],
-        label="Length, preferred over other",
+        stats.log2_length_ratio,
+        label="Length, preferred over other answer",
         unit="log2 of the ratio of characters",
         mark=0.0,
     )
-    reasons = [(reason, f"{count:,}") for reason, count in stats["dropped"].items()]
-    reasons += [(f"answers left out: {reason}", f"{n:,}") for reason, n in counts["completions_left_out"].items()]
-    reasons += [
-        (f"not in the dataset: {reason.replace('_', ' ')}", f"{n:,}")
-        for reason, n in counts["dataset_left_out"].items()
-        if reason != "dropped"
+
+
+def _named_counts(prefix: str, names: Mapping[Any, str], counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return [(prefix + names.get(code, code), count) for code, count in counts.items()]
+
+
+def _count_rows(rows: Iterable[tuple[str, int]]) -> list[Sequence[object]]:
+    return [(name, f"{count:,}") for name, count in rows]
+
+
+def _refusals(report: Report) -> Iterable[Html]:
+    if not report.balance:
+        yield _not_measured(report, "balance")
+        return
+    rows = [
+        (row["prompt"], ANSWER_LABELS.get(row["chosen"], row["chosen"]), f"{row['pairs']:,}") for row in report.balance
     ]
-    if counts["prompts_without_pair"]:
-        reasons.append(("prompts that gave no pair worth comparing", f"{counts['prompts_without_pair']:,}"))
-    if reasons:
-        yield html.html_table(("Left out, and why", "Count"), reasons, label="Left out")
+    yield html.html_table(("Prompt", "Chosen answer", "Pairs"), rows, label="Refusals by class of prompt")
 
 
-def _refusals(report: Mapping[str, Any]) -> Iterable[Html]:
-    yield (
-        _generic_table(report["balance"], "Refusals by kind of prompt")
-        if report["balance"]
-        else _not_measured(report, "balance")
-    )
-
-
-def _training(report: Mapping[str, Any]) -> Iterable[Html]:
-    training = report["training"]
+def _training(report: Report) -> Iterable[Html]:
+    training = report.training
     if training is None:
         yield _not_measured(report, "training")
         return
     result, identity = training["result"], training.get("identity", {})
-    summary = f"{identity.get('method', '')} of {identity.get('model', '')}: {result['pairs']:,} pairs, "
-    yield element(
-        "p", summary, f"{result['steps']:,} steps, {format_duration(result['seconds'])}. In {training['output']}"
+    yield _definition_list(
+        {
+            "method": identity.get("method"),
+            "model": identity.get("model"),
+            "pairs": result["pairs"],
+            "steps": result["steps"],
+            "time": format_duration(result["seconds"]),
+            "output": training["output"],
+        }
     )
-    findings = training.get("preflight", [])
-    yield from _bullet_list(
-        ". ".join(filter(None, (finding["message"], finding["hint"])))
-        for finding in findings
-        if finding["level"] != "pass"
-    )
-    if findings:
-        passed = sum(finding["level"] == "pass" for finding in findings)
-        finding_list = _bullet_list(f"{finding['level']}: {finding['message']}" for finding in findings)
-        yield element(
-            "details", element("summary", f"Preflight: {passed} of {len(findings)} checks passed"), *finding_list
-        )
-    names = {"accuracy_before": "held-out accuracy before", "accuracy_after": "held-out accuracy after",
-             "moved": "moved towards the chosen answer (chance is 0.5)"}  # fmt: skip
-    rows = [_estimate_row(title, result[name]) for name, title in names.items() if result.get(name)]
-    if rows:
-        yield html.html_table(("On held-out pairs", "", "Value [95 %]", "n"), rows, label="Held-out accuracy")
+    yield from _preflight(training.get("preflight", []))
+    yield from _estimate_table(_estimate_rows(result, TRAINING_ESTIMATES), "Held-out pairs")
     history = training.get("history", [])
-    for name, title in (("loss", "Loss"), ("margin", "Reward margin"), ("accuracy", "Reward accuracy"),
-                        ("reward", "Reward"), ("kl", "KL from the reference")):  # fmt: skip
+    for name, title in TRAINING_CURVES.items():
         points = [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
         if len(points) > 1:
             yield html.line_chart({title: points}, label=title)
 
 
-def _evaluation(report: Mapping[str, Any]) -> Iterable[Html]:
-    evaluation = report["evaluation"]
+def _preflight(findings: Sequence[Mapping[str, Any]]) -> Iterable[Html]:
+    """Yield the warnings of the preflight, and all its findings folded."""
+    problems = [finding for finding in findings if finding["level"] != "pass"]
+    yield from _bullet_list(". ".join(filter(None, (finding["message"], finding["hint"]))) for finding in problems)
+    if findings:
+        passed = len(findings) - len(problems)
+        summary = element("summary", f"Preflight: {passed} of {len(findings)} checks passed")
+        yield element(
+            "details", summary, *_bullet_list(f"{finding['level']}: {finding['message']}" for finding in findings)
+        )
+
+
+def _evaluation(report: Report) -> Iterable[Html]:
+    evaluation = report.evaluation
     if evaluation is None:
         yield _not_measured(report, "evaluation")
         return
-    rows = [
-        _estimate_row(name.replace("_", " "), value)
-        for name, value in evaluation.items()
-        if find_estimate(evaluation, name)
-    ]
-    if rows:
-        yield html.html_table(("Measure", "", "Value [95 %]", "n"), rows, label="Evaluation")
+    yield from _estimate_table(_estimate_rows(evaluation, evaluation), "Evaluation")
     yield from _bullet_list(evaluation.get("warnings") or [])
-    plain = {name: value for name, value in evaluation.items()
-             if not isinstance(value, dict | list) and value is not None}  # fmt: skip
-    if plain:
-        yield element(
-            "dl",
-            *(concat((element("dt", k.replace("_", " ")), element("dd", _format_value(v)))) for k, v in plain.items()),
-        )
-    for name, title in (("checks", "Checks met"), ("refusals", "Answers that refuse, by kind of prompt")):
+    yield _definition_list(
+        {
+            field_name(name): value
+            for name, value in evaluation.items()
+            if not isinstance(value, dict | list) and name not in HIDDEN_EVALUATION_FIELDS
+        }
+    )
+    for name, title in (("checks", "Checks met"), ("refusals", "Refusals by class of prompt")):
         if evaluation.get(name):
             yield element("h3", title)
             yield _generic_table(evaluation[name], title)
-    for sample in evaluation.get("samples", []):
-        winner = sample.get("preferred") or ""
-        sides = [_answer_box(f"{name}{' (preferred)' if sample.get('preferred') == name else ''}", sample[name])
-                 for name in ("reference", "trained")]  # fmt: skip
-        summary = element("summary", element("span", winner, class_="route"), " ", _first_line(sample["prompt"]))
-        yield element("details", summary, element("div", *sides, class_="sides"))
+    if evaluation.get("samples"):
+        yield element("h3", "Samples")
+        yield from map(_sample_comparison, evaluation["samples"])
 
 
-def _bullet_list(items: Iterable[str]) -> Iterable[Html]:
-    lines = [element("li", line) for line in items]
-    if lines:
-        yield element("ul", *lines)
+def _sample_comparison(sample: Mapping[str, Any]) -> Html:
+    preferred = sample.get("preferred") or ""
+    boxes = [_answer_box(name, sample[name], preferred=preferred == name) for name in ("reference", "trained")]
+    summary = element("summary", element("span", preferred, class_="route"), " ", _first_line(sample["prompt"]))
+    return element("details", summary, element("div", *boxes, class_="sides"))
 
 
-def _iterations(report: Mapping[str, Any]) -> Iterable[Html]:
+def _iterations(report: Report) -> Iterable[Html]:
     rows = [
         (
-            iteration["run"],
-            _format_value(iteration["policies"]),
-            f"{iteration['dataset'].get('train', 0):,}",
-            _format_estimate(find_estimate(iteration, "agreement")),
-            _format_estimate(find_estimate(iteration, "win_rate")),
+            iteration.run,
+            _format_value(iteration.policies),
+            f"{iteration.train_pairs:,}",
+            iteration.agreement and _format_estimate(iteration.agreement),
+            iteration.win_rate and _format_estimate(iteration.win_rate),
         )
-        for iteration in report["iterations"]
+        for iteration in report.iterations
     ]
-    yield html.html_table(("Round", "Policy", "Pairs", "Agreement", "Win rate"), rows, label="Rounds")
-
-
-def _format_estimate(estimate: Mapping[str, Any] | None) -> str | None:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]" if estimate else None
+    yield html.html_table(("Iteration", "Policy", "Pairs", "Agreement", "Win rate"), rows, label="Iterations")
 
 
 def _sample_pair(row: Mapping[str, Any]) -> Html:
-    prob_a = row["prob_a"]
-    facts = [
-        f"route: {row['route']} ({ROUTE_TITLES[row['route']]}), because: {row['route_reason']}",
-        f"the judges: {'no readable verdict' if prob_a is None else f'a is better with probability {prob_a:.2f}'}, "
-        f"outcome {row['outcome']}"
-        + (f", rated {row['rating_margin']:+.1f} for a" if row["rating_margin"] is not None else ""),
-        "people: "
-        + ("; ".join(row["human_labels"]) or "not asked" * (row["route"] not in ("audit", "targeted")) or "waits"),
+    turns = [(message["role"], message.get("content") or "(tool calls)") for message in orjson.loads(row["prompt"])]
+    prompt = [
+        element("p", element("b", role), " ", element("span", _truncate(text), class_="text")) for role, text in turns
     ]
-    sides = [_answer_box(f"{side}{' (preferred)' if row['preferred'] == side else ''}", row[f"response_{side}"])
-             for side in ("a", "b")]  # fmt: skip
-    turns = _turns(row["prompt"])
-    prompt = element(
-        "div",
-        *(
-            element("p", element("b", role), " ", element("span", _truncate(text), class_="text"))
-            for role, text in turns
-        ),
-    )
+    sides = [
+        _answer_box(f"answer {side}", row[f"response_{side}"], preferred=row["preferred"] == side) for side in "ab"
+    ]
     return element(
         "details",
         element(
             "summary", element("span", row["route"], class_=f"route {row['route']}"), " ", _first_line(turns[-1][1])
         ),
-        prompt,
+        *prompt,
         element("div", *sides, class_="sides"),
-        element("ul", *(element("li", fact) for fact in facts)),
+        *_bullet_list(_pair_facts(row)),
         element("p", f"pair {row['pair_id']}", class_="missing"),
     )
 
 
-def _turns(prompt: str) -> list[tuple[str, str]]:
-    return [(message["role"], message.get("content") or "(tool calls)") for message in orjson.loads(prompt)]
+def _pair_facts(row: Mapping[str, Any]) -> Iterable[str]:
+    yield f"Route: {ROUTES[row['route']]} ({row['route_reason']})"
+    rating = "" if row["rating_margin"] is None else f"; ratings: a minus b {row['rating_margin']:+.1f}"
+    verdict = "no readable verdict" if row["prob_a"] is None else f"a is better with probability {row['prob_a']:.2f}"
+    yield f"Judges: {verdict} ({OUTCOMES[row['outcome']]}){rating}"
+    if row["human_labels"]:
+        yield f"Annotators: {'; '.join(row['human_labels'])}"
+    elif row["route"] in ("audit", "targeted"):
+        yield "Annotators: awaiting review"
 
 
-def _answer_box(title: str, text: str) -> Html:
-    return element("div", element("h3", title), element("div", _truncate(text), class_="text"))
+# Parts
+
+
+def _bullet_list(items: Iterable[str]) -> Iterable[Html]:
+    lines = [element("li", item) for item in items]
+    if lines:
+        yield element("ul", *lines)
+
+
+def _definition_list(facts: Mapping[str, Any]) -> Html:
+    """Return names and values, without those that are None."""
+    entries = (
+        concat((element("dt", name), element("dd", _format_value(value))))
+        for name, value in facts.items()
+        if value is not None
+    )
+    return element("dl", *entries)
+
+
+def _estimate_rows(group: Mapping[str, Any], names: Iterable[str]) -> list[Sequence[object]]:
+    return [_estimate_row(field_name(name), estimate) for name in names if (estimate := find_estimate(group, name))]
+
+
+def _estimate_row(title: str, estimate: Estimate) -> Sequence[object]:
+    in_unit_range = estimate.low >= 0 and estimate.high <= 1
+    plot = html.interval_plot(estimate) if in_unit_range else ""
+    return (title, plot, _format_estimate(estimate), f"{estimate.n:,}")
+
+
+def _estimate_table(rows: list[Sequence[object]], label: str) -> Iterable[Html]:
+    if rows:
+        yield html.html_table(("Measure", "", "Value [95 %]", "n"), rows, label=label)
+
+
+def _generic_table(rows: Sequence[Mapping[str, Any]], label: str) -> Html:
+    """Return a table of rows that another stage left, with the columns that they have."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [tuple(_format_cell(row, column) for column in columns) for row in rows]
+    return html.html_table([field_name(column) for column in columns], cells, label=label)
+
+
+def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``row`` with the entries of its objects, other than estimates, as columns of their own."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping) and "low" not in value:
+            flat.update(value)
+        else:
+            flat[name] = value
+    return flat
+
+
+def _format_cell(row: Mapping[str, Any], column: str) -> str | None:
+    if estimate := find_estimate(row, column):
+        return f"{_format_estimate(estimate)} (n = {estimate.n:,})"
+    return None if row.get(column) is None else _format_value(row[column])
+
+
+def _format_estimate(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _format_value(value: Any) -> str:
+    """Return a setting or fact as readable text."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_format_value, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{field_name(name)} {_format_value(item)}" for name, item in value.items())
+    formats: dict[type, Callable[[Any], str]] = {float: "{:g}".format, int: "{:,}".format}
+    return formats.get(type(value), str)(value)
+
+
+def _answer_box(title: str, text: str, *, preferred: bool) -> Html:
+    heading = element("h3", title + (" (preferred)" if preferred else ""))
+    return element("div", heading, element("div", _truncate(text), class_="text"))
 
 
 def _truncate(text: str) -> str:
@@ -378,34 +420,3 @@ def _truncate(text: str) -> str:
 def _first_line(text: str) -> str:
     line = next((line for line in text.splitlines() if line.strip()), "(empty)")
     return line if len(line) <= 100 else line[:99] + "…"
-
-
-def _format_value(value: Any) -> str:
-    """A setting or fact as a person reads it."""
-    if isinstance(value, list):
-        return ", ".join(map(_format_value, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {_format_value(item)}" for name, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
-
-
-def _generic_table(value: Any, label: str) -> Html:
-    """Rows that another stage left, whatever their columns: a mapping of mappings, or a list of them."""
-    if isinstance(value, Mapping) and all(isinstance(item, Mapping) for item in value.values()):
-        value = [{"": name.replace("_", " "), **item} for name, item in value.items()]
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        return element("p", _format_value(value))
-    columns = list(dict.fromkeys(name for item in value for name in item))
-    rows = [tuple(_format_cell(item.get(column)) for column in columns) for item in value]
-    return html.html_table([column.replace("_", " ") for column in columns], rows, label=label)
-
-
-def _format_cell(value: Any) -> str | None:
-    cell_estimate = find_estimate({"it": value}, "it")
-    return (
-        None
-        if value is None
-        else f"{_format_estimate(cell_estimate)} (n = {cell_estimate['n']:,})"
-        if cell_estimate
-        else _format_value(value)
-    )

@@ -1,48 +1,82 @@
-"""What the verdicts and the pairs say about the labels, from the journals and tables/pairs.parquet alone.
+"""Statistics of verdicts and pairs that need no human labels, from the journals and tables/pairs.parquet.
 
-Nothing here needs a person's label: how the judges answer in both orders, how far they follow length, how sure they
-are, and what was left out. Everything is counted over all rows, in frames of numbers: texts never stand in memory.
-Shares come as :class:`rlaif.stats.Estimate`, by pair.
+They show position bias, preference for length, confidence, and why pairs were dropped. All rows count. Frames hold
+numbers only, so texts are never all in memory. Shares are :class:`rlaif.stats.Estimate`, counted by pair.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
+from rlaif.records import hash_to_unit_interval
 from rlaif.run import frames
+from rlaif.run.human_labels import human_labels
 from rlaif.run.run import Run
 from rlaif.stats import Estimate, wilson
 
-BINS = 20
-LENGTH_BINS = [-3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+CONFIDENCE_BINS = [0.5 + i * 0.025 for i in range(21)]
+MARGIN_BINS = [-4.0 + i * 0.5 for i in range(17)]
+LENGTH_BINS = [-3.0 + i * 0.5 for i in range(13)]
+SAMPLES_PER_ROUTE = {"audit": 5, "targeted": 5, "judge": 7, "dropped": 3}
 
 
-def position_stats(run: Run, judges: Sequence[tuple[str, str]] | None = None) -> list[dict[str, Any]]:
-    """How each judge (a judge file filled by a model) answers when the two answers change places.
+@dataclass(frozen=True, slots=True)
+class PositionStats:
+    """Position bias of one judge with one model, over pairs that have a verdict in both orders.
 
-    ``swap_consistency``: the share of pairs in which both orders prefer the same answer. ``first_position_rate``: the
-    mean probability that the answer shown first is better; 0.5 is no position bias. Pairs with a verdict in both orders
-    only;
-    ``judges`` keeps to those versions of judges (their hash) by those models: the journal has what others said too.
+    ``swap_consistency``: share of the decided pairs in which both orders prefer the same answer.
+    ``first_position_rate``: mean probability that the answer shown first is better; 0.5 is no bias.
     """
-    columns = ("key", "kind", "judge", "judge_hash", "model", "a", "b", "order", "prob_a")
-    current = [(pl.col("judge_hash") == version) & (pl.col("model") == model) for version, model in judges or ()]
-    verdicts = frames.read_journal_frame(
-        run.journal_path("verdicts"),
-        {name: frames.VERDICTS[name] for name in columns},
-        lambda block: (
-            block.filter((pl.col("kind") == "compare") & pl.col("prob_a").is_not_null())
-            .filter(pl.any_horizontal(current) if current else True)
-            .select(pl.col("key").hash(), pl.struct("a", "b").hash().alias("pair"), "judge", "model", "order", "prob_a")
-        ),
-    )
+
+    judge: str
+    model: str
+    swap_consistency: Estimate | None
+    first_position_rate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramBin:
+    """Number of values in one interval."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairStats:
+    """Counts and histograms of the candidate pairs.
+
+    The histograms and ``longer_preferred`` are over kept pairs: ``confidence`` (probability of the preferred answer),
+    ``rating_margin`` (its rated score minus the other's; empty without ratings) and ``log2_length_ratio`` (log2 of its
+    length over the other's). ``longer_preferred``: share of pairs whose preferred answer is the longer one.
+    ``drop_reasons``: dropped pairs by :data:`rlaif.records.PairDropReason`. ``awaiting_review``: queued pairs without a
+    human label, by route.
+    """
+
+    kept: int
+    longer_preferred: Estimate | None
+    confidence: list[HistogramBin]
+    rating_margin: list[HistogramBin]
+    log2_length_ratio: list[HistogramBin]
+    drop_reasons: dict[str, int]
+    awaiting_review: dict[str, int]
+
+
+def position_stats(run: Run, judges: Sequence[tuple[str, str]] | None = None) -> list[PositionStats]:
+    """Measure how each judge answers when the two answers change places.
+
+    ``judges``: the current judges as (judge hash, model). Verdicts of others in the journal are ignored.
+    """
     pairs = (
-        verdicts.group_by("judge", "model", "pair")
+        _read_comparisons(run, judges)
+        .group_by("judge", "model", "pair")
         .agg(
             ab=pl.col("prob_a").filter(pl.col("order") == "ab").mean(),
             ba=pl.col("prob_a").filter(pl.col("order") == "ba").mean(),
@@ -61,90 +95,111 @@ def position_stats(run: Run, judges: Sequence[tuple[str, str]] | None = None) ->
         std=pl.col("first_position_rate").std(),
     )
     return [
-        {
-            "judge": row["judge"],
-            "model": row["model"],
-            "swap_consistency": wilson(row["swap_consistency"], row["num_decided"]),
-            "first_position_rate": _mean_estimate(row["first_position_rate"], row["std"], row["n"]),
-        }
+        PositionStats(
+            judge=row["judge"],
+            model=row["model"],
+            swap_consistency=wilson(row["swap_consistency"], row["num_decided"]),
+            first_position_rate=_mean_estimate(row["first_position_rate"], row["std"], row["n"]),
+        )
         for row in stats.sort("judge", "model").iter_rows(named=True)
     ]
 
 
+def _read_comparisons(run: Run, judges: Sequence[tuple[str, str]] | None) -> pl.DataFrame:
+    """Read the comparisons by ``judges``. Columns: key and pair (hashed), judge, model, order, prob_a."""
+    columns = ("key", "kind", "judge", "judge_hash", "model", "a", "b", "order", "prob_a")
+    current = [(pl.col("judge_hash") == judge_hash) & (pl.col("model") == model) for judge_hash, model in judges or ()]
+    return frames.read_journal_frame(
+        run.journal_path("verdicts"),
+        {name: frames.VERDICTS[name] for name in columns},
+        lambda block: (
+            block.filter((pl.col("kind") == "compare") & pl.col("prob_a").is_not_null())
+            .filter(pl.any_horizontal(current) if current else True)
+            .select(pl.col("key").hash(), pl.struct("a", "b").hash().alias("pair"), "judge", "model", "order", "prob_a")
+        ),
+    )
+
+
 def _mean_estimate(value: float, std: float | None, n: int) -> Estimate:
-    """A mean of probabilities with its normal 95 % interval."""
+    """Return a mean of probabilities with its normal 95 % interval."""
     half = 1.96 * (std or 0.0) / math.sqrt(n)
     return Estimate(value, max(0.0, value - half), min(1.0, value + half), n)
 
 
-def pair_stats(run: Run) -> dict[str, Any]:
-    """Counts and histograms over tables/pairs.parquet.
+def pair_stats(run: Run) -> PairStats:
+    """Count the pairs of tables/pairs.parquet. Labels given since it was written count as reviewed."""
+    frame = _read_pairs(run)
+    kept = _kept_pairs(frame)
+    unequal = kept.filter(pl.col("a") != pl.col("b"))
+    margins = kept["rating_margin"].drop_nulls()
+    labeled_ids = human_labels(run.reviews())["pair_id"]
+    awaiting_review = frame.filter(
+        pl.col("route").is_in(["audit", "targeted"]),
+        ~pl.col("reviewed"),
+        ~pl.col("pair_id").is_in(labeled_ids.implode()),
+    )
+    return PairStats(
+        kept=kept.height,
+        longer_preferred=wilson(int((unequal["log2_length_ratio"] > 0).sum()), unequal.height),
+        confidence=histogram(kept["confidence"], CONFIDENCE_BINS),
+        rating_margin=histogram(margins, MARGIN_BINS) if margins.len() else [],
+        log2_length_ratio=histogram(kept["log2_length_ratio"], LENGTH_BINS),
+        drop_reasons=_counts(frame.drop_nulls("drop_reason"), "drop_reason"),
+        awaiting_review=dict(sorted(_counts(awaiting_review, "route").items())),
+    )
 
-    ``longer_preferred``: the share of kept pairs whose preferred answer is the longer one. ``confidence``,
-    ``rating_margin`` and
-    ``log2_length_ratio`` are histograms over kept pairs, as lists of {low, high, count}: the probability of the
-    preferred answer, its rated score less the other's, and log2 of its length over the other's. ``dropped``: candidates
-    left out by reason, without the numbers in the reason.
-    """
-    frame = (
+
+def _read_pairs(run: Run) -> pl.DataFrame:
+    """Read the columns that are counted; ``a`` and ``b`` are the answers' lengths in characters."""
+    return (
         pl.scan_parquet(run.pairs_path)
         .select(
+            "pair_id",
             "route",
+            "drop_reason",
             "reviewed",
             "preferred",
             "prob_a",
             "rating_margin",
-            reason=pl.col("route_reason").str.replace(r":[^:]*\d.*$", ""),
             a=pl.col("response_a").str.len_chars().cast(pl.Int64),
             b=pl.col("response_b").str.len_chars().cast(pl.Int64),
         )
         .collect(engine="streaming")
     )
+
+
+def _kept_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return the kept pairs that have a preferred answer, with their figures seen from that answer."""
     towards = pl.when(pl.col("preferred") == "a").then(1.0).otherwise(-1.0)
-    kept = frame.filter((pl.col("route") != "dropped") & pl.col("preferred").is_not_null()).with_columns(
+    return pairs.filter((pl.col("route") != "dropped") & pl.col("preferred").is_not_null()).with_columns(
         confidence=pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a")),
         rating_margin=pl.col("rating_margin") * towards,
         log2_length_ratio=((pl.col("a") + 1) / (pl.col("b") + 1)).log(2) * towards,
     )
-    unequal = kept.filter(pl.col("a") != pl.col("b"))
-    margins = kept["rating_margin"].drop_nulls()
-    awaiting_review = frame.filter(pl.col("route").is_in(["audit", "targeted"]) & ~pl.col("reviewed"))
-    dropped = frame.filter(pl.col("route") == "dropped").group_by("reason").len().sort("len", descending=True)
-    return {
-        "kept": kept.height,
-        "longer_preferred": wilson(int((unequal["log2_length_ratio"] > 0).sum()), unequal.height),
-        "confidence": histogram(kept["confidence"], [0.5 + i * 0.025 for i in range(BINS + 1)]),
-        "rating_margin": histogram(margins, [-4.0 + i * 0.5 for i in range(17)]) if margins.len() else [],
-        "log2_length_ratio": histogram(kept["log2_length_ratio"], LENGTH_BINS),
-        "dropped": {reason or "no reason recorded": count for reason, count in dropped.iter_rows()},
-        "awaiting_review": dict(awaiting_review.group_by("route").len().sort("route").iter_rows()),
-    }
 
 
-def histogram(values: pl.Series, edges: Sequence[float]) -> list[dict[str, float]]:
-    """How many ``values`` lie between neighbouring ``edges``; what lies outside stands in the first or last bin."""
+def _counts(rows: pl.DataFrame, column: str) -> dict[str, int]:
+    """Count the values of ``column``, the most frequent first."""
+    return dict(rows.group_by(column).len().sort(["len", column], descending=[True, False]).iter_rows())
+
+
+def histogram(values: pl.Series, edges: Sequence[float]) -> list[HistogramBin]:
+    """Count ``values`` between neighboring ``edges``. Values outside count in the first or last bin."""
     inside = values.drop_nulls().clip(edges[0], edges[-1])
-    counts = [
-        int(((inside >= low) & ((inside < high) | ((high == edges[-1]) & (inside == high)))).sum())
+    return [
+        HistogramBin(low, high, int(((inside >= low) & ((inside < high) | (high == edges[-1]))).sum()))
         for low, high in pairwise(edges)
     ]
-    bins = zip(pairwise(edges), counts, strict=True)
-    return [{"low": low, "high": high, "count": count} for (low, high), count in bins]
-
-
-SAMPLES_PER_ROUTE = {"audit": 5, "targeted": 5, "judge": 7, "dropped": 3}
 
 
 def sample_pairs(run: Run, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Twenty pairs with their texts, drawn at random within each route; where one has fewer, the others give more."""
-    from rlaif.records import hash_to_unit_interval
-
+    """Draw twenty pairs with their texts, at random within each route; other routes fill the gaps."""
     candidates = pl.scan_parquet(run.pairs_path).select("pair_id", "route").collect(engine="streaming")
     sampled: list[str] = []
     spare: list[str] = []
     for route, quota in SAMPLES_PER_ROUTE.items():
         pair_ids = candidates.filter(pl.col("route") == route)["pair_id"]
-        # Ids are hashes, so any part of them is a random one; only so many are drawn from as to choose by seed.
+        # Ids are hashes, so evenly spaced ones are a random sample; the seed then chooses among about a thousand.
         pool = pair_ids.sort().gather_every(max(1, pair_ids.len() // 1000)).to_list()
         pool.sort(key=lambda pair_id: hash_to_unit_interval(seed, "sample", pair_id))
         sampled += pool[:quota]

@@ -1,12 +1,10 @@
-"""Everything that the morning page says, as one JSON value: what ``rlaif report --json`` prints and page.py draws.
+"""Collect everything that the report shows. `rlaif report --json` prints it and html_report.py renders it.
 
-Reads the run and writes nothing. What was not measured is null, and ``missing_reasons`` says why, so that a page never
-shows a gap as a zero. Other stages leave their facts where this reads them:
+Reads the run and writes nothing. A value that was not measured is None, and ``missing_reasons`` says why, so that the
+page never shows a gap as a zero. Besides the facts of :mod:`rlaif.report.run_facts`, other stages leave here:
 
-    manifest stages.judge.labels, .balance      agreement, error left over, calibration; refusals by kind of prompt
+    manifest stages.judge.balance               chosen answers by class of prompt and refusal
     manifest stages.judge.exams                 exams of the judges
-    OUTPUT/training.json                        settings, results and history of a training
-    RUN/evaluation/evaluation.json              what ``rlaif evaluate`` measured
 """
 
 from __future__ import annotations
@@ -14,72 +12,105 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 import rlaif
-from rlaif.report import recommendation, run_status
+from rlaif.report import next_step, recommendation
+from rlaif.report.recommendation import Recommendation
+from rlaif.report.run_facts import (
+    PIPELINE_STAGE,
+    RunFacts,
+    StageSummary,
+    collect_facts,
+    find_estimate,
+    load_evaluation,
+    load_training,
+)
 from rlaif.run.run import Run
-from rlaif.run.training_output import trained_model_name
 from rlaif.stats import Estimate
 
 MAX_ITERATIONS = 20
-WHOLE_RUN_STAGE = "run"
-"""The stage of a whole night: its time and dollars are those of the stages inside it."""
-USAGE_FIELDS = ("requests", "answers", "retries", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd")
 
 
-def collect_report(run: Run, *, samples: bool = True) -> dict[str, Any]:
-    """The report's facts. Raises :class:`rlaif.errors.RunError` for a manifest or journal that cannot be read."""
-    manifest = run.manifest()
-    stages: dict[str, Any] = manifest["stages"]
-    current_status = run_status.run_status(run)
-    report: dict[str, Any] = {
-        "run": run.path.resolve().name,
-        "path": str(run.path),
-        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "version": rlaif.__version__,
-        "status": current_status,
-        "settings": _requested_settings(stages),
-        "stages": [_stage_summary(name, stage) for name, stage in stages.items() if name != WHOLE_RUN_STAGE],
-        "last_run": (stages.get(WHOLE_RUN_STAGE, {}).get("history") or [{}])[-1].get("status"),
-        "missing_answers": _missing_answers(stages, current_status),
-        "labels": None,
-        "balance": None,
-        "exams": None,
-        "pairs": None,
-        "position_stats": None,
-        "training": load_training(run, stages),
-        "evaluation": None,
-        "stale_evaluation": None,
-        "iterations": list_iterations(run),
-        "samples": [],
-        "missing_reasons": {},
-    }
-    report["cost"] = _total_usage(report["stages"])
-    report["evaluation"], report["stale_evaluation"] = _current_evaluation(run, report["training"])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Usage of all stages together. ``seconds``: by the clock."""
+
+    seconds: float
+    requests: int
+    answers: int
+    retries: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration:
+    """One run in a series of iterations. ``train_pairs``: pairs in its dataset."""
+
+    run: str
+    policies: list[str]
+    train_pairs: int
+    agreement: Estimate | None
+    win_rate: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(RunFacts):
+    """Content of the report.
+
+    ``settings``: what was requested, by name. ``last_run``: how the last `rlaif run` ended. ``balance`` and ``exams``:
+    tables that the judge stage left in the manifest. ``samples``: random pairs with texts and human labels.
+    ``missing_reasons``: by field, the reason for which it was not measured.
+    """
+
+    run: str
+    version: str
+    created_at: str
+    settings: dict[str, Any]
+    last_run: str | None
+    cost: Usage
+    balance: list[dict[str, Any]] | None
+    exams: list[dict[str, Any]] | None
+    iterations: list[Iteration]
+    samples: list[dict[str, Any]]
+    missing_reasons: dict[str, str]
+    recommendation: Recommendation
+
+    @property
+    def next_step(self) -> next_step.NextStep:
+        """Next step of the run."""
+        return next_step.decide(self)
+
+
+def collect_report(run: Run, *, samples: bool = True) -> Report:
+    """Collect the report. Raises :class:`rlaif.errors.RunError` for a damaged manifest or journal."""
+    stages: dict[str, Any] = run.manifest()["stages"]
     judge_stage = stages.get("judge", {})
-    for name in ("labels", "balance", "exams"):
-        report[name] = judge_stage.get(name) or None
-    if run.pairs_path.exists():
-        from rlaif.report import judge_stats
+    facts = collect_facts(run)
+    balance, exams = judge_stage.get("balance") or None, judge_stage.get("exams") or None
+    return Report(
+        **{field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)},
+        run=run.path.resolve().name,
+        version=rlaif.__version__,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        settings=requested_settings(stages),
+        last_run=(stages.get(PIPELINE_STAGE, {}).get("history") or [{}])[-1].get("status"),
+        cost=_total_usage(facts.stages),
+        balance=balance,
+        exams=exams,
+        iterations=list_iterations(run),
+        samples=_labeled_samples(run) if samples and facts.pairs else [],
+        missing_reasons=_missing_reasons(facts, balance=balance, exams=exams),
+        recommendation=recommendation.recommend(facts),
+    )
 
-        report["pairs"] = _to_json(judge_stats.pair_stats(run))
-        judges = [(judge["hash"], judge["model"]) for judge in judge_stage.get("judges", [])]
-        report["position_stats"] = (
-            _to_json(judge_stats.position_stats(run, judges)) if run.journal_path("verdicts").exists() else []
-        )
-        if samples:
-            report["samples"] = _with_human_labels(run, judge_stats.sample_pairs(run))
-    report["missing_reasons"] = _why_missing(report)
-    report["recommendation"] = recommendation.recommend(report)
-    return report
 
-
-def _requested_settings(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that say what was asked for, from the newest stage that has them."""
+def requested_settings(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that were requested, each from the newest stage that has it."""
     settings: dict[str, Any] = {}
     for stage in ("generate", "judge", "train"):
         config = stages.get(stage, {}).get("config")
@@ -98,96 +129,31 @@ def _requested_settings(stages: Mapping[str, Any]) -> dict[str, Any]:
             settings["human_fraction"] = config["pairs"]["human_fraction"]
         else:
             description = f"{config['train']['method']}, {'LoRA' if config['train']['lora'] else 'all weights'}"
-            has_own_seed = (
-                settings.get("seed", config["seed"]) != config["seed"]
-            )  # a training may have a seed of its own
+            has_own_seed = settings.get("seed", config["seed"]) != config["seed"]
             settings["training"] = description + (f", seed {config['seed']}" if has_own_seed else "")
             continue
         settings["seed"] = config["seed"]
     return {name: value for name, value in settings.items() if value not in (None, [])}
 
 
-def _missing_answers(stages: Mapping[str, Any], status: Mapping[str, Any]) -> int:
-    """How many sampled answers are missing of those that were asked for."""
-    config = stages.get("generate", {}).get("config")
-    if not config or "import" in stages:
-        return 0
-    requested: int = (status["prompts"] - status["heldout"]) * config["sampler"]["n"]
-    return max(0, requested - int(status["completions"]["answers"]))
+def _total_usage(stages: list[StageSummary]) -> Usage:
+    return Usage(**{field.name: sum(getattr(stage, field.name) for stage in stages)
+                    for field in dataclasses.fields(Usage)})  # fmt: skip
 
 
-def _stage_summary(name: str, stage: Mapping[str, Any]) -> dict[str, Any]:
-    starts = stage.get("history", [])
-    summed = {field: sum(start.get(field) or 0 for start in starts) for field in USAGE_FIELDS}
-    failures: dict[str, int] = {}
-    for start in starts[-1:]:  # earlier failures were owed to, and asked by, later starts
-        failures = dict(start.get("failures", {}))
-    return {
-        "name": name,
-        "started": (starts or [stage])[0].get("started"),
-        "ended": stage.get("ended"),
-        "starts": len(starts) + (stage.get("ended") is None),
-        "seconds": round(sum(_wall_seconds(start) for start in starts), 1),
-        "failures": failures,
-        **summed,
-    }
-
-
-def _wall_seconds(start: Mapping[str, Any]) -> float:
-    """How long a start took by the clock, which counts the server's start too."""
-    try:
-        began, ended = (datetime.datetime.fromisoformat(start[name]) for name in ("started", "ended"))
-    except (KeyError, TypeError, ValueError):
-        return float(start.get("seconds", 0.0))
-    return max((ended - began).total_seconds(), float(start.get("seconds", 0.0)))
-
-
-def _total_usage(stages: list[dict[str, Any]]) -> dict[str, Any]:
-    return {field: sum(stage[field] for stage in stages) for field in (*USAGE_FIELDS, "seconds")}
-
-
-def load_training(run: Run, stages: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The newest training's settings, results and history; None where nothing was trained."""
-    config = stages.get("train", {}).get("config", {}).get("train", {})
-    output = Path(config["output"]) if config.get("output") else run.model
-    stored = _read_json(output / "training.json")
-    if stored is None:
-        return None
-    return {"output": str(output), **stored}
-
-
-def _current_evaluation(run: Run, training: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, str | None]:
-    """What was measured of the newest training; or None, and the name of the earlier model that was measured."""
-    evaluation = _read_json(run.path / "evaluation" / "evaluation.json")
-    if evaluation is None or training is None:
-        return evaluation, None
-    is_current = evaluation.get("trained") == trained_model_name(Path(training["output"]), training)
-    return (evaluation, None) if is_current else (None, str(evaluation.get("trained")))
-
-
-def list_iterations(run: Run) -> list[dict[str, Any]]:
-    """This run and those that it goes on from (``[iteration] previous_run``), the first one first."""
+def list_iterations(run: Run) -> list[Iteration]:
+    """Return this run and the runs it continues (``[iteration] previous_run``), the first one first."""
     from rlaif.config import loader
     from rlaif.errors import RlaifError
 
-    iterations: list[dict[str, Any]] = []
-    current, visited = run, set[Path]()
+    iterations: list[Iteration] = []
+    current, visited = run, set[Any]()
     while len(iterations) < MAX_ITERATIONS and current.path.resolve() not in visited and current.path.is_dir():
         visited.add(current.path.resolve())
-        stages = current.manifest()["stages"]
-        evaluation, _ = _current_evaluation(current, load_training(current, stages))
-        iterations.append(
-            {
-                "run": current.path.resolve().name,
-                "policies": _requested_settings(stages).get("policies", []),
-                "dataset": stages.get("judge", {}).get("pairs", {}).get("dataset", {}),
-                "agreement": (stages.get("judge", {}).get("labels") or {}).get("agreement"),
-                "win_rate": (evaluation or {}).get("win_rate"),
-            }
-        )
+        iterations.append(_iteration(current))
         try:
             previous = loader.load(current.path, {}, {}).iteration.previous_run
-        except RlaifError:  # a settings file that was edited since: the history ends here, the report does not
+        except RlaifError:  # settings that were edited since end the list, not the report
             break
         if previous is None:
             break
@@ -195,55 +161,55 @@ def list_iterations(run: Run) -> list[dict[str, Any]]:
     return iterations[::-1]
 
 
-def _with_human_labels(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pairs of the page, with what people said of them."""
+def _iteration(run: Run) -> Iteration:
+    stages = run.manifest()["stages"]
+    judge_stage = stages.get("judge", {})
+    evaluation, _ = load_evaluation(run, load_training(run, stages))
+    return Iteration(
+        run=run.path.resolve().name,
+        policies=requested_settings(stages).get("policies", []),
+        train_pairs=judge_stage.get("pairs", {}).get("dataset", {}).get("train", 0),
+        agreement=find_estimate(judge_stage.get("labels"), "agreement"),
+        win_rate=find_estimate(evaluation, "win_rate"),
+    )
+
+
+def _labeled_samples(run: Run) -> list[dict[str, Any]]:
+    """Return sampled pairs, each with its ``human_labels`` as text."""
+    from rlaif.report import judge_stats
+
     reviews = run.reviews()
     labels_by_pair: dict[str, list[str]] = {}
     for review in reviews.sort("created_at").iter_rows(named=True) if reviews.height else ():
         label = f"{review['preferred']} is better" if review["preferred"] else review["choice"].replace("_", " ")
         labels_by_pair.setdefault(review["pair_id"], []).append(f"{review['annotator']}: {label}")
-    return [{**row, "human_labels": labels_by_pair.get(row["pair_id"], [])} for row in rows]
+    return [{**row, "human_labels": labels_by_pair.get(row["pair_id"], [])} for row in judge_stats.sample_pairs(run)]
 
 
-def _why_missing(report: Mapping[str, Any]) -> dict[str, str]:
-    """Why a part of the page has nothing to show."""
-    path = report["path"]
-    reviewed = report["status"]["reviews"]["answers"]
-    reasons = {
-        "labels": f"people have labelled no pair yet: rlaif review {path}"
-        if not reviewed
-        else f"build the tables anew: rlaif judge {path}",
-        "balance": "the judge stage did not sort prompts and answers by refusal",
-        "exams": "no exam of these judges was recorded: rlaif judges exam NAME --gold FILE",
-        "pairs": f"nothing was judged yet: rlaif judge {path}",
-        "position_stats": f"nothing was judged yet: rlaif judge {path}",
-        "training": f"nothing was trained yet: rlaif train {path}",
-        "evaluation": f"the trained model was not compared with its reference yet: rlaif evaluate {path}",
-    }
-    if report["stale_evaluation"]:
-        reasons["evaluation"] = (
-            f"what was measured is of an earlier training ({report['stale_evaluation']}): rlaif evaluate {path}"
+def _missing_reasons(facts: RunFacts, *, balance: object, exams: object) -> dict[str, str]:
+    """Return the reason for each part of the report that has nothing to show."""
+    path = facts.path
+    reasons: dict[str, str] = {}
+    if not find_estimate(facts.labels, "agreement"):
+        reasons["labels"] = (
+            f"the labels are not merged yet; run `rlaif judge {path}`"
+            if facts.status.reviews.answers
+            else f"annotators have labeled no pair yet; run `rlaif review {path}`"
         )
-    absent = {name for name in reasons if report[name] is None}
-    if not recommendation.find_estimate(report["labels"], "agreement"):
-        absent.add("labels")
-    return {name: reason for name, reason in reasons.items() if name in absent}
-
-
-def _to_json(value: Any) -> Any:
-    """``value`` as JSON takes it."""
-    if isinstance(value, Estimate):
-        return dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {name: _to_json(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_to_json(item) for item in value]
-    return value
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
+    if not balance:
+        reasons["balance"] = "neither prompts nor answers have a refusal class"
+    if not exams:
+        reasons["exams"] = "no exam of these judges is recorded; run `rlaif judges exam NAME --gold FILE`"
+    if facts.pairs is None:
+        reasons["pairs"] = reasons["position_stats"] = f"nothing has been judged yet; run `rlaif judge {path}`"
+    if facts.training is None:
+        reasons["training"] = f"nothing has been trained yet; run `rlaif train {path}`"
+    if facts.stale_evaluation:
+        reasons["evaluation"] = (
+            f"the stored evaluation is of an earlier training ({facts.stale_evaluation}); run `rlaif evaluate {path}`"
+        )
+    elif facts.evaluation is None:
+        reasons["evaluation"] = (
+            f"the trained model has not been compared with its reference yet; run `rlaif evaluate {path}`"
+        )
+    return reasons

@@ -1,9 +1,9 @@
-"""The facts about a run, read without a lock: what it has, what failed, what it cost, what comes next."""
+"""Counts of what a run has, what failed and what it cost, read without a lock."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,103 +16,147 @@ MAX_DEPTH = 3
 PAID_JOURNALS: tuple[JournalName, ...] = ("completions", "verdicts")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalCounts:
+    """Records of one journal. ``failed``: requests that have no answer yet, by kind of failure."""
+
+    answers: int
+    failed: dict[str, int]
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStatus:
+    """Start and end of one stage. ``started``: of its first start. ``seconds``: of all its starts."""
+
+    started: str
+    ended: str | None
+    starts: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """Counts of a run.
+
+    ``busy``: a command holds the run's lock. ``pairs``: the counts that the judge stage left in the manifest.
+    ``batches``: batch jobs that the provider has not finished.
+    """
+
+    run: str
+    busy: bool
+    prompts: int
+    heldout: int
+    completions: JournalCounts
+    verdicts: JournalCounts
+    reviews: JournalCounts
+    stages: dict[str, StageStatus]
+    pairs: dict[str, Any] | None
+    batches: list[dict[str, Any]]
+
+
 def find_runs(folder: Path) -> list[Run]:
-    """The runs in ``folder`` and a few levels below it, those that have not begun too."""
+    """Return the runs in ``folder`` and up to ``MAX_DEPTH`` levels below it, including those that have not started."""
     names = [f"{'*/' * depth}{name}" for depth in range(MAX_DEPTH + 1) for name in ("manifest.json", CONFIG_FILE)]
     folders = {path.parent for name in names for path in folder.glob(name)}
     return [Run(path) for path in sorted(folders, key=lambda path: (len(path.parts), path)) if is_run(path)]
 
 
-def run_status(run: Run) -> dict[str, Any]:
-    """As JSON: run, busy, settings (whether there is a rlaif.toml), prompts, heldout, completions, verdicts, reviews
-    (answers, failures and dollars of each), stages (started, ended, starts,
-    seconds of all starts), pairs, batches (those that are with a provider), next."""
+def run_status(run: Run) -> RunStatus:
+    """Count what ``run`` has. Raises :class:`rlaif.errors.RunError` for a damaged manifest or journal."""
     stages = run.manifest()["stages"]
-    prompts = [(record["split"], record["prompt_id"]) for _, record in iter_records(run.journal_path("prompts"))]
-    status: dict[str, Any] = {
-        "run": str(run.path),
-        "busy": run.is_locked(),
-        "prompts": len(prompts),
-        "heldout": sum(split == "heldout" for split, _ in prompts),
-        **{name: _journal_counts(run, name) for name in ("completions", "verdicts", "reviews")},
-        "stages": {
-            name: {
-                "started": (stage.get("history") or [stage])[0]["started"],
-                "ended": stage.get("ended"),
-                "starts": len(stage.get("history", [])) + (stage.get("ended") is None),
-                "seconds": round(sum(start.get("seconds", 0.0) for start in stage.get("history", [])), 1),
-            }
-            for name, stage in stages.items()
-        },
-        "pairs": stages.get("judge", {}).get("pairs"),
-        "batches": [
-            part.model_dump(include={"journal", "model", "batch", "status", "lines"})
-            for part in read_jobs(run.journals / "batches.jsonl")
-            if part.state != "finished"
+    splits = Counter(record["split"] for _, record in iter_records(run.journal_path("prompts")))
+    return RunStatus(
+        run=str(run.path),
+        busy=run.is_locked(),
+        prompts=splits.total(),
+        heldout=splits["heldout"],
+        completions=_journal_counts(run, "completions"),
+        verdicts=_journal_counts(run, "verdicts"),
+        reviews=_journal_counts(run, "reviews"),
+        stages={name: _stage_status(stage) for name, stage in stages.items()},
+        pairs=stages.get("judge", {}).get("pairs"),
+        batches=[
+            job.model_dump(include={"journal", "model", "batch", "status", "lines"})
+            for job in read_jobs(run.journals / "batches.jsonl")
+            if job.state != "finished"
         ],
-        "trained": (run.model / "README.md").exists(),
-    }
-    status["next"] = next_command(run, status)
-    return status
+    )
 
 
 def total_cost(run: Run) -> float:
-    """What the journaled answers and verdicts of ``run`` cost."""
+    """Cost in US dollars of the journaled answers and verdicts of ``run``."""
     return float(
         sum(record.get("cost_usd", 0.0) for name in PAID_JOURNALS for _, record in iter_records(run.journal_path(name)))
     )
 
 
-def _journal_counts(run: Run, name: JournalName) -> dict[str, Any]:
+def _stage_status(stage: dict[str, Any]) -> StageStatus:
+    history = stage.get("history", [])
+    return StageStatus(
+        started=(history or [stage])[0].get("started", ""),
+        ended=stage.get("ended"),
+        starts=len(history) + (stage.get("ended") is None),
+        seconds=round(sum(start.get("seconds", 0.0) for start in history), 1),
+    )
+
+
+def _journal_counts(run: Run, name: JournalName) -> JournalCounts:
     answers: set[str] = set()
     failed: dict[str, str] = {}
-    cost_usd, kinds = 0.0, Counter[str]()
+    cost_usd = 0.0
     for _, record in iter_records(run.journal_path(name)):
         cost_usd += record.get("cost_usd", 0.0)
         if "error" in record:
             failed[record["key"]] = record["kind"]
         else:
             answers.add(record["key"])
-    for key, kind in failed.items():
-        if key not in answers:
-            kinds[kind] += 1
-    return {"answers": len(answers), "failed": dict(kinds), "cost_usd": round(cost_usd, 6)}
+    kinds = Counter(kind for key, kind in failed.items() if key not in answers)
+    return JournalCounts(answers=len(answers), failed=dict(kinds), cost_usd=round(cost_usd, 6))
 
 
-def next_command(run: Run, status: Mapping[str, Any]) -> str:
-    if not status["completions"]["answers"]:
-        return f"rlaif generate {run.path}"
-    if not status["pairs"]:
-        return f"rlaif judge {run.path}"
-    awaiting_review = status["pairs"]["dataset_left_out"].get("awaiting_review", 0)
-    if awaiting_review:
-        return f"rlaif review {run.path}"
-    return f"rlaif train {run.path}" if not status["trained"] else "the model is in " + str(run.model)
-
-
-def format_status(status: Mapping[str, Any]) -> str:
-    state = " (being written now)" if status["busy"] else "" if status["stages"] else " (not begun)"
-    lines = [status["run"] + state]
-    heldout = f", {status['heldout']:,} of them held out" if status["heldout"] else ""
-    lines.append(f"  prompts      {status['prompts']:,}{heldout}")
-    for name in ("completions", "verdicts", "reviews"):
-        part = status[name]
-        failed = "".join(f", {count:,} {kind} failures" for kind, count in part["failed"].items())
-        cost = f", ${part['cost_usd']:,.4f}" if part["cost_usd"] else ""
-        lines.append(f"  {name:<12} {part['answers']:,}{failed}{cost}")
-    pairs = status["pairs"]
-    if pairs:
-        listed = ", ".join(f"{count:,} {route}" for route, count in pairs["routes"].items())
-        lines.append(f"  pairs        {pairs['candidates']:,} candidates: {listed}")
-        lines.append(f"  dataset      {pairs['dataset']['train']:,} train, {pairs['dataset']['test']:,} test")
-    lines += [
-        f"  batch        {part['lines']:,} requests for {part['journal']} by {part['model']}: "
-        f"{part['batch'] or 'not submitted'}, {part['status'] or 'not looked at yet'}"
-        for part in status["batches"]
+def format_status(status: RunStatus, next_step: object) -> str:
+    """Return the lines that `rlaif status` prints for one run."""
+    state = " (being written now)" if status.busy else "" if status.stages else " (not started)"
+    heldout = f", {status.heldout:,} of them held out" if status.heldout else ""
+    journals = {"completions": status.completions, "verdicts": status.verdicts, "reviews": status.reviews}
+    lines = [
+        status.run + state,
+        f"  prompts      {status.prompts:,}{heldout}",
+        *(_journal_line(name, counts) for name, counts in journals.items()),
+        *_pair_lines(status),
+        *(_batch_line(batch) for batch in status.batches),
+        *(_stage_line(name, stage) for name, stage in status.stages.items()),
+        f"  next         {next_step}",
     ]
-    for name, stage in status["stages"].items():
-        ended = f"ended {stage['ended']}" if stage["ended"] else "not ended"
-        starts = f" ({stage['starts']} starts, {stage['seconds']:,.0f} s)" if stage["starts"] > 1 else ""
-        lines.append(f"  {name:<12} started {stage['started']}, {ended}{starts}")
-    lines.append(f"  next         {status['next']}")
     return "\n".join(lines)
+
+
+def _journal_line(name: str, counts: JournalCounts) -> str:
+    failed = "".join(f", {count:,} {kind} failures" for kind, count in counts.failed.items())
+    cost = f", ${counts.cost_usd:,.4f}" if counts.cost_usd else ""
+    return f"  {name:<12} {counts.answers:,}{failed}{cost}"
+
+
+def _pair_lines(status: RunStatus) -> list[str]:
+    if not status.pairs:
+        return []
+    routes = ", ".join(f"{count:,} {route}" for route, count in status.pairs["routes"].items())
+    dataset = status.pairs["dataset"]
+    return [
+        f"  pairs        {status.pairs['candidates']:,} candidates: {routes}",
+        f"  dataset      {dataset['train']:,} train, {dataset['test']:,} test",
+    ]
+
+
+def _batch_line(batch: dict[str, Any]) -> str:
+    return (
+        f"  batch        {batch['lines']:,} requests for {batch['journal']} to {batch['model']}: "
+        f"{batch['batch'] or 'not submitted'}, {batch['status'] or 'not checked yet'}"
+    )
+
+
+def _stage_line(name: str, stage: StageStatus) -> str:
+    ended = f"ended {stage.ended}" if stage.ended else "not ended"
+    starts = f" ({stage.starts} starts, {stage.seconds:,.0f} s)" if stage.starts > 1 else ""
+    return f"  {name:<12} started {stage.started}, {ended}{starts}"

@@ -1,4 +1,4 @@
-"""How well two or more labellers agree, beyond chance, and what that says of one label's error."""
+"""Agreement of two or more annotators beyond chance, and the error rate of a single label that it implies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from rlaif.stats.intervals import Estimate, normal_quantile, resampled_sums, wil
 
 
 def cohen_kappa(table: ArrayLike, *, confidence_level: float = 0.95, n: float | None = None) -> Estimate | None:
-    """Cohen's kappa of a square table of counts (Cohen 1960) with the interval of its asymptotic variance (Fleiss,
-    Cohen and Everitt 1969). ``n``: the effective number of labels where the table holds weights. None where it is not
-    defined: no labels, or everybody always says the same. Where no label differs, the lower end is that of the observed
-    agreement's Wilson interval."""
+    """Cohen's kappa (Cohen 1960) of a square table of counts, with the interval from its asymptotic variance (Fleiss,
+    Cohen and Everitt 1969).
+
+    ``n``: effective number of labels, if the table has weights instead of counts. None if kappa is not defined: without
+    labels, or if both annotators always give the same label. If no label differs, the lower bound is derived from the
+    Wilson interval of the observed agreement.
+    """
     counts = np.asarray(table, dtype=float)
     total = counts.sum()
     if total <= 0:
@@ -27,12 +30,13 @@ def cohen_kappa(table: ArrayLike, *, confidence_level: float = 0.95, n: float | 
     if expected >= 1:
         return None
     kappa = (observed - expected) / (1 - expected)
-    margins = columns[:, None] + rows[None, :]  # column share of the row's category, row share of the column's
+    # At [i, j]: the share of column i, which is the row's category, plus the share of row j, the column's category.
+    margins = columns[:, None] + rows[None, :]
     diagonal = float((np.diag(p) * (1 - np.diag(margins) * (1 - kappa)) ** 2).sum())
     off_diagonal = float((p * margins**2).sum() - (np.diag(p) * np.diag(margins) ** 2).sum()) * (1 - kappa) ** 2
     variance = (diagonal + off_diagonal - (kappa - expected * (1 - kappa)) ** 2) / ((1 - expected) ** 2 * size)
     half = normal_quantile(confidence_level) * math.sqrt(max(0.0, variance))
-    if observed >= 1 - 1e-12:  # that variance is zero, and few labels of which none differs are no certainty
+    if observed >= 1 - 1e-12:  # the variance is then zero, but a few labels that all agree are not certainty
         half = (1 - wilson_lower_if_all_succeed(size, confidence_level)) / (1 - expected)
     return Estimate(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), round(size))
 
@@ -40,9 +44,11 @@ def cohen_kappa(table: ArrayLike, *, confidence_level: float = 0.95, n: float | 
 def krippendorff_alpha(
     units: Sequence[Sequence[str]], *, confidence_level: float = 0.95, rounds: int = 1000, seed: int = 0
 ) -> Estimate | None:
-    """Krippendorff's alpha for nominal labels (Krippendorff 2011), with a bootstrap interval over the units. Each unit
-    holds the labels that it was given, one or more; units with one label say nothing. Where no label differs, the lower
-    end is that of the share of such units by Wilson. None where it is not defined."""
+    """Krippendorff's alpha for nominal labels (Krippendorff 2011), with a bootstrap interval over the units.
+
+    Each unit is the sequence of its labels; units with fewer than two labels are ignored. If no label differs, the
+    lower bound is derived from the Wilson interval of the share of units that agree. None if alpha is not defined.
+    """
     paired = [unit for unit in units if len(unit) >= 2]
     names = sorted({label for unit in paired for label in unit})
     if len(names) < 2:
@@ -53,7 +59,8 @@ def krippendorff_alpha(
         for label in unit:
             row[column_of[label]] += 1
     size = counts.sum(axis=1)
-    disagreeing = (size**2 - (counts**2).sum(axis=1)) / (size - 1)  # ordered pairs that differ, each unit's by its size
+    # Ordered pairs of different labels in each unit, weighted by 1 / (size - 1).
+    disagreeing = (size**2 - (counts**2).sum(axis=1)) / (size - 1)
     sums = np.column_stack([disagreeing, counts])
 
     def alpha(resampled: np.ndarray) -> np.ndarray:
@@ -66,25 +73,30 @@ def krippendorff_alpha(
     if not disagreeing.any():
         total, label_counts = float(size.sum()), counts.sum(axis=0)
         by_chance = float(total**2 - (label_counts**2).sum()) / (total * (total - 1))
-        return Estimate(
-            1.0,
-            max(-1.0, 1 - (1 - wilson_lower_if_all_succeed(len(paired), confidence_level)) / by_chance),
-            1.0,
-            len(paired),
-        )
+        lower = 1 - (1 - wilson_lower_if_all_succeed(len(paired), confidence_level)) / by_chance
+        return Estimate(1.0, max(-1.0, lower), 1.0, len(paired))
     alphas = alpha(resampled_sums(sums, rounds, np.random.default_rng(seed)))
     low, high = np.nanquantile(alphas, [0.5 - confidence_level / 2, 0.5 + confidence_level / 2])
     return Estimate(float(alpha(sums.sum(axis=0)[None])[0]), float(low), float(high), len(paired))
 
 
 def single_rater_error(disagreement: float) -> float:
-    """How often one person errs, where two who err alike and on their own disagree this often: e of d = 2e(1 - e)
-    (two equal coins of Dawid and Skene 1979). Half at most."""
+    """Error rate e of one annotator, from the rate d at which two annotators disagree.
+
+    Solves d = 2e(1 - e), which assumes equal error rates and independent errors (Dawid and Skene 1979). At most 0.5.
+    """
     return (1 - math.sqrt(max(0.0, 1 - 2 * disagreement))) / 2
 
 
+CHANCE_NOISE_RATE = 0.45
+"""Share of wrong labels from which on labels are close to chance: training on them is refused."""
+
+
 def noise_rate(judge_error: float, judged: int, human_error: float, reviewed: int) -> float:
-    """The share of wrong labels in a dataset of ``judged`` rows labelled by judges and ``reviewed`` by people: what
-    the robust DPO loss (Chowdhury et al. 2024, arXiv:2403.00409) takes as its label flip rate. Below half."""
+    """Share of wrong labels in a dataset with ``judged`` rows labeled by judges and ``reviewed`` rows labeled by
+    people.
+
+    This is the label flip rate of the robust DPO loss (Chowdhury et al. 2024, arXiv:2403.00409). Always below 0.5.
+    """
     rows = judged + reviewed
     return min(0.499, (judge_error * judged + human_error * reviewed) / rows) if rows else 0.0

@@ -150,7 +150,7 @@ def test_counts_of_two_thousand_imported_prompts_add_up(serve: Serve, tmp_path: 
     dataset = pl.concat([pl.read_parquet(run / "dataset" / f"{name}.parquet") for name in ("train", "test")])
     assert dataset.height == routes["judge"]
     assert not set(dataset["pair_id"]) & set(pairs.filter(pl.col("route") != "judge")["pair_id"])
-    assert "wait for review" in result.stdout
+    assert "await review" in result.stdout
     for row in dataset.iter_rows(named=True):
         assert goodness(row["chosen"][0]["content"]) > goodness(row["rejected"][0]["content"])
 

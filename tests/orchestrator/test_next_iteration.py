@@ -57,8 +57,8 @@ def test_the_trained_model_answers_and_the_rest_is_as_it_ran(first: Run, tmp_pat
     assert config.iteration.previous_run == "../../first"
     text = (second / "rlaif.toml").read_text()
     assert text.count("\n# ") > 60  # the template's comments are still there
-    assert [iteration["run"] for iteration in list_iterations(Run(second))] == ["first", "second"]
-    assert list_iterations(Run(second))[0]["policies"] == ["org/base"]
+    assert [iteration.run for iteration in list_iterations(Run(second))] == ["first", "second"]
+    assert list_iterations(Run(second))[0].policies == ["org/base"]
 
 
 def test_fresh_prompts(first: Run, tmp_path: Path, rlaif: Cli) -> None:

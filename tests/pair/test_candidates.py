@@ -1,4 +1,4 @@
-"""Select, settle, route and merge on small frames whose right answer can be worked out by hand."""
+"""Candidates, aggregation and the dataset, on small frames whose result can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def rate(key: str, *scores: float, variance: float = 0.0) -> list[dict[str, Any]
     return [verdict(key, None, aspect=f"aspect{i}", score=score, variance=variance) for i, score in enumerate(scores)]
 
 
-def test_what_may_not_stand_in_a_pair_is_counted_by_its_reason() -> None:
+def test_unusable_answers_are_counted_by_reason() -> None:
     frame = completions(
         ("1", "p", "Yes, it is.", "stop"),
         ("2", "p", " Yes,  it is. \r\n", "stop"),
@@ -89,7 +89,7 @@ def test_what_may_not_stand_in_a_pair_is_counted_by_its_reason() -> None:
     assert left_out == {"empty": 2, "truncated": 1, "duplicate": 1}
 
 
-def test_ratings_need_every_aspect_and_fit_every_scale_to_one_to_five() -> None:
+def test_ratings_need_every_aspect_and_are_scaled_to_one_to_five() -> None:
     wide = candidates.PanelMember("wide", "w", "m", 3.0, num_aspects=1, low=0, high=9)
     by_wide = verdict("z", None, judge="wide", judge_hash="w", aspect="it", score=9.0, variance=0.0)
     rows = [*rate("x", 2.0, 4.0), *rate("y", 5.0), by_wide, *rate("z", 1.0, 1.0)]
@@ -113,8 +113,8 @@ def test_candidates_go_from_best_against_worst_to_smaller_margins() -> None:
     )
 
 
-def test_a_failed_rating_does_not_lose_its_prompt() -> None:
-    """Two answers of which one has no rating are compared all the same; so are three, where the rated are too near."""
+def test_a_failed_rating_does_not_drop_the_prompt() -> None:
+    """Two answers are compared even if one has no rating; so are three if the rated ones are too close."""
     keys = [("1", "two"), ("2", "two"), ("3", "near"), ("4", "near"), ("5", "near"), ("6", "far"), ("7", "far"),
              ("8", "far")]  # fmt: skip
     answers, _ = candidates.drop_unusable(completions(*[(key, prompt, f"text {key}", None) for key, prompt in keys]))
@@ -127,7 +127,7 @@ def test_a_failed_rating_does_not_lose_its_prompt() -> None:
     assert by_ratings["prompt_id"].to_list() == ["far"]  # nothing else would say which is better
 
 
-def test_of_eight_answers_the_rejected_one_is_not_the_worst_outlier() -> None:
+def test_the_rejected_one_of_eight_answers_is_not_the_worst_outlier() -> None:
     answers, _ = candidates.drop_unusable(completions(*[(str(i), "p", f"text {i}", None) for i in range(8)]))
     scores = [1.0, 2.9, 3.6, 3.8, 4.0, 4.2, 4.4, 4.6]  # mean 3.56, sd 1.07: the target is 1.42
     rated = pl.DataFrame({"key": [str(i) for i in range(8)], "score": scores, "variance": [0.1] * 8})
@@ -160,8 +160,8 @@ def scored(key: str, score: float, kind: str = "reward", **fields: Any) -> dict[
     return verdict(key, None, **base | fields)
 
 
-def test_a_reward_model_is_a_seat_like_any_other() -> None:
-    """Bradley-Terry in both orders, weighted; pairs of another prompt or of another reward model give nothing."""
+def test_a_reward_model_is_a_panel_judge() -> None:
+    """Bradley-Terry in both orders, weighted; answers to another prompt or scores by another model do not count."""
     rows = [*compare("x", "y", 0.9, 0.7), scored("x", 1.0), scored("y", 3.0, flags=["addresses the judge"]),
             scored("z", 0.0, prompt_id="other"), scored("y", -9.0, judge_hash="stale")]  # fmt: skip
     judge_votes = aggregation.votes_by_judge(frame(rows), [COMPARER, REWARD])
@@ -178,7 +178,7 @@ def test_a_reward_model_is_a_seat_like_any_other() -> None:
     assert aggregation.votes_by_judge(frame(rows), [COMPARER, REWARD], requested).filter(pl.col("b") == "z").height == 1
 
 
-def test_a_check_outranks_every_model_and_an_equal_check_says_nothing() -> None:
+def test_a_check_overrides_every_model_unless_it_is_equal() -> None:
     rows = [*compare("x", "y", 0.99, 0.99), *compare("x", "z", 0.8, 0.6), scored("x", 0.5, "check"),
             scored("y", 0.0, "check"), scored("y", 1.0, "check"), scored("z", 0.5, "check")]  # fmt: skip
     pairs = pl.DataFrame({"a": ["x", "x", "y"], "b": ["y", "z", "z"]})
@@ -219,7 +219,7 @@ def candidate(*pairs: tuple[str, str, str]) -> pl.DataFrame:
         (1.0, 0.5, "win", "a"),  # a verdict and a tie
         (0.7, 0.6, "win", "a"),  # at the threshold, whichever answer is called a: the mean is an ulp below 0.65
         (0.4, 0.3, "win", "b"),
-        (0.99, 0.4, "win", "a"),  # sure enough in the mean
+        (0.99, 0.4, "win", "a"),  # confident enough on average
         (0.9, 0.1, "inconsistent", None),
         (0.6, 0.6, "tie", None),
         (0.5, 0.5, "tie", None),
@@ -239,8 +239,8 @@ def test_outcomes(p_ab: float | None, p_ba: float | None, outcome: str, preferre
 
 @settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 1))
-def test_turning_a_pair_turns_its_label(p_ab: float, p_ba: float, threshold: float) -> None:
-    """With a and b exchanged everywhere, the same answer wins."""
+def test_swapping_a_pair_swaps_its_label(p_ab: float, p_ba: float, threshold: float) -> None:
+    """With a and b swapped everywhere, the same answer wins."""
 
     def outcome(first: float, second: float) -> tuple[str, str | None]:
         compared = aggregation.aggregate_votes(frame(compare("x", "y", first, second)), [COMPARER])
@@ -263,11 +263,10 @@ def test_round_robin_keeps_the_strongest_against_the_weakest() -> None:
     )  # fmt: skip
     # Strengths: x 0.85, y 0.4, z 0.25.
     assert decided.filter("kept").select("a", "b").rows() == [("x", "z")]
-    assert set(decided.filter(~pl.col("kept"))["drop_reason"]) == {"another pair of this prompt is kept"}
+    assert set(decided.filter(~pl.col("kept"))["drop_reason"]) == {"another_pair_kept"}
 
 
-def test_an_old_judges_verdicts_do_not_count() -> None:
-    """Verdicts by another version of the judge, or another model, are as if never given."""
+def test_verdicts_by_another_judge_version_or_model_do_not_count() -> None:
     rows = compare("x", "y", 0.9, 0.9, judge_hash="older") + compare("x", "y", 0.9, 0.9, model="other")
     assert aggregation.aggregate_votes(frame(rows), [COMPARER]).height == 0
 
@@ -279,7 +278,7 @@ def reviews(*rows: tuple[str, str, str, str | None, float]) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def test_the_newest_label_of_each_person_counts_and_people_must_agree() -> None:
+def test_the_newest_label_of_each_annotator_counts_and_annotators_must_agree() -> None:
     labels = human_labels(
         reviews(
             ("1", "ada", "left", "a", 1.0), ("1", "ada", "right", "b", 2.0),
@@ -298,7 +297,7 @@ def review(pair: str, name: str, preferred: str | None, choice: str = "left", **
             "edited_response": None, "role": "annotator", "route": "audit", **more}  # fmt: skip
 
 
-def test_a_majority_decides_and_an_adjudicator_outranks_it() -> None:
+def test_a_majority_decides_and_an_adjudicator_overrides_it() -> None:
     rows = [
         *(review("majority", name, side) for name, side in (("ada", "a"), ("bob", "b"), ("cyd", "b"))),
         *(review("split", name, side) for name, side in (("ada", "a"), ("bob", "b"))),
@@ -322,7 +321,7 @@ def test_a_majority_decides_and_an_adjudicator_outranks_it() -> None:
 
 
 def metadata(n: int) -> pl.DataFrame:
-    """What a table of ``n`` pairs says beside its texts."""
+    """Metadata of a table of ``n`` pairs."""
     return pl.DataFrame(
         {"pair_id": [str(i) for i in range(n)], "model_a": ["small"] * n, "model_b": ["large"] * n,
          "tags": [["t"]] * n, "tools": [None] * n, "has_tool_calls": [False] * n},
@@ -330,12 +329,12 @@ def metadata(n: int) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_path: Path) -> None:
-    """Also where neither was good: then against the one that the judges preferred. An edit by somebody who was
-    outvoted, or whose pair is left undecided, is not used."""
+def test_an_edit_is_chosen_and_the_answer_not_preferred_is_rejected(tmp_path: Path) -> None:
+    """If neither was good, the rejected one is the answer that the judges preferred. An edit is not used if its author
+    was outvoted or the pair is undecided."""
     rows = [
         review("0", "ada", "b", edited_response="better"),
-        review("1", "ada", None, "both_bad", edited_response="written anew"),
+        review("1", "ada", None, "both_bad", edited_response="rewritten"),
         review("2", "ada", "a", edited_response="lost"),
         review("2", "bob", "b"),
         review("2", "cyd", "b"),
@@ -362,7 +361,7 @@ def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_
     }  # fmt: skip
     assert result == {
         "0": ("better", "A", "human:ada", "small", None, "single", 1),
-        "1": ("written anew", "B", "human:ada", "large", None, "single", 1),
+        "1": ("rewritten", "B", "human:ada", "large", None, "single", 1),
         "2": ("B", "A", "large", "small", 1.0, "majority", 3),
         "4": ("the lead's", "B", "human:lead", "large", None, "adjudicated", 2),
     }
@@ -370,8 +369,8 @@ def test_an_edit_is_the_chosen_answer_and_the_one_not_preferred_is_rejected(tmp_
     assert dict(counts.left_out) == {"annotators_disagree": 1}
 
 
-def test_an_edit_that_changed_nothing_is_none(tmp_path: Path) -> None:
-    """Start from an answer, leave it as it is, choose: the choice stands, and no answer is put over itself."""
+def test_an_edit_that_changed_nothing_does_not_count(tmp_path: Path) -> None:
+    """The annotator started from an answer, left it unchanged and chose: no answer is paired with itself."""
     rows = [
         review("0", "ada", "a", edited_response="B\nb\n"),
         review("1", "ada", "a", edited_response=" A"),
@@ -403,7 +402,7 @@ def test_an_edit_that_changed_nothing_is_none(tmp_path: Path) -> None:
     assert dict(counts.left_out) == {"both_bad": 1, "tie": 1}
 
 
-def test_merge_puts_people_over_judges_and_leaves_the_queue_out(tmp_path: Path) -> None:
+def test_human_labels_override_judges_and_unreviewed_pairs_are_dropped(tmp_path: Path) -> None:
     n = 8
     routes = ["judge", "judge", "audit", "audit", "targeted", "targeted", "dropped", "dropped"]
     pairs = pl.DataFrame(

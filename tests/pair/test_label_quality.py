@@ -1,4 +1,4 @@
-"""What people's labels do to the others, what they say of them, and what may not be chosen whatever the judges say."""
+"""Calibration with human labels, estimates of label quality, and the refusal guard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ N = 600
 def make_judged_pairs(
     rng: np.random.Generator, accuracies: dict[str, float], *, lengths: bool = False
 ) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
-    """Routed pairs, what seats of known accuracy said of them (hard verdicts), and which answer is better."""
+    """Routed pairs, the hard verdicts of judges of known accuracy, and which answer is better."""
     truth = rng.random(N) < 0.5
     votes = {
         judge: np.where(rng.random(N) < accuracy, truth, ~truth).astype(float) for judge, accuracy in accuracies.items()
@@ -34,7 +34,7 @@ def make_judged_pairs(
         "pair_id": [f"{i:04}" for i in range(N)], "prompt_id": [f"p{i}" for i in range(N)], "a": a, "b": b, "prob_a": p,
         "preferred": ["a" if x > 0.5 else "b" for x in p], "decided_by": "panel", "outcome": "win", "route": "judge",
         "route_reason": "", "inclusion_probability": 0.1,
-        "human_only_reason": pl.Series([None] * N, dtype=pl.String), "chars_a": chars,
+        "drop_reason": pl.Series([None] * N, dtype=pl.String), "chars_a": chars,
         "chars_b": 300 - chars if lengths else chars,
     })  # fmt: skip
     return pairs, judge_votes, truth
@@ -56,7 +56,7 @@ def accuracy(pairs: pl.DataFrame, truth: np.ndarray, n: int) -> float:
 SETTINGS: dict[str, Any] = {"min_confidence": 0.5, "max_tie_drop_fraction": 0.0, "num_judged": N}
 
 
-def test_sixty_labels_teach_which_seat_to_believe() -> None:
+def test_sixty_labels_raise_the_weight_of_the_better_judge() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(1), {"good": 0.95, "bad": 0.6, "worse": 0.55})
     after, calibration = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 60), judge_votes, human_labels_for(truth, 60), **SETTINGS
@@ -70,7 +70,7 @@ def test_sixty_labels_teach_which_seat_to_believe() -> None:
     assert after["preferred_by_judges"].equals(pairs["preferred"])
 
 
-def test_length_counts_only_where_people_say_so() -> None:
+def test_length_gets_a_weight_only_if_human_labels_depend_on_it() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(2), {"weak": 0.6}, lengths=True)
     after, calibration = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 100), judge_votes, human_labels_for(truth, 100), **SETTINGS
@@ -86,7 +86,7 @@ def test_length_counts_only_where_people_say_so() -> None:
     assert abs(shuffled_calibration.weights["length"]) < 0.3
 
 
-def test_too_few_labels_and_no_seats_change_nothing() -> None:
+def test_too_few_labels_change_nothing_and_ratings_replace_missing_judges() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(4), {"one": 0.9})
     unchanged, calibration = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 29), judge_votes, human_labels_for(truth, 29), **SETTINGS
@@ -102,7 +102,7 @@ def test_too_few_labels_and_no_seats_change_nothing() -> None:
     assert set(rated.weights) == {"ratings", "length"}
 
 
-def test_exchanging_the_answers_of_every_pair_exchanges_every_label() -> None:
+def test_swapping_the_answers_of_every_pair_swaps_every_label() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(5), {"good": 0.9, "bad": 0.6}, lengths=True)
     swapped = pairs.with_columns(
         a="b", b="a", prob_a=1.0 - pl.col("prob_a"), chars_a="chars_b", chars_b="chars_a",
@@ -119,7 +119,7 @@ def test_exchanging_the_answers_of_every_pair_exchanges_every_label() -> None:
     assert (original["preferred"] != swapped_result["preferred"]).all()
 
 
-def test_what_judges_could_not_tell_people_teach() -> None:
+def test_calibration_labels_the_pairs_that_judges_could_not_decide() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(12), {"coin": 0.5}, lengths=True)
     open_ = pl.col("pair_id") >= "0400"
     undecided = pairs.with_columns(
@@ -127,6 +127,7 @@ def test_what_judges_could_not_tell_people_teach() -> None:
         outcome=pl.when(open_).then(pl.lit("tie")).otherwise("outcome"),
         preferred=pl.when(open_).then(pl.lit(None, pl.String)).otherwise("preferred"),
         route=pl.when(open_).then(pl.lit("dropped")).otherwise("route"),
+        drop_reason=pl.when(open_).then(pl.lit("undecided")),
     )
     judge_votes = judge_votes.with_columns(
         p_ba=pl.when(pl.col("a").str.head(1) >= "4").then(1.0 - pl.col("p_ab")).otherwise("p_ba")
@@ -135,11 +136,12 @@ def test_what_judges_could_not_tell_people_teach() -> None:
         put_in_queue(undecided, 80), judge_votes, human_labels_for(truth, 80), **SETTINGS
     )
     assert set(after["route"][400:]) == {"judge"}
+    assert after["drop_reason"].is_null().all()
     assert set(after["route_reason"][400:]) == {human_calibration.REASON_HUMAN_CALIBRATED}
     assert accuracy(after, truth, 400) > 0.9
 
 
-def test_a_label_does_not_reach_its_own_pair_and_a_check_stays() -> None:
+def test_a_label_does_not_change_its_own_pair_and_checks_stay() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(6), {"good": 0.9, "bad": 0.6})
     pairs = pairs.with_columns(
         decided_by=pl.when(pl.col("pair_id") == "0300").then(pl.lit("check")).otherwise("decided_by")
@@ -158,17 +160,17 @@ def test_a_label_does_not_reach_its_own_pair_and_a_check_stays() -> None:
     assert original["prob_a"][300] == pairs["prob_a"][300]
 
 
-def test_what_becomes_a_near_tie_is_left_out_as_far_as_allowed() -> None:
+def test_new_near_ties_are_dropped_as_far_as_allowed() -> None:
     pairs, judge_votes, _ = make_judged_pairs(np.random.default_rng(7), {"coin": 0.5})
     noise = human_labels_for(np.random.default_rng(8).random(N) < 0.5, 200)
     all_dropped, calibration = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 200), judge_votes, noise, min_confidence=0.65, max_tie_drop_fraction=1.0, num_judged=N
     )
     assert calibration is not None
-    assert set(all_dropped["route"]) == {"audit", "dropped"}  # a judge that knows nothing labels nothing
-    assert all_dropped.filter(pl.col("route") == "dropped")["route_reason"][0].startswith(
-        "near-tie by what people say: p 0."
-    )
+    assert set(all_dropped["route"]) == {"audit", "dropped"}  # a judge at chance labels nothing
+    dropped = routing.describe_drops(all_dropped).filter(pl.col("route") == "dropped")
+    assert set(dropped["drop_reason"]) == {"near_tie_after_calibration"}
+    assert dropped["route_reason"].str.starts_with("near tie after calibration with human labels: p 0.").all()
     few_dropped, _ = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 200), judge_votes, noise, min_confidence=0.65, max_tie_drop_fraction=0.1, num_judged=N
     )
@@ -188,7 +190,7 @@ def reviews(*rows: tuple[str, str, str, str | None]) -> pl.DataFrame:
     return pl.DataFrame([(*row, float(i)) for i, row in enumerate(rows)], schema=REVIEWS, orient="row")
 
 
-def test_what_is_known_is_said_with_its_n_and_nothing_else() -> None:
+def test_every_estimate_has_its_n_and_missing_ones_are_not_described() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(9), {"good": 0.9})
     after, _ = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 100), judge_votes, human_labels_for(truth, 100), **SETTINGS
@@ -220,7 +222,7 @@ def test_what_is_known_is_said_with_its_n_and_nothing_else() -> None:
     assert "certified" in text
 
 
-def test_a_hundred_labels_without_an_error_are_no_certainty() -> None:
+def test_a_hundred_labels_without_an_error_still_have_an_interval() -> None:
     pairs, judge_votes, _ = make_judged_pairs(np.random.default_rng(9), {"good": 0.9})
     truth = (pairs["preferred"] == "a").to_numpy()
     after, _ = human_calibration.apply_human_calibration(
@@ -232,8 +234,8 @@ def test_a_hundred_labels_without_an_error_are_no_certainty() -> None:
     assert 0.01 < quality.remaining_error.high < 0.1
 
 
-def test_half_a_queue_says_the_same_of_the_whole() -> None:
-    """Certain rows that were not reached stand for each other, not for nothing."""
+def test_half_a_queue_estimates_the_same_agreement() -> None:
+    """Reviewed pairs represent the unreviewed ones of the same route."""
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(10), {"good": 0.9})
     risky = pl.col("pair_id") < "0100"
     pairs = pairs.with_columns(
@@ -275,9 +277,9 @@ def all_apart(rng: np.random.Generator, n: int) -> np.ndarray:
     ("draw_confidences", "n"),
     [(five_samples, 400), (five_samples, 1000), (at_the_threshold, 400), (coins_and_sure, 1000), (all_apart, 400)],
 )
-def test_intervals_cover_the_truth_though_a_few_labels_stand_for_most(draw_confidences: Any, n: int) -> None:
-    """Where many pairs are equally unsure, most of a queue are pairs of theirs, nearly certain to be drawn, and each of
-    the few others stands for a hundred. 95 % intervals of a calibrated judge, seeded."""
+def test_intervals_cover_the_truth_if_a_few_labels_have_most_of_the_weight(draw_confidences: Any, n: int) -> None:
+    """If many pairs are equally unsure, they fill most of the queue with a probability near 1, and each of the few
+    others represents a hundred pairs. 95 % intervals of a calibrated judge, seeded."""
     rng = np.random.default_rng(n)
     covered = []
     for _ in range(120):
@@ -306,7 +308,7 @@ def test_intervals_cover_the_truth_though_a_few_labels_stand_for_most(draw_confi
     assert np.mean(covered, axis=0).min() >= 0.93
 
 
-def test_people_among_themselves() -> None:
+def test_agreement_among_annotators() -> None:
     pairs, judge_votes, truth = make_judged_pairs(np.random.default_rng(11), {"good": 0.9})
     after, _ = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 10), judge_votes, human_labels_for(truth, 0), **SETTINGS
@@ -321,7 +323,7 @@ def test_people_among_themselves() -> None:
 
 
 def make_guarded_pairs(*rows: tuple[str | None, str | None, str | None, str]) -> pl.DataFrame:
-    """(class of the prompt, what a does, what b does, preferred), kept pairs."""
+    """Kept pairs from (class of the prompt, class of a, class of b, preferred)."""
     classes = [kind for kind, _, _, _ in rows]
     names = [f"p{i}" for i in range(len(rows))]
     tags = pl.DataFrame({"prompt_id": names, "tags": [[kind] if kind else [] for kind in classes]},
@@ -347,7 +349,7 @@ def make_guarded_pairs(*rows: tuple[str | None, str | None, str | None, str]) ->
     return refusal_guard.add_prompt_class(pairs, tags, answers)
 
 
-def test_the_guard() -> None:
+def test_the_guard_drops_forbidden_choices_and_marks_borderline_prompts() -> None:
     pairs = make_guarded_pairs(
         ("benign", "refuse", "comply", "a"), ("benign", "refuse", "comply", "b"), ("benign", "partial", "comply", "a"),
         ("harmful", "comply", "refuse", "a"), ("harmful", "comply", "refuse", "b"),
@@ -356,9 +358,9 @@ def test_the_guard() -> None:
     )  # fmt: skip
     result = refusal_guard.apply_refusal_guard(pairs, has_prompt_classes=True)
     assert result["kept"].to_list() == [False, True, True, False, True, True, True, True, True]
-    assert result["drop_reason"][0] == "guard: the refusal of a benign prompt may not be chosen"
-    assert result["drop_reason"][3] == "guard: compliance with a harmful prompt may not be chosen"
-    assert result["human_only_reason"].to_list() == [None] * 6 + [refusal_guard.REASON_BORDERLINE] + [None] * 2
+    assert result["drop_reason"][0] == "benign_refusal"
+    assert result["drop_reason"][3] == "harmful_compliance"
+    assert result["humans_only"].to_list() == [False] * 6 + [True] + [False] * 2
     turned = pairs.with_columns(preferred=pl.when(pl.col("preferred") == "a").then(pl.lit("b")).otherwise(pl.lit("a")))
     assert refusal_guard.reapply_refusal_guard(turned, has_prompt_classes=True)["route"].to_list()[:5] == [
         "judge",
@@ -382,10 +384,10 @@ def test_refusals_never_outnumber_harmful_prompts() -> None:
     assert refusing == result.filter(pl.col("prompt_class") == "harmful").height == 2
     assert refusal_guard.apply_refusal_guard(make_guarded_pairs(*unclassified), has_prompt_classes=False)[
         "kept"
-    ].all()  # no prompt has a class: nothing to hold them against
+    ].all()  # without prompt classes there is no limit
 
 
-def test_the_balance_table_counts_what_is_unknown() -> None:
+def test_the_refusal_table_counts_unknown_classes() -> None:
     pairs = make_guarded_pairs(
         ("benign", "comply", "refuse", "a"), (None, None, "comply", "a"), ("harmful", "refuse", None, "a")
     )
@@ -400,7 +402,7 @@ def test_the_balance_table_counts_what_is_unknown() -> None:
     )
 
 
-def test_a_model_is_believed_over_the_text_and_the_newest_over_the_older() -> None:
+def test_a_model_overrides_the_text_classifier_and_a_newer_verdict_an_older_one() -> None:
     rows = [("x", "refusal", "comply"), ("x", "refusal-text", "refuse"), ("y", "refusal-text", "refuse"),
             ("y", "refusal-text", "partial"), ("z", "refusal", None)]  # fmt: skip
     verdicts = pl.DataFrame([{"kind": "classify", "a": a, "judge": judge, "label": label} for a, judge, label in rows])

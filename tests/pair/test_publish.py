@@ -1,4 +1,4 @@
-"""`rlaif export --to`: to a real S3 server, and to a hub that is played up to the commit that it is sent."""
+"""`rlaif export --to`: to a real S3 server, and to a stand-in for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_to_object_storage_and_back(s3: str, run: Path, tmp_path: Path, rlaif: C
 
 
 class Hub(ScriptedServer):
-    """The four calls that a push makes; files are sent within the commit, as small ones are."""
+    """The four requests of an upload. Files are sent within the commit, as the hub does with small ones."""
 
     def routes(self, app: web.Application) -> None:
         self.created: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield server
 
 
-def test_to_the_hub_with_its_card(hub: Hub, run: Path, rlaif: Cli) -> None:
+def test_the_hub_gets_the_dataset_and_its_card(hub: Hub, run: Path, rlaif: Cli) -> None:
     result = rlaif("export", run, "--to", "hf:me/pairs")
     assert "me/pairs" in result.stdout
     assert "hf_secret" not in result.stdout + result.stderr
@@ -105,32 +105,32 @@ def test_to_the_hub_with_its_card(hub: Hub, run: Path, rlaif: Cli) -> None:
     assert sent["train.parquet"] == (run / "dataset" / "train.parquet").read_bytes()
 
 
-def test_public_only_when_asked_for(hub: Hub, run: Path, rlaif: Cli) -> None:
+def test_a_repository_is_public_only_on_request(hub: Hub, run: Path, rlaif: Cli) -> None:
     rlaif("export", run, "--to", "hf:me/pairs", "--public")
     assert not hub.created[0].get("private")
 
 
-def test_what_stands_in_the_way_is_said_before_anything_is_sent(
+def test_obstacles_are_reported_before_anything_is_sent(
     hub: Hub, run: Path, tmp_path: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "no name of a repository" in rlaif("export", run, "--to", "hf:a/b/c", code=2).stderr
-    assert "neither hf:OWNER/NAME nor a URL" in rlaif("export", run, "--to", "pairs", code=2).stderr
-    assert "two places" in rlaif("export", run, "--to", "hf:me/pairs", "-o", tmp_path / "o", code=2).stderr
-    assert "where to and how?" in rlaif("export", run, code=2).stderr
+    assert "a/b/c" in rlaif("export", run, "--to", "hf:a/b/c", code=2).stderr
+    assert "expects hf:OWNER/NAME or a URL" in rlaif("export", run, "--to", "pairs", code=2).stderr
+    assert "cannot be combined" in rlaif("export", run, "--to", "hf:me/pairs", "-o", tmp_path / "o", code=2).stderr
+    assert "are required" in rlaif("export", run, code=2).stderr
     monkeypatch.delenv("HF_TOKEN")
     stderr = rlaif("export", run, "--to", "hf:me/pairs", code=2).stderr
-    assert "Set HF_TOKEN to one that may write" in stderr
+    assert "hf auth login" in stderr
     (run / "dataset" / "train.parquet").unlink()
     assert "there is no dataset yet" in rlaif("export", run, "--to", "hf:me/pairs", code=2).stderr
     assert not hub.created
 
 
-def test_a_hub_that_refuses_is_told(hub: Hub, run: Path, rlaif: Cli) -> None:
+def test_a_rejection_by_the_hub_is_reported(hub: Hub, run: Path, rlaif: Cli) -> None:
     stderr = rlaif("export", run, "--to", "hf:me/others", code=1).stderr
-    assert "hf:me/others: cannot be pushed: " in stderr
+    assert "hf:me/others: the upload failed: " in stderr
     assert "hf_secret" not in stderr
 
 
-def test_a_hub_that_is_out_of_reach_is_told(hub: Hub, run: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(hub: Hub, run: Path, rlaif: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "hf:me/pairs: cannot be pushed: " in rlaif("export", run, "--to", "hf:me/pairs", code=1).stderr
+    assert "hf:me/pairs: the upload failed: " in rlaif("export", run, "--to", "hf:me/pairs", code=1).stderr

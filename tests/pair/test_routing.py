@@ -1,4 +1,4 @@
-"""The draw: who goes to people, with what probability, and what is said of it."""
+"""Routing: which pairs are drawn for review, with which probability, and the reason recorded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def queue(routed: pl.DataFrame) -> pl.DataFrame:
                        st.sampled_from([None, "x", "y"])), min_size=1, max_size=60),
     st.floats(0, 1),
 )  # fmt: skip
-def test_probabilities_add_up_to_the_budget_and_none_is_nothing(rows: list[tuple[Any, ...]], share: float) -> None:
+def test_inclusion_probabilities_sum_to_the_budget_and_are_never_zero(
+    rows: list[tuple[Any, ...]], share: float
+) -> None:
     error_probabilities, stakes, suspicious, prioritized, topics = (list(column) for column in zip(*rows, strict=True))
     budget = round(share * len(rows))
     pi_by_risk, pi = routing.inclusion_probabilities(
@@ -61,13 +63,13 @@ def test_probabilities_add_up_to_the_budget_and_none_is_nothing(rows: list[tuple
 
 @settings(deadline=None)
 @given(st.integers(0, 200), st.floats(0, 1), st.integers(0, 5))
-def test_the_queue_is_the_share_that_was_asked_for(n: int, share: float, seed: int) -> None:
+def test_the_queue_has_the_requested_share(n: int, share: float, seed: int) -> None:
     routed = routing.route_pairs(make_pairs(n), tagged(n), human_fraction=share, seed=seed)
     assert abs(queue(routed).height - share * n) <= 0.5
     assert routed.height == n
 
 
-def test_the_least_sure_are_certain_to_be_seen_and_every_other_may_be() -> None:
+def test_the_least_confident_pairs_are_always_drawn_and_every_other_pair_can_be() -> None:
     routed = routing.route_pairs(make_pairs(400), tagged(400), human_fraction=0.1, seed=0)
     certain = routed.filter(pl.col("inclusion_probability") == 1.0)
     assert certain.height == 36  # 0.9 x 40
@@ -76,12 +78,12 @@ def test_the_least_sure_are_certain_to_be_seen_and_every_other_may_be() -> None:
     assert routed["inclusion_probability"].min() > 0
     assert routed["inclusion_probability"].sum() == pytest.approx(40)
     reasons = dict(routed.select("route", "route_reason").iter_rows())
-    assert reasons["targeted"].startswith("chance of a wrong label 0.")
+    assert reasons["targeted"].startswith("probability of a wrong label 0.")
     assert reasons["audit"].startswith("drawn with probability 0.")
-    assert reasons["judge"].startswith("left to the judges, chance to be drawn 0.0")
+    assert reasons["judge"].startswith("not drawn (probability 0.0")
 
 
-def test_pairs_are_drawn_as_often_as_they_are_said_to_be() -> None:
+def test_pairs_are_drawn_as_often_as_their_probability_says() -> None:
     pairs = make_pairs(60)
     times_drawn, probabilities = np.zeros(60), np.zeros(60)
     for seed in range(600):
@@ -91,8 +93,8 @@ def test_pairs_are_drawn_as_often_as_they_are_said_to_be() -> None:
     assert np.abs(times_drawn / 600 - probabilities).max() < 0.07
 
 
-def test_agreement_comes_back_without_bias_from_such_a_queue() -> None:
-    """Though people see mostly the pairs that judges get wrong."""
+def test_agreement_is_estimated_without_bias() -> None:
+    """Annotators mostly review the pairs that judges get wrong."""
     rng = np.random.default_rng(0)
     p = 0.5 + rng.random(600) / 2
     is_right = rng.random(600) < p
@@ -111,24 +113,24 @@ def test_agreement_comes_back_without_bias_from_such_a_queue() -> None:
     assert np.mean(plain) < is_right.mean() - 0.05
 
 
-def test_of_many_alike_chance_decides() -> None:
+def test_chance_decides_among_equally_confident_pairs() -> None:
     routed = routing.route_pairs(make_pairs(100, prob_a=[0.9] * 100), tagged(100), human_fraction=0.2, seed=0)
     assert set(routed["inclusion_probability"].round(9)) == {0.2}
     assert set(queue(routed)["route"]) == {"audit", "targeted"}
 
 
-def test_stakes_and_answers_that_speak_to_the_judge_come_first() -> None:
+def test_high_stakes_and_answers_that_address_the_judge_come_first() -> None:
     columns = {"prob_a": [0.9] * 20, "flags": [["a addresses the judge"] if i == 3 else [] for i in range(20)]}
     routed = routing.route_pairs(make_pairs(20, **columns), tagged(20, p5="medical"), human_fraction=0.2, seed=1)
     by_id = {row["pair_id"]: row for row in routed.iter_rows(named=True)}
     assert by_id["0003"]["inclusion_probability"] == by_id["0005"]["inclusion_probability"] == 1.0
     assert by_id["0003"]["route_reason"] == "a addresses the judge"
-    assert by_id["0005"]["route_reason"] == "chance of a wrong label 0.1, at stake x2.0"
+    assert by_id["0005"]["route_reason"] == "probability of a wrong label 0.1, stakes x2.0"
 
 
 def test_no_topic_takes_the_whole_budget() -> None:
     n = 200
-    p = [0.66 if i < 60 else 0.7 + i / 1000 for i in range(n)]  # the 60 least sure are all about one thing
+    p = [0.66 if i < 60 else 0.7 + i / 1000 for i in range(n)]  # the 60 least confident pairs share a topic
     routed = routing.route_pairs(make_pairs(n, prob_a=p), tagged(n, **{f"p{i}": "chess" for i in range(60)}),
                          human_fraction=0.2, seed=0)  # fmt: skip
     chess = routed.filter(pl.col("prob_a") == 0.66)
@@ -138,27 +140,38 @@ def test_no_topic_takes_the_whole_budget() -> None:
     assert queue(everything).height == 40
 
 
-def test_what_only_people_may_decide_waits_for_them_or_is_left_out() -> None:
-    human_only = {"human_only_reason": ["for people"] * 5 + [None] * 35}
+def test_pairs_that_only_humans_may_decide_are_queued_or_dropped() -> None:
+    humans_only = {"humans_only": [True] * 5 + [False] * 35}
     routed = routing.route_pairs(
-        make_pairs(40, prob_a=[0.99] * 40, **human_only), tagged(40), human_fraction=0.1, seed=0
+        make_pairs(40, prob_a=[0.99] * 40, **humans_only), tagged(40), human_fraction=0.1, seed=0
     )
     theirs = routed.head(5)
     assert not set(theirs["route"]) & {"judge"}
     assert theirs.filter(pl.col("route") != "dropped").height >= 3
-    assert set(theirs.filter(pl.col("route") == "dropped")["route_reason"]) == {
-        "for people, and the people's share is spent"
-    }
+    assert set(theirs.filter(pl.col("route") == "dropped")["drop_reason"]) == {"borderline_prompt"}
 
 
-def test_a_pair_of_which_the_judges_cannot_tell_is_never_labelled_by_them() -> None:
+def test_undecided_pairs_are_never_labeled_by_the_judges() -> None:
     routed = routing.route_pairs(make_pairs(40, prob_a=[0.5] * 20 + [0.9] * 20), tagged(40), human_fraction=0.1, seed=0)
     ties = routed.filter(pl.col("prob_a") == 0.5)
     assert set(ties["route"]) <= {"audit", "targeted", "dropped"}
-    assert "cannot tell" in ties.filter(pl.col("route") == "dropped")["route_reason"][0]
+    assert set(ties.filter(pl.col("route") == "dropped")["drop_reason"]) == {"undecided"}
 
 
-def test_suspicious_pairs_are_drawn_three_times_as_often_among_the_sure() -> None:
+def test_the_drop_reason_is_written_as_text_with_the_probability_of_a_near_tie() -> None:
+    pairs = make_pairs(3, prob_a=[0.6, 0.9, 0.9], kept=[False, False, True]).with_columns(
+        drop_reason=pl.Series(["near_tie", "another_pair_kept", None])
+    )
+    routed = routing.route_pairs(pairs, tagged(3), human_fraction=0.0, seed=0)
+    described = routing.describe_drops(routed.with_columns(drop_reason=pl.col("drop_reason").fill_null("near_tie")))
+    near_tie, other, labeled = described.select("route", "drop_reason", "route_reason").rows()
+    assert near_tie == ("dropped", "near_tie", "near tie: p 0.6")
+    assert other == ("dropped", "another_pair_kept", "another pair of this prompt is kept")
+    assert labeled[:2] == ("judge", None)
+    assert labeled[2].startswith("not drawn")
+
+
+def test_suspicious_pairs_are_drawn_three_times_as_often_among_confident_ones() -> None:
     doubt = {"suspicion": ["the winner is 3.0 times as long" if i % 2 else None for i in range(400)]}
     p = {"prob_a": [0.6] * 40 + [0.95] * 360}
     routed = routing.route_pairs(make_pairs(400, **p, **doubt), tagged(400), human_fraction=0.1, seed=0)
@@ -172,7 +185,7 @@ def test_suspicious_pairs_are_drawn_three_times_as_often_among_the_sure() -> Non
     assert queued["route_reason"].str.ends_with("the winner is 3.0 times as long").all()
 
 
-def test_the_order_of_rows_changes_no_route() -> None:
+def test_the_order_of_rows_does_not_change_routes() -> None:
     pairs = make_pairs(60)
     one = routing.route_pairs(pairs, tagged(60), human_fraction=0.2, seed=1)
     assert one.equals(routing.route_pairs(pairs.reverse(), tagged(60).reverse(), human_fraction=0.2, seed=1))
@@ -185,7 +198,7 @@ def test_most_of_the_queue_stays_when_a_run_grows() -> None:
     assert len(set(before["pair_id"]) & set(after["pair_id"])) >= 90
 
 
-def test_what_speaks_against_a_confident_label() -> None:
+def test_suspicion_names_the_evidence_against_a_label() -> None:
     pairs = make_pairs(4, prob_a=[0.9] * 4).with_columns(
         a=pl.Series(["a0", "a1", "a2", "a3"]), b=pl.Series(["b0", "b1", "b2", "b3"]),
         decided_by=pl.Series(["panel", "panel", "check", "panel"]), score_a=pl.Series([1.0, 4.0, None, None]),
@@ -199,13 +212,13 @@ def test_what_speaks_against_a_confident_label() -> None:
     assert reasons == [
         "the winner was rated lower",
         None,
-        "j@m contradicts the check",
+        "j@m disagrees with the check",
         "the winner is 5.0 times as long",
     ]
 
 
 def candidate(*pairs: tuple[str, float, float]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Candidates of a prompt each, and what the panel said: (name, p_ab, p_ba)."""
+    """Candidates of one prompt each, and the panel's votes: (name, p_ab, p_ba)."""
     none = pl.lit(None, pl.Float64)
     names = pl.DataFrame({"prompt_id": [name for name, _, _ in pairs]}).with_columns(
         a=pl.format("{}-a", "prompt_id"), b=pl.format("{}-b", "prompt_id"), score_a=none, score_b=none,
@@ -216,7 +229,7 @@ def candidate(*pairs: tuple[str, float, float]) -> tuple[pl.DataFrame, pl.DataFr
     return names, votes
 
 
-def test_no_more_near_ties_are_left_out_than_allowed() -> None:
+def test_no_more_near_ties_are_dropped_than_allowed() -> None:
     names, votes = candidate(("x", 1.0, 0.0), ("y", 0.6, 0.6), ("z", 0.62, 0.62), ("u", 1.0, 1.0))
     for allowed, kept in ((1.0, {"u"}), (0.5, {"u", "z"}), (0.25, {"u", "z", "y"}), (0.0, {"u", "z", "y", "x"})):
         decided = aggregation.decide_outcomes(names, votes, "round-robin", min_confidence=0.65, max_per_prompt=1)
@@ -229,13 +242,11 @@ def test_no_more_near_ties_are_left_out_than_allowed() -> None:
         assert decided.filter(pl.col("prompt_id") == "x")["preferred"].item() is None
 
 
-def test_the_better_of_two_bad_answers_is_no_example() -> None:
+def test_the_better_of_two_bad_answers_is_dropped() -> None:
     names, votes = candidate(("x", 0.9, 0.9), ("y", 0.1, 0.1), ("z", 0.9, 0.9))
     rated = names.with_columns(score_a=pl.Series([1.5, 1.0, None]), score_b=pl.Series([1.0, 2.5, None]))
     decided = aggregation.decide_outcomes(
         rated, votes, "round-robin", min_confidence=0.65, max_per_prompt=1, min_chosen_rating=2.0
     )
     assert set(decided.filter("kept")["prompt_id"]) == {"y", "z"}
-    assert (
-        decided.filter(pl.col("prompt_id") == "x")["drop_reason"].item() == "the better answer was rated 1.5, below 2.0"
-    )
+    assert decided.filter(pl.col("prompt_id") == "x")["drop_reason"].item() == "low_rating"
