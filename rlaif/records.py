@@ -334,7 +334,9 @@ class Failure(Record):
 
     key: str = Field(description="Key of the record that the request would have produced")
     error: str = Field(description="Reason")
-    kind: Literal["endpoint", "unparsable", "check"] = Field(description="Part that failed")
+    kind: Literal["endpoint", "unparsable", "check"] = Field(
+        description="endpoint: the request failed; unparsable: the reply is not a verdict; check: a check could not run"
+    )
     prompt_id: str = Field(default="", description=PROMPT_ID)
     created_at: float = Field(default_factory=time.time, description=CREATED_AT)
 

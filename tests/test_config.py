@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -325,6 +325,7 @@ JSON = st.recursive(
 OPTIONS = st.dictionaries(TEXT, JSON, max_size=3)
 
 
+@settings(max_examples=50, deadline=None)
 @given(OPTIONS, OPTIONS, TEXT)
 def test_any_value_survives_being_written_into_the_template(
     options: dict[str, Any], panel_options: dict[str, Any], system: str

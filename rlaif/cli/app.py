@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import console
+from rlaif.cli.config import config
 from rlaif.cli.doctor import doctor
 from rlaif.cli.evaluate import evaluate
+from rlaif.cli.examples import epilog
 from rlaif.cli.export import export
 from rlaif.cli.generate import generate
 from rlaif.cli.init import init
@@ -25,9 +27,9 @@ from rlaif.cli.train import train
 
 app = typer.Typer(
     name="rlaif",
-    help="Prompts and a rubric in, a preference dataset and a better model out.\n\n"
-    "A night: rlaif init RUN, then rlaif run RUN; or generate, judge, review and train by hand. Every command can be "
-    "given again and goes on from where it stopped.",
+    help="Turn prompts and a rubric into a preference dataset and a better model\n\n"
+    "`rlaif init RUN` creates a run. `rlaif run RUN` executes all stages; generate, judge, review and train "
+    "execute one each. Rerun any command to resume it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,9 +39,11 @@ app = typer.Typer(
 for command in (
     init, plan, run, generate, judge, review, train, evaluate, report, export, status, serve, doctor,
 ):  # fmt: skip
-    app.command()(command)
-app.add_typer(judges, name="judges")
-app.add_typer(prompts, name="prompts")
+    app.command(epilog=epilog(command.__name__))(command)
+for group, name in ((judges, "judges"), (prompts, "prompts"), (config, "config")):
+    for registered in group.registered_commands:
+        registered.epilog = epilog(f"{name} {registered.name}")
+    app.add_typer(group, name=name)
 
 
 def _print_version(requested: bool) -> None:
@@ -52,9 +56,9 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _main(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks with errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error")] = False,
     _asked: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version")
     ] = False,
 ) -> None:
     console.verbose = verbose

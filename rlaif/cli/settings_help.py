@@ -66,7 +66,7 @@ SETTINGS_HELP = {
     "train.loss": "TRL loss by name (repeatable) [default: the method's]",
     "train.reward_model": "Reward model for rloo",
     "train.learning_rate": "Learning rate [default: depends on the method]",
-    "train.epochs": "Passes over the dataset [default: 1.0]",
+    "train.epochs": "Number of epochs [default: 1.0]",
     "train.max_steps": "Maximum number of training steps; overrides the epochs",
     "train.batch_size": "Effective batch size, in pairs per step [default: 8]",
     "train.per_device_batch_size": "Pairs on one device at a time [default: 2]",

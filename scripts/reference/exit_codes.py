@@ -16,8 +16,8 @@ CODES = {
     130: "Interrupted (Ctrl-C or SIGTERM). Rerun the same command to resume.",
 }
 INTRODUCTION = """\
-An error is printed to stderr as `rlaif: LOCATION: MESSAGE`, followed by a line with a hint if there is one. The location
-is a file with its line, a setting or a URL. `rlaif --verbose COMMAND` also prints the traceback."""
+An error is printed to stderr as `rlaif: LOCATION: MESSAGE`, followed by a line with a hint if there is one. The
+location is a file with its line, a setting or a URL. `rlaif --verbose COMMAND` also prints the traceback."""
 
 
 def render() -> str:

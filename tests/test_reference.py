@@ -1,0 +1,124 @@
+"""The generated files are up to date, and what they are generated from is complete."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from typing import Any, Literal, get_args, get_origin
+
+import jsonschema
+import pytest
+import typer
+
+from rlaif.cli import examples
+from rlaif.cli.app import app
+from rlaif.config.catalog import Setting, settings
+from rlaif.config.schema import json_schema
+from rlaif.config.template import render_template
+from rlaif.errors import RlaifError
+from scripts.generate_reference import COMMAND, generate
+from scripts.reference import commands, exit_codes
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    return generate()
+
+
+def test_generated_files_are_up_to_date(generated: dict[str, str]) -> None:
+    stale = [
+        name for name, text in generated.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text
+    ]
+    assert not stale, f"these files are stale: {', '.join(stale)}\n  hint: Run `{COMMAND}`."
+
+
+def test_links_between_the_pages_work(generated: dict[str, str]) -> None:
+    pages = {name.rpartition("/")[2]: text for name, text in generated.items() if name.endswith(".md")}
+    anchors = {
+        name: {
+            re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+            for heading in re.findall("(?m)^#+ (.*)$", text)
+        }
+        for name, text in pages.items()
+    }
+    for name, text in pages.items():
+        for target, anchor in re.findall(r"\]\(([\w.-]*)(?:#([\w-]+))?\)", text):
+            assert (target or name) in pages
+            assert not anchor or anchor in anchors[target or name], f"{name}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("setting", list(settings()), ids=lambda setting: setting.name)
+def test_a_setting_is_described(setting: Setting) -> None:
+    """A noun phrase without a full stop, and something for the template to show."""
+    assert setting.description
+    assert not setting.description.endswith(".")
+    assert setting.description[0].isupper() or setting.description.startswith("vLLM")
+    assert not setting.details or setting.details.endswith(".")
+    assert setting.shown is not None or setting.starter is not None
+
+
+OPTIONS = [
+    (f"rlaif {name} {parameter.flags}", parameter, parameter.info.setting)
+    for name, function in commands.commands()
+    for parameter in commands.parameters(function)
+    if hasattr(parameter.info, "setting")
+]
+BY_NAME = {setting.name: setting for setting in settings()}
+
+
+@pytest.mark.parametrize(
+    ("parameter", "name"), [option[1:] for option in OPTIONS], ids=[option[0] for option in OPTIONS]
+)
+def test_an_option_has_the_type_of_its_setting(parameter: commands.Parameter, name: str) -> None:
+    setting = BY_NAME[name]
+    if get_origin(parameter.kind) is Literal:
+        assert get_args(parameter.kind) == setting.choices
+    else:
+        kind: Any = setting.annotation if not setting.is_sequence else str
+        assert parameter.value in ("", commands.TYPE_NAMES.get(kind), parameter.info.metavar)
+
+
+def test_every_command_has_an_example_that_parses() -> None:
+    assert {name for name, _ in commands.commands()} == set(examples.EXAMPLES)
+    group: Any = typer.main.get_command(app)
+    for name, lines in examples.EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(line.partition(" > ")[0])[1:]
+            command = group
+            for word in name.split():
+                command = command.commands[word]
+            assert words[: len(name.split())] == name.split()
+            command.make_context(name, words[len(name.split()) :])  # raises for an unknown option or value
+
+
+def test_every_exit_code_of_an_error_is_explained() -> None:
+    def codes(error: type[RlaifError]) -> set[int]:
+        return {error.exit_code}.union(*(codes(subclass) for subclass in error.__subclasses__()))
+
+    assert codes(RlaifError) | {0, 130} == set(exit_codes.CODES)
+
+
+def test_the_schema_accepts_the_template_and_rejects_errors() -> None:
+    schema = json_schema()
+    jsonschema.Draft7Validator.check_schema(schema)
+    validator = jsonschema.Draft7Validator(schema)
+    assert validator.is_valid(tomllib.loads(render_template({})))
+    for text in ('[sampler]\nmodel = "one"', "[judge]\nlimit = 5", '[review]\nannotators = "ada, bob"'):
+        assert validator.is_valid(tomllib.loads(text)), text
+    for text in (
+        "[sampler]\ntemprature = 1",
+        "[sampler]\nn = 0",
+        '[prompts]\non_bad_row = "stopp"',
+        '[[panel]]\nname = "a"',
+    ):
+        assert not validator.is_valid(tomllib.loads(text)), text
+
+
+def test_the_schema_describes_every_setting() -> None:
+    definitions = json_schema()["definitions"]
+    for setting in settings():
+        if setting.section:
+            described = definitions[setting.section.model.__name__]["properties"][setting.key]
+            assert described["description"].startswith(setting.description)
