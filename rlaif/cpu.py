@@ -1,6 +1,6 @@
-"""The processor as this process may use it: its flags, the dtype that they make fast, its cores and its memory.
+"""The processor as this process may use it: flags, the fastest dtype, cores and memory.
 
-Standard library only. Everything is read from files below ``root`` ("/"), so a test can describe any machine.
+Standard library only. Everything is read from files below ``root`` ("/"), so that a test can describe any machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ISAS_WITHOUT_BFLOAT16 = frozenset(
     {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_mic", "avx512_mic_4ops", "avx512_core",
      "avx512_core_vnni"}
 )  # fmt: skip
-"""oneDNN's names for less than AVX512_CORE_BF16."""
+"""oneDNN's names of instruction sets below AVX512_CORE_BF16."""
 ISAS_WITHOUT_AMX = ISAS_WITHOUT_BFLOAT16 | {"avx512_core_bf16", "avx512_core_fp16", "avx10_1_512"}
 ARM_PARTS = {
     ("0x41", "0xd0c"): "ARM Neoverse N1",
@@ -38,7 +38,7 @@ ARM_PARTS = {
 }
 """ARM kernels give numbers instead of a model name: (CPU implementer, CPU part)."""
 MIN_CORES_TO_SPARE = 4
-"""From this many cores up a server leaves one to the rest of the machine."""
+"""From this number of cores on, servers leave one core to the rest of the machine."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Cpu:
     model: str
     family: Literal["x86", "arm", "other"]
     flags: frozenset[str]
-    """The flags that all of its cores have."""
+    """The flags that all cores have."""
 
     @property
     def relevant_flags(self) -> list[str]:
-        """The flags of :data:`RELEVANT_FLAGS` that it has."""
+        """The processor's flags that are in :data:`RELEVANT_FLAGS`."""
         return [flag for flag in RELEVANT_FLAGS[self.family] if flag in self.flags]
 
 
@@ -66,7 +66,7 @@ class DtypeChoice:
 
 @dataclass(frozen=True)
 class Core:
-    """One physical core. ``id``: its lowest logical CPU, allowed or not. ``cpu``: the logical CPU to run on."""
+    """One physical core. ``id``: its lowest logical CPU, even if not allowed. ``cpu``: the logical CPU to run on."""
 
     id: int
     cpu: int
@@ -75,30 +75,30 @@ class Core:
 
 @dataclass(frozen=True)
 class Cores:
-    """The physical cores that this process may run on, and how many CPUs' worth of time its cgroups allow."""
+    """The physical cores that this process may run on, and the CPU quota of its cgroups in CPUs."""
 
     allowed: tuple[Core, ...]
     quota: float | None = None
 
     @property
     def count(self) -> int:
-        """The number of cores that are worth a thread each."""
+        """The useful number of threads, one per core."""
         allowed = len(self.allowed)
         return allowed if self.quota is None else max(1, min(allowed, int(self.quota + 0.01)))
 
     @property
     def quota_limited(self) -> bool:
-        """Whether the quota, not the affinity, limits this process: it may run anywhere, but not everywhere at once."""
+        """True if the quota, not the affinity, limits this process: it may run on any core, but not on all at once."""
         return self.count < len(self.allowed)
 
     @property
     def for_servers(self) -> tuple[Core, ...]:
-        """The cores that model servers may share among them."""
+        """The cores that model servers may divide among themselves."""
         return self.allowed[: self.count - (self.count >= MIN_CORES_TO_SPARE)]
 
 
 def detect_cpu(root: Path = Path("/")) -> Cpu:
-    """Return this machine's processor; one without flags if the kernel does not describe it."""
+    """Return this machine's processor, without flags if the kernel does not describe it."""
     return parse_cpuinfo(_read_text(root / "proc/cpuinfo") or "")
 
 
@@ -128,7 +128,7 @@ def serving_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> DtypeCho
     """Return the dtype that serves a model fastest on ``cpu``.
 
     bfloat16 needs instructions that multiply it. Without them oneDNN, vLLM's library for matrix products, has no
-    kernel, and the fallback is several times slower than float32. ``environ`` may hold oneDNN's own limit.
+    kernel, and the fallback is several times slower than float32. ``environ`` may contain oneDNN's own limit.
     """
     if cpu.family == "arm":
         return DtypeChoice("bfloat16", "bf16") if "bf16" in cpu.flags else DtypeChoice("float32", "no bf16")
@@ -144,8 +144,8 @@ def serving_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> DtypeCho
 def training_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> DtypeChoice:
     """Return the dtype that trains a model fastest on ``cpu``.
 
-    Measured with LoRA and DPO (benchmarks/speed.md): with amx_bf16 bfloat16 takes 0.6 times as long as float32, with
-    AVX2 alone three times as long. With other bfloat16 instructions it has not been measured, and float32 is exact.
+    Measured with LoRA and DPO (benchmarks/speed.md): with amx_bf16, bfloat16 takes 0.6 times as long as float32; with
+    AVX2 alone, three times as long. Other bfloat16 instructions have not been measured, so float32 is used.
     """
     serving = serving_dtype(cpu, environ)
     if serving.dtype == "float32":
@@ -156,24 +156,25 @@ def training_dtype(cpu: Cpu, environ: Mapping[str, str] = os.environ) -> DtypeCh
 
 
 def _isa_limit(environ: Mapping[str, str]) -> str:
-    """Return oneDNN's limit in small letters, "" if there is none."""
+    """Return oneDNN's limit in lowercase, "" if there is none."""
     return next((environ[name].lower() for name in ISA_LIMITS if environ.get(name)), "")
 
 
 def usable_cores(root: Path = Path("/"), affinity: set[int] | None = None) -> Cores:
-    """Return the physical cores that this process may use. ``affinity``: logical CPUs, default the process's own."""
+    """Return the physical cores that this process may use. ``affinity``: logical CPUs, by default those of the
+    process."""
     allowed: dict[int, Core] = {}
     for cpu in sorted(os.sched_getaffinity(0) if affinity is None else affinity):
         folder = root / f"sys/devices/system/cpu/cpu{cpu}"
         siblings = _parse_id_list(_read_text(folder / "topology/thread_siblings_list")) or [cpu]
         nodes = [int(entry.name[4:]) for entry in folder.glob("node[0-9]*") if entry.name[4:].isdigit()]
-        # One thread per physical core: hyper-threads of one core share what multiplies matrices.
+        # One thread per physical core: hyper-threads of one core share the units that multiply matrices.
         allowed.setdefault(min(siblings), Core(min(siblings), cpu, min(nodes, default=0)))
     return Cores(tuple(sorted(allowed.values(), key=lambda core: (core.node, core.cpu))), cpu_quota(root))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return how many CPUs' worth of time the cgroups of this process allow, or None if they do not limit it."""
+    """Return the CPU quota of this process's cgroups in CPUs, or None without a quota."""
     quotas: list[float] = []
     for folder in _iter_cgroups(root, "cpu"):
         words = (_read_text(folder / "cpu.max") or "").split()  # v2: "200000 100000" or "max 100000"
@@ -185,7 +186,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def memory_bytes(root: Path = Path("/")) -> int | None:
-    """Return the memory that this process may use in all, cgroup limits included, or None if it is not known."""
+    """Return the memory in bytes that this process may use, including cgroup limits, or None if it is unknown."""
     sizes: list[int] = []
     for line in (_read_text(root / "proc/meminfo") or "").splitlines():
         name, _, value = line.partition(":")
@@ -200,8 +201,8 @@ def memory_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _iter_cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's cgroups that may limit ``controller`` (v1 and v2), from its own upwards."""
-    paths: dict[str, str] = {}  # of v2 under ""
+    """Yield the folders of this process's cgroups that may limit ``controller`` (v1 and v2), from its own upward."""
+    paths: dict[str, str] = {}  # v2 has the key ""
     for line in (_read_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         paths |= dict.fromkeys(controllers.split(","), path)
@@ -215,7 +216,7 @@ def _iter_cgroups(root: Path, controller: str) -> Iterator[Path]:
             continue
         mount_root, mount = fields[3].rstrip("/"), root / fields[4].lstrip("/")
         path = paths[key]
-        # In a container the path may be the host's, while the mount begins at the container's own group.
+        # In a container, the path may be the host's while the mount begins at the container's own group.
         inside = path[len(mount_root) :].strip("/") if path.startswith(f"{mount_root}/") else ""
         parts = [] if ".." in inside.split("/") else [part for part in inside.split("/") if part]
         for end in range(len(parts), -1, -1):
@@ -223,7 +224,7 @@ def _iter_cgroups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _parse_id_list(text: str | None) -> list[int]:
-    """Return the numbers of a list of the kernel's, like "0-2,8"."""
+    """Return the numbers of a list in the kernel's notation, like "0-2,8"."""
     numbers: list[int] = []
     for part in (text or "").strip().split(","):
         first, _, last = part.partition("-")

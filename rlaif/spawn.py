@@ -1,4 +1,4 @@
-"""The environment of the Python processes that rlaif starts."""
+"""Environment variables of the Python processes that rlaif starts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import os
 from collections.abc import Iterator
 
 EXCLUDED_VARIABLES = ("PYTHONDONTWRITEBYTECODE",)
-"""Each of vLLM's three processes would compile torch and vLLM from source, which doubles the time of every start."""
+"""With this variable, each of vLLM's three processes would compile torch and vLLM from source, which doubles the time
+of every start."""
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """Return this process's environment for a child, with ``extra`` over it and without :data:`EXCLUDED_VARIABLES`."""
+    """Return the environment for a child: this process's own, without :data:`EXCLUDED_VARIABLES`, plus ``extra``."""
     inherited = {name: value for name, value in os.environ.items() if name not in EXCLUDED_VARIABLES}
     return {**inherited, **extra}
 
 
 @contextlib.contextmanager
 def without_excluded_variables() -> Iterator[None]:
-    """Leave :data:`EXCLUDED_VARIABLES` out of this process's own environment, for libraries that start processes."""
+    """Remove :data:`EXCLUDED_VARIABLES` from this process's own environment, for libraries that start processes."""
     removed = {name: os.environ.pop(name) for name in EXCLUDED_VARIABLES if name in os.environ}
     try:
         yield

@@ -35,7 +35,9 @@ class BatchServer(ScriptedServer):
         self.script: Callable[[int], list[str]] = lambda index: NORMAL_COURSE
         self.fate: Callable[[dict[str, Any]], Any] = lambda body: "answer"
         self.fault_at: Callable[[str], Fault | None] = lambda step: None
-        self.failure: list[dict[str, Any]] = [{"code": "invalid_json_line", "message": "Line 3 is no JSON.", "line": 3}]
+        self.failure: list[dict[str, Any]] = [
+            {"code": "invalid_json_line", "message": "Line 3 is not JSON.", "line": 3}
+        ]
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.courses: dict[str, list[str]] = {}

@@ -1,8 +1,8 @@
-"""Commands of rlaif in processes that start in milliseconds: for killing a hundred of them.
+"""A server that forks commands of rlaif in milliseconds, for tests that kill a hundred of them.
 
-Run as ``python -m tests.fork_server``: everything is imported once, then each line of standard input (what to
-run, as JSON) is forked off as a command of its own, in a session of its own. Its number is printed, and later its exit
-status ("-9" when it was killed). Threads would not survive a fork: none is started before it.
+Run as ``python -m tests.fork_server``. It imports everything once. Each line of standard input is a command as JSON,
+which it runs in a forked process in its own session. It prints the pid, and later the exit status ("-9" for a killed
+process). Threads do not survive a fork, so it starts none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 
 
 class ForkServer:
-    """The other end, for tests."""
+    """Client of the fork server, for tests."""
 
     def __enter__(self) -> ForkServer:
         environment = {**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -47,10 +47,9 @@ class ForkServer:
     def run(
         self, *arguments: str | Path, kill_after: float | None = None, stderr_file: Path | None = None, **limits: int
     ) -> tuple[int, float]:
-        """One command, killed (-9) after so many seconds if it has not ended. Gives (exit status, seconds).
+        """Run one command and kill it (-9) after ``kill_after`` seconds. Returns (exit status, seconds).
 
-        ``stderr_file``: a file for what it says on stderr. ``limits``: ``file_size`` in bytes; ``powerless``: root
-        too is bound by the permissions of files.
+        ``limits``: ``file_size`` in bytes; ``powerless``: file permissions apply to root too.
         """
         assert self._process.stdin
         request = {
@@ -63,7 +62,7 @@ class ForkServer:
         pid, began = int(self._read()), time.monotonic()
 
         def kill() -> None:
-            os.kill(pid, 9)  # not reaped before its status was printed, so the number is still its own
+            os.kill(pid, 9)  # it is not reaped before its status is printed, so the pid is still its own
 
         timer = threading.Timer(kill_after, kill) if kill_after is not None else None
         if timer:
@@ -80,14 +79,14 @@ class ForkServer:
 
 
 def _drop_capabilities() -> None:
-    """No capabilities: whom files belong to and what their modes say holds for root as for everybody."""
+    """Drop all capabilities, so that file permissions apply to root too."""
     version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
     nothing = (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset(version_3, nothing) == 0
 
 
 def _command(request: dict[str, Any]) -> None:
-    """In the child: never returns."""
+    """Run a command in the child process; never returns."""
     os.setsid()
     devnull = os.open(os.devnull, os.O_RDWR)
     stderr = os.open(request["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

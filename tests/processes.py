@@ -1,4 +1,4 @@
-"""Processes by what they carry, so that a test can say that none is left."""
+"""Search for processes by a marker, so that a test can check that none is left."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 def processes_carrying(marker: str) -> dict[int, str]:
-    """Living processes with ``marker`` in their command line or environment: their numbers and command lines."""
+    """Return pid and command line of the living processes with ``marker`` in their command line or environment."""
     commands = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended meanwhile, or is not ours
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 command = (entry / "cmdline").read_bytes()
                 ended = (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
                 if not ended and marker.encode() in command + (entry / "environ").read_bytes():
@@ -22,7 +22,7 @@ def processes_carrying(marker: str) -> dict[int, str]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> bool:
-    """Wait until ``condition()`` is; whether it became so in ``seconds``, a time that only a failure needs."""
+    """Wait until ``condition()`` is true. Returns False after ``seconds``, which only a failure takes."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():

@@ -1,4 +1,4 @@
-"""What rlaif reads of a processor: stored /proc/cpuinfo texts of six, cgroups and topologies written as files."""
+"""Detection of the processor: stored /proc/cpuinfo texts of six processors, and cgroups and topologies as files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_cpu(name: str) -> cpu.Cpu:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_a_stored_processor_gives_its_name_its_flags_and_its_dtype(name: str) -> None:
+def test_a_stored_processor_has_its_name_flags_and_dtype(name: str) -> None:
     model, notable, choice = PROCESSORS[name]
     processor = load_cpu(name)
     assert processor.model == model
@@ -67,13 +67,13 @@ def test_a_stored_processor_gives_its_name_its_flags_and_its_dtype(name: str) ->
         ("neoverse_v1", "", DtypeChoice("float32", "no amx_bf16")),
     ],
 )
-def test_training_takes_bfloat16_only_where_it_was_measured_to_be_faster(
+def test_training_uses_bfloat16_only_if_it_was_measured_to_be_faster(
     name: str, limit: str, choice: DtypeChoice
 ) -> None:
     assert cpu.training_dtype(load_cpu(name), {"ONEDNN_MAX_CPU_ISA": limit}) == choice
 
 
-def test_the_settings_of_a_training_follow_the_processor_unless_they_name_a_dtype(
+def test_the_dtype_of_a_training_depends_on_the_processor_and_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch = pytest.importorskip("torch")
@@ -92,29 +92,29 @@ def test_every_stored_processor_is_tested() -> None:
 
 
 @pytest.mark.parametrize("limit", ["AVX2", "avx2", "AVX512_CORE_VNNI", "AVX2_VNNI_2"])
-def test_onednn_limited_below_bfloat16_takes_it_away(limit: str) -> None:
+def test_an_onednn_limit_can_turn_off_bfloat16(limit: str) -> None:
     for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         choice = cpu.serving_dtype(load_cpu("sapphire_rapids"), {variable: limit})
         assert choice == DtypeChoice("float32", f"{variable}={limit} turns off avx512_bf16 and amx_bf16")
 
 
 @pytest.mark.parametrize("limit", ["", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_AMX"])
-def test_a_limit_that_leaves_bfloat16_changes_nothing(limit: str) -> None:
+def test_an_onednn_limit_that_allows_bfloat16_changes_nothing(limit: str) -> None:
     environment = {"ONEDNN_MAX_CPU_ISA": limit}
     assert cpu.serving_dtype(load_cpu("zen4"), environment) == DtypeChoice("bfloat16", "avx512_bf16")
     assert cpu.serving_dtype(load_cpu("zen3"), environment) == DtypeChoice("float32", NONE)
 
 
-def test_the_limit_of_x86_means_nothing_on_arm() -> None:
+def test_the_limit_of_x86_has_no_effect_on_arm() -> None:
     assert cpu.serving_dtype(load_cpu("neoverse_v1"), {"ONEDNN_MAX_CPU_ISA": "AVX2"}).dtype == "bfloat16"
 
 
-def test_only_flags_that_every_core_has_count() -> None:
+def test_only_flags_of_all_cores_count() -> None:
     text = "processor : 0\nflags : avx2 avx512_bf16\n\nprocessor : 1\nflags : avx2\n"
     assert cpu.parse_cpuinfo(text).flags == {"avx2"}
 
 
-def test_other_processors_and_none_at_all_get_float32(tmp_path: Path) -> None:
+def test_other_and_unknown_processors_use_float32(tmp_path: Path) -> None:
     power = cpu.parse_cpuinfo("processor\t: 0\ncpu\t\t: POWER10 (architected), altivec supported\n")
     assert (power.family, cpu.serving_dtype(power, {}).dtype) == ("other", "float32")
     nothing = cpu.detect_cpu(tmp_path)
@@ -142,7 +142,7 @@ def test_hyper_threads_count_as_one_core(tmp_path: Path) -> None:
     root = topology(tmp_path, {0: "0,4", 1: "1,5", 2: "2-3", 3: "2-3", 4: "0,4", 5: "1,5"})
     cores = cpu.usable_cores(root, {0, 1, 2, 3, 4, 5})
     assert cores.allowed == (Core(0, 0), Core(1, 1), Core(2, 2))
-    # Two processes that may each use one hyper-thread of a core compete for the same one.
+    # Two processes that may each use one hyper-thread of a core compete for the same core.
     assert cpu.usable_cores(root, {4}).allowed == (Core(0, 4),)
 
 
@@ -150,7 +150,7 @@ def test_without_a_topology_each_logical_cpu_is_a_core(tmp_path: Path) -> None:
     assert cpu.usable_cores(tmp_path, {3, 7}).allowed == (Core(3, 3), Core(7, 7))
 
 
-def test_cores_of_one_numa_node_stand_together(tmp_path: Path) -> None:
+def test_cores_are_ordered_by_numa_node(tmp_path: Path) -> None:
     root = topology(tmp_path, {n: str(n) for n in range(4)}, {0: 0, 1: 1, 2: 0, 3: 1})
     assert [(core.node, core.cpu) for core in cpu.usable_cores(root, {0, 1, 2, 3}).allowed] == [
         (0, 0), (0, 2), (1, 1), (1, 3),
@@ -162,7 +162,7 @@ def test_cores_of_one_numa_node_stand_together(tmp_path: Path) -> None:
     [(1, None, 1, 1), (2, None, 2, 2), (3, None, 3, 3), (4, None, 4, 3), (64, None, 64, 63),
      (8, 2.0, 2, 2), (8, 2.9, 2, 2), (8, 0.5, 1, 1), (2, 16.0, 2, 2), (64, 4.0, 4, 3)],
 )  # fmt: skip
-def test_one_core_is_left_free_from_four_up_and_a_quota_counts(
+def test_one_core_stays_free_from_four_cores_on_and_a_quota_counts(
     allowed: int, quota: float | None, count: int, for_servers: int
 ) -> None:
     cores = Cores(tuple(Core(n, n) for n in range(allowed)), quota)
@@ -196,7 +196,7 @@ def machine(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_a_quota_of_cgroup_v2_counts_wherever_it_is_set_above_the_process(tmp_path: Path) -> None:
+def test_a_quota_of_cgroup_v2_counts_at_any_level_above_the_process(tmp_path: Path) -> None:
     groups = "sys/fs/cgroup/user.slice"
     root = machine(tmp_path, {
         "proc/self/cgroup": "0::/user.slice/job.scope\n", "proc/self/mountinfo": V2_MOUNTS,
@@ -224,7 +224,7 @@ def test_a_quota_of_cgroup_v1_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docker/0123", "/", "/../other"])
-def test_in_a_container_the_path_may_be_that_of_the_host(tmp_path: Path, path: str) -> None:
+def test_in_a_container_the_path_may_be_the_hosts(tmp_path: Path, path: str) -> None:
     mounts = V1_MOUNTS.replace("0:24 / /sys", "0:24 /docker/0123 /sys")
     root = machine(tmp_path, {
         "proc/self/cgroup": f"3:cpu,cpuacct:{path}\n", "proc/self/mountinfo": mounts,
@@ -234,7 +234,7 @@ def test_in_a_container_the_path_may_be_that_of_the_host(tmp_path: Path, path: s
     assert cpu.cpu_quota(root) == 1.5
 
 
-def test_no_limit_and_no_files_mean_none(tmp_path: Path) -> None:
+def test_missing_limits_and_files_are_none(tmp_path: Path) -> None:
     assert cpu.cpu_quota(tmp_path) is None
     assert cpu.memory_bytes(tmp_path) is None
     root = machine(tmp_path, {"proc/self/cgroup": "0::/\nbroken\n", "proc/self/mountinfo": f"x - \n{V2_MOUNTS}",

@@ -1,7 +1,7 @@
-"""A night on a local Ray cluster of two real vLLMs, one of which is killed, beside the same night on one vLLM.
+"""A run on a local Ray cluster of two real vLLMs, one of which is killed, compared with the same run on one vLLM.
 
-Each prompt has two answers that were imported and one that the model samples. What the imported ones are judged to be
-is comparable between the nights whatever is sampled.
+Each prompt has two imported answers and one that the model samples. The verdicts on the imported answers are comparable
+between the runs, whatever is sampled.
 """
 
 from __future__ import annotations
@@ -67,14 +67,16 @@ JUDGE_FIELDS = ("prob_a", "verdict_mass", "reply")
 
 
 def servers_of(marker: str) -> dict[int, str]:
-    """The command lines of the vLLM servers whose processes carry ``marker``, without what guards them."""
+    """Return the command lines of the vLLM servers whose processes carry ``marker``, without their supervisors."""
     return {
-        n: line for n, line in processes_carrying(marker).items() if "api_server" in line and "process_supervisor.py" not in line
+        n: line
+        for n, line in processes_carrying(marker).items()
+        if "api_server" in line and "process_supervisor.py" not in line
     }
 
 
 def journal(run: Path, name: str) -> dict[str, dict[str, Any]]:
-    """The lines by key. Fails if a key is there twice."""
+    """Return the lines by key. Fails if a key occurs twice."""
     lines = read_jsonl(run / "journal" / f"{name}.jsonl")
     assert len({line["key"] for line in lines}) == len(lines)
     return {line["key"]: without(line, TIME_FIELDS) for line in lines}
@@ -90,7 +92,7 @@ def imported_keys(run: Path) -> set[str]:
 
 @dataclass
 class Runs:
-    """Both runs. ``killed_at``: how many verdicts a model had given when one of two replicas was killed."""
+    """Both runs. ``killed_at``: number of verdicts by a model at the time when one of two replicas was killed."""
 
     plain: Path
     ray: Path
@@ -98,11 +100,11 @@ class Runs:
     log_text: str
     leftover: dict[int, str]
     stopped: tuple[dict[int, str], dict[int, str]]
-    """The processes of the shared server before and after it was stopped."""
+    """Processes of the shared server before and after its stop."""
     pending: str
-    """What the judge would still be asked after the night on Ray."""
+    """Dry run of the judge after the run on Ray."""
     tolerance: float
-    """How far a probability of one run may be from the other's."""
+    """Maximum difference of a probability between the two runs."""
 
 
 def rlaif(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -127,14 +129,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) -> R
         (folder / name / "rlaif.toml").write_text(SETTINGS.replace("FOLDER", str(folder)) + more)
         rlaif("generate", folder / name, "--import", folder / "rows.jsonl")
     rlaif("run", folder / "plain", env=demo_server.commands())
-    key = demo_server.client().key or "?"
+    key = demo_server.client().api_key.value or "?"
     before, (shared,) = processes_carrying(key), servers_of(key).values()
-    demo_server.close()  # two vLLMs beside a training are enough for the memory
+    demo_server.close()  # the memory is enough for two vLLMs and a training
     stopped = before, processes_carrying(key)
 
     run = folder / "ray"
     log, verdicts, completions = (
-        folder / "told",
+        folder / "output.txt",
         *(run / "journal" / f"{n}.jsonl" for n in ("verdicts", "completions")),
     )
     environment = os.environ | SMALL_CACHE | {"RAY_ADDRESS": "local", "RLAIF_TEST_MARK": str(run)}
@@ -161,7 +163,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) -> R
 
 
 def test_two_replicas_answer_as_one_server_does(runs: Runs) -> None:
-    """A seed decides an answer, whichever replica gives it, as long as its tokens are as probable there."""
+    """A seed decides an answer on any replica, as long as its tokens are equally probable there."""
     assert journal(runs.ray, "prompts") == journal(runs.plain, "prompts")
     plain, ray = (journal(run, "completions") for run in (runs.plain, runs.ray))
     assert ray.keys() == plain.keys()
@@ -173,12 +175,12 @@ def test_two_replicas_answer_as_one_server_does(runs: Runs) -> None:
     assert "serving demo on Ray: 2 x vLLM" in runs.log_text
 
 
-def test_one_replica_killed_in_the_middle_costs_nothing_but_time(runs: Runs) -> None:
-    """Every verdict is there once, and those on imported answers are the one server's."""
+def test_a_killed_replica_costs_only_time(runs: Runs) -> None:
+    """Every verdict occurs once, and those on imported answers equal the ones of the single server."""
     plain, ray = (journal(run, "verdicts") for run in (runs.plain, runs.ray))
     requested = [line for line in ray.values() if line["model"] == "demo"]
     assert 0 < runs.killed_at < len(requested) - CONCURRENCY
-    assert "nothing is owed" in runs.pending
+    assert "nothing is pending" in runs.pending
 
     answers = imported_keys(runs.plain)
     of_imported = {key for key, line in plain.items() if {line["a"], line.get("b", line["a"])} <= answers}
@@ -190,13 +192,13 @@ def test_one_replica_killed_in_the_middle_costs_nothing_but_time(runs: Runs) -> 
     for key in compared:
         assert 0 <= ray[key]["prob_a"] <= 1
         assert ray[key]["prob_a"] == pytest.approx(plain[key]["prob_a"], abs=runs.tolerance)
-        assert ray[key]["verdict_mass"] > 0.99  # held to the verdict words
+        assert ray[key]["verdict_mass"] > 0.99  # constrained to the verdict words
     chosen = [line["prob_a"] for key, line in plain.items() if key in compared]
-    assert max(chosen) - min(chosen) > 2 * runs.tolerance  # or one verdict could stand in for another
+    assert max(chosen) - min(chosen) > 2 * runs.tolerance  # otherwise verdicts would be interchangeable
 
 
 def test_the_dataset_is_the_same(runs: Runs) -> None:
-    """As far as it is made of imported answers, except which of two is better where that is nearly a tie."""
+    """Compares pairs of imported answers, except for the preference in near ties."""
     answers, tables = imported_keys(runs.plain), []
     for run in (runs.plain, runs.ray):
         pairs = pl.read_parquet(run / "tables" / "pairs.parquet")
@@ -225,5 +227,5 @@ def test_the_cluster_ends_with_the_run(runs: Runs) -> None:
 
 def test_a_stopped_server_leaves_no_process(runs: Runs) -> None:
     before, after = runs.stopped
-    assert len(before) >= 3  # the guard, the API server, the engine
+    assert len(before) >= 3  # the supervisor, the API server, the engine
     assert not after

@@ -1,4 +1,4 @@
-"""A reward model by the product alone: pairs that checks decide, trained on by TRL, served by vLLM, judging."""
+"""A reward model from start to end: checks decide pairs, TRL trains on them, and vLLM serves the model as a judge."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ ASKS = ("Name two {}.", "Which {} do you like?", "I collect {}. Which should I g
 
 
 def rows(things: tuple[str, ...], *, checked: bool) -> list[dict[str, Any]]:
-    """Prompts with a polite and a rude answer of about one length; with checks, a program can tell which is which."""
+    """Return prompts with a polite and a rude answer of about the same length, and optionally with checks that
+    distinguish them."""
     records: list[dict[str, Any]] = []
     for thing in things:
         for number, ask in enumerate(ASKS):
@@ -54,7 +55,7 @@ def rows(things: tuple[str, ...], *, checked: bool) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class JudgedRun:
-    """What training left, and a run of other prompts in which the model that it left was the judge."""
+    """The trained model, and a run with other prompts that the model judged."""
 
     model: Path
     training: dict[str, Any]
@@ -81,8 +82,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> JudgedRun:
         return folder / name
 
     first = run("first", THINGS[:9], checked=True)
-    nobody = ("--model", "nobody", "--base-url", "http://127.0.0.1:9/v1")  # where checks decide, no model is asked
-    rlaif("judge", first, "--judge", "helpful", *nobody)
+    unreachable = ("--model", "m", "--base-url", "http://127.0.0.1:9/v1")  # checks decide, so no model is needed
+    rlaif("judge", first, "--judge", "helpful", *unreachable)
     trained = rlaif("train", first, "--method", "reward", "--model", "demo")
     assert f"--method rloo --reward-model {first / 'model' / 'merged'} --output" in trained
     training = json.loads((first / "model" / "training.json").read_text())
@@ -93,7 +94,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> JudgedRun:
 
 
 def scored(run: Path) -> list[tuple[list[dict[str, str]], float]]:
-    """(conversation with its answer, score) by answer."""
+    """Return (conversation with the answer, score) of each answer."""
     verdicts = read_jsonl(run / "journal" / "verdicts.jsonl")
     scores = {line["a"]: line["score"] for line in verdicts if line["kind"] == "reward"}
     prompts = {line["prompt_id"]: line["messages"] for line in read_jsonl(run / "journal" / "prompts.jsonl")}
@@ -115,7 +116,7 @@ def logits(folder: Path, conversations: list[list[dict[str, str]]]) -> list[floa
     return values
 
 
-def test_its_scores_are_the_models_own(judged: JudgedRun) -> None:
+def test_scores_equal_the_models_logits(judged: JudgedRun) -> None:
     conversations, scores = zip(*scored(judged.run), strict=True)
     assert len(scores) == 2 * len(rows(THINGS[9:], checked=False))
     assert all(map(math.isfinite, scores))
@@ -123,8 +124,8 @@ def test_its_scores_are_the_models_own(judged: JudgedRun) -> None:
     assert max(scores) - min(scores) > 0.1
 
 
-def test_it_ranks_answers_to_prompts_that_it_never_saw(judged: JudgedRun) -> None:
-    """As training said that it would on its own held-out pairs."""
+def test_the_model_ranks_answers_to_unseen_prompts(judged: JudgedRun) -> None:
+    """Its accuracy on the training's own held-out pairs is high as well."""
     assert judged.training["accuracy_after"]["value"] > 0.9
     assert judged.training["accuracy_after"]["n"] >= 5
     pairs = pl.read_parquet(judged.run / "tables" / "pairs.parquet")
@@ -133,8 +134,8 @@ def test_it_ranks_answers_to_prompts_that_it_never_saw(judged: JudgedRun) -> Non
     assert sum(correct) >= len(correct) - 1
 
 
-def test_a_gap_in_score_is_a_probability(judged: JudgedRun) -> None:
-    """Bradley and Terry's: the panel hears a reward model as it hears any other judge."""
+def test_a_score_difference_becomes_a_probability(judged: JudgedRun) -> None:
+    """By the Bradley-Terry model, so that the panel treats a reward model like any other judge."""
     assert "has no exam" in judged.output
     scores = {turns[0]["content"] + turns[-1]["content"]: score for turns, score in scored(judged.run)}
     for row in pl.read_parquet(judged.run / "tables" / "pairs.parquet").iter_rows(named=True):

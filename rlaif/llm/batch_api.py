@@ -43,7 +43,7 @@ class BatchApi:
             form.add_field("purpose", "batch")
             form.add_field("file", data, filename=name, content_type="application/jsonl")
             response = await self._endpoint.send("POST", "/files", self._client.config.timeout_s, form, json=False)
-            return chat_protocol.parse_json(response, self._client.key.redact)
+            return chat_protocol.parse_json(response, self._client.api_key.redact)
 
         return await self._create(upload, "file")
 
@@ -108,7 +108,7 @@ class BatchApi:
                 hint="Rerun the same command, or drop `--batch`. Nothing is lost.",
             ) from None
         if not isinstance(value, dict) or not isinstance(value.get("id"), str):
-            excerpt = self._client.key.redact(str(value))[:200]
+            excerpt = self._client.api_key.redact(str(value))[:200]
             raise EndpointError(f"the batch API returned a {kind} without an id: {excerpt}", location=self.url)
         return str(value["id"])
 
@@ -117,7 +117,7 @@ class BatchApi:
 
     async def _request_json(self, method: str, path: str, data: bytes | None = None) -> Any:
         response = await self._endpoint.send(method, path, self._client.config.timeout_s, data)
-        return chat_protocol.parse_json(response, self._client.key.redact)
+        return chat_protocol.parse_json(response, self._client.api_key.redact)
 
 
 def job_key_of(batch: dict[str, Any]) -> str:

@@ -358,7 +358,7 @@ class BatchRunner:
         if exceeds_token_limit(batch) and self.max_lines > 1:
             self.max_lines = max(1, min(self.max_lines, job.lines // 2))
             return None
-        message = self.client.key.excerpt(error_summary(batch))
+        message = self.client.api_key.excerpt(error_summary(batch))
         return EndpointError(f"batch {job.batch} failed: {message}", location=self.api.url)
 
     async def _collect_file(self, file_id: str, is_last_attempt: bool) -> int:
@@ -395,7 +395,7 @@ class BatchRunner:
         failed if another attempt would not help."""
         kind: Literal["endpoint", "unparsable"] = "endpoint"
         try:
-            body = parse_batch_line(line, self.client.key.redact)
+            body = parse_batch_line(line, self.client.api_key.redact)
             reply = self.client.parse_response(body, self.api.url, price_factor=BATCH_PRICE_FACTOR)
             self.usage.add(reply.usage)
             records = self.parse_reply(request, reply)

@@ -67,11 +67,11 @@ class Client:
         self.model = model
         self.config = config
         self.usage = usage
-        self.key = ApiKey(key) if key else ApiKey.from_environment()
+        self.api_key = ApiKey(key) if key else ApiKey.from_environment()
         self._answered_at: float | None = None
         self._key_check_lock = asyncio.Lock()
         self._supports_logprobs: bool | None = None
-        self._pool = EndpointPool(urls, self.key.value, config, managed=restart_server is not None)
+        self._pool = EndpointPool(urls, self.api_key.value, config, managed=restart_server is not None)
         self._monitor = ServerMonitor(self._pool, usage, config.timeout_s, describe_server)
         self._retries = Retries(config, usage, restart_server)
 
@@ -106,7 +106,7 @@ class Client:
         If some of several endpoints are unavailable, they back off and are probed again later.
         """
         checks = (
-            check_endpoint(endpoint, self.model, self.key, self._retries, self.config.timeout_s)
+            check_endpoint(endpoint, self.model, self.api_key, self._retries, self.config.timeout_s)
             for endpoint in self.endpoints
         )
         results = await asyncio.gather(*checks, return_exceptions=True)
@@ -132,7 +132,7 @@ class Client:
         except HTTPStatusError as error:
             raise self._status_failure(error, rejected=error.status in http_status.REQUEST_REJECTED) from None
         except (ConnectionLostError, MalformedResponseError) as error:
-            raise RequestFailedError(self.key.excerpt(str(error))) from None
+            raise RequestFailedError(self.api_key.excerpt(str(error))) from None
 
     async def with_retries(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Await ``call()``, any exchange with an endpoint, with the retries of a chat request.
@@ -147,10 +147,10 @@ class Client:
             return await self._retries.call_once_more_at_stop(call_once)
         except HTTPStatusError as error:
             if error.status in http_status.KEY_REJECTED:
-                raise self.key.rejected_error(self.url, error.status) from None
+                raise self.api_key.rejected_error(self.url, error.status) from None
             raise self._status_failure(error) from None
         except (ConnectionLostError, MalformedResponseError) as error:
-            raise RequestFailedError(self.key.excerpt(str(error))) from None
+            raise RequestFailedError(self.api_key.excerpt(str(error))) from None
 
     async def supports_logprobs(self, top: int = 20) -> bool:
         """Return True if replies carry the probabilities of the ``top`` tokens. The first call probes with one token.
@@ -184,7 +184,7 @@ class Client:
         def cost(prompt: int, cached: int, completion: int) -> float:
             return (request_cost(self.model, url, prompt, cached, completion) or 0.0) * price_factor
 
-        return chat_protocol.parse_chat_response(value, cost, self.key.redact, endpoint_path)
+        return chat_protocol.parse_chat_response(value, cost, self.api_key.redact, endpoint_path)
 
     async def _send_once(self, data: bytes, answer_tokens: int, endpoint_path: str) -> ChatResponse:
         self._monitor.start()
@@ -201,7 +201,7 @@ class Client:
         except HTTPStatusError as error:
             is_ambiguous = error.status == HTTPStatus.FORBIDDEN and not self._answered_at
             if is_ambiguous and await self._is_key_rejected(endpoint, endpoint_path):
-                raise self.key.rejected_error(endpoint.url, error.status) from None
+                raise self.api_key.rejected_error(endpoint.url, error.status) from None
             self._handle_http_error(endpoint, error, sent_at)
             raise
         except ResponseTimeoutError as error:
@@ -214,7 +214,7 @@ class Client:
         finally:
             self._pool.release(endpoint)
         reply = self.parse_response(
-            chat_protocol.parse_json(raw, self.key.redact), endpoint.url, endpoint_path=endpoint_path
+            chat_protocol.parse_json(raw, self.api_key.redact), endpoint.url, endpoint_path=endpoint_path
         )
         self._record_answer(endpoint, reply, sent_at)
         endpoint.rate_limiter.adjust(reply.usage.prompt_tokens + reply.usage.completion_tokens - tokens)
@@ -239,12 +239,12 @@ class Client:
         if is_fatal and self._answered_at and self._pool.has_healthy_alternative(endpoint):
             # One of several endpoints lost its model or its key during the run: the others continue.
             self._record_failure(endpoint)
-            raise ConnectionLostError(f"HTTP {status}: {self.key.excerpt(error.message)}") from None
+            raise ConnectionLostError(f"HTTP {status}: {self.api_key.excerpt(error.message)}") from None
         if status == HTTPStatus.UNAUTHORIZED:
-            raise self.key.rejected_error(endpoint.url, status) from None
+            raise self.api_key.rejected_error(endpoint.url, status) from None
         if status == HTTPStatus.NOT_FOUND:
             raise EndpointError(
-                f"the server has no model {self.model!r} or no chat completions: {self.key.excerpt(error.message)}",
+                f"the server has no model {self.model!r} or no chat completions: {self.api_key.excerpt(error.message)}",
                 location=endpoint.url,
             ) from None
         if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -268,7 +268,7 @@ class Client:
                 try:
                     data = orjson.dumps({**PROBE_BODY, "model": self.model})
                     raw = await endpoint.send("POST", endpoint_path, self.config.timeout_s, data)
-                    value = chat_protocol.parse_json(raw, self.key.redact)
+                    value = chat_protocol.parse_json(raw, self.api_key.redact)
                     self.usage.add(self.parse_response(value, endpoint.url).usage)
                     self._answered_at = time.monotonic()
                 except HTTPStatusError as error:
@@ -282,7 +282,7 @@ class Client:
         self.usage.endpoints_down = self._pool.endpoints_down
 
     def _status_failure(self, error: HTTPStatusError, *, rejected: bool = False) -> RequestFailedError:
-        message = f"HTTP {error.status}: {self.key.excerpt(error.message)}"
+        message = f"HTTP {error.status}: {self.api_key.excerpt(error.message)}"
         return RequestFailedError(message, rejected=rejected, status=error.status)
 
 

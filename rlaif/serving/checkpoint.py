@@ -1,4 +1,4 @@
-"""What a model's files say before it is loaded: where they are, whether they are quantized, and how large they are."""
+"""Facts about a model from its files, before it is loaded: folder, quantization and size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:
-    """Return the folder of a model: its own path, or its place in the hub's cache. Downloads nothing."""
+    """Return the folder of a model: its own path, or its folder in the hub's cache. Downloads nothing."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -31,7 +31,7 @@ def model_folder(model: str, revision: str | None = None) -> Path:
 
 
 def read_model_config(folder: Path) -> Mapping[str, Any]:
-    """Return what config.json holds, or nothing if there is none that can be read."""
+    """Return the contents of config.json, or {} if it cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def read_model_config(folder: Path) -> Mapping[str, Any]:
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether the weights are quantized (AWQ, GPTQ, FP8, compressed-tensors, GGUF and others)."""
+    """Return True if the weights are quantized (AWQ, GPTQ, FP8, compressed-tensors, GGUF and others)."""
     config = read_model_config(folder)
     text_config = config.get("text_config")
     configs = [config, text_config if isinstance(text_config, dict) else {}]
@@ -51,7 +51,7 @@ def is_quantized(folder: Path) -> bool:
 
 
 def float32_bytes(folder: Path) -> int | None:
-    """Return the size of the weights in float32, or None if the folder has none."""
+    """Return the size of the weights as float32 in bytes, or None if it is unknown."""
     files = list(_safetensors_files(folder))
     try:
         return sum(4 * _parameter_count(file) for file in files) if files else _pytorch_bytes(folder)
@@ -60,7 +60,8 @@ def float32_bytes(folder: Path) -> int | None:
 
 
 def _safetensors_files(folder: Path) -> Iterator[Path]:
-    """Yield the files that the index names; without an index, all of them. Repositories may hold the weights twice."""
+    """Yield the files that the index names, or all files without an index. Repositories may contain the weights
+    twice."""
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
         yield from (folder / name for name in sorted(set(index["weight_map"].values())))
@@ -78,7 +79,7 @@ def _parameter_count(file: Path) -> int:
 
 
 def _pytorch_bytes(folder: Path) -> int | None:
-    """Return the same for a checkpoint of torch.save, by the dtype in its config (16 bits if it names none)."""
+    """Return the size as float32 of a torch.save checkpoint, by the dtype in its config (default: 16 bits)."""
     size = sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin"))
     config = read_model_config(folder)
     dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")

@@ -1,8 +1,8 @@
-"""Which cores a model server computes on, so that two servers on one machine never share one.
+"""Claims of CPU cores for model servers, so that two servers on one machine never share a core.
 
-Each physical core has a small file in a folder that all users of the machine share. Whoever holds its ``flock`` has the
-core. The files are handed to the server's guard, so the kernel drops the locks when the last of them ends, however it
-ends. Containers that do not share /dev/shm do not see each other's locks.
+Each physical core has a small file in a folder that all users of the machine share. The process that holds its
+``flock`` owns the core. The server's supervisor inherits the open files, so the kernel drops the locks when the last of
+these processes ends, however it ends. Containers that do not share /dev/shm do not see each other's locks.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rlaif.cpu import Core, Cores
 
 BIND_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 SIM_NUMA_VARIABLE = "VLLM_CPU_SIM_MULTI_NUMA"
-"""With this one vLLM binds by itself, and refuses :data:`BIND_VARIABLE`."""
+"""If this variable is set, vLLM binds its threads itself and rejects :data:`BIND_VARIABLE`."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 LOCK_DIR_NAME = "rlaif-cores"
 NO_FREE_CORE = "no core is free"
 POLL_INTERVAL_S = 0.1
 CLAIM_LOCK_TIMEOUT_S = 5.0
-"""How long to wait while another process claims its cores, which takes milliseconds."""
+"""How long to wait for another process to claim its cores, which takes milliseconds."""
 
 
 @dataclass
 class CoreClaim:
-    """Cores that nobody else's server uses while ``lock_fds`` are open here or in a process that inherited them.
+    """Cores that no other server uses while ``lock_fds`` are open here or in a process that inherited them.
 
-    ``cores`` may be empty: then ``reason`` says why there are none.
+    If ``cores`` is empty, ``reason`` is the reason.
     """
 
     cores: tuple[Core, ...] = ()
@@ -43,13 +43,13 @@ class CoreClaim:
     lock_fds: list[int] = field(default_factory=list)
 
     def release(self) -> None:
-        """Close the files. A process that inherited them keeps the cores."""
+        """Close the lock files. A process that inherited them keeps the cores."""
         while self.lock_fds:
             os.close(self.lock_fds.pop())
 
 
 def default_lock_dir() -> Path:
-    """Return the folder of the locks: the same one for every user of the machine, whatever their TMPDIR."""
+    """Return the folder of the lock files, which is the same for all users of the machine, whatever their TMPDIR."""
     shared = Path("/dev/shm")  # noqa: S108  opened and checked below
     return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / LOCK_DIR_NAME
 
@@ -62,10 +62,10 @@ def claim_cores(
     lock_dir: Path | None = None,
     timeout_s: float = 0.0,
 ) -> CoreClaim:
-    """Claim free cores of ``max_nodes`` NUMA nodes: all there are, or ``max_cores``.
+    """Claim the free cores of up to ``max_nodes`` NUMA nodes, at most ``max_cores``.
 
-    One worker on two nodes would read half of its memory from the other one. If no core is free, look again for
-    ``timeout_s``: the guard of a run that was just killed needs a moment to end its server.
+    One worker on two nodes would read half of its memory from the other node. If no core is free, try again for
+    ``timeout_s``: the supervisor of a run that was just killed needs a moment to end its server.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -106,9 +106,10 @@ def _try_claim(usable: Cores, max_cores: int | None, max_nodes: int, lock_dir: P
 
 
 def binding_variables(core_claim: CoreClaim, usable: Cores, num_workers: int = 1) -> dict[str, str]:
-    """Return the variables that have a vLLM of ``num_workers`` workers compute on the claimed cores, split evenly.
+    """Return the environment variables that bind a vLLM of ``num_workers`` workers to the claimed cores, split evenly.
 
-    Under a CPU quota threads are counted but not bound: other containers on the machine choose the same core numbers.
+    Under a CPU quota the number of threads is set, but they are not bound: other containers on the machine see the same
+    core numbers.
     """
     groups = _split_cores(core_claim.cores, num_workers)
     if not groups or usable.quota_limited:
@@ -120,8 +121,10 @@ def binding_variables(core_claim: CoreClaim, usable: Cores, num_workers: int = 1
 
 
 def _split_cores(cores: Sequence[Core], num_workers: int) -> list[Sequence[Core]]:
-    """Return ``num_workers`` groups of equal size, each within one NUMA node if the nodes divide evenly; [] if too
-    few."""
+    """Return ``num_workers`` groups of equal size, each within one NUMA node if the nodes divide evenly.
+
+    Returns [] if there are fewer cores than workers.
+    """
     by_node = [[core for core in cores if core.node == node] for node in dict.fromkeys(core.node for core in cores)]
     parts = by_node if by_node and num_workers % len(by_node) == 0 else [list(cores)]
     groups_per_part = num_workers // len(parts)
@@ -130,7 +133,7 @@ def _split_cores(cores: Sequence[Core], num_workers: int) -> list[Sequence[Core]
 
 
 def user_binding(environ: Mapping[str, str]) -> str | None:
-    """Return the variable with its value by which a user binds vLLM's threads, or None."""
+    """Return the setting ("NAME=value") with which the user binds vLLM's threads, or None."""
     for name, unset_values in ((BIND_VARIABLE, ("",)), (SIM_NUMA_VARIABLE, ("", "0"))):
         if environ.get(name, "") not in unset_values:
             return f"{name}={environ[name]}"
@@ -138,7 +141,7 @@ def user_binding(environ: Mapping[str, str]) -> str | None:
 
 
 def describe_binding(core_claim: CoreClaim, usable: Cores, num_workers: int = 1) -> str:
-    """Return what :func:`binding_variables` does in words, for the line that announces a start."""
+    """Describe the result of :func:`binding_variables` for log lines."""
     variables = binding_variables(core_claim, usable, num_workers)
     if variables[BIND_VARIABLE] != "nobind":
         return f"cores {variables[BIND_VARIABLE]}" if len(core_claim.cores) > 1 else f"core {variables[BIND_VARIABLE]}"
@@ -163,22 +166,22 @@ def format_cpu_list(cpus: Sequence[int]) -> str:
 
 
 def _open_lock_dir(lock_dir: Path) -> int:
-    """Open the folder, made if it is not there. Links are refused: another user may have put one in its place."""
+    """Open the folder and create it if it is missing. Links are rejected: another user may have created one."""
     created = False
     with contextlib.suppress(FileExistsError):
         lock_dir.mkdir()
         created = True
     directory_fd = os.open(lock_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     if created:
-        os.fchmod(directory_fd, 0o1777)  # mkdir's mode is cut by the umask
+        os.fchmod(directory_fd, 0o1777)  # the umask has reduced mkdir's mode
     return directory_fd
 
 
 def _open_locked(directory_fd: int, name: str) -> int:
     """Return the file descriptor of the locked file. Raises OSError if another process holds the lock.
 
-    A file is opened for reading only and never changed unless it was made here: in a folder that everybody may write
-    to, a name may be a link to anything.
+    A file is opened read-only, and its mode is changed only if it was created here: in a world-writable folder, a name
+    may be a link to anything.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -198,7 +201,7 @@ def _open_locked(directory_fd: int, name: str) -> int:
 
 @contextlib.contextmanager
 def _claim_mutex(directory_fd: int) -> Iterator[None]:
-    """Let one process claim at a time, or each of two that start together gets half of what one alone would get."""
+    """Let one process claim at a time. Otherwise two processes that start together could get half of the cores each."""
     fd, deadline = None, time.monotonic() + CLAIM_LOCK_TIMEOUT_S
     while fd is None and time.monotonic() < deadline:
         try:

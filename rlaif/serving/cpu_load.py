@@ -1,4 +1,4 @@
-"""How much of the processor other programs use while a model server of ours computes on it."""
+"""CPU use of other programs while a managed model server computes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 IDLE_FIELDS = (3, 4)
-"""idle and iowait, in the lines of /proc/stat. Time that a hypervisor gave to others counts as used by others."""
+"""idle and iowait in the lines of /proc/stat. Time that a hypervisor gave away counts as used by others."""
 GUEST_FIELDS = slice(8, None)
 """Already counted as user time."""
 
 
 class CpuLoad:
-    """Compares two readings of /proc. ``cpus``: the logical CPUs that count."""
+    """Compares two readings of /proc for the logical CPUs ``cpus``."""
 
     def __init__(self, cpus: Iterable[int], root: Path = Path("/")) -> None:
         self._names = {f"cpu{cpu}" for cpu in cpus}
@@ -23,14 +23,14 @@ class CpuLoad:
         self._previous: tuple[float, float, float] | None = None
 
     def cores_used_by_others(self, group: int) -> float | None:
-        """Return how many CPUs programs other than this process and the process group ``group`` have used on average
-        since the last call; None at the first one."""
+        """Return the average number of CPUs used since the last call by programs outside this process and the process
+        group ``group``. Returns None at the first call."""
         now = (time.monotonic(), self._busy_ticks(), self._own_ticks(group))
         previous, self._previous = self._previous, now
         if previous is None or now[0] <= previous[0]:
             return None
         busy_ticks, own_ticks = now[1] - previous[1], now[2] - previous[2]
-        # A process of ours that has ended takes its time along.
+        # The time of one of our processes that has ended is missing from the reading.
         return max(0.0, busy_ticks - max(0.0, own_ticks)) / os.sysconf("SC_CLK_TCK") / (now[0] - previous[0])
 
     def _busy_ticks(self) -> float:
@@ -47,7 +47,7 @@ class CpuLoad:
         ticks = 0
         for entry in self._proc.iterdir():
             if entry.name.isdigit():
-                with contextlib.suppress(OSError):  # it has ended
+                with contextlib.suppress(OSError):  # the process has ended
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
                     if int(fields[2]) == group or int(entry.name) == os.getpid():
                         ticks += int(fields[11]) + int(fields[12])

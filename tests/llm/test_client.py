@@ -958,8 +958,8 @@ def test_after_a_429_with_retry_after_requests_go_to_another_endpoint(serve: Ser
 
 
 def test_a_deadline_covers_all_attempts_of_a_request(serve: Serve, waits: list[float]) -> None:
-    """Each attempt takes 0.3 s. The second one ends after the deadline, so there is no third, although 50 are
-    allowed."""
+    """Each attempt takes 0.3 s. The second one ends after the deadline, so 50 allowed attempts do
+    not lead to a third."""
     server = serve(lambda body: Fault(503), delay_s=0.3)
     with pytest.raises(RequestFailedError, match="HTTP 503"):
         chat(server.url, request_deadline_s=0.5, max_attempts=50)

@@ -143,7 +143,7 @@ def test_a_repeated_key_is_sent_once(serve: Serve, path: Path, server_reply: Any
 
 
 def test_requests_are_taken_as_slots_become_free(serve: Serve, path: Path) -> None:
-    """Of 100,000 requests, at most one more is taken from the iterator than may be in flight."""
+    """At most one more of 100,000 requests is taken from the iterator than may be in flight."""
     server, usage = serve(delay_s=0.01), UsageMeter()
     most = 0
 

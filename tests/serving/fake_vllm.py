@@ -1,6 +1,6 @@
 """A fake vLLM that ignores SIGTERM and has a grandchild that ignores it too.
 
-``python fake_vllm.py PLAN --port P ...``. PLAN is a file; each start removes its first line, which decides what happens:
+``python fake_vllm.py PLAN --port P ...``. Each start removes the first line of the file PLAN, which is its action:
 
     serve [S]      answers /health and /v1 after S seconds; the grandchild outlives its parent
     generate R     like serve, and generates R tokens/s for all requests together, counted in /metrics as in vLLM

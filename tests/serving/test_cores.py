@@ -1,4 +1,4 @@
-"""Claims on cores: no two servers share one, and nobody is harmed by what another user put into the shared folder."""
+"""Claims of cores: no two servers share a core, and files of other users in the shared folder do no harm."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cpus(claimed: CoreClaim) -> list[int]:
     return [core.cpu for core in claimed.cores]
 
 
-def test_a_claim_takes_what_is_free_and_gives_it_back(tmp_path: Path) -> None:
+def test_a_claim_takes_free_cores_and_releases_them(tmp_path: Path) -> None:
     lock_dir = tmp_path / "cores"
     first = claim_cores(machine(3), 2, lock_dir=lock_dir)
     second = claim_cores(machine(3), lock_dir=lock_dir)
@@ -48,10 +48,10 @@ def test_a_claim_takes_what_is_free_and_gives_it_back(tmp_path: Path) -> None:
     first.release()
     assert cpus(claim_cores(machine(3), lock_dir=lock_dir)) == [0, 1]
     second.release()
-    second.release()  # again is no harm
+    second.release()  # a second call does nothing
 
 
-def test_a_child_that_inherits_the_files_holds_the_cores_until_it_dies(tmp_path: Path) -> None:
+def test_a_child_that_inherits_the_files_keeps_the_cores_until_it_dies(tmp_path: Path) -> None:
     held = claim_cores(machine(2), lock_dir=tmp_path / "cores")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=held.lock_fds)
     held.release()
@@ -61,7 +61,7 @@ def test_a_child_that_inherits_the_files_holds_the_cores_until_it_dies(tmp_path:
     assert cpus(claim_cores(machine(2), lock_dir=tmp_path / "cores")) == [0, 1]
 
 
-def test_a_core_that_is_about_to_be_free_is_waited_for(tmp_path: Path) -> None:
+def test_a_claim_waits_for_a_core_that_becomes_free(tmp_path: Path) -> None:
     lock_dir = tmp_path / "cores"
     held = claim_cores(machine(2), lock_dir=lock_dir)
     threading.Timer(0.3, held.release).start()
@@ -69,9 +69,10 @@ def test_a_core_that_is_about_to_be_free_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_processes_that_claim_at_once_share_without_overlap(tmp_path: Path) -> None:
-    """Eight processes, two cores each, on sixteen: every one gets its two."""
+    """Each of eight processes gets two of sixteen cores."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom rlaif.cpu import Core, Cores\nfrom rlaif.serving.cores import claim_cores\n"
+        "import sys\nfrom pathlib import Path\nfrom rlaif.cpu import Core, Cores\n"
+        "from rlaif.serving.cores import claim_cores\n"
         "sys.stdin.readline()\n"
         "held = claim_cores(Cores(tuple(Core(n, n) for n in range(17))), 2, lock_dir=Path(sys.argv[1]))\n"
         "print(*[core.cpu for core in held.cores], flush=True)\nsys.stdin.readline()\n"
@@ -90,10 +91,10 @@ def test_processes_that_claim_at_once_share_without_overlap(tmp_path: Path) -> N
 
 
 def test_one_worker_stays_on_one_numa_node(tmp_path: Path) -> None:
-    usable = machine(8, nodes=2)  # the last core is left free
+    usable = machine(8, nodes=2)  # the last core stays free
     assert cpus(claim_cores(usable, lock_dir=tmp_path / "a")) == [0, 1, 2, 3]
     held = claim_cores(usable, 3, lock_dir=tmp_path / "b")
-    assert cpus(claim_cores(usable, lock_dir=tmp_path / "b")) == [4, 5, 6]  # more are free there
+    assert cpus(claim_cores(usable, lock_dir=tmp_path / "b")) == [4, 5, 6]  # this node has more free cores
     held.release()
     assert cpus(claim_cores(usable, max_nodes=2, lock_dir=tmp_path / "c")) == [0, 1, 2, 3, 4, 5, 6]
 
@@ -110,7 +111,7 @@ def test_cores_are_split_evenly_over_workers(tmp_path: Path, count: int, nodes: 
     assert describe_binding(held, usable, ranks) == f"core{'' if bound == '0' else 's'} {bound}"
 
 
-def test_vllm_reads_the_binding_as_it_is_meant() -> None:
+def test_vllm_parses_the_binding() -> None:
     pytest.importorskip("vllm")
     from vllm.utils.cpu_resource_utils import parse_id_list
 
@@ -124,8 +125,8 @@ def test_too_few_cores_for_the_workers_are_not_bound() -> None:
     assert describe_binding(held, usable, 2) == "not bound to cores, 1 thread each (1 free for 2 workers)"
 
 
-def test_a_quota_counts_threads_and_binds_none(tmp_path: Path) -> None:
-    """All containers of a machine see the same core numbers: bound to the first ones, they would share those."""
+def test_under_a_quota_threads_are_counted_but_not_bound(tmp_path: Path) -> None:
+    """All containers of a machine see the same core numbers. Bound to the first ones, they would share those."""
     usable = machine(64, quota=4.0)
     held = claim_cores(usable, lock_dir=tmp_path / "cores")
     assert binding_variables(held, usable) == {BIND_VARIABLE: "nobind", THREADS_VARIABLE: "3"}
@@ -136,17 +137,17 @@ def test_a_quota_counts_threads_and_binds_none(tmp_path: Path) -> None:
     }
 
 
-def test_what_the_user_set_is_seen() -> None:
+def test_a_binding_set_by_the_user_is_detected() -> None:
     assert user_binding({}) is None
     assert user_binding({BIND_VARIABLE: "", SIM_NUMA_VARIABLE: "0"}) is None
     assert user_binding({BIND_VARIABLE: "0"}) == f"{BIND_VARIABLE}=0"
     assert user_binding({SIM_NUMA_VARIABLE: "1"}) == f"{SIM_NUMA_VARIABLE}=1"
 
 
-# The folder belongs to everybody
+# The shared folder
 
 
-def test_the_folder_is_shared_and_its_files_are_nobodys_to_write(tmp_path: Path) -> None:
+def test_the_folder_is_shared_and_its_files_are_read_only(tmp_path: Path) -> None:
     lock_dir = tmp_path / "cores"
     before = os.umask(0o077)
     try:
@@ -168,7 +169,7 @@ def test_links_and_other_traps_are_not_followed_and_not_changed(tmp_path: Path) 
     os.mkfifo(lock_dir / "core-2")
     (lock_dir / "turn").symlink_to(tmp_path / "nowhere")
     held = claim_cores(machine(3), lock_dir=lock_dir)
-    assert cpus(held) == [1]  # a lock on another name of the file: nothing of it is read, written or changed
+    assert cpus(held) == [1]  # the lock is on a hard link; the file is not read, written or changed
     assert (victim.read_text(), stat.S_IMODE(victim.stat().st_mode)) == ("kept", 0o600)
     assert not (tmp_path / "nowhere").exists()
 
@@ -185,7 +186,7 @@ def test_a_folder_that_cannot_be_used_leaves_the_server_unbound(tmp_path: Path) 
     assert not list((tmp_path / "real").iterdir())
 
 
-def test_the_folder_does_not_depend_on_the_users_own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_does_not_depend_on_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
     before = cores.default_lock_dir()
     monkeypatch.setenv("TMPDIR", "/somewhere/of/mine")
     assert cores.default_lock_dir() == before
@@ -195,7 +196,7 @@ def test_the_folder_does_not_depend_on_the_users_own_temporary_folder(monkeypatc
 
 
 class FakeServe(types.ModuleType):
-    """Ray Serve as far as a replica is deployed and made: keeps what it is deployed with."""
+    """A fake of the parts of Ray Serve that deploy and create a replica. Keeps the arguments of the deployment."""
 
     def __init__(self) -> None:
         super().__init__("ray.serve")
@@ -215,7 +216,7 @@ class FakeServe(types.ModuleType):
 
 
 @pytest.mark.parametrize(("cpus", "max_cores"), [(0.5, 1), (1, 1), (3.9, 3), (8, 8)])
-def test_a_replica_takes_as_many_cores_as_ray_counts_for_it(
+def test_a_replica_uses_the_cores_that_ray_counts_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: float, max_cores: int
 ) -> None:
     started: list[VllmServer] = []

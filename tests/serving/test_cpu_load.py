@@ -1,4 +1,4 @@
-"""The share of other programs, from made-up readings of /proc and from the real one."""
+"""CPU use of other programs, from made-up readings of /proc and from the real one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def write(proc: Path, cpus: dict[int, list[int]], processes: dict[int, tuple[int
         (proc / str(number) / "stat").write_text(f"{number} (a) odd) name) {fields}")
 
 
-def test_others_are_what_the_group_and_this_process_did_not_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_group_and_this_process_do_not_count_as_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("rlaif.serving.cpu_load.time.monotonic", lambda: now[0])
     load, proc, me = CpuLoad([0, 1], tmp_path), tmp_path / "proc", os.getpid()
@@ -37,7 +35,7 @@ def test_others_are_what_the_group_and_this_process_did_not_use(
     assert load.cores_used_by_others(70) is None
     now[0] += 10
     full = 10 * TICKS
-    # CPU 0 is busy: user, with guest time in it; CPU 1 half idle, a fifth given away by the hypervisor.
+    # CPU 0 is busy with user time that includes guest time. CPU 1 is half idle, and the hypervisor gave a fifth away.
     cpu0 = [full, 0, 0, 0, 0, 0, 0, 0, full // 2, 0]
     cpu1 = [3 * full // 10, 0, 0, full // 4, full // 4, 0, 0, full // 5, 0, 0]
     write(
@@ -50,7 +48,7 @@ def test_others_are_what_the_group_and_this_process_did_not_use(
     assert load.cores_used_by_others(70) == 0.0
 
 
-def test_a_busy_neighbor_shows_and_a_busy_member_does_not() -> None:
+def test_a_busy_neighbor_counts_and_a_busy_member_does_not() -> None:
     cpu = min(os.sched_getaffinity(0))
     spin = f"import os, time\nos.sched_setaffinity(0, {{{cpu}}})\nend = time.time() + 20\nwhile time.time() < end: pass"
     busy = subprocess.Popen([sys.executable, "-c", spin], start_new_session=True)

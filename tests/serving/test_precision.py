@@ -1,4 +1,4 @@
-"""The dtype of a model served on a CPU: by the processor, the options, the model's files and the memory."""
+"""The dtype of a model served on a CPU depends on the processor, the options, the model's files and the memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_cpu(name: str) -> cpu.Cpu:
 
 
 def safetensors(file: Path, shape: list[int], dtype: str = "BF16") -> None:
-    """A file with a header alone, which is all that is read."""
+    """Write a file with a header only, as nothing else is read."""
     header = {"__metadata__": {"format": "pt"}, "weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}}
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text)
@@ -29,7 +29,7 @@ def safetensors(file: Path, shape: list[int], dtype: str = "BF16") -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """One of 2 billion weights: 8 GB in float32."""
+    """A model of 2 billion weights, 8 GB in float32."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -37,7 +37,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_processor_decides(model: Path) -> None:
+def test_the_dtype_depends_on_the_processor(model: Path) -> None:
     assert choose_dtype(str(model), {}, load_cpu("zen3"), None, {}) == Precision(
         "float32", "no avx512_bf16 or amx_bf16"
     )
@@ -45,7 +45,7 @@ def test_the_processor_decides(model: Path) -> None:
     assert (chosen, str(chosen)) == (Precision("bfloat16", "amx_bf16"), "bfloat16 (amx_bf16)")
 
 
-def test_the_users_own_dtype_goes_first(model: Path) -> None:
+def test_a_dtype_set_by_the_user_is_kept(model: Path) -> None:
     chosen = choose_dtype(str(model), {"dtype": "float16"}, load_cpu("zen3"), None, {})
     assert str(chosen) == "dtype float16, as set"
     assert chosen.dtype is None
@@ -61,7 +61,7 @@ def test_a_quantized_model_keeps_vllms_own_dtype(model: Path, config: dict[str, 
     assert choose_dtype(str(model), {}, load_cpu("zen3"), GIB, {}) == Precision(None, "quantized, in vLLM's own dtype")
 
 
-def test_quantization_may_be_named_by_option_file_or_suffix(model: Path) -> None:
+def test_quantization_is_detected_by_option_file_or_suffix(model: Path) -> None:
     assert choose_dtype(str(model), {"quantization": "gptq"}, load_cpu("zen3"), None, {}).dtype is None
     assert not is_quantized(model)
     (model / "hf_quant_config.json").touch()
@@ -81,26 +81,27 @@ def test_quantization_may_be_named_by_option_file_or_suffix(model: Path) -> None
 def test_weights_that_do_not_fit_as_float32_stay_in_bfloat16(
     model: Path, memory_gib: int, options: dict[str, Any], dtype: str
 ) -> None:
-    """7.45 GiB of weights, 2 GiB of cache a worker and 3 GiB for the processes."""
+    """7.45 GiB of weights, 2 GiB of cache per worker and 3 GiB for the processes."""
     chosen = choose_dtype(str(model), options, load_cpu("zen3"), memory_gib * GIB, {})
     assert chosen.dtype == dtype
 
 
-def test_it_says_why_it_is_slow(model: Path) -> None:
+def test_the_reason_for_a_slow_dtype_is_reported(model: Path) -> None:
     chosen = choose_dtype(str(model), {}, load_cpu("zen3"), 12 * GIB, {})
     assert str(chosen) == (
-        "bfloat16 (slow here: no avx512_bf16 or amx_bf16; as float32 the model needs 12.5 GiB of 12.0 GiB of memory)"
+        "bfloat16 (slow here: no avx512_bf16 or amx_bf16; as float32 the model needs 12.5 GiB of memory, "
+        "but only 12.0 GiB are available)"
     )
     assert choose_dtype(str(model), {}, load_cpu("zen3"), 12 * GIB, {"VLLM_CPU_KVCACHE_SPACE": "1"}).dtype == "float32"
     assert choose_dtype(str(model), {}, load_cpu("zen4"), 12 * GIB, {}).reason == "avx512_bf16"
 
 
-def test_a_model_of_unknown_size_is_taken_to_fit(tmp_path: Path) -> None:
-    assert choose_dtype("nobody/has-this", {}, load_cpu("zen3"), GIB, {}).dtype == "float32"
+def test_a_model_of_unknown_size_is_assumed_to_fit(tmp_path: Path) -> None:
+    assert choose_dtype("no-such/model", {}, load_cpu("zen3"), GIB, {}).dtype == "float32"
     assert choose_dtype("not a name", {}, load_cpu("zen3"), GIB, {}).dtype == "float32"
 
 
-def test_sizes_are_read_from_headers_each_weight_once(tmp_path: Path) -> None:
+def test_sizes_are_read_from_headers_and_each_weight_counts_once(tmp_path: Path) -> None:
     assert float32_bytes(tmp_path) is None
     safetensors(tmp_path / "consolidated.safetensors", [10, 100])
     assert float32_bytes(tmp_path) == 4000
@@ -114,14 +115,14 @@ def test_sizes_are_read_from_headers_each_weight_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("config", "size"), [("{}", 2000), ('{"torch_dtype": "float32"}', 1000)])
-def test_a_checkpoint_of_torch_is_sized_by_its_files(tmp_path: Path, config: str, size: int) -> None:
+def test_a_torch_checkpoint_is_sized_by_its_files(tmp_path: Path, config: str, size: int) -> None:
     (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"\0" * 600)
     (tmp_path / "pytorch_model-00002-of-00002.bin").write_bytes(b"\0" * 400)
     (tmp_path / "config.json").write_text(config)
     assert float32_bytes(tmp_path) == size
 
 
-def test_a_model_is_where_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
     assert model_folder("demo") == tmp_path / demo_model.CHECKPOINT_DIR_NAME
     assert model_folder(str(tmp_path)) == tmp_path
@@ -134,7 +135,7 @@ def test_a_model_is_where_its_name_says(tmp_path: Path, monkeypatch: pytest.Monk
     assert checkpoint.read_model_config(Path("org/model")) == {}
 
 
-def test_workers_are_counted_whatever_the_options_hold() -> None:
+def test_workers_are_counted_for_any_option_values() -> None:
     assert count_workers({}) == 1
     assert count_workers({"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "data_parallel_size": 4}) == 24
     assert count_workers({"tensor_parallel_size": "two", "data_parallel_size": 0}) == 1

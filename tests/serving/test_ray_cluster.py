@@ -1,4 +1,4 @@
-"""A real Ray cluster whose replicas own a stand-in for vLLM: who finds what is served, and that nothing is left."""
+"""A real Ray cluster whose replicas own fake vLLMs: models are found, replaced and taken down."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.processes import processes_carrying, wait_until
 pytestmark = [
     pytest.mark.xdist_group("vllm"),
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.].*"),  # Ray's own, when it is imported
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.].*"),  # raised by Ray's import
 ]
 
 HERE = Path(__file__).parent
@@ -41,8 +41,8 @@ KEY = "not-a-secret"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An environment whose RAY_ADDRESS names a cluster of one node, which asks for the user's token, and on which a
-    stand-in runs instead of vLLM."""
+    """Return an environment whose RAY_ADDRESS names a cluster of one node. The cluster requires the user's token, and
+    runs fake vLLMs."""
     needs("ray")
     folder, port, temporary = tmp_path_factory.mktemp("ray"), free_port(), tempfile.mkdtemp(prefix="ray")
     python = folder / "python"
@@ -71,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         assert head.poll() is None, (folder / "ray.log").read_text()
         yield {**environment, "PORT": str(free_port())}
     finally:
-        for number in processes_carrying(str(folder)):  # asked to end, Ray takes half a minute
+        for number in processes_carrying(str(folder)):  # a graceful end of Ray takes half a minute
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         head.wait(60)
@@ -79,8 +79,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 def listening_pids(model: str) -> set[int]:
-    """The stand-ins that listen for ``model``, without the guard and the grandchild of each."""
-    pids = {n for n, line in processes_carrying(f"served-model-name\0{model}").items() if "process_supervisor.py" not in line}
+    """Return the pids of the fake vLLMs that listen for ``model``, without supervisors and grandchildren."""
+    pids = {
+        n
+        for n, line in processes_carrying(f"served-model-name\0{model}").items()
+        if "process_supervisor.py" not in line
+    }
     return {n for n in pids if int(Path(f"/proc/{n}/stat").read_text().rpartition(")")[2].split()[1]) not in pids}
 
 
@@ -93,14 +97,14 @@ def ask(url: str, key: str = KEY) -> str:
 
 
 def answering_pid(url: str) -> int:
-    """Whose answer came, 0 where none did: what was in flight at a replica that died is refused."""
+    """Return the pid of the fake vLLM that answers, or 0 if the request failed with its replica."""
     with contextlib.suppress(urllib.error.HTTPError):
         return int(ask(url).removeprefix("from "))
     return 0
 
 
 class ServeProcess:
-    """``rlaif serve`` as a process, once its URLs are printed."""
+    """An ``rlaif serve`` process."""
 
     def __init__(self, environment: dict[str, str], *arguments: str) -> None:
         line = command("serve", *arguments, "--port", environment["PORT"], "--json")
@@ -124,7 +128,7 @@ class ServeProcess:
 
 
 def generate_answers(model: str, environment: dict[str, str], folder: Path) -> tuple[list[str], str]:
-    """The answers of ``model`` on the cluster to forty prompts, in a run of their own, and what was said."""
+    """Generate answers of ``model`` on the cluster to forty prompts in a new run. Returns the answers and stderr."""
     run = folder / "run"
     run.mkdir()
     (run / "rlaif.toml").write_text('[cluster]\nbackend = "ray"\n[sampler]\nn = 1\n')
@@ -135,7 +139,7 @@ def generate_answers(model: str, environment: dict[str, str], folder: Path) -> t
     return [answer["text"] for answer in read_jsonl(run / "journal" / "completions.jsonl")], done.stderr
 
 
-def test_a_cluster_that_others_reach_wants_a_key(cluster: dict[str, str]) -> None:
+def test_a_reachable_cluster_requires_a_key(cluster: dict[str, str]) -> None:
     done = subprocess.run(command("serve", "--model", "ray/model", "--port", cluster["PORT"]), env=cluster,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -143,9 +147,7 @@ def test_a_cluster_that_others_reach_wants_a_key(cluster: dict[str, str]) -> Non
     assert not listening_pids("ray/model")
 
 
-def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
-    cluster: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_run_finds_served_models_and_a_dead_replica_is_replaced(cluster: dict[str, str], tmp_path: Path) -> None:
     environment = {**cluster, "RLAIF_API_KEY": KEY}
     serving = ServeProcess(environment, "--model", "ray/model", "--replicas", "2")
     (url,) = serving.urls()
@@ -156,7 +158,7 @@ def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
         ask(url, "another")
 
     texts, stderr = generate_answers("ray/model", environment, tmp_path)
-    assert "ray/model is served on the cluster already" in stderr
+    assert "ray/model is already served on the cluster" in stderr
     assert set(texts) == {f"from {number}" for number in before}
     assert len(texts) == 40
 
@@ -172,7 +174,7 @@ def test_what_is_served_is_found_by_a_run_and_a_dead_replica_is_replaced(
 def test_a_replica_that_hangs_is_replaced_and_its_requests_are_answered(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    """It lives, is well by /health, and answers nothing of what it is asked."""
+    """It is alive and healthy by /health, but answers no requests."""
     environment = {**cluster, "RLAIF_API_KEY": KEY, "RLAIF_CLIENT_TIMEOUT_S": "3", "RLAIF_CLIENT_MAX_ATTEMPTS": "20"}
     serving = ServeProcess(environment, "--model", "hanging/model", "--replicas", "2")
     (url,) = serving.urls()
@@ -189,7 +191,7 @@ def test_a_replica_that_hangs_is_replaced_and_its_requests_are_answered(
     assert code == 0, stderr
 
 
-def test_what_a_run_deploys_ends_with_it_kill_9_included(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_deployed_models_end_with_their_process_even_after_kill_9(cluster: dict[str, str], tmp_path: Path) -> None:
     serving = ServeProcess({**cluster, "RLAIF_API_KEY": KEY}, "--model", "held/model", "--replicas", "1")
     serving.urls()
     assert len(listening_pids("held/model")) == 1
@@ -197,7 +199,7 @@ def test_what_a_run_deploys_ends_with_it_kill_9_included(cluster: dict[str, str]
     assert wait_until(lambda: not processes_carrying("served-model-name\0held/model"), 90)
 
 
-def test_detached_stays_until_it_is_taken_down(cluster: dict[str, str]) -> None:
+def test_a_detached_model_stays_until_it_is_taken_down(cluster: dict[str, str]) -> None:
     environment = {**cluster, "RLAIF_API_KEY": KEY}
     serving = ServeProcess(environment, "--model", "left/model", "--replicas", "1", "--detach")
     (url,) = serving.urls()
@@ -211,8 +213,8 @@ def test_detached_stays_until_it_is_taken_down(cluster: dict[str, str]) -> None:
     assert wait_until(lambda: not processes_carrying("served-model-name\0left/model"))
 
 
-def test_a_model_that_does_not_start_is_said_with_its_reason(cluster: dict[str, str], tmp_path: Path) -> None:
-    """By a run, which then leaves nothing behind."""
+def test_a_model_that_does_not_start_is_reported_with_its_reason(cluster: dict[str, str], tmp_path: Path) -> None:
+    """The run then leaves no process behind."""
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "hello"}])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "rlaif.toml").write_text('[cluster]\nbackend = "ray"\nreplicas = 1\n')
@@ -225,12 +227,12 @@ def test_a_model_that_does_not_start_is_said_with_its_reason(cluster: dict[str, 
     assert wait_until(lambda: not processes_carrying("served-model-name\0bad/model"))
 
 
-def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_reported(tmp_path: Path) -> None:
     needs("ray")
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}
     done = subprocess.run(command("serve", "--model", "m"), env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "127.0.0.1:9: no Ray cluster answers" in done.stderr
+    assert "127.0.0.1:9: the Ray cluster is unreachable" in done.stderr
     assert "RAY_ADDRESS" in done.stderr
 
 
@@ -246,7 +248,7 @@ OPTIONS = {"tensor-parallel-size": 4, "pipeline_parallel_size": 2, "max_num_seqs
         ({"max_replicas": 2}, {"num_replicas": None, "autoscaling": (1, 2, 32)}),
     ],
 )
-def test_replicas_scaling_and_gpus_are_rays_as_configured(config: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_replicas_scaling_and_gpus_follow_the_configuration(config: dict[str, Any], expected: dict[str, Any]) -> None:
     needs("ray")
     model = ServedModel("some/Model", OPTIONS)
     assert model.gpus == 8
@@ -263,11 +265,11 @@ def test_replicas_scaling_and_gpus_are_rays_as_configured(config: dict[str, Any]
         assert deployment.num_replicas == expected["num_replicas"]
 
 
-def test_no_ray_is_a_missing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_a_missing_dependency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.serving.ray_cluster.importlib.util.find_spec", lambda name: None)
     with (
-        ModelBackends(tmp_path, ClientConfig(), lambda line: None, ClusterConfig(backend="ray")) as engines,
+        ModelBackends(tmp_path, ClientConfig(), lambda line: None, ClusterConfig(backend="ray")) as backends,
         pytest.raises(MissingDependencyError, match="Ray is not installed") as caught,
     ):
-        engines.client_for("m", [], {}, UsageMeter())
+        backends.client_for("m", [], {}, UsageMeter())
     assert install_command("cluster") in str(caught.value)

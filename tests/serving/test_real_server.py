@@ -1,4 +1,4 @@
-"""A real vLLM under the real guard: what rlaif relies on and what no stand-in can show."""
+"""A real vLLM under the real supervisor: behavior that rlaif relies on and that a fake cannot show."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ask(demo_server: DemoServer) -> Ask:
     return call
 
 
-def test_a_held_verdict_has_probabilities_and_the_prefix_is_read_once(ask: Ask) -> None:
+def test_a_constrained_verdict_has_probabilities_and_the_prefix_is_cached(ask: Ask) -> None:
     words = ["A", "B"]
     rubric = "Which of two answers is better? " * 40
     first = question(
@@ -78,8 +78,8 @@ def test_a_held_verdict_has_probabilities_and_the_prefix_is_read_once(ask: Ask) 
     assert replies[1].usage.cached_tokens > 100
 
 
-def test_a_real_model_classifies_an_answer_through_the_product(demo_server: DemoServer, tmp_path: Path) -> None:
-    """The packaged refusal judge, held to its three words; what the demo model says is its own affair."""
+def test_a_real_model_classifies_answers(demo_server: DemoServer, tmp_path: Path) -> None:
+    """The packaged refusal judge is constrained to its three words; the demo model's choice does not matter."""
     prompt = {"prompt_id": "p", "messages": [{"role": "user", "content": "How do I boil an egg?"}]}
     answers = [{"key": "a" * 64, "text": "Six minutes in boiling water."}, {"key": "b" * 64, "text": "I can't help."}]
     panel_judge = PanelJudge(find_judge("refusal"), PanelMemberConfig(name="refusal", model="demo"))
@@ -100,10 +100,10 @@ def test_a_real_model_classifies_an_answer_through_the_product(demo_server: Demo
         assert row["verdict_mass"] == pytest.approx(1, abs=1e-3)
 
 
-def test_an_exam_names_a_real_model_for_what_it_is(
+def test_an_exam_flags_the_position_bias_of_a_real_model(
     demo_server: DemoServer, rlaif: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The whole command against a real server. 135M parameters choose by position, and that is what it says."""
+    """A model of 135M parameters chooses by position, and the exam of a real server reports it."""
     environment = demo_server.commands() | {"RLAIF_CACHE": str(tmp_path)}
     url = environment["RLAIF_JUDGE_BASE_URL"]
 
@@ -137,8 +137,8 @@ def test_an_exam_names_a_real_model_for_what_it_is(
     }
 
 
-def test_choice_i_of_a_group_is_what_seed_plus_i_gives_alone(ask: Ask) -> None:
-    """generate relies on it: a sample that is owed by itself is the sample that it would have been in its group."""
+def test_choice_i_of_a_group_equals_a_single_request_with_seed_plus_i(ask: Ask) -> None:
+    """generate relies on it: a pending sample that is requested alone equals the sample in its group."""
     settings = {"max_tokens": 40, "temperature": 1.0, "top_p": 1.0}
     texts = [*QUESTIONS[:6], "What is a fjord? " * 20]
     groups = [question(text, n=3, seed=1000 * i, **settings) for i, text in enumerate(texts)]
@@ -155,19 +155,23 @@ def test_choice_i_of_a_group_is_what_seed_plus_i_gives_alone(ask: Ask) -> None:
     assert same_prefix_fraction(shifted, together) < MAX_OTHER_SEED
 
 
-def test_a_killed_server_comes_back_and_the_request_is_answered(ask: Ask) -> None:
-    """kill -9 of the API server while a request is under way: the client has it started again, nothing old is left."""
+def test_a_killed_server_is_restarted_and_the_request_is_answered(ask: Ask) -> None:
+    """After kill -9 of the API server during a request, the client has it restarted, and no old process is left."""
 
     async def work(client: Client) -> tuple[ChatResponse, dict[int, str], dict[int, str]]:
-        before = processes_carrying(client.key or "?")
-        api = [number for number, command in before.items() if "api_server" in command and "process_supervisor.py" not in command]
+        before = processes_carrying(client.api_key.value or "?")
+        api = [
+            number
+            for number, command in before.items()
+            if "api_server" in command and "process_supervisor.py" not in command
+        ]
         assert api
         pending = asyncio.create_task(client.chat(question("Count to a hundred.", max_tokens=200, min_tokens=200)))
         await asyncio.sleep(0.5)
         assert not pending.done()
         for number in api:
             os.kill(number, signal.SIGKILL)
-        return await pending, before, processes_carrying(client.key or "?")
+        return await pending, before, processes_carrying(client.api_key.value or "?")
 
     reply, before, now = ask(work)
     assert reply.usage.completion_tokens == 200
@@ -175,11 +179,11 @@ def test_a_killed_server_comes_back_and_the_request_is_answered(ask: Ask) -> Non
     assert not set(now) & set(before)
 
 
-def test_a_model_that_is_not_there_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported_with_a_hint(tmp_path: Path) -> None:
     needs("vllm")
     server = VllmServer("/nowhere/model", OPTIONS, CONFIG, tmp_path, lambda line: None)
     with pytest.raises(ServerError) as caught:
         server.start()
     assert "/nowhere/model" in caught.value.message
-    assert "nothing of that name" in str(caught.value.hint)
+    assert "neither on this machine nor on the hub" in str(caught.value.hint)
     assert not processes_carrying(server.key)

@@ -1,4 +1,4 @@
-"""The managed server: nothing of it is ever left behind, its death has a reason, and it comes back. With a stand-in."""
+"""The managed server: it leaves nothing behind, its death has a reason, and it is restarted. Uses a fake vLLM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from rlaif.llm.backends import ModelBackends
 from rlaif.llm.client import Client
 from rlaif.llm.usage import UsageMeter
 from rlaif.serving import cores, demo_model, process_supervisor, vllm_server
-from rlaif.serving.vllm_server import VllmServer, failure_reason, vllm_args
+from rlaif.serving.server_diagnosis import failure_reason
+from rlaif.serving.vllm_server import Health, VllmServer, vllm_args
 from tests.conftest import ROOT
 from tests.processes import processes_carrying, wait_until
 
@@ -37,7 +38,7 @@ PROCESSOR = cpu.parse_cpuinfo((ROOT / "tests" / "cpuinfo" / "zen3.txt").read_tex
 
 
 class FakeVllmServer(VllmServer):
-    """A VllmServer that runs tests/serving/fake_vllm.py. ``plan`` is what its starts do, in turn."""
+    """A VllmServer that runs tests/serving/fake_vllm.py. ``plan`` holds the actions of its starts, in order."""
 
     plan: Path
 
@@ -47,7 +48,7 @@ class FakeVllmServer(VllmServer):
 
 
 def short_grace(folder: Path) -> str:
-    """The guard as it is, but for how long it lets others finish: a copy of its file."""
+    """Write a copy of the supervisor with shorter grace periods, and return its path."""
     text = Path(process_supervisor.__file__).read_text()
     for line in ("\nSHUTDOWN_GRACE_S = 8.0\n", "\nCRASH_GRACE_S = 1.0\n"):
         assert line in text
@@ -67,7 +68,10 @@ Make = Callable[..., FakeVllmServer]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) -> Iterator[Make]:
-    """``make("serve", ...)``: a server whose starts do these things in turn. Whatever is left of it is ended."""
+    """Return ``make("serve", ...)``, which creates a server whose starts perform these actions in order.
+
+    Ends all of its processes afterwards.
+    """
     monkeypatch.setattr(process_supervisor, "__file__", short_grace(tmp_path))
     monkeypatch.setattr(vllm_server, "POLL_INTERVAL_S", 0.02)
     monkeypatch.setattr(vllm_server, "LOG_FLUSH_S", 1.0)
@@ -100,27 +104,29 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) 
 
 
 def serving_processes(server: VllmServer) -> dict[int, str]:
-    """The stand-in's processes without the guard: the one that listens and its grandchild."""
-    return {n: command for n, command in processes_carrying(server.key).items() if "process_supervisor.py" not in command}
+    """Return the processes of the fake vLLM without the supervisor: the listening one and its grandchild."""
+    return {
+        n: command for n, command in processes_carrying(server.key).items() if "process_supervisor.py" not in command
+    }
 
 
-def guard_pid(server: VllmServer) -> int:
+def supervisor_pid(server: VllmServer) -> int:
     assert server._process is not None
     return server._process.pid
 
 
 def listening_pid(server: VllmServer) -> int:
-    """The guard's child."""
-    tasks = Path(f"/proc/{guard_pid(server)}/task/{guard_pid(server)}/children")
+    """Return the pid of the supervisor's child."""
+    tasks = Path(f"/proc/{supervisor_pid(server)}/task/{supervisor_pid(server)}/children")
     (child,) = map(int, tasks.read_text().split())
     return child
 
 
-# Nothing is left behind
+# Cleanup
 
 
 def test_a_server_on_a_cpu_compiles_no_kernels(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's compiler passes the path of the environment on unquoted: in one with a space every verdict failed."""
+    """torch's compiler does not quote the path of the environment: if it contained a space, every verdict failed."""
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     server = make("serve")
     server.start()
@@ -128,7 +134,7 @@ def test_a_server_on_a_cpu_compiles_no_kernels(make: Make, monkeypatch: pytest.M
     assert b"TORCH_COMPILE_DISABLE=1" in environment
 
 
-def test_stop_ends_the_whole_group_deaf_or_not(make: Make, log_lines: list[str]) -> None:
+def test_stop_ends_the_whole_group(make: Make, log_lines: list[str]) -> None:
     server = make("serve")
     server.start()
     assert server.is_running()
@@ -136,17 +142,17 @@ def test_stop_ends_the_whole_group_deaf_or_not(make: Make, log_lines: list[str])
     server.stop()
     assert not processes_carrying(server.key)
     assert not server.is_running()
-    server.stop()  # again is no harm
+    server.stop()  # a second call does nothing
     assert log_lines[0].startswith(
         "starting vLLM with some/model: float32 (no avx512_bf16 or amx_bf16), cores 0-1 "
-        "(usually about a minute on a CPU); log: "
+        "(usually takes about a minute on a CPU); log: "
     )
     assert log_lines[-1].startswith("vLLM is ready after ")
 
 
 PARENT = f"""
 import signal, sys, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup, which has children ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup makes children ignore it
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from rlaif import cpu
@@ -167,7 +173,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_however_the_parent_dies_nothing_is_left(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_process_is_left_however_the_parent_dies(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "plan").write_text("serve")
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path)],
@@ -182,8 +188,8 @@ def test_however_the_parent_dies_nothing_is_left(tmp_path: Path, number: signal.
     assert wait_until(lambda: not processes_carrying(key))
 
 
-def test_a_sibling_that_inherited_the_pipe_does_not_keep_the_server_alive(tmp_path: Path) -> None:
-    """A fork of the parent holds the pipe open for good: the guard looks whether its parent is there."""
+def test_a_fork_that_inherited_the_pipe_does_not_keep_the_server_alive(tmp_path: Path) -> None:
+    """A fork of the parent keeps the pipe open, so the supervisor also checks if its parent is alive."""
     (tmp_path / "plan").write_text("serve")
     code = PARENT.replace("server.start()", "server.start(); import os; os.fork() or time.sleep(600)")
     parent = subprocess.Popen(
@@ -199,21 +205,21 @@ def test_a_sibling_that_inherited_the_pipe_does_not_keep_the_server_alive(tmp_pa
     os.killpg(parent.pid, signal.SIGKILL)
 
 
-def test_a_dead_child_takes_its_group_along(make: Make) -> None:
+def test_the_group_ends_if_the_child_dies(make: Make) -> None:
     server = make("serve")
     server.start()
     os.kill(listening_pid(server), signal.SIGKILL)
     assert wait_until(lambda: not processes_carrying(server.key))
-    assert wait_until(lambda: not server.is_running())  # the guard goes last
+    assert wait_until(lambda: not server.is_running())  # the supervisor ends last
     assert server._failure_reason() == "error: the server was ended by signal 9 (Killed)"
 
 
-def test_a_dead_guard_takes_its_child_along_and_stop_the_rest(make: Make) -> None:
-    """kill -9 of the guard itself: the child dies with it by the kernel's hand; the grandchild is ended by stop."""
+def test_the_child_ends_if_the_supervisor_dies(make: Make) -> None:
+    """After kill -9 of the supervisor, the kernel kills the child, and stop() ends the grandchild."""
     server = make("serve")
     server.start()
     child = listening_pid(server)
-    os.kill(guard_pid(server), signal.SIGKILL)
+    os.kill(supervisor_pid(server), signal.SIGKILL)
     assert wait_until(lambda: child not in processes_carrying(server.key))
     assert not server.is_running()
     assert len(processes_carrying(server.key)) == 1
@@ -221,11 +227,11 @@ def test_a_dead_guard_takes_its_child_along_and_stop_the_rest(make: Make) -> Non
     assert wait_until(lambda: not processes_carrying(server.key))
 
 
-def test_a_dead_guard_does_not_keep_the_server_from_coming_back(make: Make) -> None:
+def test_the_server_restarts_after_the_supervisor_died(make: Make) -> None:
     server = make("serve")
     server.start()
     before = set(processes_carrying(server.key))
-    os.kill(guard_pid(server), signal.SIGKILL)
+    os.kill(supervisor_pid(server), signal.SIGKILL)
     assert wait_until(lambda: not server.is_running())
     server.ensure_running()
     assert server.is_running()
@@ -243,13 +249,13 @@ def test_an_interrupt_during_the_start_leaves_nothing(
     threading.Thread(
         target=lambda: wait_until(lambda: len(serving_processes(server)) == 2) and os.kill(os.getpid(), signal.SIGINT)
     ).start()
-    with pytest.raises(KeyboardInterrupt), ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
-        engines.client_for("some/model", [], {}, UsageMeter())
+    with pytest.raises(KeyboardInterrupt), ModelBackends(tmp_path, ClientConfig(), lambda line: None) as backends:
+        backends.client_for("some/model", [], {}, UsageMeter())
     assert not processes_carrying(server.key)
 
 
-def test_a_start_that_nobody_waits_for_any_more_ends(make: Make) -> None:
-    """The second interrupt cancels the request whose thread starts the server again: the thread must not go on."""
+def test_a_cancelled_start_ends(make: Make) -> None:
+    """A second interrupt cancels the request whose thread restarts the server, and the thread must end too."""
     server, cancelled, failed = make("silent"), threading.Event(), list[BaseException]()
 
     def start() -> None:
@@ -268,7 +274,7 @@ def test_a_start_that_nobody_waits_for_any_more_ends(make: Make) -> None:
     assert not processes_carrying(server.key)
 
 
-# Why it did not start
+# Failed starts
 
 
 @pytest.mark.parametrize(
@@ -276,18 +282,18 @@ def test_a_start_that_nobody_waits_for_any_more_ends(make: Make) -> None:
     [
         ("nomodel.log", "OSError: We couldn't connect to 'https://huggingface.co'", "Check the model's name"),
         ("nopath.log", "OSError: Repo id must be in the form 'repo_name'", "Check the model's name"),
-        ("noargs.log", "error: unrecognized arguments: --no-such-thing", "Mend what stands under [sampler.vllm]"),
+        ("noargs.log", "error: unrecognized arguments: --no-such-thing", "Fix the settings in `[sampler.vllm]`"),
         ("typo.log", "error: unrecognized arguments: --tensor-paralel-size. Did you mean 'tensor_parallel_size'?", ""),
-        ("toolong.log", "ValueError: User-specified max_model_len (99999) is greater", "Mend what stands under"),
-        ("kvsmall.log", "ValueError: To serve at least one request with the model's max seq len", "Give it less"),
-        ("oom.log", "ValueError: Available memory on node 0 (8.81/13.84 GiB) on kv cache allocation", "Give it less"),
+        ("toolong.log", "ValueError: User-specified max_model_len (99999) is greater", "Fix the settings"),
+        ("kvsmall.log", "ValueError: To serve at least one request with the model's max seq len", "Lower"),
+        ("oom.log", "ValueError: Available memory on node 0 (8.81/13.84 GiB) on kv cache allocation", "Lower"),
         ("died.log", "RuntimeError: CPU Generator does not use offset", "Read the log"),
-        ("cuda.log", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB", "Give it less"),
+        ("cuda.log", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB", "Lower"),
     ],
 )  # fmt: skip
-def test_the_reason_is_the_first_cause_in_the_log(make: Make, log: str, expected: str, hint: str) -> None:
-    """Logs of real starts that failed (vLLM 0.32; typo.log without most of the usage, cuda.log written after its form).
-    Those are not tried again."""
+def test_the_reason_is_the_root_cause_in_the_log(make: Make, log: str, expected: str, hint: str) -> None:
+    """The logs are from real failed starts (vLLM 0.32; typo.log without most of the usage; cuda.log written by hand in
+    the same form). Such starts are not retried."""
     server = make(f"crash {LOGS / log}", "serve")
     with pytest.raises(ServerError) as caught:
         server.start()
@@ -298,69 +304,71 @@ def test_the_reason_is_the_first_cause_in_the_log(make: Make, log: str, expected
     assert not processes_carrying(server.key)
 
 
-def test_a_taken_port_is_tried_again_with_another(make: Make, log_lines: list[str]) -> None:
+def test_a_taken_port_is_retried_with_another(make: Make, log_lines: list[str]) -> None:
     server = make(f"crash {LOGS / 'port.log'}", f"crash {LOGS / 'port.log'}", "serve")
     server.start()
     assert server.is_running()
-    assert sum("Address already in use); trying again" in line for line in log_lines) == 2
+    assert sum("Address already in use); retrying" in line for line in log_lines) == 2
 
 
-def test_three_failed_starts_are_enough(make: Make, log_lines: list[str]) -> None:
+def test_a_server_is_given_up_after_three_failed_starts(make: Make, log_lines: list[str]) -> None:
     server = make("killed")
     with pytest.raises(
         ServerError, match=r"did not start: error: the server was ended by signal 9 \(Killed\)"
     ) as caught:
         server.start()
     assert sum(line.startswith("starting vLLM") for line in log_lines) == vllm_server.MAX_STARTS == 3
-    assert "Give it less" in str(caught.value)  # the kernel kills who takes too much memory
+    assert "gpu_memory_utilization" in str(caught.value.hint)  # the kernel kills processes that use too much memory
 
 
-def test_the_reason_is_of_this_start_and_not_of_one_before(make: Make) -> None:
+def test_the_reason_is_from_the_last_start(make: Make) -> None:
     server = make(f"crash {LOGS / 'port.log'}", "crash /dev/null")
-    with pytest.raises(ServerError, match="did not start: standin: starting crash"):
+    with pytest.raises(ServerError, match="did not start: fake_vllm: starting crash"):
         server.start()
     assert "Address already in use" in server.log_file.read_text()
 
 
-def test_one_that_does_not_become_healthy_is_ended(
+def test_a_server_that_does_not_become_healthy_is_ended(
     make: Make, log_lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_server, "LOG_INTERVAL_S", 0.1)
-    for plan in ("silent", "sick"):
+    for plan in ("silent", "unhealthy"):
         server = make(plan, server_start_timeout_s=0.6)
         with pytest.raises(ServerError, match="not healthy after 1 s"):
             server.start()
         assert not processes_carrying(server.key)
     assert sum(line.startswith("vLLM is loading some/model (") for line in log_lines) >= 4
-    assert sum(line.startswith("starting vLLM") for line in log_lines) == 2  # it would only take as long again
+    assert (
+        sum(line.startswith("starting vLLM") for line in log_lines) == 2
+    )  # not retried, as it would take as long again
 
 
-def test_a_slow_start_says_so_now_and_then(make: Make, log_lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_start_is_logged_at_intervals(make: Make, log_lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_server, "LOG_INTERVAL_S", 0.2)
     make("serve 1").start()
     assert 2 <= sum(line.startswith("vLLM is loading some/model (") for line in log_lines) <= 8
     assert log_lines[-1].startswith("vLLM is ready after ")
 
 
-def test_a_python_that_is_not_there(make: Make) -> None:
+def test_a_missing_python_is_reported(make: Make) -> None:
     for name in ("/nowhere/bin/python", "no-such-python"):
         server = make("serve", server_python=name)
-        with pytest.raises(MissingDependencyError, match=f"there is no {name} to run vLLM with") as caught:
+        with pytest.raises(MissingDependencyError, match=name) as caught:
             server.start()
         assert "server_python" in str(caught.value)
 
 
-def test_another_python_runs_the_server_but_not_the_guard(make: Make, tmp_path: Path) -> None:
-    """vLLM may live in an environment of its own."""
+def test_another_python_runs_the_server_but_not_the_supervisor(make: Make, tmp_path: Path) -> None:
+    """vLLM may have its own environment."""
     other = tmp_path / "other-python"
     other.symlink_to(sys.executable)
     server = make("serve", server_python=str(other))
     server.start()
     assert all(str(other) in command for command in serving_processes(server).values())
-    assert processes_carrying(server.key)[guard_pid(server)].startswith(sys.executable)
+    assert processes_carrying(server.key)[supervisor_pid(server)].startswith(sys.executable)
 
 
-def test_no_vllm_is_a_missing_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_vllm_is_a_missing_dependency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def version(name: str) -> str:
         raise vllm_server.importlib.metadata.PackageNotFoundError(name)
 
@@ -370,11 +378,11 @@ def test_no_vllm_is_a_missing_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert caught.value.exit_code == 4
 
 
-def test_a_log_without_errors_and_none_at_all(tmp_path: Path) -> None:
+def test_logs_without_errors_have_a_reason_too(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert failure_reason(log) == "no log was written"
+    assert failure_reason(log) == "no log"
     log.write_text("")
-    assert failure_reason(log) == "it said nothing"
+    assert failure_reason(log) == "no output"
     log.write_text(
         "INFO starting\n(APIServer pid=1) WARNING 11-24 00:06:20 [a.py:1] such as `OSError: [Errno 24] x`\nlast\n\n"
     )
@@ -383,15 +391,15 @@ def test_a_log_without_errors_and_none_at_all(tmp_path: Path) -> None:
     assert failure_reason(log) == "ValueError: " + "x" * 288
 
 
-# Coming back
+# Restarts
 
 
-def test_ensure_starts_a_dead_server_once_for_all_callers(make: Make, log_lines: list[str]) -> None:
+def test_ensure_running_restarts_a_dead_server_once_for_all_callers(make: Make, log_lines: list[str]) -> None:
     server = make("serve")
     server.start()
     port, before = server.port, set(processes_carrying(server.key))
     server.ensure_running()
-    assert set(processes_carrying(server.key)) == before  # it lives: nothing happens
+    assert set(processes_carrying(server.key)) == before  # it is alive, so nothing happens
     os.kill(listening_pid(server), signal.SIGKILL)
     callers = [threading.Thread(target=server.ensure_running) for _ in range(16)]
     for caller in callers:
@@ -405,52 +413,52 @@ def test_ensure_starts_a_dead_server_once_for_all_callers(make: Make, log_lines:
     assert any("signal 9" in line for line in log_lines)
 
 
-def test_a_death_that_the_guard_has_not_seen_is_one(make: Make) -> None:
-    """Nobody listens any more, but the guard still lives: that is a dead server."""
+def test_a_server_is_dead_even_if_the_supervisor_has_not_noticed(make: Make) -> None:
+    """No process listens any more, but the supervisor is still alive."""
     server = make("serve")
     server.start()
-    os.kill(guard_pid(server), signal.SIGSTOP)
+    os.kill(supervisor_pid(server), signal.SIGSTOP)
     child = listening_pid(server)
     os.kill(child, signal.SIGKILL)
     assert wait_until(lambda: child not in processes_carrying(server.key))
     assert server.is_running()
-    threading.Timer(0.3, os.kill, (guard_pid(server), signal.SIGCONT)).start()
+    threading.Timer(0.3, os.kill, (supervisor_pid(server), signal.SIGCONT)).start()
     server.ensure_running()
     assert len(serving_processes(server)) == 2
 
 
-def test_a_server_whose_engine_is_dead_is_started_again(make: Make) -> None:
-    """vLLM answers 503 to /health while it takes itself down."""
+def test_a_server_whose_engine_is_dead_is_restarted(make: Make) -> None:
+    """vLLM answers /health with 503 while it shuts down."""
     server = make("serve")
     server.start()
     before = set(serving_processes(server))
     os.kill(listening_pid(server), signal.SIGUSR1)
-    assert wait_until(lambda: server._probe_health(2) is False)
+    assert wait_until(lambda: server.probe_health(2) is Health.DEAD)
     assert server.is_running()
     server.ensure_running()
-    assert server._probe_health(2)
+    assert server.probe_health(2) is Health.HEALTHY
     assert len(serving_processes(server)) == 2
     assert not before & set(serving_processes(server))
 
 
-def test_a_busy_server_is_not_taken_for_a_dead_one(make: Make) -> None:
-    """It accepts and does not answer in time."""
+def test_a_busy_server_is_not_dead(make: Make) -> None:
+    """It accepts connections and does not answer in time."""
     server = make("serve")
     with socket.create_server(("127.0.0.1", 0)) as busy:
         server.port = busy.getsockname()[1]
-        assert server._probe_health(0.1) is None
-    assert server._probe_health(0.1) is False
+        assert server.probe_health(0.1) is Health.BUSY
+    assert server.probe_health(0.1) is Health.DEAD
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGUSR2], ids=["frozen", "its engine alone"])
-def test_one_that_hangs_is_started_again_and_its_requests_are_answered(
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGUSR2], ids=["process", "engine only"])
+def test_a_hung_server_is_restarted_and_its_requests_are_answered(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float], log_lines: list[str], number: int
 ) -> None:
-    """It lives and listens, and answers nothing of what it is asked."""
+    """It is alive and listens, but answers no requests."""
     server = make("serve")
     monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
-    with ModelBackends(tmp_path, ClientConfig(max_attempts=4, timeout_s=1.0), lambda line: None) as engines:
-        client = engines.client_for("some/model", [], {}, UsageMeter())
+    with ModelBackends(tmp_path, ClientConfig(max_attempts=4, timeout_s=1.0), lambda line: None) as backends:
+        client = backends.client_for("some/model", [], {}, UsageMeter())
 
         async def main() -> set[str]:
             async with client:
@@ -461,32 +469,32 @@ def test_one_that_hangs_is_started_again_and_its_requests_are_answered(
                 return {reply.choices[0].text for reply in replies}
 
         assert len(asyncio.run(main())) == 1
-        assert sum(line.startswith("vLLM hangs (it does not answer any more)") for line in log_lines) == 1
+        assert sum(line.startswith("vLLM hangs (the server does not answer)") for line in log_lines) == 1
     assert not processes_carrying(server.key)
 
 
-def test_one_that_hangs_between_two_stages_is_started_again_for_the_next(
+def test_a_server_that_hangs_between_two_stages_is_restarted_for_the_next(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     monkeypatch.setattr(vllm_server, "HEALTH_TIMEOUT_S", 0.2)
     server = make("serve")
     monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
-    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
-        engines.client_for("some/model", [], {}, UsageMeter())
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as backends:
+        backends.client_for("some/model", [], {}, UsageMeter())
         os.kill(listening_pid(server), signal.SIGSTOP)
-        engines.client_for("some/model", [], {}, UsageMeter())
-        assert server._probe_health(10)
+        backends.client_for("some/model", [], {}, UsageMeter())
+        assert server.probe_health(10) is Health.HEALTHY
     assert sum(line.startswith("vLLM hangs") for line in log_lines) == 1
 
 
-def test_one_that_keeps_hanging_is_given_up_with_what_may_help(make: Make) -> None:
+def test_a_server_that_keeps_hanging_is_given_up_with_a_hint(make: Make) -> None:
     server = make("serve")
     server.start()
     for _ in range(vllm_server.MAX_STARTS):
         server.ensure_running(silent_since=time.monotonic())
-    with pytest.raises(ServerError, match="more than 3 times: it does not answer any more") as caught:
+    with pytest.raises(ServerError, match="more than 3 times: the server does not answer") as caught:
         server.ensure_running(silent_since=time.monotonic())
-    assert "raise timeout_s" in str(caught.value)
+    assert "timeout_s" in str(caught.value.hint)
 
 
 def test_a_server_that_keeps_dying_is_given_up(make: Make, log_lines: list[str]) -> None:
@@ -504,11 +512,11 @@ def test_a_server_that_keeps_dying_is_given_up(make: Make, log_lines: list[str])
     assert not processes_carrying(server.key)
 
 
-# What a server on a CPU is started with
+# Servers on a CPU
 
 
 def environment_of(server: VllmServer) -> dict[str, str]:
-    """The environment of the stand-in that listens, as the kernel shows it."""
+    """Return the environment of the listening fake vLLM, as the kernel shows it."""
     text = Path(f"/proc/{listening_pid(server)}/environ").read_bytes().decode()
     return dict(line.split("=", 1) for line in text.split("\0") if "=" in line)
 
@@ -518,7 +526,7 @@ def option(server: VllmServer, name: str) -> str | None:
     return words[words.index(name) + 1] if name in words else None
 
 
-def test_no_child_inherits_the_wish_not_to_write_bytecode(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_does_not_inherit_pythondontwritebytecode(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("SOMETHING_ELSE", "kept")
     server = make("serve")
@@ -535,7 +543,7 @@ def test_no_child_inherits_the_wish_not_to_write_bytecode(make: Make, monkeypatc
         ({"quantization": "awq"}, None, "quantized, in vLLM's own dtype"),
     ],
 )
-def test_the_dtype_follows_from_the_processor_unless_the_options_decide(
+def test_the_dtype_depends_on_the_processor_and_the_options(
     make: Make, log_lines: list[str], options: dict[str, Any], dtype: str | None, expected: str
 ) -> None:
     server = make("serve", options=options)
@@ -544,10 +552,10 @@ def test_the_dtype_follows_from_the_processor_unless_the_options_decide(
     assert log_lines[0].startswith(f"starting vLLM with some/model: {expected}, cores 0-1 (")
 
 
-def test_a_model_that_its_first_start_brought_is_looked_at_again(
+def test_the_dtype_is_chosen_again_after_the_first_start_has_downloaded_the_model(
     make: Make, tmp_path: Path, log_lines: list[str]
 ) -> None:
-    """Only when it has been downloaded is it known that it is quantized, and that vLLM takes no float32 for it."""
+    """Only the downloaded files show that the model is quantized, and vLLM rejects float32 for it."""
     model = tmp_path / "model"
     server = make(f"crash {LOGS / 'quantized.log'}", "serve", model=str(model))
     real, starts = server._spawn, list[list[str]]()
@@ -572,11 +580,11 @@ def test_threads_are_bound_to_free_cores(make: Make, log_lines: list[str]) -> No
     assert [environment_of(server)[cores.BIND_VARIABLE] for server in (first, second, third)] == ["0", "1", "nobind"]
     assert environment_of(third)[cores.THREADS_VARIABLE] == "2"
     starting = [line for line in log_lines if line.startswith("starting")]
-    assert "core 0 (usually" in starting[0]
-    assert "not bound to cores, 2 threads (no core is free: other model servers hold 0-1) (usually" in starting[2]
+    assert "core 0 (usually takes" in starting[0]
+    assert "not bound to cores, 2 threads (no core is free: other model servers hold 0-1) (usually takes" in starting[2]
 
 
-def test_a_server_that_is_started_again_keeps_its_cores(make: Make) -> None:
+def test_a_restarted_server_keeps_its_cores(make: Make) -> None:
     first, second = make("serve", max_cores=1), make("serve")
     first.start()
     first.stop()  # as before a restart
@@ -590,19 +598,19 @@ def test_a_server_that_is_started_again_keeps_its_cores(make: Make) -> None:
     assert environment_of(third)[cores.BIND_VARIABLE] == "0"
 
 
-def test_what_the_user_binds_is_left_alone(make: Make, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) -> None:
+def test_a_binding_set_by_the_user_is_kept(make: Make, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) -> None:
     monkeypatch.setenv(cores.BIND_VARIABLE, "0")
     server, other = make("serve"), make("serve")
     server.start()
     assert environment_of(server)[cores.BIND_VARIABLE] == "0"
-    assert ", VLLM_CPU_OMP_THREADS_BIND=0, as set (usually" in log_lines[0]
+    assert ", VLLM_CPU_OMP_THREADS_BIND=0, as set (usually takes" in log_lines[0]
     monkeypatch.setenv(cores.BIND_VARIABLE, "")
     other.start()
-    assert environment_of(other)[cores.BIND_VARIABLE] == "0-1"  # nothing was claimed, and "" is not set
+    assert environment_of(other)[cores.BIND_VARIABLE] == "0-1"  # no cores were claimed, and "" counts as unset
 
 
-def test_servers_of_two_processes_have_different_cores_until_they_end(tmp_path: Path) -> None:
-    """Two rlaif processes, one killed as hard as can be: its core is free as soon as its server is gone."""
+def test_servers_of_two_processes_use_different_cores(tmp_path: Path) -> None:
+    """After kill -9 of one rlaif process, its core is free as soon as its server has ended."""
     (tmp_path / "plan").write_text("serve")
 
     def start(max_cores: int, wait_s: float = 0.2) -> tuple[subprocess.Popen[str], str, str]:
@@ -632,7 +640,7 @@ def test_servers_of_two_processes_have_different_cores_until_they_end(tmp_path: 
         parents += [first, second, third]
         assert (bound, other, none) == ("0", "1", "nobind")
         assert processes_carrying(first_key)
-        first.kill()  # and the same command at once, while the guard is still ending the server
+        first.kill()  # then the same command at once, while the supervisor is still ending the server
         parents.append((again := start(2, 30.0))[0])
         assert again[2] == "0"
     finally:
@@ -642,16 +650,16 @@ def test_servers_of_two_processes_have_different_cores_until_they_end(tmp_path: 
     assert wait_until(lambda: not processes_carrying(str(tmp_path / "plan")))
 
 
-# Engines and the client
+# Backends and the client
 
 
-def test_a_request_outlives_its_server(
+def test_requests_are_answered_after_a_restart(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     server = make("serve")
     monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
-    with ModelBackends(tmp_path, ClientConfig(max_attempts=4), lambda line: None) as engines:
-        client = engines.client_for("some/model", [], {}, UsageMeter())
+    with ModelBackends(tmp_path, ClientConfig(max_attempts=4), lambda line: None) as backends:
+        client = backends.client_for("some/model", [], {}, UsageMeter())
 
         async def main() -> list[str]:
             async with client:
@@ -668,7 +676,7 @@ def test_a_request_outlives_its_server(
     assert not processes_carrying(server.key)
 
 
-def test_a_server_whose_port_is_taken_while_it_is_down_comes_back_on_another(
+def test_a_server_restarts_on_another_port_if_its_port_is_taken(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     server = make("serve")
@@ -680,15 +688,15 @@ def test_a_server_whose_port_is_taken_while_it_is_down_comes_back_on_another(
                 listener.accept()[0].close()
 
     with contextlib.ExitStack() as stack:
-        engines = stack.enter_context(ModelBackends(tmp_path, ClientConfig(max_attempts=6), lambda line: None))
-        client = engines.client_for("some/model", [], {}, UsageMeter())
+        backends = stack.enter_context(ModelBackends(tmp_path, ClientConfig(max_attempts=6), lambda line: None))
+        client = backends.client_for("some/model", [], {}, UsageMeter())
         port, body = server.port, {"messages": [{"role": "user", "content": "?"}]}
 
         async def main() -> list[str]:
             async with client:
                 first = await client.chat(body)
                 os.kill(listening_pid(server), signal.SIGKILL)
-                assert wait_until(lambda: server._probe_health(1) is False)
+                assert wait_until(lambda: server.probe_health(1) is Health.DEAD)
                 listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
                 stack.callback(listener.shutdown, socket.SHUT_RDWR)
                 threading.Thread(target=close_connections, args=(listener,), daemon=True).start()
@@ -701,22 +709,24 @@ def test_a_server_whose_port_is_taken_while_it_is_down_comes_back_on_another(
         assert texts[0] != texts[1]
 
 
-def test_a_server_that_died_between_two_stages_is_back_for_the_next(
+def test_a_server_that_died_between_two_stages_is_restarted_for_the_next(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make("serve")
     monkeypatch.setattr("rlaif.llm.backends.VllmServer", lambda *_: server)
-    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
-        engines.client_for("some/model", [], {}, UsageMeter())
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as backends:
+        backends.client_for("some/model", [], {}, UsageMeter())
         os.kill(listening_pid(server), signal.SIGKILL)
         assert wait_until(lambda: not server.is_running())
-        client = engines.client_for("some/model", [], {}, UsageMeter())
+        client = backends.client_for("some/model", [], {}, UsageMeter())
         assert server.is_running()
         assert client.url == server.url
     assert not server.is_running()
 
 
-def test_one_server_at_a_time_shared_by_one_model(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_server_runs_at_a_time_and_is_reused_for_its_model(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     created: list[FakeVllmServer] = []
 
     def new(model: str, *_: Any) -> FakeVllmServer:
@@ -725,23 +735,23 @@ def test_one_server_at_a_time_shared_by_one_model(make: Make, tmp_path: Path, mo
         return created[-1]
 
     monkeypatch.setattr("rlaif.llm.backends.VllmServer", new)
-    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as backends:
         for model in ("a", "a", "b", "a"):
-            assert isinstance(engines.client_for(model, [], {}, UsageMeter()), Client)
+            assert isinstance(backends.client_for(model, [], {}, UsageMeter()), Client)
             assert [server.model for server in created if server.is_running()] == [model]
     assert [server.model for server in created] == ["a", "b", "a"]
     assert not any(processes_carrying(server.key) for server in created)
 
 
-def test_a_url_needs_no_server_and_takes_no_server_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_starts_no_server_and_allows_no_vllm_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.llm.backends.VllmServer", None)
-    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as engines:
-        assert engines.client_for("m", ["http://127.0.0.1:9/v1"], {}, UsageMeter()).urls == ["http://127.0.0.1:9/v1"]
-        with pytest.raises(UsageError, match="a server that rlaif does not start"):
-            engines.client_for("m", ["http://127.0.0.1:9/v1"], {"max_model_len": 1}, UsageMeter())
+    with ModelBackends(tmp_path, ClientConfig(), lambda line: None) as backends:
+        assert backends.client_for("m", ["http://127.0.0.1:9/v1"], {}, UsageMeter()).urls == ["http://127.0.0.1:9/v1"]
+        with pytest.raises(UsageError, match="`base_url` is set"):
+            backends.client_for("m", ["http://127.0.0.1:9/v1"], {"max_model_len": 1}, UsageMeter())
 
 
-# The command line
+# Command line
 
 
 def test_the_key_is_in_the_environment_and_in_no_command_line_or_log(make: Make) -> None:
@@ -755,7 +765,7 @@ def test_the_key_is_in_the_environment_and_in_no_command_line_or_log(make: Make)
     assert server.key not in repr(server)
 
 
-def test_loopback_is_asked_for_health_without_a_proxy(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_checks_bypass_proxies(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -785,12 +795,12 @@ def test_vllm_settings_become_flags() -> None:
     assert flags["--no-enable-prefix-caching"] == []
     assert flags["--lora-modules"] == ["a=b", "c=d"]
     assert flags["--hf-overrides"] == ['{"x": [1, true]}']
-    assert flags["--generation-config"] == ["auto"]  # written either way, and once
+    assert flags["--generation-config"] == ["auto"]  # either spelling works, and the flag occurs once
     assert "--enforce-eager" not in flags
 
 
-def test_on_a_cpu_no_prompt_is_read_in_pieces() -> None:
-    """A request with a seed would kill the engine: no piece is shorter than the longest prompt."""
+def test_on_a_cpu_prompts_are_not_prefilled_in_chunks() -> None:
+    """Otherwise a request with a seed would kill the engine, so no chunk is shorter than the longest prompt."""
     for options in ({}, {"max_model_len": 8192}, {"max-model-len": 8192}):
         flags = flags_of("cpu", options)
         assert flags["--max-num-batched-tokens"] == flags["--max-model-len"]
@@ -800,12 +810,12 @@ def test_on_a_cpu_no_prompt_is_read_in_pieces() -> None:
 
 
 @pytest.mark.parametrize("name", ["host", "port", "api_key", "api-key", "model", "served_model_name"])
-def test_what_rlaif_reaches_the_server_by_cannot_be_set(name: str) -> None:
-    with pytest.raises(UsageError, match="is set by rlaif itself"):
+def test_reserved_options_are_rejected(name: str) -> None:
+    with pytest.raises(UsageError, match="reserved"):
         vllm_args("some/model", "cpu", {name: "x"})
 
 
-def test_log_names_are_plain(tmp_path: Path) -> None:
+def test_log_names_are_short_and_inside_the_folder(tmp_path: Path) -> None:
     for model in ("org/model-7B", "/a/../../b", "..", "x" * 300, "a b\n"):
         log = VllmServer(model, {}, ClientConfig(), tmp_path, print).log_file
         assert log.parent == tmp_path
@@ -813,7 +823,7 @@ def test_log_names_are_plain(tmp_path: Path) -> None:
 
 
 def test_the_embedded_model_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another command converts it meanwhile, it is waited for and then taken as it is."""
+    """A command waits while another one converts it, then uses the result."""
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
     converted: list[Path] = []
 
@@ -835,7 +845,7 @@ def test_the_embedded_model_is_converted_once(tmp_path: Path, monkeypatch: pytes
     assert demo_model.resolve_model("org/model") == "org/model"
 
 
-def test_a_missing_embedded_model_is_a_missing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_embedded_model_is_a_missing_dependency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
     monkeypatch.setattr(demo_model, "WEIGHTS_PACKAGE", "no_such_package_here")
     with pytest.raises(MissingDependencyError, match="the embedded model is not installed") as caught:
