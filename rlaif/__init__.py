@@ -1,6 +1,6 @@
-"""Prompts and a rubric in, a preference dataset and a better model out.
+"""Turn prompts and a rubric into a preference dataset and a better model.
 
-``rlaif.open_run(path)`` gives a run's tables as polars frames; the stages are functions of :mod:`rlaif.api`.
+``rlaif.open_run(path)`` gives a run's tables as polars frames. The stages are functions of :mod:`rlaif.api`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Run", "__version__", "open_run"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for, so that `rlaif --help` stays quick.
+    # Imported on first access, so that `rlaif --help` stays fast.
     if name in ("Run", "open_run"):
         from rlaif.run import run
 

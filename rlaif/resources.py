@@ -1,4 +1,4 @@
-"""The data that comes with the package: ``prompts/`` and ``judges/``, files that a person edits without Python."""
+"""Paths of the data in the package: prompt sets and judges, which users can read and edit without Python."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ _PACKAGE_DIR = Path(__file__).resolve().parent
 
 
 def data_dir(kind: Literal["prompts", "judges"]) -> Path:
-    """In an installed wheel they lie inside the package; in a checkout they stand at its top."""
+    """Return the folder of the prompt sets or judges: inside an installed wheel, or at the top of a checkout."""
     installed = _PACKAGE_DIR / "data" / kind
     return installed if installed.is_dir() else _PACKAGE_DIR.parent / kind
 
 
 def prompt_sets() -> dict[str, Path]:
+    """Return the file of each packaged prompt set, by name."""
     return {path.stem: path for path in sorted(data_dir("prompts").glob("*.jsonl"))}
 
 
 def judges() -> dict[str, Path]:
+    """Return the folder of each packaged judge, by name."""
     return {path.parent.name: path.parent for path in sorted(data_dir("judges").glob("*/judge.toml"))}

@@ -102,8 +102,8 @@ weight = 2
 """
 
 
-@pytest.mark.parametrize("way", ["flag", "environment"])
-def test_a_model_from_a_flag_or_the_environment_replaces_the_tables_of_the_file(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("source", ["flag", "environment"])
+def test_a_model_from_a_flag_or_the_environment_replaces_the_tables_of_the_file(tmp_path: Path, source: str) -> None:
     """[[policies]] and [[panel]] are part of the file, so whatever overrides the file overrides them too."""
     run = write(tmp_path, TABLES)
     assert [policy.model for policy in load(run, {}, {}).policies_resolved()] == ["a", "b"]
@@ -111,7 +111,7 @@ def test_a_model_from_a_flag_or_the_environment_replaces_the_tables_of_the_file(
 
     def load_with(name: str, value: str) -> Config:
         flags, environ = (
-            ({name: value}, {}) if way == "flag" else ({}, {f"RLAIF_{name}".replace(".", "_").upper(): value})
+            ({name: value}, {}) if source == "flag" else ({}, {f"RLAIF_{name}".replace(".", "_").upper(): value})
         )
         return load(run, flags, environ)
 

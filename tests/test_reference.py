@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import tomllib
@@ -78,6 +79,24 @@ def test_an_option_has_the_type_of_its_setting(parameter: commands.Parameter, na
     else:
         kind: Any = setting.annotation if not setting.is_sequence else str
         assert parameter.value in ("", commands.TYPE_NAMES.get(kind), parameter.info.metavar)
+
+
+@pytest.mark.parametrize(("name", "function"), list(commands.commands()), ids=[name for name, _ in commands.commands()])
+def test_a_command_passes_every_option_to_its_setting(name: str, function: Any) -> None:
+    """In the dictionary of settings that it passes on, each key is the setting of the option that is its value."""
+    options = {
+        parameter.name: parameter.info.setting
+        for parameter in commands.parameters(function)
+        if hasattr(parameter.info, "setting")
+    }
+    shared = {"concurrency", "seed", "max_failures", "budget_usd"}  # passed on by client_flags
+    source = inspect.getsource(function)
+    passed = dict(re.findall(r'"([a-z]+\.\w+|seed)": (?:str\()?(\w+)', source))
+    for setting, parameter in passed.items():
+        if parameter in options:
+            assert options[parameter] == setting, parameter
+    missing = set(options) - set(passed.values()) - (shared if "client_flags(" in source else set())
+    assert missing <= {"annotators", "on_bad_row"}, f"{name} ignores {missing}"  # `review` checks these itself
 
 
 def test_every_command_has_an_example_that_parses() -> None:
