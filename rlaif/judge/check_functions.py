@@ -1,7 +1,7 @@
 """Functions behind the programmatic checks. Each one tests an answer's text for one condition.
 
-They return False if the condition is not met. If they fail or time out (:func:`with_timeout`), they raise, and the answer
-gets no score.
+They return False if the condition is not met. They raise if they fail or time out (:func:`with_timeout`), and then the
+answer gets no score.
 """
 
 from __future__ import annotations

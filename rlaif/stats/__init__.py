@@ -1,8 +1,9 @@
-"""Estimates with their uncertainty, as pure functions of arrays.
+"""Estimates with confidence intervals, as pure functions of arrays. Most return an :class:`Estimate`.
 
-``intervals``: proportions, ratios and bootstrap. ``agreement``: between judges and people, and among people.
-``ppi``: what labels on a few say of the many. ``calibration``: probabilities that mean what they say, and what can be
-certified. Every value comes as an :class:`Estimate`, with its interval and n.
+- ``intervals``: proportions, ratios and bootstrap.
+- ``agreement``: between judges and annotators, and among annotators.
+- ``ppi``: means over many predictions, corrected by a few labels.
+- ``calibration``: calibration of probabilities, and certified agreement.
 """
 
 from rlaif.stats.agreement import cohen_kappa, krippendorff_alpha, noise_rate, single_rater_error

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: how far off they are, how labels mend them, and what can be certified."""
+"""Calibration of probabilities: their error, their correction by labels, and the agreement that can be certified."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike
 from rlaif.stats.intervals import Estimate, Floats, binomial_tail, resampled_sums
 
 CLIP = 0.02
-"""A judge that says 0 or 1 is taken at its word up to here, so that hard verdicts have a logit."""
+"""Probabilities are clipped to [CLIP, 1 - CLIP], so that verdicts of 0 and 1 have a finite logit."""
 
 
 def logit(p: ArrayLike) -> Floats:
+    """Return log(p / (1 - p)) of the clipped probabilities. logit(1 - p) is exactly -logit(p)."""
     clipped = np.clip(np.asarray(p, dtype=float), CLIP, 1 - CLIP)
-    # The difference of two logarithms turns its sign exactly when p and 1 - p change places; log(p / (1 - p)) does not.
+    # The difference of two logarithms is exactly antisymmetric; log(p / (1 - p)) is not.
     result: Floats = np.log(clipped) - np.log(np.clip(1 - np.asarray(p, dtype=float), CLIP, 1 - CLIP))
     return result
 
@@ -30,11 +31,11 @@ def expected_calibration_error(
     rounds: int = 1000,
     seed: int = 0,
 ) -> Estimate | None:
-    """The mean gap between confidence and accuracy over ``bins`` equal bins of [0, 1], weighted by their rows (Naeini
-    et al. 2015; Guo et al. 2017, arXiv:1706.04599), with a bootstrap interval.
+    """Mean absolute difference between confidence and accuracy over ``bins`` equal bins of [0, 1], weighted by their
+    number of rows (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599), with a bootstrap interval.
 
-    It is never negative, so chance alone makes it positive: the interval's low end says what is left without that.
-    None without rows.
+    The error is never negative, so chance alone makes it positive. The lower bound of the interval is corrected for
+    that. None without rows.
     """
     confidences, is_correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
     if not len(confidences):
@@ -44,7 +45,8 @@ def expected_calibration_error(
     gaps[np.arange(len(confidences)), bin_index] = is_correct - confidences
     value = float(np.abs(gaps.sum(axis=0)).sum()) / len(confidences)
     resampled = np.abs(resampled_sums(gaps, rounds, np.random.default_rng(seed))).sum(axis=1) / len(confidences)
-    # A resample's error has the sample's chance in it and its own once more; reflecting takes one of them back.
+    # The error of a resample contains chance twice, from the sample and from resampling. Reflection removes one of
+    # them.
     low, high = 2 * value - np.quantile(resampled, [0.5 + confidence_level / 2, 0.5 - confidence_level / 2])
     return Estimate(value, min(value, max(0.0, float(low))), max(value, float(high)), len(confidences))
 
@@ -52,12 +54,13 @@ def expected_calibration_error(
 def fit_antisymmetric_logistic(
     logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0
 ) -> Floats:
-    """w of logit P = sum_j w_j logit p_j, a logistic regression (Platt 1999) without intercept, so that exchanging the
-    two answers of every pair turns every probability into its complement, and with an L2 penalty on the distance from
-    ``prior`` (nothing, where it is not given), so that few labels change little.
+    """Fit the weights w of logit P = sum_j w_j logit p_j, a logistic regression (Platt 1999).
 
-    ``logits``: n rows by j features, each turning its sign with the pair. ``labels``: 1 where a is better, 0 where b
-    is. Solved by Newton's method; the penalty makes it unique.
+    It has no intercept, so that swapping the two answers of every pair turns every probability into its complement. It
+    has an L2 penalty on the distance from ``prior`` (default 0), so that few labels change little.
+
+    ``logits``: n rows by j features; each feature changes its sign if the pair is swapped. ``labels``: 1 if a is
+    better, 0 if b is. Solved by Newton's method; the penalty makes the solution unique.
     """
     x, y = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
     start = np.zeros(x.shape[1]) if prior is None else np.asarray(prior, dtype=float)
@@ -74,7 +77,7 @@ def fit_antisymmetric_logistic(
         step = np.linalg.solve(hessian, gradient)
         before, size = loss(w), 1.0
         while size > 1e-6 and loss(w - size * step) > before - 0.25 * size * float(gradient @ step):
-            size /= 2  # a full Newton step may overshoot where verdicts are without doubt
+            size /= 2  # a full Newton step may overshoot if verdicts are near 0 or 1
         w = w - size * step
         if float(np.abs(step).max()) < 1e-10:
             break
@@ -84,24 +87,23 @@ def fit_antisymmetric_logistic(
 def cross_fit(
     logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0
 ) -> Floats:
-    """P(a is better) for every row, by :func:`fit_antisymmetric_logistic` weights that no label of the row's own fold
-    has touched.
+    """Return P(a is better) for every row, with weights of :func:`fit_antisymmetric_logistic` from the other folds
+    only.
 
-    ``labels``: 1, 0, or nan where there is none. ``folds``: a whole number for each row; rows of one prompt share it.
+    ``labels``: 1, 0, or nan for rows without a label. ``folds``: an integer per row; rows of one prompt share it.
     """
     x, y, fold = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float), np.asarray(folds)
     labeled = ~np.isnan(y)
     result = np.empty(len(y))
     for test_fold in np.unique(fold):
         train_rows, test_rows = labeled & (fold != test_fold), fold == test_fold
-        result[test_rows] = sigmoid(
-            x[test_rows] @ fit_antisymmetric_logistic(x[train_rows], y[train_rows], prior, l2=l2)
-        )
+        weights = fit_antisymmetric_logistic(x[train_rows], y[train_rows], prior, l2=l2)
+        result[test_rows] = sigmoid(x[test_rows] @ weights)
     return result
 
 
 def sigmoid(z: ArrayLike) -> Floats:
-    """1 / (1 + exp(-z)), so computed that sigmoid(-z) is 1 - sigmoid(z) to the last bit."""
+    """Return 1 / (1 + exp(-z)). sigmoid(-z) is exactly 1 - sigmoid(z)."""
     values = np.asarray(z, dtype=float)
     upper: Floats = 1 / (1 + np.exp(-np.abs(values)))
     return np.where(values >= 0, upper, 1 - upper)
@@ -109,8 +111,8 @@ def sigmoid(z: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class Certificate:
-    """``share`` of the pairs, those of confidence ``threshold`` or more, for which the judge agrees with people at
-    least as often as was asked. ``tested``: labels of the last passed test; ``errors``: disagreements among them."""
+    """A share of the pairs, those with a confidence of at least ``threshold``, for which the judge agrees with people
+    at the target rate. ``tested``: labels in the last test that passed; ``errors``: disagreements among them."""
 
     share: float
     threshold: float | None
@@ -121,14 +123,16 @@ class Certificate:
 def certify(
     confidence: ArrayLike, correct: ArrayLike, population: ArrayLike, *, target: float = 0.85, alpha: float = 0.1
 ) -> Certificate:
-    """The largest share that can be certified by fixed-sequence testing: the most confident first, each test an exact
-    binomial one at ``alpha``, until one fails (Bauer 1991; Angelopoulos et al. 2021, arXiv:2110.01052; for judges,
-    Jung et al. 2024, arXiv:2407.18370). The chance that the agreement in the certified part is below ``target`` is at
-    most ``alpha``. Nothing is certified where the first test fails.
+    """Certify the largest share of pairs for which agreement is at least ``target``, by fixed-sequence testing.
 
-    ``confidence`` and ``correct`` (0/1): labels that were drawn with equal probability and that had no part in making
-    the confidences. ``population``: all confidences. The sequence is fixed by confidences alone: it starts where
-    enough labels stand for a test without an error to pass, and goes on by levels of confidence, forty at most.
+    Tests start at the most confident pairs and add less confident ones. Each test is an exact binomial test at
+    ``alpha``; the first failure ends the sequence (Bauer 1991; Angelopoulos et al. 2021, arXiv:2110.01052; for judges
+    Jung et al. 2024, arXiv:2407.18370). The probability that the agreement in the certified share is below ``target``
+    is at most ``alpha``. If the first test fails, nothing is certified.
+
+    ``confidence`` and ``correct`` (0/1): of labels sampled with equal probability and not used to compute the
+    confidences. ``population``: all confidences. The sequence depends on confidences alone: it starts at the level with
+    enough labels for a test without errors to pass, and has at most 40 levels of confidence.
     """
     confidences, is_correct, all_confidences = (
         np.asarray(values, dtype=float) for values in (confidence, correct, population)

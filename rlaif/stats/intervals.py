@@ -1,4 +1,4 @@
-"""Proportions and ratios with their intervals."""
+"""Proportions and ratios with confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval and the number of labels behind it."""
+    """A value with its confidence interval and the number of observations."""
 
     value: float
     low: float
@@ -26,18 +26,18 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
 
     def as_dict(self) -> dict[str, Any]:
-        """The estimate as JSON values, for a manifest."""
+        """Return the estimate as JSON values, for a manifest."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
 def normal_quantile(confidence_level: float) -> float:
-    """The normal quantile of a two-sided interval."""
+    """Normal quantile for a two-sided interval."""
     return NormalDist().inv_cdf(0.5 + confidence_level / 2)
 
 
 def student_t_quantile(confidence_level: float, degrees_of_freedom: float) -> float:
-    """Student's t quantile of a two-sided interval, by its expansion around the normal one (Cornish and Fisher 1938;
-    within 1 % from three degrees of freedom on, too small below); infinite without any."""
+    """Student's t quantile for a two-sided interval, by its expansion around the normal quantile (Cornish and Fisher
+    1938). Accurate to 1 % from three degrees of freedom on, too small below; infinite for none."""
     z = normal_quantile(confidence_level)
     if degrees_of_freedom <= 0:
         return math.inf
@@ -53,37 +53,39 @@ def _wilson(p: float, n: float, confidence_level: float) -> tuple[float, float]:
     z = normal_quantile(confidence_level)
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the score interval touches 0 or 1 exactly; rounding would miss it by an ulp.
+    # For p = 0 and p = 1 a bound is exactly 0 or 1; rounding would miss it by an ulp.
     return (0.0 if p <= 0 else max(0.0, center - half)), (1.0 if p >= 1 else min(1.0, center + half))
 
 
 def wilson(successes: float, n: int, confidence_level: float = 0.95) -> Estimate | None:
-    """A proportion with its Wilson score interval (Wilson 1927). None without observations."""
+    """Proportion with its Wilson score interval (Wilson 1927). None without observations."""
     if n == 0:
         return None
     return Estimate(successes / n, *_wilson(successes / n, n, confidence_level), n)
 
 
 def wilson_lower_if_all_succeed(n: float, confidence_level: float = 0.95) -> float:
-    """The lower end of the Wilson interval of a proportion where all of ``n``, which may be an effective number, are
-    successes."""
+    """Lower bound of the Wilson interval if all ``n`` observations are successes. ``n`` may be an effective number."""
     return _wilson(1.0, n, confidence_level)[0]
 
 
 def clopper_pearson(successes: int, n: int, confidence_level: float = 0.95) -> float:
-    """The exact one-sided lower bound of a proportion (Clopper and Pearson 1934): the largest p at which as many
-    successes or more still have a probability of at most 1 - ``confidence_level``. 0 without observations."""
+    """Exact one-sided lower bound of a proportion (Clopper and Pearson 1934): the largest p for which the probability
+    of at least ``successes`` successes is at most 1 - ``confidence_level``. 0 without successes."""
     if successes == 0:
         return 0.0
     low, high = 0.0, successes / n
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if binomial_tail(successes, n, middle) <= 1 - confidence_level else (low, middle)
+        if binomial_tail(successes, n, middle) <= 1 - confidence_level:
+            low = middle
+        else:
+            high = middle
     return low
 
 
 def binomial_tail(successes: int, n: int, p: float) -> float:
-    """P(X >= ``successes``) for X binomial(n, p)."""
+    """Probability of at least ``successes`` successes in ``n`` trials."""
     if successes <= 0:
         return 1.0
     if not 0 < p < 1:
@@ -103,30 +105,28 @@ def hajek_mean(
     mean: float | None = None,
     confidence_level: float = 0.95,
 ) -> Estimate | None:
-    """The mean of 0/1 ``values`` over a population of which they were drawn with unequal known probabilities.
+    """Estimate the mean of 0/1 values in a population from a sample with known unequal inclusion probabilities.
 
-    ``weights``: how many of the population each stands for, 1 / its inclusion probability; their weighted mean is
-    Hajek's (1971), unless a better estimate of it is given (``mean``). ``certain_values``: values of those that were
-    certain to be drawn, which stand for themselves; the interval is squeezed by the share of the population that it is
-    about. None without observations.
+    ``values`` and ``weights``: the sampled values and their inverse inclusion probabilities. The mean is the weighted
+    mean of Hajek (1971), or ``mean``, if a better estimate is given. ``certain_values``: values that were included with
+    certainty; each counts once, and the interval narrows by their share of the population. None without observations.
 
-    The interval is Wilson's at the effective sample size with Student's quantile (Korn and Graubard 1998), from the
-    variance of the linearised mean with one label of either kind added. Where a few labels stand for nearly all of the
-    population, that variance is known no better than from as few, and they may agree by chance: its degrees of freedom
-    are those of Kish's (1965) effective number, and the interval reaches as far on either side as that many labels
-    leave room for where all of them agree.
+    The interval is Wilson's at the effective sample size, with Student's quantile (Korn and Graubard 1998). The
+    effective size comes from the variance of the linearized mean, computed with one added label of each kind. If a few
+    labels carry nearly all of the weight, this variance is as uncertain as one from that few labels, and they may agree
+    by chance. Therefore the degrees of freedom are those of the effective number of Kish (1965), and on either side the
+    interval is at least as wide as for that number of labels if all of them agreed.
     """
     y, w, certain = (np.asarray(array, dtype=float) for array in (values, weights, certain_values))
     if not len(y):
-        return (
-            None
-            if not len(certain)
-            else Estimate(float(certain.mean()), float(certain.mean()), float(certain.mean()), len(certain))
-        )
+        if not len(certain):
+            return None
+        exact_mean = float(certain.mean())
+        return Estimate(exact_mean, exact_mean, exact_mean, len(certain))
     total = float(w.sum())
     mean = min(1.0, max(0.0, float(w @ y) / total if mean is None else mean))
     kish = total**2 / float(w @ w)
-    middle = (mean * kish + 1) / (kish + 2)  # keeps the variance above nothing where all labels agree
+    middle = (mean * kish + 1) / (kish + 2)  # keeps the variance above 0 if all labels agree
     variance = float(((w * (y - middle)) ** 2).sum()) / total**2
     effective = min(float(len(y)), max(1.0, middle * (1 - middle) / variance))
     effective *= (normal_quantile(confidence_level) / student_t_quantile(confidence_level, kish - 1)) ** 2
@@ -152,9 +152,12 @@ def bootstrap_ratio(
     rounds: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
-    """sum(numerator) / sum(denominator) with a percentile interval from resampling whole ``groups`` (Efron 1979;
-    Davison and Hinkley 1997, ch. 3.8), so that pairs of one prompt count as one draw. For a paired difference of two
-    rules, give the difference of their values row by row. None where the denominator is nothing."""
+    """Estimate sum(numerator) / sum(denominator), with a percentile interval from resampling entire ``groups`` (Efron
+    1979; Davison and Hinkley 1997, ch. 3.8).
+
+    Rows of one group, such as the pairs of a prompt, are resampled together. For the paired difference of two rules,
+    give the difference of their values per row. None if the denominator is 0.
+    """
     top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     if not len(top) or bottom.sum() == 0:
         return None
@@ -170,7 +173,7 @@ def bootstrap_ratio(
 
 
 def resampled_sums(sums: Floats, rounds: int, rng: np.random.Generator, chunk: int = 1 << 22) -> Floats:
-    """Column sums over ``rounds`` samples with replacement of the rows of ``sums``; memory stays bounded."""
+    """Return the column sums of ``rounds`` samples of the rows of ``sums`` with replacement. Memory is bounded."""
     n = len(sums)
     step = max(1, chunk // max(1, n))
     parts = [

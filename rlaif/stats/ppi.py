@@ -1,4 +1,4 @@
-"""Prediction-powered inference: a mean over many predictions, put right by labels on a few."""
+"""Prediction-powered inference: a mean over many predictions, corrected by a few labels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def ppi_mean(
     confidence_level: float = 0.95,
     lambda_: float | None = None,
 ) -> Estimate | None:
-    """The mean label of the population that ``unlabeled`` predictions cover, by PPI++ (Angelopoulos, Duchi and Zrnic
-    2023, arXiv:2311.01453).
+    """Estimate the mean label of a population by PPI++ (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453).
 
-    ``labels`` and ``predictions`` belong to the same n rows, ``weights`` say how many of the population each stands for
-    (Horvitz and Thompson 1952, normalised as by Hajek; equal where not given). ``lambda_`` is the paper's lambda: how
-    far predictions are believed, by default that of least variance, between 0 (labels alone) and 1 (classical PPI). The
-    interval is normal, with n the number of labels. None with fewer than two labels or without predictions.
+    ``labels`` and ``predictions``: values of the n labeled rows. ``unlabeled``: predictions for the population.
+    ``weights``: inverse inclusion probabilities of the labeled rows (Horvitz and Thompson 1952, normalized as by Hajek;
+    default equal). ``lambda_``: the paper's lambda, the trust in the predictions, from 0 (labels alone) to 1 (classical
+    PPI); default the value of least variance. The interval is normal, with n the number of labels. None with fewer than
+    two labels or without predictions.
     """
     y, f, rest = (np.asarray(array, dtype=float) for array in (labels, predictions, unlabeled))
     n, n_unlabeled = len(y), len(rest)
@@ -43,8 +43,7 @@ def ppi_mean(
 
 
 def _lambda_of_least_variance(y: np.ndarray, f: np.ndarray, rest: np.ndarray, w: np.ndarray) -> float:
-    """Lambda that minimises the variance: Cov(y, f) over Var(f), each as the weights have it, less where the unlabelled
-    are few."""
+    """Return the lambda of least variance: weighted Cov(y, f) / Var(f), less if there are few unlabeled rows."""
     squared = w**2 * len(y) / (len(y) - 1)
     centered = f - w @ f
     within = float(squared @ centered**2) + float(rest.var()) / len(rest)

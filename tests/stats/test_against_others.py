@@ -1,4 +1,4 @@
-"""The product's estimates beside scipy, statsmodels, ppi-python and krippendorff on random cases, and closed forms."""
+"""rlaif's estimates compared with scipy, statsmodels, ppi-python and krippendorff on random cases, and closed forms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(7)
 
 @settings(deadline=None)  # the first call imports the other library
 @given(n=st.integers(1, 400), data=st.data(), level=st.floats(0.5, 0.999))
-def test_wilson_is_statsmodels(n: int, data: st.DataObject, level: float) -> None:
+def test_wilson_equals_statsmodels(n: int, data: st.DataObject, level: float) -> None:
     needs("statsmodels")
     from statsmodels.stats.proportion import proportion_confint
 
@@ -32,7 +32,7 @@ def test_wilson_is_statsmodels(n: int, data: st.DataObject, level: float) -> Non
 
 @settings(deadline=None)  # the first call imports the other library
 @given(n=st.integers(1, 400), data=st.data(), level=st.floats(0.5, 0.999))
-def test_the_exact_bound_is_scipys(n: int, data: st.DataObject, level: float) -> None:
+def test_the_exact_bound_equals_scipy(n: int, data: st.DataObject, level: float) -> None:
     needs("scipy")
     from scipy.stats import binom, binomtest
 
@@ -48,7 +48,7 @@ def test_the_exact_bound_has_a_closed_form_without_errors() -> None:
     assert stats.clopper_pearson(0, 20) == 0.0
 
 
-def test_kappa_is_statsmodels() -> None:
+def test_kappa_equals_statsmodels() -> None:
     needs("statsmodels")
     from statsmodels.stats.inter_rater import cohens_kappa
 
@@ -65,13 +65,13 @@ def test_kappa_is_statsmodels() -> None:
     assert stats.cohen_kappa([[0, 0], [0, 0]]) is None
 
 
-def test_alpha_is_krippendorffs() -> None:
+def test_alpha_equals_krippendorff() -> None:
     needs("krippendorff")
     import krippendorff
 
     for _ in range(40):
-        people, pairs = int(RNG.integers(2, 6)), int(RNG.integers(5, 60))
-        labels = RNG.integers(0, 3, (people, pairs)).astype(float)
+        annotators, pairs = int(RNG.integers(2, 6)), int(RNG.integers(5, 60))
+        labels = RNG.integers(0, 3, (annotators, pairs)).astype(float)
         labels[:, : pairs // 2] = labels[0, : pairs // 2]
         labels[RNG.random(labels.shape) < 0.3] = np.nan
         units = [[str(label) for label in column if not np.isnan(label)] for column in labels.T]
@@ -83,8 +83,9 @@ def test_alpha_is_krippendorffs() -> None:
     assert stats.krippendorff_alpha([["a", "a"], ["a"]]) is None
 
 
-def test_labels_of_which_none_differs_are_no_certainty() -> None:
-    """Half of each kind: by chance one half agrees, so kappa and alpha lie twice as far below 1 as agreement does."""
+def test_labels_that_all_agree_are_not_certain() -> None:
+    """With half of each label, chance agreement is one half, so the bounds of kappa and alpha are twice as far below 1
+    as that of the agreement."""
     for n in (4, 20, 400):
         below = 2 * (1 - wilson_low(n))
         kappa = stats.cohen_kappa([[n // 2, 0], [0, n // 2]])
@@ -92,7 +93,7 @@ def test_labels_of_which_none_differs_are_no_certainty() -> None:
         assert kappa is not None and alpha is not None
         assert (kappa.value, kappa.high, kappa.n) == (alpha.value, alpha.high, alpha.n) == (1.0, 1.0, n)
         assert kappa.low == pytest.approx(1 - below)
-        # Chance is what two of the 2n labels drawn without putting back would do.
+        # Chance agreement is that of two of the 2n labels drawn without replacement.
         assert alpha.low == pytest.approx(1 - below * (2 * n - 1) / (2 * n))
 
 
@@ -102,7 +103,7 @@ def wilson_low(n: int) -> float:
     return estimate.low
 
 
-def test_ppi_is_ppi_python() -> None:
+def test_ppi_equals_ppi_python() -> None:
     needs("ppi_py")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,9 +123,8 @@ def test_ppi_is_ppi_python() -> None:
             assert estimate.value == pytest.approx(point)
             if weights is None:
                 low, high = (float(np.ravel(x)[0]) for x in ppi_mean_ci(*data, alpha=0.1, lam=lambda_))
-                assert estimate.high - estimate.low == pytest.approx(
-                    high - low, rel=0.03
-                )  # theirs divides by n, ours by n-1
+                # ppi-python divides by n, rlaif by n - 1.
+                assert estimate.high - estimate.low == pytest.approx(high - low, rel=0.03)
         tuned = stats.ppi_mean(*data, weights, confidence_level=0.9)
         fixed = [
             stats.ppi_mean(*data, weights, confidence_level=0.9, lambda_=lambda_) for lambda_ in np.linspace(0, 1, 21)
@@ -134,7 +134,7 @@ def test_ppi_is_ppi_python() -> None:
     assert stats.ppi_mean([1.0], [0.5], [0.5]) is None
 
 
-def test_ppi_believes_perfect_predictions_and_ignores_useless_ones() -> None:
+def test_ppi_uses_perfect_predictions_and_ignores_useless_ones() -> None:
     labels = np.array([0.0, 1.0, 0.0, 1.0, 1.0])
     perfect = stats.ppi_mean(labels, labels, RNG.random(10**6) < 0.3)
     assert perfect is not None
@@ -144,22 +144,22 @@ def test_ppi_believes_perfect_predictions_and_ignores_useless_ones() -> None:
     assert useless.value == pytest.approx(labels.mean())
 
 
-def test_the_weighted_mean_is_hajeks_and_the_certain_rows_stand_for_themselves() -> None:
+def test_the_weighted_mean_is_hajeks_and_certain_values_count_once() -> None:
     values, weights, certain = [1, 0, 1, 1], [10.0, 20.0, 10.0, 60.0], [0, 1]
     estimate = stats.hajek_mean(values, weights, certain_values=certain)
     assert estimate is not None
     assert estimate.value == pytest.approx((0.5 * 2 + 80.0) / 102.0)
     assert estimate.n == 6
-    alike = stats.hajek_mean([1] * 30 + [0] * 10, [3.0] * 40)
+    equal_weights = stats.hajek_mean([1] * 30 + [0] * 10, [3.0] * 40)
     plain = stats.wilson(30, 40)
-    assert alike is not None
+    assert equal_weights is not None
     assert plain is not None
-    assert (alike.value, alike.n) == (plain.value, plain.n)
-    assert (alike.low, alike.high) == pytest.approx((plain.low, plain.high), abs=0.01)
-    every = stats.hajek_mean([1] * 12, [5.0] * 12)
-    assert every is not None
-    assert every.low < 0.85
-    # Four labels stand for nearly all: that they agree says no more than four do, whatever the forty others are.
+    assert (equal_weights.value, equal_weights.n) == (plain.value, plain.n)
+    assert (equal_weights.low, equal_weights.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+    all_agree = stats.hajek_mean([1] * 12, [5.0] * 12)
+    assert all_agree is not None
+    assert all_agree.low < 0.85
+    # Four labels have nearly all of the weight, so their agreement is as uncertain as that of four labels.
     few = stats.hajek_mean([0] * 4 + [1, 0] * 20, [90.0] * 4 + [0.05] * 40)
     assert few is not None
     assert few.low < few.value < 0.01
@@ -171,8 +171,8 @@ def test_the_weighted_mean_is_hajeks_and_the_certain_rows_stand_for_themselves()
     assert stats.hajek_mean([], [], certain_values=[1, 0]) == stats.Estimate(0.5, 0.5, 0.5, 2)
 
 
-def test_the_bootstrap_resamples_whole_prompts() -> None:
-    """Ten copies of each row in one group say no more than the row; in groups of their own they do."""
+def test_the_bootstrap_resamples_entire_groups() -> None:
+    """Ten copies of a row in one group add no information; in separate groups they do."""
     values = np.tile(RNG.random(50) < 0.7, 10).astype(float)
     ones = np.ones(500)
     together = stats.bootstrap_ratio(values, ones, np.tile(np.arange(50), 10))
@@ -193,7 +193,7 @@ def test_calibration_error_of_known_cases() -> None:
     assert stats.expected_calibration_error([], []) is None
 
 
-def test_one_persons_error_and_the_noise_of_a_dataset() -> None:
+def test_the_error_of_one_annotator_and_the_noise_of_a_dataset() -> None:
     for error in (0.0, 0.05, 0.2, 0.5):
         assert stats.single_rater_error(2 * error * (1 - error)) == pytest.approx(error)
     assert stats.single_rater_error(0.8) == 0.5
@@ -203,20 +203,20 @@ def test_one_persons_error_and_the_noise_of_a_dataset() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.floats(0.1, 50))
-def test_turning_every_pair_turns_every_probability(seed: int, judges: int, l2: float) -> None:
+def test_swapping_every_pair_complements_every_probability(seed: int, judges: int, l2: float) -> None:
     rng = np.random.default_rng(seed)
     x = rng.normal(0, 2, (80, judges))
     y = (rng.random(80) < 0.5).astype(float)
     y[rng.random(80) < 0.3] = np.nan
     folds, prior = rng.integers(0, 5, 80), rng.random(judges)
-    turned = np.asarray(rng.random(80) < 0.5)
-    sign = np.where(turned, -1.0, 1.0)
-    one = stats.cross_fit(x, y, folds, prior, l2=l2)
-    other = stats.cross_fit(x * sign[:, None], np.where(turned, 1 - y, y), folds, prior, l2=l2)
-    assert np.allclose(other, np.where(turned, 1 - one, one), atol=1e-9)
+    swapped = np.asarray(rng.random(80) < 0.5)
+    sign = np.where(swapped, -1.0, 1.0)
+    before = stats.cross_fit(x, y, folds, prior, l2=l2)
+    after = stats.cross_fit(x * sign[:, None], np.where(swapped, 1 - y, y), folds, prior, l2=l2)
+    assert np.allclose(after, np.where(swapped, 1 - before, before), atol=1e-9)
 
 
-def test_a_pairs_own_label_never_touches_its_probability() -> None:
+def test_a_label_never_affects_the_probability_of_its_own_pair() -> None:
     x, y, folds = RNG.normal(0, 2, (50, 2)), (RNG.random(50) < 0.5).astype(float), np.arange(50) % 5
     before = stats.cross_fit(x, y, folds)
     for row in range(50):
@@ -237,7 +237,7 @@ def test_few_labels_change_little_and_many_decide() -> None:
     assert np.array_equal(stats.fit_antisymmetric_logistic(x[:0], np.ones(0), prior, l2=38.0), prior)
 
 
-def test_the_penalised_regression_is_statsmodels_without_penalty() -> None:
+def test_the_regression_without_penalty_equals_statsmodels() -> None:
     needs("statsmodels")
     import statsmodels.api as sm
 

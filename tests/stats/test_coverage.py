@@ -1,5 +1,5 @@
-"""Every interval keeps its promise: 90 % intervals cover the truth in 88 to 92 % of simulations, the certificate is
-violated in at most its nominal share. Seeded, so that chance decides nothing here."""
+"""Coverage: 90 % intervals cover the truth in 88 to 92 % of the simulations, and certificates are violated in at most
+their nominal share. The simulations are seeded, so the tests are deterministic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def coverage(draw: Draw, truth: float, *, simulations: int = SIMULATIONS, seed: 
 
 
 def wilson(rng: np.random.Generator) -> Estimate | None:
-    n = int(rng.integers(60, 400))  # over sizes, as its coverage swings from one n to the next
+    n = int(rng.integers(60, 400))  # many sizes, because the coverage varies from one n to the next
     return stats.wilson(int(rng.binomial(n, 0.85)), n, 0.9)
 
 
@@ -35,7 +35,7 @@ KAPPA = (0.83 - (0.5 * 0.51 + 0.5 * 0.49)) / (1 - (0.5 * 0.51 + 0.5 * 0.49))
 
 
 def bootstrap(rng: np.random.Generator) -> Estimate | None:
-    """Four pairs a prompt, which share the prompt's difficulty."""
+    """Four pairs per prompt, which share the prompt's difficulty."""
     right = rng.random((150, 4)) < rng.beta(6, 2, 150)[:, None]
     return stats.bootstrap_ratio(
         right.ravel(),
@@ -48,7 +48,7 @@ def bootstrap(rng: np.random.Generator) -> Estimate | None:
 
 
 def alpha(rng: np.random.Generator) -> Estimate | None:
-    """Two people who each see the truth (of two kinds) with probability 0.9: alpha is 0.8 squared."""
+    """Two annotators who each find the true label, one of two, with probability 0.9: alpha is 0.8 squared."""
     truth = rng.random(200) < 0.5
     labels = np.where(rng.random((200, 2)) < 0.9, truth[:, None], ~truth[:, None])
     return stats.krippendorff_alpha([list(map(str, row)) for row in labels], confidence_level=0.9,
@@ -56,7 +56,8 @@ def alpha(rng: np.random.Generator) -> Estimate | None:
 
 
 def unequal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Errors of 3,000 pairs with known chance of one, drawn more often where it is larger (Poisson sampling)."""
+    """Errors in 3,000 pairs with known probabilities; pairs with larger ones are sampled more often (Poisson
+    sampling)."""
     p = rng.beta(1, 6, 3000)
     wrong = (rng.random(3000) < p).astype(float)
     worth = np.sqrt(np.clip(p, 0.02, 0.5))
@@ -91,7 +92,7 @@ def test_ninety_per_cent_intervals_cover_88_to_92(draw: Draw, truth: float) -> N
     assert 0.88 <= coverage(draw, truth) <= 0.92
 
 
-def test_the_exact_bound_is_never_too_bold() -> None:
+def test_the_exact_bound_is_never_too_high() -> None:
     rng = np.random.default_rng(1)
     for p in (0.6, 0.85, 0.95):
         bounds = {k: stats.clopper_pearson(k, 80, 0.9) for k in range(81)}
@@ -99,8 +100,8 @@ def test_the_exact_bound_is_never_too_bold() -> None:
         assert above <= 0.1 + 0.006
 
 
-def certified(rng: np.random.Generator, accuracy: Callable[[np.ndarray], np.ndarray], labels: int) -> bool:
-    """Whether a split certifies a part of the pairs in which agreement is below what was asked."""
+def is_violated(rng: np.random.Generator, accuracy: Callable[[np.ndarray], np.ndarray], labels: int) -> bool:
+    """Return True if the certified share of a simulation has an agreement below the target."""
     confidence = 0.5 + rng.random(4000) / 2
     p = accuracy(confidence)
     correct = rng.random(4000) < p
@@ -113,17 +114,17 @@ def certified(rng: np.random.Generator, accuracy: Callable[[np.ndarray], np.ndar
 
 def test_the_certificate_is_violated_in_at_most_its_nominal_share() -> None:
     worst = {
-        "at the target everywhere": lambda sure: np.full_like(sure, 0.8499),
-        "falls through the target": lambda sure: 0.7 + 0.55 * (sure - 0.5),
-        "confident and wrong": lambda sure: 1.0 - 0.4 * sure,
+        "at the target everywhere": lambda confidence: np.full_like(confidence, 0.8499),
+        "falls below the target": lambda confidence: 0.7 + 0.55 * (confidence - 0.5),
+        "confident and wrong": lambda confidence: 1.0 - 0.4 * confidence,
     }
     for accuracy in worst.values():
         rng = np.random.default_rng(3)
-        broken = sum(certified(rng, accuracy, 200) for _ in range(SIMULATIONS))
-        assert broken <= 0.1 * SIMULATIONS + 2.33 * (0.1 * 0.9 * SIMULATIONS) ** 0.5  # 99 % of chance
+        violations = sum(is_violated(rng, accuracy, 200) for _ in range(SIMULATIONS))
+        assert violations <= 0.1 * SIMULATIONS + 2.33 * (0.1 * 0.9 * SIMULATIONS) ** 0.5  # 99 % quantile
 
 
-def test_nothing_is_certified_where_the_first_test_fails() -> None:
+def test_nothing_is_certified_if_the_first_test_fails() -> None:
     confidence = np.linspace(1.0, 0.5, 400)
     correct = np.concatenate([np.zeros(20), np.ones(380)])
     assert stats.certify(confidence, correct, confidence).share == 0.0
