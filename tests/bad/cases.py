@@ -1,6 +1,8 @@
-"""Each room of bad input: how a case is given to the product, and what it says. Used by the test, and by
-``python -m tests.bad.cases``, which writes what is said now into corpus.jsonl, to be read by a person before it is
-committed: every line must say what is wrong, where, and name the line."""
+"""Cases of bad input, and the error text that rlaif gives for each.
+
+``python -m tests.bad.cases`` writes the current texts into corpus.jsonl. Read them before you commit: every text must
+say what is wrong, and name the file and the line.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,12 @@ CORPUS = Path(__file__).parent / "corpus.jsonl"
 
 
 def cases() -> list[dict[str, Any]]:
-    """{"kind", "name" (of the file), "text", "error"} each; text is latin-1 for bytes where "bytes" is set."""
+    """Return the cases: {"kind", "name" (of the file), "text", "error"}. If "bytes" is set, text is latin-1."""
     return [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
 
 
 def error_text(case: dict[str, Any], folder: Path, queue: Run | None) -> str:
-    """What the product says of ``case``, with its folder written as DIR. "accepted" where it says nothing."""
+    """Return the error text for ``case``, with DIR for its folder, or "accepted" without an error."""
     try:
         _submit(case, folder, queue)
     except (RlaifError, RequestFailedError) as error:
@@ -42,13 +44,14 @@ def error_text(case: dict[str, Any], folder: Path, queue: Run | None) -> str:
 
 
 def _normalize(message: str) -> str:
-    """Without lists that grow with the product, and without ids."""
+    """Replace lists that grow with the code, and ids."""
     message = re.sub(r"Available: [^.]*\.", "Available: ...", message)
     message = re.sub(r"expected: [a-z_, ]*", "expected: ...", message)
     return re.sub(r"\b[0-9a-f]{16}\b", "ID", message)
 
 
 def _submit(case: dict[str, Any], folder: Path, queue: Run | None) -> None:
+    """Pass ``case`` to the code that reads its kind of input."""
     text = case["text"]
     if case["kind"] == "replies":
         _request_reply(text)
@@ -78,7 +81,7 @@ PROMPT = "# System\nRules.\n# User\n{conversation}\n{reference}\n{response_a}\n{
 
 
 def _fill_placeholders(text: str, queue: Run, folder: Path) -> str:
-    """PAIR0, LEFT0, RIGHT0, PROMPT0 ... stand for what the queue holds."""
+    """Replace PAIR0, LEFT0, RIGHT0, PROMPT0 ... by the values of the queue."""
     import csv
 
     queue_file = folder / "queue.csv"
@@ -91,6 +94,7 @@ def _fill_placeholders(text: str, queue: Run, folder: Path) -> str:
 
 
 def _request_reply(reply: dict[str, Any]) -> None:
+    """Send a request to a server that answers with ``reply``."""
     response = Fault(reply.get("status", 200), reply.get("headers", {"Content-Type": "application/json"}),
                   reply.get("body", "").encode("latin-1"))  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Malformed input of every kind, each with the error that it gives: never a traceback, nothing lost, the line named."""
+"""Malformed input of every kind and its error: no traceback, no lost data, and the line is named."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif.config.loader import load
-from rlaif.config.template import render_template
 from rlaif.config.models import ClientConfig
+from rlaif.config.template import render_template
 from rlaif.errors import InputError, RlaifError, RunError, UsageError
 from rlaif.evaluate.trained_model import evaluated_models
 from rlaif.generate import sources
@@ -43,7 +43,7 @@ MIN_CASES = {"prompts": 50, "imports": 25, "settings": 50, "judges": 10, "review
 
 
 def make_queue(path: Path) -> Run:
-    """A run with a queue of ten."""
+    """Return a run with ten pairs in the review queue."""
     rows = [{"prompt": f"q{i}", "responses": [f"one {i} [0.{i % 9}]", f"two {i} [0.{(i * 7 + 1) % 9}]"]}
             for i in range(10)]  # fmt: skip
     with ScriptedServer(judge_by(goodness)) as server:
@@ -56,7 +56,7 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return make_queue(tmp_path_factory.mktemp("bad") / "queue")
 
 
-def test_there_are_enough_of_each() -> None:
+def test_every_kind_has_enough_cases() -> None:
     counts = Counter(case["kind"] for case in CASES)
     assert all(counts[kind] >= minimum for kind, minimum in MIN_CASES.items()), counts
     assert counts.total() >= 200
@@ -72,13 +72,13 @@ def test_bad_input_gives_its_error(tmp_path: Path, queue: Run, case: dict[str, A
     assert "sk-secret" not in message
     assert "Traceback" not in message
     if case["kind"] != "replies":
-        assert message.startswith("DIR/")  # which file
+        assert message.startswith("DIR/")  # names the file
     assert {path: path.read_bytes() for path in queue.journals.iterdir()} == before  # nothing written
 
 
 @pytest.mark.parametrize("kind", ["prompts", "imports"])
-def test_the_line_is_named_wherever_it_stands(tmp_path: Path, kind: str) -> None:
-    """Every bad row of one line between good ones: its number is told, and skipping it loses no other."""
+def test_bad_row_between_good_rows_is_named_by_its_line(tmp_path: Path, kind: str) -> None:
+    """The error names the line, and skipping the row loses no other row."""
     row_type = PromptRow if kind == "prompts" else ImportRow
     good = '{"prompt": "q", "responses": ["a", "b"]}' if kind == "imports" else '{"prompt": "q"}'
     for case in CASES:
@@ -96,7 +96,7 @@ def test_the_line_is_named_wherever_it_stands(tmp_path: Path, kind: str) -> None
         assert f"{path}:2" in skipped[0]
 
 
-# Anything at all
+# Arbitrary input
 
 TEXT = st.text(st.characters(codec=None), max_size=60)
 JSON = st.recursive(
@@ -109,8 +109,8 @@ ROW = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5)
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def named(error: RlaifError, path: Path) -> None:
-    """It says where: the file, or the file and a line of it."""
+def assert_located(error: RlaifError, path: Path) -> None:
+    """Assert that the location is the file, or the file and a line."""
     assert re.fullmatch(re.escape(str(path)) + r"(:[0-9]+)?", str(error.location)), error.location
     assert len(error.message) > 5
 
@@ -119,24 +119,26 @@ def named(error: RlaifError, path: Path) -> None:
 @given(st.binary(max_size=200) | ROW.map(lambda row: repr(row).encode("utf-8", "replace")) | ROW.map(
     lambda row: json.dumps(row).encode()), st.sampled_from([".jsonl", ".csv", ".parquet"]),
     st.sampled_from([PromptRow, ImportRow]))  # fmt: skip
-def test_any_bytes_are_rows_or_a_named_error(tmp_path: Path, data: bytes, ending: str, kind: Any) -> None:
+def test_any_bytes_are_rows_or_a_located_error(tmp_path: Path, data: bytes, ending: str, kind: Any) -> None:
     path = tmp_path / f"rows{ending}"
     path.write_bytes(data)
     try:
         count = sources.validate_source(str(path), kind, "stop", lambda line: None)
     except UsageError as error:
-        named(error, path)
+        assert_located(error, path)
     else:
         assert count == sum(1 for _ in sources.valid_rows(str(path), kind)) > 0
 
 
 @FUZZ
-@given(st.lists(st.sampled_from(render_template({}).splitlines()), max_size=12), TEXT, st.integers(0, 12), st.booleans())
-def test_any_settings_are_settings_or_a_named_error(
-    tmp_path: Path, lines: list[str], odd: str, place: int, uncomment: bool
+@given(
+    st.lists(st.sampled_from(render_template({}).splitlines()), max_size=12), TEXT, st.integers(0, 12), st.booleans()
+)
+def test_any_settings_load_or_raise_a_located_error(
+    tmp_path: Path, lines: list[str], extra_line: str, position: int, uncomment: bool
 ) -> None:
     chosen = [line.removeprefix("# ") if uncomment and " = " in line else line for line in lines]
-    chosen.insert(place, odd)
+    chosen.insert(position, extra_line)
     path = tmp_path / "rlaif.toml"
     path.write_bytes("\n".join(chosen).encode("utf-8", "surrogatepass"))
     try:
@@ -147,14 +149,16 @@ def test_any_settings_are_settings_or_a_named_error(
 
 @FUZZ
 @given(TEXT, TEXT, st.integers(0, 30), st.integers(0, 9))
-def test_any_judge_is_a_judge_or_a_named_error(tmp_path: Path, toml: str, prompt: str, line: int, place: int) -> None:
+def test_any_judge_loads_or_raises_a_located_error(
+    tmp_path: Path, toml: str, prompt: str, line: int, position: int
+) -> None:
     folder = tmp_path / "mine"
     folder.mkdir(exist_ok=True)
     text = (HELPFUL / "judge.toml").read_text().replace('"helpful"', '"mine"').splitlines()
     text.insert(line, toml)
     (folder / "judge.toml").write_bytes("\n".join(text).encode("utf-8", "surrogatepass"))
     parts = PROMPT.split("\n")
-    parts.insert(place, prompt)
+    parts.insert(position, prompt)
     (folder / "prompt.md").write_bytes("\n".join(parts).encode("utf-8", "surrogatepass"))
     try:
         judge_file.load_judge(folder)
@@ -164,7 +168,7 @@ def test_any_judge_is_a_judge_or_a_named_error(tmp_path: Path, toml: str, prompt
 
 @FUZZ
 @given(st.lists(st.binary(max_size=60) | st.sampled_from([b'{"key": "' + b"ab" * 32 + b'"}']), max_size=5))
-def test_any_journal_is_read_or_its_line_is_named(tmp_path: Path, lines: list[bytes]) -> None:
+def test_any_journal_is_read_or_its_bad_line_is_named(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b"\n".join(lines))
     before = path.read_bytes()
@@ -174,11 +178,11 @@ def test_any_journal_is_read_or_its_line_is_named(tmp_path: Path, lines: list[by
         journal.Journal(path).close()
     except RunError as error:
         assert str(error.location).startswith(f"{path}:")
-    assert before.startswith(path.read_bytes())  # a torn last line may go, nothing else
+    assert before.startswith(path.read_bytes())  # only a torn last line may be cut
 
 
 @pytest.mark.parametrize("name", journal.REQUIRED_FIELDS)
-def test_a_line_that_lacks_what_its_kind_has_is_named(tmp_path: Path, queue: Run, name: str) -> None:
+def test_journal_line_without_a_required_field_is_named(tmp_path: Path, queue: Run, name: str) -> None:
     path = copy_with_review(queue, tmp_path).journal_path(name)
     *lines, last = path.read_text().splitlines(keepends=True)
     schema = {"prompts": PROMPTS, "completions": COMPLETIONS, "verdicts": VERDICTS, "reviews": REVIEWS}[name]
@@ -188,7 +192,7 @@ def test_a_line_that_lacks_what_its_kind_has_is_named(tmp_path: Path, queue: Run
         assert value is not None
         for damage in (record, {**record, field: None}, {**record, field: {"5": 5}}):
             path.write_text("".join([*lines, json.dumps(damage) + "\n", last]))
-            framed = field in schema and not damage.get(field)  # a frame takes any value for its text
+            framed = field in schema and not damage.get(field)  # a data frame accepts any value as text
             for readers in (journal.Journal, *([lambda path: read_journal_frame(path, schema)] if framed else [])):
                 with pytest.raises(RunError) as caught:
                     readers(path)
@@ -197,7 +201,7 @@ def test_a_line_that_lacks_what_its_kind_has_is_named(tmp_path: Path, queue: Run
 
 @pytest.mark.parametrize("others", [{}, {"5": 5}])
 @pytest.mark.parametrize("name", journal.REQUIRED_FIELDS)
-def test_commands_name_a_line_that_lacks_its_fields(tmp_path: Path, queue: Run, name: str, others: Any) -> None:
+def test_commands_name_a_journal_line_without_its_fields(tmp_path: Path, queue: Run, name: str, others: Any) -> None:
     run = copy_with_review(queue, tmp_path)
     path = run.journal_path(name)
     path.write_text(
@@ -214,7 +218,7 @@ def test_commands_name_a_line_that_lacks_its_fields(tmp_path: Path, queue: Run, 
 
 
 def copy_with_review(queue: Run, parent: Path) -> Run:
-    """A copy of ``queue`` below ``place``, each of whose journals has a line."""
+    """Return a copy of ``queue`` below ``parent`` in which every journal has at least one line."""
     shutil.copytree(queue.path, parent / "run")
     run = Run(parent / "run")
     pair = run.pairs().row(0, named=True)
@@ -227,7 +231,7 @@ def copy_with_review(queue: Run, parent: Path) -> Run:
 
 @FUZZ
 @given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_line_of_a_batch_is_an_answer_or_none(line: bytes) -> None:
+def test_any_batch_line_is_parsed_or_rejected(line: bytes) -> None:
     assert isinstance(line_custom_id(line), str)
     with contextlib.suppress(BatchLineError):
         parse_batch_line(line)
@@ -282,7 +286,7 @@ FACTS = st.dictionaries(
     | st.lists(FACTS.map(lambda value: json.dumps(value).encode()), max_size=3).map(b"\n".join)
     | FACTS.map(lambda value: json.dumps({"key": "ab" * 32, "schema_version": 1, **value}).encode() + b"\n")
 )
-def test_any_file_that_is_kept_is_read_or_is_named(
+def test_any_stored_file_is_read_or_raises_a_located_error(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("kept")
@@ -293,16 +297,16 @@ def test_any_file_that_is_kept_is_read_or_is_named(
         assert str(path) in str(error.location)
 
 
-def test_gold_may_hold_any_sign_of_a_new_line(tmp_path: Path) -> None:
-    """Those of Unicode are part of a text; only a line feed ends a row."""
+def test_gold_may_contain_unicode_line_breaks(tmp_path: Path) -> None:
+    """Unicode line breaks are part of a text; only a line feed ends a row."""
     row = {"prompt": "one\u2028two\x85three", "responses": ["a\x0bb", "c"], "label": 1}
     (tmp_path / "gold.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps(row) + "\n")
     rows = gold.read_gold(tmp_path / "gold.jsonl", judge_file.load_judge(HELPFUL))
-    assert [each.prompt["messages"][0]["content"] for each in rows] == [row["prompt"]] * 2
+    assert [gold_row.prompt["messages"][0]["content"] for gold_row in rows] == [row["prompt"]] * 2
 
 
-def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path: Path) -> None:
-    """Files are UTF-8 whatever the environment says."""
+def test_files_are_utf8_in_any_locale(tmp_path: Path) -> None:
+    """The environment's encoding does not affect files."""
     import subprocess
     import sys
 
