@@ -144,10 +144,10 @@ def test_commands_about_judges_and_prompts(tmp_path: Path, rlaif: Cli) -> None:
     assert "everyday" in rlaif("prompts", "list").stdout
     assert rlaif("prompts", "show", "refusals").stdout.startswith('{"')
     assert "rlaif 0." in rlaif("--version").stdout
-    assert "no run here" in rlaif("status", cwd=tmp_path).stdout
+    assert "rlaif init RUN" in rlaif("status", cwd=tmp_path).stdout
     rlaif("init", tmp_path / "later" / "run")
     stdout = rlaif("status", cwd=tmp_path).stdout
-    assert stdout.startswith("later/run (not begun)\n")
+    assert stdout.startswith("later/run (not started)\n")
     assert "next         rlaif generate later/run" in stdout
 
 
@@ -204,7 +204,7 @@ def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) 
     queue_file.write_text("\n".join(filled) + "\n", encoding="utf-8")
     process = rlaif("review", run, "--import", queue_file, "--annotator", "ada")
     assert "4 labels added" in process.stderr
-    assert "people agree with the judges on 0.000" in process.stderr
+    assert "0.000" in process.stderr
     assert "40 pairs to train" in process.stdout.replace(" and 0 to test on", "") or "await review" in process.stdout
     import polars as pl
 
@@ -214,7 +214,7 @@ def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) 
     assert human.height == 4
     assert all(row["chosen"][0]["content"].startswith("bad") for row in human.iter_rows(named=True))
     assert rlaif("export", run, "--format", "trl", "-o", tmp_path / "out").stdout
-    assert f"rlaif train {run}" in rlaif("status", run).stdout
+    assert "close to chance" in rlaif("status", run).stdout  # the annotator contradicts every verdict
 
 
 FAILING_REPORT = """
@@ -222,7 +222,7 @@ import sys
 from rlaif.cli import app
 from rlaif.report import html_report
 
-def fail(run):
+def fail(*_):
     raise ZeroDivisionError("a bug")
 
 html_report.write_report = fail

@@ -34,6 +34,6 @@ def status(
         entries = [{**dataclasses.asdict(status), "next": dataclasses.asdict(step)} for status, step in statuses]
         console.echo_json(entries[0] if run else entries)
     elif not statuses:
-        console.echo("There is no run in this directory. Create one with `rlaif init RUN`.")
+        console.echo("No run in this directory. Create one with `rlaif init RUN`.")
     else:
         console.echo("\n\n".join(format_status(status, step) for status, step in statuses))

@@ -1,1 +1,1 @@
-"""From verdicts to a preference dataset: candidates, settled pairs, the route of each, and the merge with people."""
+"""From verdicts to a preference dataset: candidates, aggregation, routing, and the merge with human labels."""

@@ -1,7 +1,7 @@
 """Aggregate verdicts into one outcome per candidate pair, and choose the pairs to keep.
 
 A pair's probability is the weighted mean over the panel judges of each judge's mean over both orders. A judge without a
-readable verdict in both orders does not count. Probabilities are averaged; there is no majority vote.
+readable verdict in both orders does not count. Probabilities are averaged, not put to a majority vote.
 """
 
 from __future__ import annotations

@@ -1,38 +1,40 @@
-"""The dataset of a run in the layout that another trainer reads: trl, h4, llama-factory, axolotl, openrlhf.
+"""Export a run's dataset in the layout that another trainer reads: trl, h4, llama-factory, axolotl, openrlhf.
 
-Contract: ``export_dataset(RUN/dataset, format, DIR)`` reads train.parquet and test.parquet batch by batch (a million
-rows never sit in memory), writes into a hidden folder inside DIR, then moves the files to their places and returns
-them. DIR is new, empty, or holds an export in the same format. A split without rows is left out. A row that the target
-cannot carry is left out and counted, by reason, in the README.md that every export gets; it also says how to load the
-export there. To add a format: one function, one case in :func:`export_dataset`, one name in ``Format``.
+``export_dataset(RUN/dataset, format, DIR)`` reads train.parquet and test.parquet in batches (a million rows are never
+in memory), writes to a hidden folder inside DIR, then moves the files into place and returns them. DIR is new, empty,
+or holds an export in the same format. Splits without rows are omitted. Rows that the target cannot represent are
+dropped and counted, by reason, in the README.md of the export, which also says how to load it there. To add a format,
+add one function, one case in :func:`export_dataset` and one name in ``Format``.
 
-What reads what (each checked against the project's own loader):
+Files of each format (checked against the loader of each project):
 
-trl             train.parquet, test.parquet as they are. DPOTrainer reads prompt, chosen, rejected (lists of
-                {role, content}) and tools (a JSON string). RewardTrainer reads a column *margin*, which ours is not.
-h4              data/{train,test}_prefs-00000-of-00001.parquet, as HuggingFaceH4/ultrafeedback_binarized: prompt (the
+trl             train.parquet, test.parquet unchanged. DPOTrainer reads prompt, chosen, rejected (lists of
+                {role, content}) and tools (a JSON string). RewardTrainer reads a column *margin*, which this is not.
+h4              data/{train,test}_prefs-00000-of-00001.parquet, like HuggingFaceH4/ultrafeedback_binarized: prompt (the
                 first user turn, a string), prompt_id, chosen, rejected (whole conversations), messages (= chosen).
-                alignment-handbook reads chosen and rejected, by ``dataset_mixture.datasets[].columns``. There are no
-                score_chosen and score_rejected: a pair has a confidence, its answers have no scores of their own.
+                alignment-handbook reads chosen and rejected, by ``dataset_mixture.datasets[].columns``. It has neither
+                score_chosen nor score_rejected: a pair has a confidence, its answers have no scores of their own.
 llama-factory   rlaif_train.jsonl, rlaif_test.jsonl: conversations [{from, value}], chosen, rejected {from, value},
                 system, tools (strings, empty for none); dataset_info.json declares them with ``formatting: sharegpt``,
                 ``ranking: true`` and ``columns``. Read by ``stage: dpo|rm``, ``dataset_dir``, ``dataset``,
-                ``eval_dataset``. JSON Lines, as a JSON array is read whole. The turns before the answer have to be
-                user or tool result, then assistant or tool call, in turns: it drops other rows itself.
+                ``eval_dataset``. JSON Lines, because a JSON array is read at once. The turns before the answer must
+                alternate between user or tool result and assistant or tool call: LLaMA-Factory drops other rows.
 axolotl         train.jsonl, test.jsonl: messages (list), chosen, rejected (one {role, content}), and axolotl.yaml with
                 ``rl: dpo``, ``datasets[].type: chat_template.default``, ``field_messages``, ``field_chosen``,
-                ``field_rejected``. The names are its defaults, so that they hold however its settings are parsed.
-                Answers lose white space at both ends: it looks for the answer in the rendered template, and a
-                template that trims leaves nothing of an answer that it cannot find. It reads no tools.
+                ``field_rejected``. The names are axolotl's defaults, so they hold however its settings are parsed.
+                Answers lose whitespace at both ends: axolotl looks for the answer in the rendered template, and a
+                template that trims leaves nothing of an answer that it cannot find. It does not read tools.
 openrlhf        train.jsonl, test.jsonl: chosen, rejected (whole conversations). ``--data.apply_chat_template
                 --data.chosen_key chosen --data.rejected_key rejected``, no ``--data.prompt_key``. Never a column
-                *margin*: its reward model trainer reads one. It reads no tools.
+                *margin*: its reward model trainer reads one. It does not read tools.
 
-The JSON Lines hold only columns that are text in every row: one that begins with ten megabytes of nulls does not load.
+The JSON Lines have only columns that are text in every row: a column that starts with ten megabytes of nulls does not
+load.
 """
 
 from __future__ import annotations
 
+import enum
 import os
 import shlex
 import shutil
@@ -55,13 +57,27 @@ SPLITS = ("train", "test")
 README_MARKER = "<!-- rlaif export {} -->"
 
 
+class _RowProblem(enum.StrEnum):
+    """Reason for which a target cannot represent a row. The value completes "... rows"."""
+
+    NOT_ALTERNATING = "with turns that do not alternate"
+    TEXT_AND_CALLS = "with text and tool calls in one turn"
+    INVALID_ARGUMENTS = "with tool arguments that are not JSON"
+    SEVERAL_TURNS = "with an answer of more than one turn"
+    TOOL_CALLS = "with tool calls in a turn"
+
+
 class _UnsupportedRowError(Exception):
-    """The target has no way to say this row. The message is the reason that the README counts."""
+    """The target cannot represent this row."""
+
+    def __init__(self, problem: _RowProblem) -> None:
+        super().__init__(problem.value)
+        self.problem = problem
 
 
 class _Export:
-    """What a format's function works with: the splits that have rows, the folder to write in, the counts, and under
-    which names ``datasets.load_dataset`` is to find the splits."""
+    """State of one export: the splits that have rows, the folder to write to, the counts, and the file of each split
+    that ``datasets.load_dataset`` will find (``data_files``)."""
 
     def __init__(self, splits: dict[str, Path], build_dir: Path, output: Path) -> None:
         self.splits = splits
@@ -69,7 +85,7 @@ class _Export:
         self.output = output
         self.data_files: dict[str, str] = {}
         self.rows: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
+        self.dropped: Counter[_RowProblem] = Counter()
         self.with_tools = 0
 
     def iter_batches(self, split: str) -> Iterator[list[Row]]:
@@ -80,7 +96,7 @@ class _Export:
                 yield batch.to_pylist()
 
     def write_jsonl(self, name: str, convert: Callable[[Row], Row]) -> None:
-        """Write every split as JSON Lines, leaving out and counting the rows that ``convert`` does not carry."""
+        """Write every split as JSON Lines. Rows that ``convert`` rejects are dropped and counted."""
         for split in list(self.splits):
             path = self.build_dir / name.format(split)
             with path.open("wb") as file:
@@ -96,8 +112,8 @@ class _Export:
         for row in rows:
             try:
                 line = {**convert(row), "pair_id": row["pair_id"]}
-            except _UnsupportedRowError as reason:
-                self.left_out[str(reason)] += 1
+            except _UnsupportedRowError as error:
+                self.dropped[error.problem] += 1
                 continue
             self.rows[split] += 1
             self.with_tools += bool(row.get("tools"))
@@ -108,20 +124,12 @@ class _Export:
 
 
 def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Path]:  # noqa: A002
-    """Write the dataset for another trainer. Raises :class:`UsageError` (none there, ``output`` taken) or RunError."""
-    match format:
-        case "trl":
-            write = _export_trl
-        case "h4":
-            write = _export_h4
-        case "llama-factory":
-            write = _export_llama_factory
-        case "axolotl":
-            write = _export_axolotl
-        case "openrlhf":
-            write = _export_openrlhf
-        case _:
-            raise UsageError(f"no export format is called {format!r}", hint=did_you_mean(format, FORMATS))
+    """Write the dataset in ``format`` to ``output`` and return the files.
+
+    Raises :class:`UsageError` without a dataset, if the format is unknown or ``output`` holds other files, and
+    :class:`RunError` if the disk cannot be written.
+    """
+    write = _writer(format)
     splits = _splits_with_rows(run_dataset_dir)
     _check_output_free(output, format)
     build_dir = output / f".export.{os.getpid()}"
@@ -131,8 +139,12 @@ def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Pat
         export = _Export(splits, build_dir, output)
         usage = write(export)
         if not export.rows["train"]:
-            reasons = "; ".join(f"{count} {reason}" for reason, count in export.left_out.items())
-            raise UsageError(f"{format} can carry no row of this dataset: {reasons}", location=str(run_dataset_dir))
+            reasons = "; ".join(f"{count} {problem}" for problem, count in export.dropped.items())
+            raise UsageError(
+                f"{format} cannot represent any row of this dataset: {reasons}",
+                location=str(run_dataset_dir),
+                hint="Export in another format.",
+            )
         (build_dir / "README.md").write_text(_readme(export, format, usage), encoding="utf-8")
         return _move_into_place(build_dir, output)
     except OSError as error:
@@ -141,7 +153,23 @@ def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Pat
         shutil.rmtree(build_dir, ignore_errors=True)
 
 
-# One function a format: writes its files, returns how to use them there.
+def _writer(format: str) -> Callable[[_Export], str]:  # noqa: A002
+    match format:
+        case "trl":
+            return _export_trl
+        case "h4":
+            return _export_h4
+        case "llama-factory":
+            return _export_llama_factory
+        case "axolotl":
+            return _export_axolotl
+        case "openrlhf":
+            return _export_openrlhf
+        case _:
+            raise UsageError(f"unknown export format {format!r}", hint=did_you_mean(format, FORMATS))
+
+
+# One function per format: writes its files and returns how to use them there.
 
 
 def _export_trl(export: _Export) -> str:
@@ -194,8 +222,8 @@ dataset_mixture:
       columns: [chosen, rejected]
 ```
 
-Keep `columns`: TRL does not take the string `prompt` beside whole conversations. List `test_prefs` there only if it is
-to be trained on: the handbook concatenates what is listed, and `test_split_size` splits by pair, not by prompt.
+Keep `columns`: TRL does not accept the string `prompt` beside whole conversations. List `test_prefs` only if you want
+to train on it: the handbook concatenates all listed splits, and `test_split_size` splits by pair, not by prompt.
 """
 
 
@@ -206,7 +234,7 @@ def _to_h4_row(row: Row) -> Row:
 
 
 def _turn_type(columns: Sequence[Any]) -> Any:
-    """The type of one turn with every field that a turn of these columns has."""
+    """Return the type of one turn, with every field that a turn of these columns has."""
     import pyarrow
 
     fields: dict[str, Any] = {}
@@ -233,7 +261,7 @@ dataset_dir: {_quote(export.output)}
 dataset: rlaif_train{evaluation}
 ```
 
-Or copy the `.jsonl` files into LLaMA-Factory's `data/` and the entries of `dataset_info.json` into the one there.
+Or copy the `.jsonl` files to LLaMA-Factory's `data/`, and the entries of `dataset_info.json` to the one there.
 """
 
 
@@ -242,7 +270,7 @@ def _to_llama_factory_row(row: Row) -> Row:
     system = turns.pop(0)["value"] if turns[0]["from"] == "system" else ""
     expected_roles = (("human", "observation"), ("gpt", "function_call"))
     if len(turns) % 2 == 0 or any(turn["from"] not in expected_roles[index % 2] for index, turn in enumerate(turns)):
-        raise _UnsupportedRowError("with turns that do not alternate")
+        raise _UnsupportedRowError(_RowProblem.NOT_ALTERNATING)
     return {
         "conversations": turns,
         "chosen": _to_sharegpt_turn(_single_turn(row["chosen"])),
@@ -257,7 +285,7 @@ def _to_sharegpt_turn(turn: Row) -> Row:
     if not turn.get("tool_calls"):
         return {"from": names[turn["role"]], "value": turn["content"] or ""}
     if turn.get("content"):
-        raise _UnsupportedRowError("with text and tool calls in one turn")
+        raise _UnsupportedRowError(_RowProblem.TEXT_AND_CALLS)
     calls = [call.get("function", call) for call in turn["tool_calls"]]
     functions = [{"name": call["name"], "arguments": _parse_arguments(call["arguments"])} for call in calls]
     return {"from": "function_call", "value": orjson.dumps(functions).decode()}
@@ -267,7 +295,7 @@ def _parse_arguments(arguments: Any) -> Any:
     try:
         return orjson.loads(arguments) if isinstance(arguments, str) else arguments
     except orjson.JSONDecodeError:
-        raise _UnsupportedRowError("with tool arguments that are not JSON") from None
+        raise _UnsupportedRowError(_RowProblem.INVALID_ARGUMENTS) from None
 
 
 def _export_axolotl(export: _Export) -> str:
@@ -289,12 +317,12 @@ def _export_axolotl(export: _Export) -> str:
         yaml += f"{datasets[split]}:\n" + entry.format(path=_quote(export.output.resolve() / name))
     (export.build_dir / "axolotl.yaml").write_text(yaml, encoding="utf-8")
     return """\
-Copy what `axolotl.yaml` holds into your config (`base_model`, `adapter`, `sequence_len` and the rest are yours). A
-local file has one split there, `train`, whatever it is for.
+Copy the contents of `axolotl.yaml` into your config (`base_model`, `adapter`, `sequence_len` and the rest are yours). A
+local file always has one split, named `train`.
 
-White space at both ends of the answers is taken off, as axolotl finds an answer in the rendered template by its text.
-For the same reason look at `axolotl preprocess --debug` where answers are a word or a digit: one that also stands
-earlier in the template (`user`, `1`) is cut in the wrong place.
+Whitespace at both ends of the answers is removed, because axolotl finds an answer in the rendered template by its text.
+For the same reason, check `axolotl preprocess --debug` if answers are a word or a digit: one that also occurs earlier
+in the template (`user`, `1`) is cut in the wrong place.
 """
 
 
@@ -315,9 +343,9 @@ deepspeed --module openrlhf.cli.train_dpo \\
   --data.apply_chat_template --data.chosen_key chosen --data.rejected_key rejected{evaluation}
 ```
 
-The same flags for `openrlhf.cli.train_rm`. Give no `--data.prompt_key`: the conversations are whole. A local file has
-one split there, `train`, so the evaluation needs `--eval.split train`. Before 0.10.2 the flags have no `data.` prefix
-and the evaluation's are `--eval_dataset` and `--eval_split`.
+Use the same flags for `openrlhf.cli.train_rm`. Do not set `--data.prompt_key`: the conversations are complete. A local
+file always has one split, named `train`, so the evaluation needs `--eval.split train`. Before 0.10.2, the flags have no
+`data.` prefix, and the evaluation flags are `--eval_dataset` and `--eval_split`.
 """
 
 
@@ -325,18 +353,18 @@ def _to_openrlhf_row(row: Row) -> Row:
     return {name: [_plain_turn(turn) for turn in row["prompt"] + row[name]] for name in ("chosen", "rejected")}
 
 
-# Parts
+# Shared by the formats
 
 
 def _single_turn(answer: list[Row]) -> Row:
     if len(answer) != 1:
-        raise _UnsupportedRowError("with an answer of more than one turn")
+        raise _UnsupportedRowError(_RowProblem.SEVERAL_TURNS)
     return answer[0]
 
 
 def _plain_turn(turn: Row) -> Row:
     if turn.get("tool_calls") or turn["content"] is None:
-        raise _UnsupportedRowError("with tool calls in a turn")
+        raise _UnsupportedRowError(_RowProblem.TOOL_CALLS)
     return {"role": turn["role"], "content": turn["content"]}
 
 
@@ -350,45 +378,49 @@ def _splits_with_rows(directory: Path) -> dict[str, Path]:
             if not path.exists() or not pyarrow.parquet.read_metadata(path).num_rows:
                 del splits[split]
         except (pyarrow.ArrowInvalid, OSError) as error:
-            raise UsageError(f"not readable as parquet: {error}", location=str(path)) from None
+            raise UsageError(
+                f"cannot be read as Parquet: {error}",
+                location=str(path),
+                hint=f"Run `rlaif judge {directory.parent}` to rebuild it.",
+            ) from None
     if "train" not in splits:
-        hint = f"Run: rlaif judge {directory.parent}, and label what waits for people: rlaif review {directory.parent}"
-        raise UsageError("there is no dataset yet, or it has no rows", location=str(directory), hint=hint)
+        hint = f"`rlaif status {directory.parent}` shows what the run needs."
+        raise UsageError("the run has no dataset yet, or one without rows", location=str(directory), hint=hint)
     return splits
 
 
 def _check_output_free(output: Path, name: str) -> None:
-    """An export never mixes with other files: they may be someone's, and a loader would read both."""
-    hint = "Give a new directory with -o."
+    """Raise :class:`UsageError` if ``output`` holds other files: a loader would read them together with the export."""
+    hint = "Use `--output` with a new directory."
     if output.exists() and not output.is_dir():
-        raise UsageError("is a file, not a directory", location=str(output), hint=hint)
+        raise UsageError("the output is a file, not a directory", location=str(output), hint=hint)
     if not output.exists() or all(entry.name.startswith(".export.") for entry in output.iterdir()):
         return
     readme = output / "README.md"
     if not readme.is_file() or README_MARKER.format(name) not in readme.read_text(encoding="utf-8", errors="replace"):
-        raise UsageError(f"holds other files than those of an export as {name}", location=str(output), hint=hint)
+        raise UsageError(f"the directory holds files other than an export as {name}", location=str(output), hint=hint)
 
 
 def _move_into_place(building: Path, output: Path) -> list[Path]:
-    # README.md first: from then on the directory is known as this export's, whatever stops the rest.
+    # README.md first: it marks the directory as this export's, even if moving the others is interrupted.
     built = sorted((path for path in building.rglob("*") if path.is_file()), key=lambda path: path.name != "README.md")
     targets = [output / path.relative_to(building) for path in built]
     for path, target in zip(built, targets, strict=True):
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
-        # An earlier export here may have had a test split where this one has none.
+        # An earlier export may have had a test split that this one does not have.
         if (other_split := target.with_name(target.name.replace("train", "test"))) not in targets:
             other_split.unlink(missing_ok=True)
     return sorted(targets)
 
 
 def _readme(export: _Export, name: str, usage: str) -> str:
-    """A card whose header tells ``datasets.load_dataset(DIR)`` the splits, and whose text tells a person the rest."""
+    """Return the README: its YAML header lists the splits for ``datasets.load_dataset(DIR)``."""
     lists = "".join(f"  - split: {split}\n    path: {path}\n" for split, path in export.data_files.items())
     counts = ", ".join(f"{export.rows[split]} {split}" for split in export.splits)
-    notes = "".join(f"- Left out: {count} rows {reason}.\n" for reason, count in sorted(export.left_out.items()))
+    notes = "".join(f"- Dropped: {count} rows {problem}.\n" for problem, count in sorted(export.dropped.items()))
     if export.with_tools and name in ("axolotl", "openrlhf"):
-        notes += f"- {export.with_tools} rows have tools, which {name} does not render into the prompt.\n"
+        notes += f"- {export.with_tools} rows have tools, which {name} does not add to the prompt.\n"
     return (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n{lists}---\n{README_MARKER.format(name)}\n"
         f"# Preference pairs for {name}\n\n{counts} rows.\n\n{notes}\n{usage}"
@@ -396,5 +428,5 @@ def _readme(export: _Export, name: str, usage: str) -> str:
 
 
 def _quote(path: Path) -> str:
-    """A path as a string in YAML and Python alike."""
+    """Quote a path as a string that is valid in YAML and Python."""
     return orjson.dumps(str(path)).decode()

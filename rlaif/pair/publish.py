@@ -24,7 +24,9 @@ def publish(run: Run, destination: str, export_format: str | None = None, *, pub
             hint="Use `--output DIR` to write to this machine.",
         )
     if not (run.dataset / "train.parquet").exists():
-        raise UsageError("there is no dataset yet", location=str(run.path), hint=f"Run `rlaif judge {run.path}` first.")
+        raise UsageError(
+            "the run has no dataset yet", location=str(run.path), hint=f"Run `rlaif judge {run.path}` first."
+        )
     with tempfile.TemporaryDirectory() as temp_dir:
         folder = run.dataset
         if export_format:

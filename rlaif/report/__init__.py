@@ -1,1 +1,1 @@
-"""What a person wants to know: what a run has, and what this machine can do."""
+"""The report of a run, its status and next step, and the checks of the machine."""

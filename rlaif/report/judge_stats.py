@@ -31,7 +31,7 @@ class PositionStats:
     """Position bias of one judge with one model, over pairs that have a verdict in both orders.
 
     ``swap_consistency``: share of the decided pairs in which both orders prefer the same answer.
-    ``first_position_rate``: mean probability that the answer shown first is better; 0.5 is no bias.
+    ``first_position_rate``: mean probability that the answer shown first is better; without bias 0.5.
     """
 
     judge: str

@@ -23,7 +23,7 @@ MIN_PAIRS = 20
 
 
 class Step(enum.StrEnum):
-    """What a run needs next."""
+    """Kind of work that a run needs next."""
 
     FINISH = "finish"
     """Run or resume a stage on which the others depend."""
@@ -83,7 +83,7 @@ def _finish_step(facts: RunFacts) -> NextStep | None:
     status, path = facts.status, facts.path
     # A dataset from elsewhere can be trained on without answers and pairs.
     if not facts.training and not status.completions.answers:
-        return NextStep(Step.FINISH, f"rlaif generate {path}", ["there are no answers yet"])
+        return NextStep(Step.FINISH, f"rlaif generate {path}", ["the run has no answers yet"])
     unfinished = [stage.name for stage in facts.stages if stage.ended is None and stage.name in RESUMABLE_STAGES]
     if unfinished:
         name = unfinished[-1]  # a later stage can have run although an earlier one was stopped

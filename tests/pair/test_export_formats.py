@@ -1,4 +1,4 @@
-"""Every export loads there as it loads here, and says what it could not carry."""
+"""Every export loads in the target trainer and counts the rows that it cannot represent."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def load(output: Path) -> dict[str, list[Row]]:
 
 
 def load_file(path: Path) -> list[Row]:
-    """As the trainers load a local file: by kind, one split named train."""
+    """Load a local file as the trainers do: by type, with one split named train."""
     from datasets import load_dataset
 
     kind = {".jsonl": "json", ".parquet": "parquet"}[path.suffix]
@@ -98,7 +98,7 @@ def load_file(path: Path) -> list[Row]:
     return rows
 
 
-def test_trl_is_the_dataset_as_it_is(source: Path, tmp_path: Path) -> None:
+def test_trl_is_the_dataset_unchanged(source: Path, tmp_path: Path) -> None:
     written = export_dataset(source, "trl", tmp_path / "out")
     assert [path.name for path in written] == ["README.md", "test.parquet", "train.parquet"]
     assert load(tmp_path / "out") == {"train": [SINGLE, MULTI], "test": [HELD]}
@@ -151,7 +151,7 @@ def test_llama_factory_is_declared_and_ranked(source: Path, tmp_path: Path) -> N
     assert load(out)["test"] == load_file(out / "rlaif_test.jsonl")
 
 
-def test_axolotl_brings_its_settings(source: Path, tmp_path: Path) -> None:
+def test_axolotl_comes_with_its_settings(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_dataset(source, "axolotl", out)
     assert load_file(out / "train.jsonl")[1] == {
@@ -173,7 +173,7 @@ def test_axolotl_brings_its_settings(source: Path, tmp_path: Path) -> None:
         assert loaded[entry["field_messages"]][0].keys() == entry["message_property_mappings"].keys()
 
 
-def test_axolotl_answers_lose_the_white_space_it_would_stumble_over(tmp_path: Path) -> None:
+def test_axolotl_answers_lose_whitespace_at_both_ends(tmp_path: Path) -> None:
     answer = [turn("assistant", " \n indented\n  code \n")]
     source = dataset(tmp_path / "dataset", [{**SINGLE, "chosen": answer}])
     export_dataset(source, "axolotl", tmp_path / "out")
@@ -193,8 +193,8 @@ def test_openrlhf_has_whole_conversations_and_no_margin(source: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("trainer", ["train_dpo", "train_rm"])
-def test_openrlhf_knows_the_flags_of_the_readme(trainer: str, source: Path, tmp_path: Path) -> None:
-    """Its parser is made where the module runs, after all that it trains with was imported. Here: from those lines."""
+def test_openrlhf_accepts_the_flags_of_the_readme(trainer: str, source: Path, tmp_path: Path) -> None:
+    """Its parser is built when the module runs, after heavy imports, so the test builds it from the same lines."""
     tools = needs_tools("openrlhf").parent.parent
     (source_file,) = tools.glob(f"lib/python*/site-packages/openrlhf/cli/{trainer}.py")
     calls = [node for node in ast.walk(ast.parse(source_file.read_text(encoding="utf-8"))) if isinstance(node, ast.Expr)
@@ -244,7 +244,7 @@ def with_tools(path: Path) -> Path:
     )
 
 
-def test_tools_stay_where_the_trainer_reads_them(tmp_path: Path) -> None:
+def test_tools_are_kept_if_the_trainer_reads_them(tmp_path: Path) -> None:
     source = with_tools(tmp_path / "dataset")
     for name in ("trl", "h4"):
         export_dataset(source, name, tmp_path / name)
@@ -262,18 +262,18 @@ def test_tools_stay_where_the_trainer_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["axolotl", "openrlhf"])
-def test_what_a_trainer_cannot_carry_is_left_out_and_counted(tmp_path: Path, name: str) -> None:
+def test_rows_that_a_trainer_cannot_represent_are_dropped_and_counted(tmp_path: Path, name: str) -> None:
     export_dataset(with_tools(tmp_path / "dataset"), name, tmp_path / "out")
     rows = load_file(tmp_path / "out/train.jsonl")
     assert [loaded["pair_id"] for loaded in rows] == ["pair-none", "pair-tools"]
     assert all("tools" not in loaded for loaded in rows)
     readme = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "2 train rows." in readme
-    assert "- Left out: 1 rows with tool calls in a turn." in readme
-    assert f"- 1 rows have tools, which {name} does not render" in readme
+    assert "- Dropped: 1 rows with tool calls in a turn." in readme
+    assert f"- 1 rows have tools, which {name} does not add" in readme
 
 
-def test_llama_factory_leaves_out_what_it_would_drop_itself(tmp_path: Path) -> None:
+def test_llama_factory_exports_no_rows_that_it_would_drop(tmp_path: Path) -> None:
     user, assistant, system = turn("user", "u"), turn("assistant", "a"), turn("system", "s")
     call = turn("assistant", "Let me see.")
     prompts = [[user, user], [user, assistant], [user, system, user], [assistant, user], [system, user, call, user]]
@@ -282,16 +282,18 @@ def test_llama_factory_leaves_out_what_it_would_drop_itself(tmp_path: Path) -> N
     export_dataset(dataset(tmp_path / "dataset", rows, [rows[0]]), "llama-factory", tmp_path / "out")
     assert [loaded["pair_id"] for loaded in load_file(tmp_path / "out/rlaif_train.jsonl")] == ["pair-4"]
     readme = (tmp_path / "out/README.md").read_text(encoding="utf-8")
-    assert "Left out: 5 rows with turns that do not alternate." in readme
-    assert "Left out: 1 rows with an answer of more than one turn." in readme
-    # A split of which nothing is left is not declared.
+    assert "Dropped: 5 rows with turns that do not alternate." in readme
+    assert "Dropped: 1 rows with an answer of more than one turn." in readme
+    # An empty split is not declared.
     assert set(json.loads((tmp_path / "out/dataset_info.json").read_bytes())) == {"rlaif_train"}
     assert set(load(tmp_path / "out")) == {"train"}
 
 
-def test_nothing_that_can_be_carried(tmp_path: Path) -> None:
+def test_an_export_without_any_representable_row_is_an_error(tmp_path: Path) -> None:
     source = dataset(tmp_path / "dataset", [row("x", [turn("user", "u"), turn("user", "u")])])
-    with pytest.raises(UsageError, match="can carry no row of this dataset: 1 with turns that do not alternate"):
+    with pytest.raises(
+        UsageError, match="cannot represent any row of this dataset: 1 with turns that do not alternate"
+    ):
         export_dataset(source, "llama-factory", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -300,7 +302,7 @@ def test_nothing_that_can_be_carried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_empty_test_split_is_left_out(tmp_path: Path, name: str) -> None:
+def test_an_empty_test_split_is_omitted(tmp_path: Path, name: str) -> None:
     source = dataset(tmp_path / "dataset", [SINGLE, MULTI], [])
     written = export_dataset(source, name, tmp_path / "out")
     assert not [path for path in written if "test" in path.name]
@@ -348,31 +350,31 @@ def test_the_readme_says_how_to_load_it(source: Path, tmp_path: Path) -> None:
         assert "2 train, 1 test rows." in readme
 
 
-def test_other_peoples_files_are_left_alone(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds other files"):
+def test_other_files_are_never_overwritten(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds files other than"):
         export_dataset(source, "trl", source)
     export_dataset(source, "trl", tmp_path / "out")
-    with pytest.raises(UsageError, match="holds other files than those of an export as h4"):
+    with pytest.raises(UsageError, match="holds files other than an export as h4"):
         export_dataset(source, "h4", tmp_path / "out")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="is a file"):
         export_dataset(source, "trl", tmp_path / "file")
 
 
-def test_what_cannot_be_exported(source: Path, tmp_path: Path) -> None:
+def test_datasets_and_formats_that_cannot_be_exported(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'llama-factory'"):
         export_dataset(source, "llamafactory", tmp_path / "out")
-    with pytest.raises(UsageError, match="there is no dataset yet"):
+    with pytest.raises(UsageError, match="no dataset yet"):
         export_dataset(tmp_path / "nowhere", "trl", tmp_path / "out")
-    with pytest.raises(UsageError, match="there is no dataset yet"):
+    with pytest.raises(UsageError, match="no dataset yet"):
         export_dataset(dataset(tmp_path / "empty", [], [HELD]), "trl", tmp_path / "out")
     (source / "train.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(UsageError, match="not readable as parquet"):
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
         export_dataset(source, "trl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_export_leaves_the_one_before(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_keeps_the_previous_one(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = {path: path.read_bytes() for path in export_dataset(source, "h4", tmp_path / "out")}
 
     def full(*_: Any, **__: Any) -> None:

@@ -384,7 +384,7 @@ def test_refusals_never_outnumber_harmful_prompts() -> None:
     assert refusing == result.filter(pl.col("prompt_class") == "harmful").height == 2
     assert refusal_guard.apply_refusal_guard(make_guarded_pairs(*unclassified), has_prompt_classes=False)[
         "kept"
-    ].all()  # without prompt classes there is no limit
+    ].all()  # the limit needs prompt classes
 
 
 def test_the_refusal_table_counts_unknown_classes() -> None:

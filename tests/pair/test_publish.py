@@ -121,7 +121,7 @@ def test_obstacles_are_reported_before_anything_is_sent(
     stderr = rlaif("export", run, "--to", "hf:me/pairs", code=2).stderr
     assert "hf auth login" in stderr
     (run / "dataset" / "train.parquet").unlink()
-    assert "there is no dataset yet" in rlaif("export", run, "--to", "hf:me/pairs", code=2).stderr
+    assert "no dataset yet" in rlaif("export", run, "--to", "hf:me/pairs", code=2).stderr
     assert not hub.created
 
 

@@ -1,4 +1,4 @@
-"""What the doctor proposes for described machines, and that vLLM takes it."""
+"""Doctor: proposals for described machines, accepted by vLLM, and the report on the CPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MACHINES = {
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_a_model_is_split_as_little_as_it_fits_and_copied_over_the_rest(name: str) -> None:
+def test_a_model_is_split_as_little_as_possible_and_replicated_on_the_rest(name: str) -> None:
     gpus, size, expected = MACHINES[name]
     layout = propose_layout(gpus, size)
     assert layout.fits
@@ -52,11 +52,14 @@ def test_a_model_is_split_as_little_as_it_fits_and_copied_over_the_rest(name: st
         assert split * expected.get("data_parallel_size", 1) <= len(gpus)
 
 
-def test_what_does_not_fit_is_said_with_what_would() -> None:
-    assert "do not fit on 2 x 24 GiB: it wants 8 such GPUs" in propose_layout([24.0] * 2, ModelSize(70 * B, 64)).reason
-    assert "it wants several machines" in propose_layout([24.0] * 8, ModelSize(670 * B, 128)).reason
+def test_the_reason_names_what_a_model_that_does_not_fit_needs() -> None:
+    assert (
+        "do not fit on 2 x 24 GiB: the model needs 8 such GPUs"
+        in propose_layout([24.0] * 2, ModelSize(70 * B, 64)).reason
+    )
+    assert "needs several machines" in propose_layout([24.0] * 8, ModelSize(670 * B, 128)).reason
     assert not propose_layout([24.0], ModelSize(70 * B, 64)).fits
-    assert "1 left over" in propose_layout([24.0] * 3, ModelSize(14 * B, 40)).reason
+    assert "1 GPU(s) unused" in propose_layout([24.0] * 3, ModelSize(14 * B, 40)).reason
 
 
 def test_a_models_size_is_read_from_its_folder(tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return model
 
 
-def test_the_doctor_says_it_for_a_run_and_for_a_model(
+def test_the_doctor_proposes_settings_for_a_run_and_for_a_model(
     two_gpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,18 +94,18 @@ def test_the_doctor_says_it_for_a_run_and_for_a_model(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "rlaif.toml").write_text(f'[sampler]\nmodel = "{two_gpus}"\n[judge]\nmodel = "nobody/has-this"\n')
+    (run / "rlaif.toml").write_text(f'[sampler]\nmodel = "{two_gpus}"\n[judge]\nmodel = "org/absent"\n')
     stdout = rlaif("doctor", run).stdout
     assert "NVIDIA RTX 4090, 24 GiB; NVIDIA RTX 4090, 24 GiB" in stdout
     assert f"[sampler.vllm]     {two_gpus}: tensor_parallel_size = 2" in stdout
-    assert "nobody/has-this is not on this machine" in stdout
-    assert "one holds up to 9B parameters in 16 bits, all 18B" in rlaif("doctor").stdout
+    assert "org/absent is not on this machine" in stdout
+    assert "one holds up to 9B parameters in 16 bits, all together 18B" in rlaif("doctor").stdout
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert "do not fit on 1 x 24 GiB" in rlaif("doctor", "--model", two_gpus, code=4).stdout
 
 
 def finding_message(subject: str) -> str:
-    """What the doctor says of one thing."""
+    """Return the message of the finding on ``subject``."""
     (finding,) = [finding for finding in doctor.diagnose() if finding.subject == subject]
     return finding.message
 
@@ -114,14 +117,14 @@ def finding_message(subject: str) -> str:
         ("neoverse_v1", "ARM Neoverse V1: asimd, sve, i8mm, bf16", "bfloat16 (bf16)"),
     ],
 )
-def test_the_doctor_shows_the_processor_and_what_follows_from_it(
+def test_the_doctor_shows_the_processor_and_its_dtypes(
     monkeypatch: pytest.MonkeyPatch, name: str, flags: str, served: str
 ) -> None:
     processor = cpu.parse_cpuinfo((ROOT / "tests" / "cpuinfo" / f"{name}.txt").read_text())
     monkeypatch.setattr(cpu, "detect_cpu", lambda: processor)
     assert finding_message("CPU") == flags
     trained = cpu.training_dtype(processor)
-    expected = f"on the CPU models are served in {served} and trained in {trained.dtype} ({trained.reason})"
+    expected = f"on the CPU, models are served in {served} and trained in {trained.dtype} ({trained.reason})"
     assert finding_message("dtype") == expected
 
 
@@ -130,7 +133,7 @@ def test_the_doctor_shows_the_processor_and_what_follows_from_it(
     [
         (2, None, "2 usable: 0-1"),
         (8, None, "8 usable: 0-7; model servers leave 1 free"),
-        (64, 4.0, "4 of 64 usable, by a CPU quota of 4; model servers leave 1 free"),
+        (64, 4.0, "4 of 64 usable, because of a CPU quota of 4; model servers leave 1 free"),
     ],
 )
 def test_the_doctor_shows_the_usable_cores(
@@ -144,7 +147,7 @@ def test_the_doctor_shows_the_usable_cores(
     assert finding_message("cores") == f"{shown}; VLLM_CPU_OMP_THREADS_BIND=0, as set"
 
 
-def test_the_doctor_says_how_a_runs_model_is_served_without_a_gpu(
+def test_the_doctor_shows_the_dtype_of_a_model_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rlaif: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -152,12 +155,12 @@ def test_the_doctor_says_how_a_runs_model_is_served_without_a_gpu(
     model.mkdir()
     (model / "config.json").write_text('{"quantization_config": {"quant_method": "awq"}}')
     assert (
-        f"{model}: nothing to set without a GPU; quantized, in vLLM's own dtype"
+        f"{model}: no settings needed without a GPU; quantized, in vLLM's own dtype"
         in rlaif("doctor", "--model", model).stdout
     )
 
 
-def test_vllm_itself_takes_what_is_proposed() -> None:
+def test_vllm_accepts_the_proposals() -> None:
     needs("vllm")
     proposed = [{**expected, "gpu_memory_utilization": 0.9} for _, _, expected in MACHINES.values()]
     lines = [vllm_args("some/model", "cuda", settings) for settings in proposed]
