@@ -1,1 +1,1 @@
-"""``rlaif train``: the dataset and a model in, a trained model out."""
+"""``rlaif train``: train a model on the dataset."""

@@ -1,7 +1,6 @@
-"""A row of the dataset as a chat template takes it, and what that makes of it.
+"""Convert rows of the dataset to the input of a chat template, and render them.
 
-``to_chat_turns`` is the one place that says how a row's turns are handed to a chat template: the preflight, training
-and measuring use it.
+The preflight, the training and the measurements all use ``to_chat_turns``, so that they see the same turns.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MAX_SHOWN_CHARS = 1_200
 
 
 def to_chat_turns(row: dict[str, Any]) -> dict[str, Any]:
-    """``prompt``, ``chosen``, ``rejected`` and ``tools`` of a row, as a chat template takes them."""
+    """Return ``prompt``, ``chosen``, ``rejected`` and ``tools`` of a row in the form that chat templates expect."""
     tools = row.get("tools")
     turns: dict[str, Any] = {side: [to_template_turn(turn) for turn in row[side]] for side in SIDES}
     turns["tools"] = orjson.loads(tools) if isinstance(tools, str) else tools
@@ -29,13 +28,13 @@ def to_chat_turns(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def token_ids(tokenizer: Any, turns: list[dict[str, Any]], tools: Any, **options: Any) -> list[int]:
-    """The token ids of ``turns`` in the tokenizer's chat template."""
+    """Return the token ids of ``turns`` rendered by the tokenizer's chat template."""
     tokens = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, tools=tools, **options)
     return list(tokens["input_ids"])
 
 
 def common_prefix_length(left: list[int], right: list[int]) -> int:
-    """How many ids both begin with."""
+    """Return the number of ids that both lists begin with."""
     length = 0
     for a, b in zip(left, right, strict=False):
         if a != b:
@@ -45,7 +44,7 @@ def common_prefix_length(left: list[int], right: list[int]) -> int:
 
 
 def render_example(frame: pl.DataFrame, tokenizer: Any) -> str:
-    """The first pair as the model will read it, special tokens and all; long parts are cut in the middle."""
+    """Return the first pair as rendered for the model, with special tokens. Long parts are cut in the middle."""
     row = to_chat_turns(frame.row(0, named=True))
     render: Callable[..., str] = tokenizer.apply_chat_template
     prompt = render(row["prompt"], tokenize=False, add_generation_prompt=True, tools=row["tools"])

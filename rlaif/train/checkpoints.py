@@ -1,7 +1,8 @@
-"""OUTPUT/checkpoints: what a training may go on from.
+"""OUTPUT/checkpoints: the checkpoints from which a training can resume.
 
-``checkpoint-N/`` as TRL's trainer writes them, beside ``identity.json``: what they were made with. A checkpoint that a
-crash tore is passed over for the one before it. Only :func:`claim_dir` writes here.
+It contains ``checkpoint-N/``, as TRL's trainer writes them, and ``identity.json``, the settings and data that they
+belong to. A checkpoint that a crash left incomplete is ignored in favor of the one before it. Only :func:`claim_dir`
+writes here.
 """
 
 from __future__ import annotations
@@ -19,37 +20,38 @@ from rlaif.errors import ConfigMismatchError, DatasetChangedError
 from rlaif.run.atomic_write import atomic_path
 
 FINGERPRINT_FILE = "identity.json"
-ROW_FIELDS = {"dataset": "the dataset has other rows", "both_bad": "people call other pairs both bad"}
-"""The fields that say which rows were trained on, and what it means that they differ."""
+ROW_FIELDS = {"dataset": "the dataset has other rows", "both_bad": "other pairs are labeled both bad"}
+"""Fields of the fingerprint that identify the training rows, with the text for a difference."""
 CONFLICT_HINT = (
-    "To train anew in its place, set overwrite = true under [train], or give rlaif train --overwrite; to keep it, set "
-    "another output (--output)."
+    "Pass `--overwrite` (or set `overwrite = true` under [train]) to train again and replace it, or `--output DIR` to "
+    "keep it."
 )
 
 
 def claim_dir(
     folder: Path, fingerprint: Mapping[str, Any], may_grow: tuple[str, ...], *, overwrite: bool = False
 ) -> None:
-    """Make ``folder`` this training's. Raises :class:`ConfigMismatchError` where its checkpoints belong to another one,
-    as
-    :class:`DatasetChangedError` where that is the same training of other rows.
+    """Claim ``folder`` for the training with ``fingerprint``.
 
-    Fields in ``may_grow`` may become larger (None is no limit). A folder without checkpoints belongs to nobody.
-    With ``overwrite`` another training's checkpoints are removed instead.
+    Fields in ``may_grow`` may become larger (None means no limit). A folder without checkpoints can be claimed by any.
+    With ``overwrite``, the checkpoints of another training are removed. Otherwise raises :class:`ConfigMismatchError`
+    if the checkpoints belong to another training, or :class:`DatasetChangedError` if only its rows differ.
     """
     path = folder / FINGERPRINT_FILE
     previous = read_json(path)
     if _numbered_checkpoints(folder):
         differences = (
-            dict(_differences(previous, fingerprint, may_grow)) if previous else {"": "nothing says with what"}
+            dict(_differences(previous, fingerprint, may_grow)) if previous else {"": f"{FINGERPRINT_FILE} is missing"}
         )
         details = "; ".join(sorted(differences.values()))
         if differences and overwrite:
             shutil.rmtree(folder)
         elif differences and differences.keys() <= ROW_FIELDS.keys():
-            state = "finished" if _is_finished(folder, previous) else "stopped before its end"
+            state = "finished" if _is_finished(folder, previous) else "interrupted"
             raise DatasetChangedError(
-                f"this training was {state}, and since then {details}", location=str(folder), hint=CONFLICT_HINT
+                f"since this training was {state}, its rows changed: {details}",
+                location=str(folder),
+                hint=CONFLICT_HINT,
             )
         elif differences:
             raise ConfigMismatchError(
@@ -59,7 +61,7 @@ def claim_dir(
 
 
 def _is_finished(folder: Path, fingerprint: Mapping[str, Any] | None) -> bool:
-    """Whether a training of ``identity`` ran to its end: it has written its facts beside the checkpoints."""
+    """Return whether the training with ``fingerprint`` finished: it has written training.json."""
     facts = read_json(folder.parent / "training.json")
     return facts is not None and facts.get("identity") == fingerprint
 
@@ -67,7 +69,7 @@ def _is_finished(folder: Path, fingerprint: Mapping[str, Any] | None) -> bool:
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], may_grow: tuple[str, ...]
 ) -> Iterator[tuple[str, str]]:
-    """The fields that differ, each with what there is to say of it."""
+    """Yield each field that differs, with a text that describes the difference."""
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
         if old == new:
@@ -83,18 +85,19 @@ def _differences(
 
 
 def latest_complete(folder: Path, before: int | None = None) -> tuple[Path | None, list[Path]]:
-    """The newest complete checkpoint (of a step before ``before``), and the torn ones that are newer than it."""
-    torn: list[Path] = []
+    """Return the newest complete checkpoint (of a step before ``before``), and the incomplete ones newer than it."""
+    incomplete: list[Path] = []
     for path in reversed(_numbered_checkpoints(folder)):
         if before is not None and checkpoint_step(path) >= before:
             continue
         if is_complete(path):
-            return path, torn
-        torn.append(path)
-    return None, torn
+            return path, incomplete
+        incomplete.append(path)
+    return None, incomplete
 
 
 def checkpoint_step(checkpoint: Path) -> int:
+    """Return N of ``checkpoint-N``."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -104,7 +107,7 @@ def _numbered_checkpoints(folder: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether all that going on needs is there and whole: weights, optimizer, scheduler, random state, and the step."""
+    """Return whether the checkpoint has all files to resume: weights, optimizer, scheduler, random state and step."""
     state = read_json(checkpoint / "trainer_state.json")  # the trainer writes it last
     weights = list(checkpoint.glob("*.safetensors"))
     optimizer, random = _optimizer_files(checkpoint), list(checkpoint.glob("rng_state*.pth"))
@@ -121,8 +124,11 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def _optimizer_files(checkpoint: Path) -> list[Path]:
-    """The files of the optimizer's state, and with spread weights those of the model that are read with it: DeepSpeed's
-    in the folder that its ``latest`` names, FSDP's, or the one of a process that has all of it. Empty without any."""
+    """Return the files of the optimizer's state, and for sharded weights the model files that are read with it.
+
+    These are DeepSpeed's, in the folder that its ``latest`` names; FSDP's; or the one file of an unsharded training.
+    Empty if DeepSpeed's files are missing.
+    """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
         return sorted(folder.glob("*.pt")) if any(folder.glob("*optim_states.pt")) else []
@@ -140,7 +146,7 @@ def _has_all_shards(checkpoint: Path) -> bool:
 
 
 def _is_complete_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says: eight bytes of header length, the header, the tensors."""
+    """Return whether the file is as long as its header says: 8 bytes of header length, the header, the tensors."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -154,7 +160,7 @@ def _is_complete_safetensors(path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in ``path``; None where there is none, or none that can be read."""
+    """Read the JSON object in ``path``; None if the file is missing or not a JSON object."""
     try:
         value = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):

@@ -1,7 +1,7 @@
-"""Preflight from what the run knows of its labels: the queue, the noise, the balance of refusals.
+"""Preflight checks of the labels: the review queue, the label noise, the balance of refusals.
 
-Reads the judge stage's facts in the manifest. What was not measured is a pass that says so: it stops nothing, and is
-not taken for a zero.
+They read the facts of the judge stage in the manifest. If something was not measured, the check passes and its message
+says so.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from typing import Any
 
 from rlaif.config.models import TrainConfig
 from rlaif.run.run import Run
+from rlaif.stats.agreement import CHANCE_NOISE_RATE
 from rlaif.train.preflight import PreflightFinding
 
 ROBUST_LOSS_NOISE_RATE = 0.10
-"""From this share of wrong labels on a loss that expects some is suggested."""
-CHANCE_NOISE_RATE = 0.45
-"""Labels that are wrong this often say next to nothing."""
+"""Share of wrong labels from which a loss that tolerates noise is suggested."""
 NOISE_TOLERANT_LOSSES = frozenset({"robust", "ipo", "exo_pair", "aot", "aot_unpaired"})
 
 
 def check_labels(run: Run, train: TrainConfig) -> list[PreflightFinding]:
-    """Findings ``queue``, ``noise`` and ``refusals``. Empty where nothing was judged in this run."""
+    """Return the findings ``queue``, ``noise`` and ``refusals``; empty if nothing was judged in this run."""
     judge_stage: Mapping[str, Any] = run.manifest()["stages"].get("judge", {})
     if "pairs" not in judge_stage:
         return []
@@ -36,52 +35,63 @@ def _check_queue(pairs: Mapping[str, Any], run: Run) -> PreflightFinding:
     waiting = int(pairs.get("dataset_left_out", {}).get("awaiting_review", 0))
     routes = pairs.get("routes", {})
     queued = int(routes.get("audit", 0)) + int(routes.get("targeted", 0))
-    message = f"{waiting} of {queued} pairs in the queue are not reviewed and left out"
+    message = f"{waiting} of {queued} pairs in the review queue are not reviewed and therefore dropped"
     if waiting:
         return PreflightFinding(
-            "queue", "warn", message, f"They are the ones most worth having: rlaif review {run.path}"
+            "queue", "warn", message, f"These are the most valuable pairs: review them with `rlaif review {run.path}`."
         )
     return PreflightFinding("queue", "pass", message)
 
 
 def _check_noise(rate: float | None, train: TrainConfig) -> PreflightFinding:
     if rate is None:
-        return PreflightFinding("noise", "pass", "the share of wrong labels is not measured: no pair was reviewed")
+        return PreflightFinding("noise", "pass", "the share of wrong labels was not measured: no pair was reviewed")
     message = f"an estimated {rate:.1%} of the labels are wrong"
     if rate > 1 - CHANCE_NOISE_RATE:
-        return PreflightFinding("noise", "refuse", f"{message}, which is worse than chance: are the labels reversed?",
-                       "Look at what the judges are told the words of their verdict mean.")  # fmt: skip
+        return PreflightFinding(
+            "noise",
+            "refuse",
+            f"{message}, which is worse than chance: the labels may be reversed",
+            "Check how the judges' prompts define the verdict words.",
+        )
     if rate >= CHANCE_NOISE_RATE:
         return PreflightFinding(
-            "noise", "refuse", f"{message}: as good as chance", "Judge with another judge or a panel."
+            "noise", "refuse", f"{message}, which is close to chance", "Judge with another judge or a panel."
         )
     if rate >= ROBUST_LOSS_NOISE_RATE and train.method == "dpo" and not set(train.loss) & NOISE_TOLERANT_LOSSES:
         return PreflightFinding(
-            "noise", "warn", message,
-            f'A loss that expects it: loss = ["robust"] under [train] and label_smoothing = {rate:.2f} '
-            "under [train.trl] (Chowdhury et al. 2024, arXiv:2403.00409).",
-        )  # fmt: skip
+            "noise",
+            "warn",
+            message,
+            f'Use a loss that tolerates noise: loss = ["robust"] under [train] and label_smoothing = {rate:.2f} under '
+            "[train.trl] (Chowdhury et al. 2024, arXiv:2403.00409).",
+        )
     return PreflightFinding("noise", "pass", message)
 
 
 def _check_refusals(rows: Sequence[Mapping[str, Any]]) -> PreflightFinding:
-    """``rows``: prompt (its kind), chosen (what the chosen answer does), pairs."""
+    """Check the balance of refusals. ``rows``: prompt (its class), chosen (what the chosen answer does), pairs."""
     if not rows:
-        return PreflightFinding("refusals", "pass", "the balance of refusals is not measured")
+        return PreflightFinding("refusals", "pass", "the balance of refusals was not measured")
 
     def count(prompt: str | None = None, chosen: str | None = None) -> int:
-        return sum(row["pairs"] for row in rows
-                   if prompt in (None, row["prompt"]) and chosen in (None, row["chosen"]))  # fmt: skip
+        return sum(row["pairs"] for row in rows if prompt in (None, row["prompt"]) and chosen in (None, row["chosen"]))
 
     n, refused, harmful = count(), count(chosen="refuse"), count(prompt="harmful")
     message = f"{refused} of {n} chosen answers refuse, {harmful} of {n} prompts are harmful"
     complied = count("harmful", "comply")
     if complied:
         return PreflightFinding(
-            "refusals", "warn", f"{message}; {complied} chosen answers comply with a harmful prompt",
-            "Look at them: the model learns to comply.",
-        )  # fmt: skip
+            "refusals",
+            "warn",
+            f"{message}; {complied} chosen answers comply with a harmful prompt",
+            "Check these pairs: the model learns to comply.",
+        )
     if refused > harmful and refused > 0.01 * n:
-        return PreflightFinding("refusals", "warn", f"{message}: the model may learn to refuse what is benign",
-                       "Look at refusals of benign prompts among the chosen answers.")  # fmt: skip
+        return PreflightFinding(
+            "refusals",
+            "warn",
+            f"{message}: the model may learn to refuse benign prompts",
+            "Check the chosen answers that refuse benign prompts.",
+        )
     return PreflightFinding("refusals", "pass", message)

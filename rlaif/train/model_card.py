@@ -1,4 +1,4 @@
-"""OUTPUT/README.md: the model card, with the hub's YAML header, what it was trained on, how, and what was measured."""
+"""OUTPUT/README.md: the model card, with the hub's YAML header, the training data, the settings and the results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def write_card(path: Path, prepared: PreparedTraining, config: Config, result: T
 
 
 def render_card(prepared: PreparedTraining, config: Config, result: TrainResult) -> str:
+    """Return the text of the model card."""
     train = config.train
     rows = {
         "Method": methods.get_method(train.method).describe(train),
         "Weights": f"LoRA, r = {train.lora_r}, alpha = {train.lora_alpha}, all linear layers" if train.lora else "all",
         "Learning rate": f"{trl_config.learning_rate(train):g}",
         "Steps": f"{result.steps} of {train.batch_size} {methods.get_method(train.method).row_unit}",
-        "Longest sequence": f"{train.max_length} tokens",
+        "Maximum length": f"{train.max_length} tokens",
         "Precision": trl_config.dtype(train),
         "Seed": str(config.seed),
         **{name: str(value) for name, value in trl_config.weight_affecting(train.trl).items()},
@@ -48,7 +49,7 @@ Trained from `{prepared.model}` with [TRL](https://github.com/huggingface/trl) b
 {_layout(result)}
 ## Data
 {_data(prepared, config, result)}
-Labelled by: {_sources(prepared.train)}.
+Labeled by: {_sources(prepared.train)}.
 The training file's sha256 is `{prepared.digest}`.
 
 ## Settings
@@ -58,7 +59,7 @@ The training file's sha256 is `{prepared.digest}`.
 
 ## Results
 {_results(result)}
-How good the labels are stands in the dataset's card. No human evaluation of this model's answers was made here.
+The dataset's card describes the quality of the labels. rlaif made no human evaluation of this model's answers.
 
 ## Made with
 {", ".join(f"{name} {version(name)}" for name in ("trl", "peft", "transformers", "torch"))}
@@ -67,7 +68,7 @@ How good the labels are stands in the dataset's card. No human evaluation of thi
 
 def _header(prepared: PreparedTraining, method: str, result: TrainResult) -> str:
     local = prepared.path != prepared.model or Path(prepared.path).exists()
-    base = "" if local else f"base_model: {prepared.model}\n"  # the hub refuses a local path here
+    base = "" if local else f"base_model: {prepared.model}\n"  # the hub rejects a local path here
     library = "transformers" if result.merged else "peft"
     task = "text-classification" if methods.get_method(method).head == "score" else "text-generation"
     return f"{base}library_name: {library}\npipeline_tag: {task}\ntags: [trl, {method}, rlaif]\n"
@@ -76,9 +77,13 @@ def _header(prepared: PreparedTraining, method: str, result: TrainResult) -> str
 def _layout(result: TrainResult) -> str:
     parts = []
     if result.adapter:
-        parts.append("- `adapter/`: the LoRA adapter, to be loaded over the base with peft or vLLM's `--lora-modules`")
+        parts.append(
+            "- `adapter/`: the LoRA adapter, to be loaded on top of the base with peft or vLLM's `--lora-modules`"
+        )
     if result.merged:
-        parts.append("- `merged/`: the whole model with tokenizer and chat template, for transformers and any server")
+        parts.append(
+            "- `merged/`: the complete model with tokenizer and chat template, for transformers and any server"
+        )
     return "\n".join(parts) + "\n"
 
 
@@ -87,12 +92,12 @@ def _data(prepared: PreparedTraining, config: Config, result: TrainResult) -> st
     if unit != "pairs":
         noun = "prompts" if config.train.method == "rloo" else unit
         return f"{result.pairs} {noun} of {prepared.train.height} preference pairs."
-    reason = (
-        "they are longer than" if methods.get_method(config.train.method).drops_overlong_pairs else "their prompts fill"
-    )
     dropped = prepared.train.height - result.pairs
-    left_out = f" ({dropped} more were left out: {reason} the longest sequence)" if dropped else ""
-    return f"{result.pairs} preference pairs{left_out}."
+    if not dropped:
+        return f"{result.pairs} preference pairs."
+    drops_overlong = methods.get_method(config.train.method).drops_overlong_pairs
+    reason = "they exceed" if drops_overlong else "their prompts fill"
+    return f"{result.pairs} preference pairs ({dropped} more were dropped: {reason} the maximum length)."
 
 
 def _sources(frame: pl.DataFrame) -> str:
@@ -109,11 +114,11 @@ def _table(rows: dict[str, str]) -> str:
 def _results(result: TrainResult) -> str:
     loss = f"Final training loss {result.loss:.4f}.\n" if result.loss is not None else ""
     if result.accuracy_after is None:
-        return f"{loss}Not measured on held-out pairs: the dataset has none.\n"
-    comparison = "chosen answer likelier a token" if result.moved else "chosen answer scored higher"
+        return f"{loss}Not measured: the dataset has no held-out pairs.\n"
+    comparison = "chosen answer more likely per token" if result.moved else "chosen answer scored higher"
     moved = f"| moved towards the chosen answer (chance is 0.5) | {result.moved} |\n" if result.moved else ""
     return f"""{loss}
-| on held-out pairs, with 95 % interval | |
+| held-out pairs, with 95 % interval | |
 |---|---|
 | {comparison}, before | {result.accuracy_before} |
 | {comparison}, after | {result.accuracy_after} |

@@ -1,9 +1,9 @@
-"""What can be known about a preference dataset before any training time is spent.
+"""Check a preference dataset before training.
 
-Takes the files of RUN/dataset and the tokenizer that training will use, renders with its real chat template, and gives
-findings: ``pass``, ``warn`` (training goes on, and the person is told), or ``refuse``. Every message carries its
-numbers. Counts over rows are exact; what needs the tokenizer is taken from up to ``MAX_SAMPLED_PAIRS`` evenly spaced
-pairs, and the message's n says so. Nothing is written, and no model is loaded.
+The checks read the files of RUN/dataset and render them with the chat template of the tokenizer that training will use.
+A finding has the level ``pass``, ``warn`` (reported, and training continues) or ``refuse``. Every message has its
+numbers. Counts over rows are exact. Checks that need the tokenizer use up to ``MAX_SAMPLED_PAIRS`` evenly spaced pairs,
+and their messages say so. Nothing is written, and no model is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Level = Literal["pass", "warn", "refuse"]
 
 MIN_TRAIN_PAIRS = 100
 MIN_TEST_PAIRS = 20
-"""Held-out pairs below which a share says nothing."""
+"""Number of held-out pairs below which a share is not meaningful."""
 MAX_SAMPLED_PAIRS = 2_000
 MAX_OVERLONG_FRACTION = 0.05
 MAX_LONGER_FRACTION = 0.70
@@ -34,7 +34,7 @@ EXPECTED_COLUMNS = "lists of {role, content}, with only the assistant's turn in 
 
 @dataclass(frozen=True, slots=True)
 class PreflightFinding:
-    """One check's result. ``message`` states the number and the n; ``hint`` says one thing that would help."""
+    """Result of one check. ``message`` has the count and the total; ``hint`` is one action that would help."""
 
     name: str
     level: Level
@@ -48,7 +48,7 @@ class PreflightFinding:
 def check_dataset(
     dataset: Path, tokenizer: Any, *, max_length: int, drops_overlong: bool = False
 ) -> list[PreflightFinding]:
-    """Every check of the dataset at ``dataset`` (train.parquet and, where it is there, test.parquet)."""
+    """Run every check of the dataset at ``dataset``: train.parquet and, if it exists, test.parquet."""
     findings, frame = check_rows(dataset)
     if frame is not None:
         findings += check_tokens(frame, tokenizer, max_length=max_length, drops_overlong=drops_overlong)[0]
@@ -56,31 +56,27 @@ def check_dataset(
 
 
 def raise_refusals(findings: Iterable[PreflightFinding], *, location: Path) -> None:
-    """Raise :class:`UsageError` with every finding of level ``refuse``; do nothing where there is none."""
+    """Raise :class:`UsageError` with every finding of level ``refuse``, if there are any."""
     refused = [finding for finding in findings if finding.level == "refuse"]
     if refused:
         hint = next((finding.hint for finding in refused if finding.hint), None)
         raise UsageError("; ".join(finding.message for finding in refused), location=str(location), hint=hint)
 
 
-# The rows
+# Checks of the rows
 
 
 def check_rows(dataset: Path) -> tuple[list[PreflightFinding], pl.DataFrame | None]:
-    """The checks that need no tokenizer, and the training rows. None instead of rows where training is refused."""
+    """Run the checks that need no tokenizer, and return their findings and the training rows.
+
+    The rows are None if training is refused.
+    """
     findings: list[PreflightFinding] = []
     frames: dict[str, pl.DataFrame] = {}
     for name in ("train", "test"):
         path = dataset / f"{name}.parquet"
         if not path.exists():
-            if name == "train":
-                findings.append(
-                    PreflightFinding(
-                        "dataset", "refuse", "there is no train.parquet yet", f"Run: rlaif judge {dataset.parent}"
-                    )
-                )
-            else:
-                findings.append(_test_set_size(0))
+            findings.append(_missing_file(name, dataset.parent))
             continue
         frame, problems = _read_frame(path)
         if frame is None:
@@ -94,8 +90,14 @@ def check_rows(dataset: Path) -> tuple[list[PreflightFinding], pl.DataFrame | No
     return findings, None if refused else frames.get("train")
 
 
+def _missing_file(name: str, run: Path) -> PreflightFinding:
+    if name == "test":
+        return _test_set_size(0)
+    return PreflightFinding("dataset", "refuse", "train.parquet does not exist yet", f"Run `rlaif judge {run}`.")
+
+
 def _read_frame(path: Path) -> tuple[pl.DataFrame | None, list[PreflightFinding]]:
-    """The rows of ``path`` if its columns are as training needs them, else None and why."""
+    """Return the rows of ``path``, or None and the findings if it has not the columns that training needs."""
     import polars as pl
 
     try:
@@ -110,7 +112,7 @@ def _read_frame(path: Path) -> tuple[pl.DataFrame | None, list[PreflightFinding]
     if missing:
         close = did_you_mean(missing[0], frame.columns)
         message = (
-            f"{path.name} lacks {', '.join(missing)}: found {', '.join(frame.columns) or 'no column'}; "
+            f"{path.name} has no column {', '.join(missing)}; it has {', '.join(frame.columns) or 'no columns'}, "
             f"expected {', '.join(SIDES)}"
         )
         hint = close.replace("mean", "rename") if close.startswith("Did you mean") else _rebuild_hint(path)
@@ -128,7 +130,7 @@ def _is_conversation(dtype: pl.DataType) -> bool:
     if not isinstance(dtype, pl.List) or not isinstance(dtype.inner, pl.Struct):
         return False
     fields = {field.name: field.dtype for field in dtype.inner.fields}
-    # A content that is null throughout (calls only) has no type of its own.
+    # If every content is null (turns with only tool calls), the column has the type Null.
     return fields.get("role") == pl.String and fields.get("content") in (pl.String, pl.Null)
 
 
@@ -136,12 +138,15 @@ def _check_row_contents(frame: pl.DataFrame, name: str, run: Path) -> list[Prefl
     import polars as pl
 
     n = frame.height
-    judge_first = f"Run: rlaif judge {run}"
     if n == 0:
-        # An empty test set costs a measurement, an empty training set the training.
+        # Without test rows, training cannot be measured. Without training rows, nothing can be trained.
         if name == "test":
             return [_test_set_size(0)]
-        return [PreflightFinding("dataset", "refuse", "train.parquet has no rows", judge_first)]
+        return [
+            PreflightFinding(
+                "dataset", "refuse", "train.parquet has no rows", f"Run `rlaif status {run}`: it shows the next step."
+            )
+        ]
     texts = {side: _side_text(frame, side) for side in ("chosen", "rejected")}
     counts = frame.select(
         identical=texts["chosen"] == texts["rejected"],
@@ -152,28 +157,27 @@ def _check_row_contents(frame: pl.DataFrame, name: str, run: Path) -> list[Prefl
         ),
         prompt=(pl.col("prompt").list.len() == 0).fill_null(True),
     ).with_columns(identical=pl.col("identical") & ~pl.col("empty"))
-    rebuild = f"Label these pairs anew: rlaif review {run}; of a dataset that rlaif did not build, take them out."
+    relabel = f"Label these pairs again with `rlaif review {run}`, or remove them if rlaif did not build the dataset."
     findings = []
     for check_name, problem in (
         ("identical", "have the same chosen and rejected answer"),
         ("empty", "have an empty chosen or rejected answer"),
-        ("speaker", "have chosen or rejected beginning with another turn than the assistant's"),
+        ("speaker", "have a chosen or rejected answer that does not start with a turn of the assistant"),
         ("prompt", "have no prompt"),
     ):
         bad = int(counts[check_name].sum())
         level: Level = "refuse" if bad else "pass"
-        which = _pair_names(frame.filter(counts[check_name])) if bad else ""
-        which += f"; expected {EXPECTED_COLUMNS}" * (bad > 0 and check_name == "speaker")
-        findings.append(
-            PreflightFinding(
-                check_name, level, f"{name}: {bad} of {n} pairs {problem}{which}", rebuild if bad else None
-            )
-        )
+        message = f"{name}: {bad} of {n} pairs {problem}"
+        if bad:
+            message += _pair_names(frame.filter(counts[check_name]))
+        if bad and check_name == "speaker":
+            message += f"; expected {EXPECTED_COLUMNS}"
+        findings.append(PreflightFinding(check_name, level, message, relabel if bad else None))
     return findings + ([_train_set_size(n), _length_bias(frame)] if name == "train" else [_test_set_size(n)])
 
 
 def _side_text(frame: pl.DataFrame, side: str) -> pl.Expr:
-    """All that a side says, ends trimmed: two answers that differ only there teach nothing."""
+    """Return the text of a side with its tool calls, trimmed: answers that differ only in spaces teach nothing."""
     import polars as pl
 
     content = _content().str.strip_chars()
@@ -202,20 +206,24 @@ def _pair_names(frame: pl.DataFrame) -> str:
 def _train_set_size(n: int) -> PreflightFinding:
     if n < MIN_TRAIN_PAIRS:
         return PreflightFinding(
-            "count", "warn", f"only {n} pairs: fewer than {MIN_TRAIN_PAIRS} rarely change a model for the better",
-            "Sample more prompts or more answers a prompt.",
-        )  # fmt: skip
+            "count",
+            "warn",
+            f"only {n} pairs: fewer than {MIN_TRAIN_PAIRS} rarely improve a model",
+            "Use more prompts, or more answers per prompt.",
+        )
     return PreflightFinding("count", "pass", f"{n} pairs")
 
 
 def _test_set_size(n: int) -> PreflightFinding:
     if n < MIN_TEST_PAIRS:
         return PreflightFinding(
-            "measured", "warn",
-            f"{f'only {n}' if n else 'no'} pairs are held out: what training did cannot be measured, nor reversed "
-            "labels be noticed", "A larger test_fraction under [pairs].",
-        )  # fmt: skip
-    return PreflightFinding("measured", "pass", f"{n} pairs are held out to measure what training did")
+            "measured",
+            "warn",
+            f"{f'only {n}' if n else 'no'} pairs are held out: the effect of the training cannot be measured, and "
+            "reversed labels cannot be detected",
+            "Set a larger test_fraction under [pairs].",
+        )
+    return PreflightFinding("measured", "pass", f"{n} pairs are held out to measure the effect of the training")
 
 
 def _length_bias(frame: pl.DataFrame) -> PreflightFinding:
@@ -229,14 +237,15 @@ def _length_bias(frame: pl.DataFrame) -> PreflightFinding:
     sums = lengths.sum().row(0)
     ratio = sums[0] / max(sums[1], 1)
     message = (
-        f"the chosen answer is the longer one in {longer} of {n} pairs ({longer / n:.0%}), "
-        f"{ratio:.2f} times as long on average"
+        f"the chosen answer is longer in {longer} of {n} pairs ({longer / n:.0%}), {ratio:.2f} times as long on average"
     )
     if n >= MIN_LENGTH_BIAS_PAIRS and longer / n > MAX_LONGER_FRACTION:
         return PreflightFinding(
-            "skew", "warn", f"{message}: the model may learn length instead of quality",
-            'Look at the judge\'s length bias, or try --loss sigmoid_norm, which divides by length.',
-        )  # fmt: skip
+            "skew",
+            "warn",
+            f"{message}: the model may learn length instead of quality",
+            "Check the judge's length bias, or try `--loss sigmoid_norm`, which divides by length.",
+        )
     return PreflightFinding("skew", "pass", message)
 
 
@@ -244,37 +253,42 @@ def _prompt_leak(train: pl.DataFrame, test: pl.DataFrame) -> list[PreflightFindi
     if "prompt_id" not in train.columns or "prompt_id" not in test.columns or not test.height:
         return []
     shared = set(train["prompt_id"]) & set(test["prompt_id"])
-    message = f"{len(shared)} of {test['prompt_id'].n_unique()} test prompts are in the training set too"
+    message = f"{len(shared)} of {test['prompt_id'].n_unique()} test prompts are also in the training set"
     if shared:
-        return [PreflightFinding("leak", "warn", f"{message}: the held-out accuracy will flatter", "Split by prompt.")]
+        return [
+            PreflightFinding("leak", "warn", f"{message}: the held-out accuracy will be too high", "Split by prompt.")
+        ]
     return [PreflightFinding("leak", "pass", message)]
 
 
-# Its tokens
+# Checks of the tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _PairLengths:
+    """Token counts of a pair. ``prompt_end``: the tokens of the prompt that differ once an answer follows."""
+
     prompt: int
     longest: int
-    prefix: bool
-    lost: list[int]
+    prompt_end: list[int]
 
 
 def check_tokens(
     frame: pl.DataFrame, tokenizer: Any, *, max_length: int, drops_overlong: bool
 ) -> tuple[list[PreflightFinding], float]:
-    """The checks that render and tokenize, and the share of the pairs that max_length leaves in the training.
+    """Run the checks that tokenize, and return their findings and the share of pairs that fit into ``max_length``.
 
-    Every row of ``frame`` has passed :func:`check_rows`. ``drops_overlong``:
+    Every row of ``frame`` must have passed :func:`check_rows`. ``drops_overlong``:
     :attr:`rlaif.train.methods.base.TrainingMethod.drops_overlong_pairs`.
     """
     if not getattr(tokenizer, "chat_template", None):
-        none = PreflightFinding(
-            "template", "refuse", "the tokenizer has no chat template, so conversations cannot be rendered",
-            "Train an instruct model, or put a chat_template.jinja beside the model's tokenizer.",
-        )  # fmt: skip
-        return [none], 0.0
+        finding = PreflightFinding(
+            "template",
+            "refuse",
+            "the tokenizer has no chat template, so conversations cannot be rendered",
+            "Train an instruct model, or put a chat_template.jinja in the model's folder.",
+        )
+        return [finding], 0.0
     sample = frame.gather_every(-(-frame.height // MAX_SAMPLED_PAIRS))
     measured: list[_PairLengths] = []
     failures: list[str] = []
@@ -287,35 +301,37 @@ def check_tokens(
     of = f"{n} pairs" if n == frame.height else f"{n} sampled pairs"
     if failures:
         message = f"the chat template cannot render {len(failures)} of {of}: {failures[0]}"
-        return [PreflightFinding("template", "refuse", message, "Train a model whose template takes these turns.")], 0.0
+        hint = "Train a model whose chat template supports these turns."
+        return [PreflightFinding("template", "refuse", message, hint)], 0.0
     renders = PreflightFinding("template", "pass", f"the chat template renders all of {of}")
-    left_out = sum((row.longest > max_length) if drops_overlong else (row.prompt >= max_length) for row in measured)
-    lengths = _check_length(measured, of, max_length, left_out, drops_overlong=drops_overlong)
-    return [renders, _check_prefix(measured, of, tokenizer), lengths], 1 - left_out / n
+    dropped = sum((row.longest > max_length) if drops_overlong else (row.prompt >= max_length) for row in measured)
+    lengths = _check_length(measured, of, max_length, dropped, drops_overlong=drops_overlong)
+    return [renders, _check_prefix(measured, of, tokenizer), lengths], 1 - dropped / n
 
 
 def _measure_lengths(row: dict[str, Any], tokenizer: Any) -> _PairLengths:
     prompt = token_ids(tokenizer, row["prompt"], row["tools"], add_generation_prompt=True)
     rendered = [token_ids(tokenizer, row["prompt"] + row[side], row["tools"]) for side in ("chosen", "rejected")]
     shared = min(common_prefix_length(prompt, answer_ids) for answer_ids in rendered)
-    return _PairLengths(len(prompt), max(map(len, rendered)), shared == len(prompt), prompt[shared:])
+    return _PairLengths(len(prompt), max(map(len, rendered)), prompt[shared:])
 
 
 def _check_prefix(measured: list[_PairLengths], of: str, tokenizer: Any) -> PreflightFinding:
-    broken = [row for row in measured if not row.prefix]
-    message = f"the rendered prompt is not a prefix of prompt and answer in {len(broken)} of {of}"
+    broken = [row for row in measured if row.prompt_end]
+    message = f"the rendered prompt is not a prefix of the rendered prompt with answer in {len(broken)} of {of}"
     if not broken:
         return PreflightFinding("prefix", "pass", message)
     return PreflightFinding(
-        "prefix", "warn",
-        f"{message}: the model is trained without this end of the prompt, which it sees when it answers: "
-        f"{tokenizer.decode(broken[0].lost)!r}",
-        "Use a chat template that renders a prompt alone as it renders it before an answer.",
-    )  # fmt: skip
+        "prefix",
+        "warn",
+        f"{message}: training lacks this end of the prompt, which the model sees when it answers: "
+        f"{tokenizer.decode(broken[0].prompt_end)!r}",
+        "Use a chat template that renders a prompt the same with and without an answer.",
+    )
 
 
 def _check_length(
-    measured: list[_PairLengths], of: str, max_length: int, left_out: int, *, drops_overlong: bool
+    measured: list[_PairLengths], of: str, max_length: int, dropped: int, *, drops_overlong: bool
 ) -> PreflightFinding:
     overlong = sum(row.longest > max_length for row in measured)
     lengths = sorted(row.longest for row in measured)
@@ -323,22 +339,22 @@ def _check_length(
         f"{overlong} of {of} ({overlong / len(measured):.0%}) are longer than max_length = {max_length} tokens "
         f"(median {statistics.median(lengths):.0f}, longest {lengths[-1]})"
     )
-    if left_out:
-        which = "they" if drops_overlong else f"{left_out} have a prompt that fills it alone and"
-        message += f"; {which} are left out"
+    if dropped:
+        subject = "these pairs" if drops_overlong else f"{dropped} pairs, whose prompt alone fills max_length,"
+        message += f"; {subject} are dropped"
     elif overlong:
         message += "; their ends are cut off"
     fits = lengths[min(len(lengths) - 1, int(0.99 * len(lengths)))]
-    hint = f"max_length = {fits} under [train] would hold 99 % of them."
+    hint = f"Set max_length = {fits} under [train]: 99 % of them fit."
     if overlong == len(measured):
         return PreflightFinding("length", "refuse", message, hint)
-    return PreflightFinding(
-        "length", *(("warn", message, hint) if overlong > MAX_OVERLONG_FRACTION * len(measured) else ("pass", message))
-    )
+    if overlong > MAX_OVERLONG_FRACTION * len(measured):
+        return PreflightFinding("length", "warn", message, hint)
+    return PreflightFinding("length", "pass", message)
 
 
 def _rebuild_hint(path: Path) -> str:
-    return f"Build it again: rlaif judge {path.parent.parent}"
+    return f"Build it again with `rlaif judge {path.parent.parent}`."
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What can be found out before a model is loaded: parts, rows, template, lengths. A refused training costs nothing."""
+"""Check a training before its model is loaded: packages, rows, chat template and lengths."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ REQUIRED_PACKAGES = ("torch", "trl", "peft", "accelerate")
 
 @dataclass(frozen=True, slots=True)
 class PreparedTraining:
-    """A training that passed its preflight: what would be trained on what."""
+    """A training that passed its preflight.
+
+    ``model``: its name; ``path``: its files. ``digest``: the sha256 of train.parquet. ``example``: the first pair as
+    rendered for the model.
+    """
 
     model: str
     path: str
@@ -30,13 +34,17 @@ class PreparedTraining:
     test: pl.DataFrame | None
     digest: str
     kept_fraction: float
-    """The share of the pairs that max_length leaves in the training, by those that were measured."""
+    """Share of the measured pairs that are not dropped for exceeding max_length."""
     findings: list[preflight.PreflightFinding]
     example: str
 
 
 def prepare(run: Run, config: Config) -> PreparedTraining:
-    """All that can be found out without loading the model. Raises :class:`UsageError` where training is refused."""
+    """Run all checks that do not need the model.
+
+    Raises :class:`UsageError` if training is refused, and :class:`MissingDependencyError` if a package or CUDA is
+    missing.
+    """
     missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"training needs {', '.join(missing)}, not installed here", extra="train")
@@ -44,7 +52,7 @@ def prepare(run: Run, config: Config) -> PreparedTraining:
     name = trl_config.model_name(config)
     findings, train = preflight.check_rows(run.dataset)
     preflight.raise_refusals(findings, location=run.dataset)
-    assert train is not None  # refused otherwise
+    assert train is not None  # it would have been refused
     path = demo_model.resolve_model(name)
     tokenizer = artifacts.load_tokenizer(name, path)
     drops_overlong = methods.get_method(config.train.method).drops_overlong_pairs
@@ -65,18 +73,24 @@ def _require_qlora_support(config: Config) -> None:
     if not config.train.qlora:
         return
     if not config.train.lora:
-        raise UsageError("weights in 4 bits are not trained, only an adapter over them", location="train.qlora",
-                         hint="Set lora = true, or leave qlora out.")  # fmt: skip
+        raise UsageError(
+            "4-bit weights cannot be trained, only an adapter on them",
+            location="train.qlora",
+            hint="Set lora = true, or remove qlora.",
+        )
     import torch
 
     if not torch.cuda.is_available():
-        raise MissingDependencyError("qlora = true (QLoRA) needs CUDA, and there is none here", hint="Leave qlora out.")
+        raise MissingDependencyError(
+            "QLoRA needs CUDA, which this machine does not have", location="train.qlora", hint="Remove qlora."
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("bitsandbytes is not installed", hint="Install it: pip install bitsandbytes")
+        raise MissingDependencyError("bitsandbytes is not installed", hint="Run `pip install bitsandbytes`.")
 
 
 def _read_test_pairs(path: Path, seed: int) -> pl.DataFrame | None:
-    """The held-out pairs to measure on: all, or so many drawn at random that their error is small enough."""
+    """Read the held-out pairs to measure on: all of them, or a random sample that is large enough; None if there are
+    none."""
     import polars as pl
 
     if not path.exists():

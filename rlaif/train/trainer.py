@@ -1,16 +1,17 @@
-"""One training of the run's dataset with a trainer of TRL, resumable, from preflight to model card.
+"""Train on the run's dataset with TRL, from preflight to model card. Resumable.
 
-What differs from method to method stands in :mod:`rlaif.train.methods`; this is what all of them share.
+This module contains what all methods share. The differences between methods are in :mod:`rlaif.train.methods`.
 
-Reads RUN/dataset and writes only under OUTPUT (``train.output``, else RUN/model):
+Reads RUN/dataset and writes only under OUTPUT (``train.output``, or else RUN/model):
 
     adapter/        the LoRA adapter (not with full training)
-    merged/         a whole model with tokenizer and chat template, for any server: base and adapter, or all weights
-    README.md       the model card            training.json   settings and results, for programs
-    checkpoints/    what an interrupted training goes on from; may be removed when it is done
+    merged/         a complete model with tokenizer and chat template, for any server: base and adapter, or all weights
+    README.md       the model card
+    training.json   settings and results, for programs
+    checkpoints/    for resuming an interrupted training; may be removed when the training is finished
 
-Given again after an interruption, it goes on from the newest whole checkpoint; given again after the end, it says so
-and does nothing. Everything is safetensors, and no code from a model's repository is run.
+A rerun resumes an interrupted training from the newest complete checkpoint. After a finished training, a rerun logs
+that and does nothing. All weights are safetensors, and no code from a model's repository is run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rlaif.train.prepare import PreparedTraining, prepare
 
 
 def plan(run: Run, config: Config) -> tuple[PreparedTraining, str]:
-    """What would be trained on what, and in a line how. Nothing is written, and no model is loaded."""
+    """Return the prepared training, and one line that describes it. Nothing is written, and no model is loaded."""
     prepared, train_config, method = prepare(run, config), config.train, methods.get_method(config.train.method)
     config_kwargs = trl_config.trl_config_kwargs(
         train_config, seed=config.seed, folder=run.model, pairs=prepared.train.height
@@ -46,15 +47,16 @@ def plan(run: Run, config: Config) -> tuple[PreparedTraining, str]:
     count = round(kept_fraction * len(rows.dataset))
     planned = trl_config.planned_steps(train_config, count * rows.sequences_per_row)
     count_text = f"{count}" if kept_fraction == 1 else f"about {count}"
-    return (
-        prepared,
-        f"{planned} steps of {train_config.batch_size} {_describe_training(prepared, train_config, config_kwargs, count_text)}",
-    )
+    description = _describe_training(prepared, train_config, config_kwargs, count_text)
+    return prepared, f"{planned} steps of {train_config.batch_size} {description}"
 
 
 def train(run: Run, config: Config, *, log: Callable[[str], None]) -> TrainResult:
-    """Train, measure, write. ``log`` gets lines for the person who waits."""
-    # TRL reports each training to the hub unless told not to. Whoever wants that sets it to 0.
+    """Train, measure and write the results. ``log`` receives progress lines.
+
+    Raises :class:`UsageError` if training is refused, and :class:`RunError` if memory or disk are exhausted.
+    """
+    # TRL reports each training to the hub unless this is set. Users who want the reports set it to 0.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     train_config = config.train
     prepared = prepare(run, config)
@@ -64,14 +66,14 @@ def train(run: Run, config: Config, *, log: Callable[[str], None]) -> TrainResul
         train_config, seed=config.seed, folder=folder, pairs=prepared.train.height
     )
     method = methods.get_method(train_config.method)
-    method.trainer_kwargs(train_config)  # refused before anything is loaded
+    method.trainer_kwargs(train_config)  # raises before anything is loaded
     with _silence_libraries():
         rows = method.build_dataset(prepared.train, run, train_config, config.seed)
     fingerprint = trl_config.training_fingerprint(
         train_config, model=prepared.model, seed=config.seed, dataset=prepared.digest, rows=rows.extra_identity
     )
     if done := artifacts.finished_result(output, fingerprint, merge=train_config.merge):
-        log(f"already trained with these settings in {output}; remove it to train anew. What that training gave:")
+        log(f"already trained with these settings in {output}; remove that folder to train again. Its result:")
         return done
     try:
         if _is_main_process():
@@ -91,25 +93,25 @@ def train(run: Run, config: Config, *, log: Callable[[str], None]) -> TrainResul
         raise RunError(
             f"cannot be written: {reason}",
             location=str(getattr(error, "filename", None) or output),
-            hint="Mend that and start again: it goes on from the newest checkpoint.",
+            hint="Free disk space or fix the permissions, then rerun: training resumes from the newest checkpoint.",
         ) from error
     return result
 
 
 def _is_main_process() -> bool:
-    """Whether this is the only process of the training, or the first of several."""
+    """Return whether this is the only process of the training, or the first of several."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _log_preflight(prepared: PreparedTraining, log: Callable[[str], None]) -> None:
-    """What the preflight found, and the first pair as the model will read it."""
+    """Log the preflight's findings, and the first pair as rendered for the model."""
     passed = [finding for finding in prepared.findings if finding.level == "pass"]
     lengths = "".join(f"; {finding.message}" for finding in passed if finding.name == "length")
     log(f"preflight: {len(passed)} of {len(prepared.findings)} checks passed{lengths}")
     for finding in prepared.findings:
         if finding.level == "warn":
             log(f"warning: {finding}")
-    log(f"the first pair as the model reads it:\n{prepared.example}")
+    log(f"first pair as rendered for the model:\n{prepared.example}")
 
 
 def _train(
@@ -121,6 +123,7 @@ def _train(
     output: Path,
     log: Callable[[str], None],
 ) -> tuple[TrainResult, list[dict[str, float]]]:
+    """Train, measure and write the weights. Returns the result, and the training history for the report."""
     train_config, method = config.train, methods.get_method(config.train.method)
     trainer = _build_trainer(prepared, run, config, method, rows, config_kwargs)
     if not trainer.accelerator.is_main_process:
@@ -133,38 +136,20 @@ def _train(
     trainer.add_callback(
         metrics.progress_callback(log, per_step=train_config.batch_size, unit=method.row_unit, beta=train_config.beta)
     )
-    # Only the trainer's own loop loads spread weights, so those need a step to take: the last one's checkpoint is none.
-    resume, torn = checkpoints.latest_complete(
-        Path(trainer.args.output_dir), None if metrics.can_measure(trainer) else planned
-    )
-    for path in torn:
-        log(f"{path.name} is incomplete and passed over")
-    start_step = checkpoints.checkpoint_step(resume) if resume else 0
+    checkpoint, start_step = _find_checkpoint(trainer, planned, log)
     num_processes = trainer.accelerator.num_processes
-    if num_processes != int(
-        os.environ.get("RLAIF_PROCESSES", num_processes)
-    ):  # each alone would train a model of its own
-        raise RunError(f"{os.environ['RLAIF_PROCESSES']} processes were asked for, and {num_processes} train together")
-    log(
-        f"{f'going on from step {start_step} of' if start_step else 'training'} {planned} steps of {train_config.batch_size} "
-        + _describe_training(prepared, train_config, config_kwargs, f"{count}")
-        + (f", {num_processes} processes" if num_processes > 1 else "")
-    )
-    test = metrics.tokenize_pairs(prepared.test, trainer.processing_class, train_config.max_length)
-    if test and not metrics.can_measure(trainer):
-        log("held-out pairs are not measured: the weights are spread over several processes")
-        test = []
+    _require_processes(num_processes)
+    steps = f"resuming at step {start_step} of {planned} steps" if start_step else f"training {planned} steps"
+    description = _describe_training(prepared, train_config, config_kwargs, f"{count}")
+    together = f", {num_processes} processes" if num_processes > 1 else ""
+    log(f"{steps} of {train_config.batch_size} {description}{together}")
+    test = _measurable_pairs(trainer, prepared, train_config, log)
     with metrics.patch_answer_only_logits(), _explain_oom(train_config.method):
         if test:
-            log(f"measuring {len(test)} held-out pairs first")
-        before = metrics.pair_logprobs(trainer, test, method.head)  # of the base: a checkpoint is loaded after this
+            log(f"measuring {len(test)} held-out pairs before the training")
+        before = metrics.pair_logprobs(trainer, test, method.head)  # of the base: the checkpoint is loaded later
         started = time.monotonic()
-        if resume and start_step >= planned:
-            # The trainer would take one more step. All that is missing is what comes after the last one.
-            trainer._load_from_checkpoint(str(resume))
-            trainer.state = trainer.state.load_from_json(str(resume / "trainer_state.json"))
-        else:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        _run_steps(trainer, checkpoint, start_step, planned)
         seconds = time.monotonic() - started
         after = metrics.pair_logprobs(trainer, test, method.head)
     adapter, merged = artifacts.save_weights(
@@ -194,6 +179,45 @@ def _train(
     return result, metrics.history(trainer.state.log_history, beta=train_config.beta)
 
 
+def _require_processes(num_processes: int) -> None:
+    """Raise :class:`RunError` if fewer processes train together than were started: each would train its own model."""
+    expected = int(os.environ.get("RLAIF_PROCESSES", num_processes))
+    if num_processes != expected:
+        raise RunError(f"expected {expected} processes to train together, but there are {num_processes}")
+
+
+def _find_checkpoint(trainer: Any, planned: int, log: Callable[[str], None]) -> tuple[Path | None, int]:
+    """Return the checkpoint to resume from and its step; None and 0 without one."""
+    # Sharded weights are loaded only by the trainer's own loop, which then needs a step to take. So the checkpoint of
+    # the last step is of no use for them.
+    before = None if metrics.can_measure(trainer) else planned
+    checkpoint, incomplete = checkpoints.latest_complete(Path(trainer.args.output_dir), before)
+    for path in incomplete:
+        log(f"{path.name} is incomplete and ignored")
+    return checkpoint, checkpoints.checkpoint_step(checkpoint) if checkpoint else 0
+
+
+def _measurable_pairs(
+    trainer: Any, prepared: PreparedTraining, train_config: TrainConfig, log: Callable[[str], None]
+) -> list[metrics.TokenizedPair]:
+    """Return the held-out pairs to measure; none if the weights are sharded."""
+    pairs = metrics.tokenize_pairs(prepared.test, trainer.processing_class, train_config.max_length)
+    if pairs and not metrics.can_measure(trainer):
+        log("held-out pairs are not measured, because the weights are sharded over several processes")
+        return []
+    return pairs
+
+
+def _run_steps(trainer: Any, checkpoint: Path | None, start_step: int, planned: int) -> None:
+    """Train from ``checkpoint`` up to step ``planned``."""
+    if checkpoint and start_step >= planned:
+        # The trainer would take one more step. Only what follows the last step is missing.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = trainer.state.load_from_json(str(checkpoint / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
 def _describe_training(
     prepared: PreparedTraining, train_config: TrainConfig, config_kwargs: dict[str, Any], count: str
 ) -> str:
@@ -210,13 +234,12 @@ def _discard_line(_line: str) -> None:
 
 
 def _log_result(result: TrainResult, head: Head, log: Callable[[str], None]) -> None:
-    comparison = "is the likelier one" if head == "language" else "has the higher score"
+    comparison = "is more likely" if head == "language" else "has the higher score"
     moved = f"; training moved towards it in {result.moved}" if result.moved else ""
-    log(
-        f"held-out pairs: the chosen answer {comparison} in {result.accuracy_after} (before: {result.accuracy_before}){moved}"
-    )
+    after, before = result.accuracy_after, result.accuracy_before
+    log(f"held-out pairs: the chosen answer {comparison} in {after} (before: {before}){moved}")
     if result.reversed:
-        log(f"warning: that is far below one half, {result.reversed}: are the labels reversed?")
+        log(f"warning: {result.reversed} is far below one half; the labels may be reversed")
 
 
 def _build_trainer(
@@ -242,7 +265,7 @@ def _build_trainer(
     eval_dataset = None
     if prepared.test is not None and any(name.startswith("eval_") for name in train_config.trl):
         eval_dataset = method.build_dataset(prepared.test, run, train_config, config.seed).dataset
-    # What is ours stands before the try: a mistake of ours is not to be told as TRL's refusal.
+    # Outside the try, so that a bug of rlaif is not reported as an error of TRL.
     trainer_kwargs = {
         "train_dataset": rows.dataset,
         "eval_dataset": eval_dataset,
@@ -260,7 +283,7 @@ def _build_trainer(
     except OSError as error:
         raise artifacts.model_load_error(prepared.model, error) from error
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UsageError(f"TRL refuses these settings: {error}", location="[train]") from error
+        raise UsageError(f"TRL rejects these settings: {error}", location="[train]") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -269,43 +292,46 @@ def _trl_class(name: str) -> Any:
     import trl
 
     with warnings.catch_warnings():
-        # Loading warns of other packages' versions, vLLM's too, which TRL would run inside and rlaif runs outside.
+        # Loading warns about the versions of other packages, such as vLLM, which rlaif does not run inside TRL.
         warnings.simplefilter("ignore")
         return getattr(trl, name)
 
 
 def _qlora_config() -> Any:
-    """QLoRA's (Dettmers et al. 2023, arXiv:2305.14314): 4-bit NormalFloat, the constants quantised too."""
+    """Build QLoRA's configuration (Dettmers et al. 2023, arXiv:2305.14314): 4-bit NormalFloat, double quantization."""
     import torch
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager
 def _explain_oom(method: str) -> Iterator[None]:
+    """Raise :class:`RunError` with the settings to change if the device runs out of memory."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        # KTO's KL term needs two answers at once, and which two is a part of what it trains.
+        # KTO's KL term needs two answers at once, and the choice of the two affects the result.
         hint = (
-            "Set a smaller max_length under [train], per_device_batch_size = 2 where it is more, or LoRA; where "
-            "there is a checkpoint already, overwrite = true too: KTO begins anew with any of them."
+            "Set per_device_batch_size = 2 or a smaller max_length under [train], or use LoRA. With an existing "
+            "checkpoint, also pass `--overwrite`: KTO restarts after any of these changes."
             if method == "kto"
-            else "Set per_device_batch_size = 1 under [train] (the effective batch stays what it is, and training goes "
-            "on from its checkpoint); else a smaller max_length, or LoRA."
+            else "Set per_device_batch_size = 1 under [train]: the effective batch size stays the same, and training "
+            "resumes from its checkpoint. If that is not enough, set a smaller max_length or use LoRA."
         )
         raise RunError("the device ran out of memory", hint=hint) from error
 
 
 @contextlib.contextmanager
 def _silence_libraries() -> Iterator[None]:
-    """Without the libraries' progress bars and remarks: ``log`` tells how far it is."""
+    """Hide the libraries' progress bars and log messages; ``log`` reports the progress."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 

@@ -1,8 +1,8 @@
-"""What a person asked for under [train], as TRL takes it, and as checkpoints remember it.
+"""Translate the settings under [train] to TRL's, and to the fingerprint by which checkpoints are recognized.
 
 ``trl_config_kwargs`` returns the keyword arguments of TRL's configuration for the method. Names are checked against
-TRL's own lists, so that a typing error is found before a model is loaded. ``training_fingerprint`` returns what
-determines the trained weights: only a checkpoint for which that is the same is gone on with.
+TRL's own lists, so that a typing error is found before a model is loaded. ``training_fingerprint`` returns everything
+that determines the trained weights: a training resumes only from checkpoints with the same fingerprint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlaif.errors import MissingDependencyError, UsageError, did_you_mean
 from rlaif.train import methods
 from rlaif.train.methods.base import TrainingMethod
 
-# TRL's names for what has its own setting under [train] (or, for the seed, at the top), whatever the method.
+# TRL's names for settings that rlaif has itself, under [train] (the seed: at the top level), for every method.
 RLAIF_NAMES = {
     "output_dir": "output",
     "learning_rate": "learning_rate",
@@ -36,42 +36,60 @@ RLAIF_NAMES = {
 }
 FORBIDDEN = {
     "trust_remote_code": "no code from a model's repository is run",
-    "use_cpu": "CUDA is used where it is; CUDA_VISIBLE_DEVICES= hides it",
-    "logging_nan_inf_filter": "a loss that is no number has to be seen",
-    "disable_tqdm": "rlaif tells how far it is",
-    "hub_token": "secrets come from the environment only (HF_TOKEN)",
+    "use_cpu": "CUDA is used if it is available; CUDA_VISIBLE_DEVICES= hides it",
+    "logging_nan_inf_filter": "a loss that is not finite must be detected",
+    "disable_tqdm": "rlaif reports the progress",
+    "hub_token": "secrets are read from the environment only (HF_TOKEN)",
 }
-# Settings in ``trl`` that do not change the weights, by the beginning of their names.
+# Prefixes of the settings in ``trl`` that do not affect the trained weights.
 NON_WEIGHT_AFFECTING = (
-    "dataloader_", "dataset_num_proc", "disable_tqdm", "eval_", "gradient_checkpointing", "hub_", "log_", "logging_",
-    "per_device_eval", "push_to_hub", "report_to", "run_name", "save_", "torch_empty_cache",
-)  # fmt: skip
-# A longer training goes on from a shorter one's checkpoint; the learning rate then follows the longer schedule.
+    "dataloader_",
+    "dataset_num_proc",
+    "disable_tqdm",
+    "eval_",
+    "gradient_checkpointing",
+    "hub_",
+    "log_",
+    "logging_",
+    "per_device_eval",
+    "push_to_hub",
+    "report_to",
+    "run_name",
+    "save_",
+    "torch_empty_cache",
+)
+# A longer training resumes from a shorter one's checkpoint. The learning rate then follows the longer schedule.
 MAY_GROW = ("epochs", "max_steps")
 
 
 def model_name(config: Config) -> str:
-    """The model to train: ``train.model``, or the only policy of the run."""
+    """Return the model to train: ``train.model``, or the only policy of the run.
+
+    Raises :class:`UsageError` if the run has several policies.
+    """
     if config.train.model:
         return config.train.model
     names = [policy.model for policy in config.policies_resolved()]
     if len(names) > 1:
         raise UsageError(
-            f"the run has {len(names)} policies, and one model is trained: {', '.join(names)}",
-            hint="Give --model NAME, or set model under [train].",
+            f"the run has {len(names)} policies, so the model to train is ambiguous: {', '.join(names)}",
+            location="train.model",
+            hint="Pass `--model NAME`.",
         )
     return names[0]
 
 
 def learning_rate(train: TrainConfig) -> float:
+    """Return ``train.learning_rate``, or the method's default for an adapter or for all weights."""
     adapter, full = methods.get_method(train.method).default_learning_rates
     return train.learning_rate or (adapter if train.lora else full)
 
 
 def dtype(train: TrainConfig) -> str:
-    """Return the precision of the computation: ``train.dtype``, or the fastest one that this machine has.
+    """Return the precision of the computation: ``train.dtype``, or the fastest one that this machine supports.
 
-    On a CPU a reward model is trained in float32: its scores of two answers differ by less than bfloat16 rounds.
+    On a CPU, a reward model is trained in float32, because the scores of two answers differ by less than bfloat16's
+    rounding error.
     """
     import torch
 
@@ -83,10 +101,10 @@ def dtype(train: TrainConfig) -> str:
 
 
 def batch_sizes(train: TrainConfig, processes: int = 1) -> tuple[int, int]:
-    """Pairs on the device at once, and how many such batches make one step of ``batch_size`` pairs over all processes.
+    """Return the number of pairs on a device at once, and the number of such batches per step.
 
-    The first is the largest divisor of a process's share up to ``per_device_batch_size``, so that the effective batch
-    is what was asked for.
+    A step has ``batch_size`` pairs over all ``processes``. The first number is the largest divisor of a process's share
+    that is at most ``per_device_batch_size``, so that the effective batch size is exact.
     """
     share = train.batch_size // processes
     most = min(train.per_device_batch_size, share)
@@ -95,20 +113,22 @@ def batch_sizes(train: TrainConfig, processes: int = 1) -> tuple[int, int]:
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def planned_steps(train: TrainConfig, pairs: int) -> int:
-    """How many optimizer steps the training of ``pairs`` pairs has. The last step of an epoch may be a smaller one."""
+    """Return the number of optimizer steps for ``pairs`` pairs. The last step of an epoch may have fewer pairs."""
     if train.max_steps is not None:
         return train.max_steps
     return math.ceil(train.epochs * max(1, math.ceil(pairs / train.batch_size)))
 
 
 def trl_config_kwargs(train: TrainConfig, *, seed: int, folder: Path, pairs: int) -> dict[str, Any]:
-    """The keyword arguments of TRL's configuration. Raises :class:`UsageError` for a name that TRL does not have.
-    ``pairs``: how many pairs there are, from which it is told how often to log."""
+    """Return the keyword arguments of TRL's configuration. ``pairs``: their number, which sets the logging interval.
+
+    Raises :class:`UsageError` for a setting that TRL does not have.
+    """
     import torch
 
     method = methods.get_method(train.method)
@@ -118,14 +138,14 @@ def trl_config_kwargs(train: TrainConfig, *, seed: int, folder: Path, pairs: int
     cuda = torch.cuda.is_available()
     precision = dtype(train)
     per_device, accumulation = batch_sizes(train, world_size())
-    # An adapter's frozen base may be kept in bfloat16. Weights that are trained may not: 1e-6 would round away.
+    # An adapter's frozen base can be in bfloat16. Trained weights cannot: a change of 1e-6 would be rounded away.
     weights = precision if train.lora else "float32"
     init = {**train.trl.get("model_init_kwargs", {}), "dtype": weights, "use_safetensors": True}
     defaults = {
         "report_to": "none",
-        "save_total_limit": 2,  # the newest may be torn: the one before it is the way back
+        "save_total_limit": 2,  # if the newest is incomplete, the one before it is used
         "logging_steps": 1 if planned_steps(train, pairs) <= 500 else 10,
-        "gradient_checkpointing": cuda,  # memory for time: a CPU has the memory
+        "gradient_checkpointing": cuda,  # trades time for memory, which a CPU has enough of
         "dataloader_pin_memory": cuda,
     }
     fixed = {
@@ -144,13 +164,13 @@ def trl_config_kwargs(train: TrainConfig, *, seed: int, folder: Path, pairs: int
         "trust_remote_code": False,
         "use_cpu": not cuda,
         "disable_tqdm": True,
-        "logging_nan_inf_filter": False,  # a loss that is no number has to be seen, not averaged over
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be detected, not filtered
     }
     return {**defaults, "per_device_eval_batch_size": per_device, **train.trl, **fixed}
 
 
 def trl_field_names(method: TrainingMethod) -> list[str]:
-    """The settings that TRL's configuration for ``method`` has."""
+    """Return the names of all settings of TRL's configuration for ``method``."""
     import trl
 
     return [field.name for field in dataclasses.fields(getattr(trl, method.config_class)) if field.init]
@@ -162,45 +182,48 @@ def _check_names(method: TrainingMethod, train: TrainConfig) -> None:
     for name in train.trl:
         if name in rlaif_names:
             setting = "seed" if name == "seed" else f"{rlaif_names[name]} under [train]"
-            raise UsageError(f"{name} has its own setting", location="train.trl", hint=f"Set {setting} instead.")
+            raise UsageError(f"{name} is a setting of rlaif", location="train.trl", hint=f"Set {setting} instead.")
         if name in FORBIDDEN:
-            raise UsageError(f"{name} cannot be set: {FORBIDDEN[name]}", location="train.trl", hint="Leave it out.")
+            raise UsageError(f"{name} cannot be set: {FORBIDDEN[name]}", location="train.trl", hint=f"Remove {name}.")
         if name not in known_fields:
-            close = did_you_mean(name, known_fields)  # never the list of all, which has more than a hundred
-            close = (
-                close
-                if close.startswith("Did you mean")
-                else f"TRL's documentation of {method.config_class} lists them."
-            )
-            raise UsageError(f"TRL's {method.config_class} has no setting {name!r}. {close}", location="train.trl")
+            hint = did_you_mean(name, known_fields)
+            if not hint.startswith("Did you mean"):  # the list of all has more than a hundred names
+                hint = f"See TRL's documentation of {method.config_class}."
+            raise UsageError(f"TRL's {method.config_class} has no setting {name!r}", location="train.trl", hint=hint)
 
 
 def _check_reports(requested: str | list[str] | None) -> None:
-    """Raise where what ``report_to`` names is not there; TRL would, with the model loaded."""
+    """Check ``report_to`` before the model is loaded; TRL checks it only afterwards.
+
+    Raises :class:`UsageError` for an unknown name, and :class:`MissingDependencyError` if a package is missing.
+    """
     from transformers.integrations import integration_utils
 
     supported = {"none", "all", *integration_utils.INTEGRATION_TO_CALLBACK}
     for name in [requested] if isinstance(requested, str) else requested or []:
         if name not in supported:
             raise UsageError(
-                f"TRL reports to no {name!r}. {did_you_mean(name, supported)}", location="train.trl.report_to"
+                f"TRL cannot report to {name!r}",
+                location="train.trl.report_to",
+                hint=did_you_mean(name, supported),
             )
         if name not in {"none", "all", *integration_utils.get_available_reporting_integrations()}:
             raise MissingDependencyError(
-                f"{name}, which report_to names, is not installed",
+                f"report_to needs {name}, which is not installed",
                 location="train.trl.report_to",
-                hint=f"Install it: pip install {name}",
+                hint=f"Run `pip install {name}`.",
             )
 
 
 def training_fingerprint(
     train: TrainConfig, *, model: str, seed: int, dataset: str, rows: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What determines the trained weights, as JSON values. ``dataset``: the sha256 of train.parquet's bytes;
-    ``rows``: what else the method's rows are made of.
+    """Return everything that determines the trained weights, as JSON values.
 
-    How many pairs stand on the device at once is not in it: a training that ran out of memory may go on with fewer.
-    Except of KTO, whose KL term pairs each answer's prompt with another answer of those.
+    ``dataset``: the sha256 of train.parquet. ``rows``: what else the method's rows are made of.
+
+    The number of pairs on a device at once is not included, so that a training that ran out of memory can resume with
+    fewer. KTO is the exception: its KL term pairs each prompt with another answer on the same device.
     """
     paired = train.method == "kto"
     adapter = {"lora_r": train.lora_r, "lora_alpha": train.lora_alpha} if train.lora else {}
@@ -227,5 +250,5 @@ def training_fingerprint(
 
 
 def weight_affecting(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The further TRL settings that have a part in the trained weights."""
+    """Return those of the further TRL settings that affect the trained weights."""
     return {name: value for name, value in extra.items() if not name.startswith(NON_WEIGHT_AFFECTING)}

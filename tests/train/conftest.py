@@ -1,4 +1,4 @@
-"""A run that has a dataset."""
+"""Fixture: a run with a dataset."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A training that is killed -9 at a step, in a process of its own.
+"""Run a training in its own process, which is killed with SIGKILL at a given step.
 
-Processes are forked from a server that has loaded the libraries once (``multiprocessing``'s forkserver): starting
-Python with TRL anew for each would take longer than the trainings.
+The processes are forked from a server that has loaded the libraries once (``multiprocessing``'s forkserver), because
+starting Python with TRL for each would take longer than the trainings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PRELOADED = [trainer._trl_class(method.trainer_class) for method in methods.BY_N
 
 
 def train_and_kill_at(step: int, path: Path, settings: dict[str, Any]) -> None:
-    """Train, and kill this process when ``step`` has been taken and before its checkpoint is written."""
+    """Train, and kill this process after ``step``, before its checkpoint is written."""
     metrics.LOG_INTERVAL_S = 0.0
 
     def log(line: str) -> None:
@@ -31,10 +31,10 @@ def train_and_kill_at(step: int, path: Path, settings: dict[str, Any]) -> None:
 
 
 def kill_training(step: int, path: Path, settings: dict[str, Any]) -> None:
-    """Have a training killed at ``step``. Fails where it ended by itself."""
+    """Start a training that is killed at ``step``. Fails if it ended by itself."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     process = context.Process(target=train_and_kill_at, args=(step, path, settings))
     process.start()
     process.join(240)
-    assert process.exitcode == -signal.SIGKILL, f"it ended with {process.exitcode}"
+    assert process.exitcode == -signal.SIGKILL, f"it ended with exit code {process.exitcode}"

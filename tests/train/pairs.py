@@ -1,4 +1,4 @@
-"""Pairs that a model learns in a few steps: short answers against refusals."""
+"""Pairs that a model can learn in a few steps: short answers and refusals."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ PAIRS = [
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Return ``count`` dataset rows, numbered from ``first``."""
     examples = []
     for index in range(first, first + count):
         question, good, bad = PAIRS[index % len(PAIRS)]

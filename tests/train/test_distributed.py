@@ -1,5 +1,7 @@
-"""Several processes: the command lines and presets as accelerate reads them, two processes on this CPU, and two
-machines that are both this one."""
+"""Training in several processes.
+
+accelerate parses the command lines and presets, two processes train on this CPU, and this machine acts as two.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,27 @@ pytestmark = pytest.mark.real
 
 
 def config(model: Path, output: Path, **changed: Any) -> Config:
-    train_settings = {"model": str(model), "output": str(output), "batch_size": 4, "max_length": 128, "max_steps": 1,
-              "learning_rate": 1e-2, "merge": False, "dtype": "float32", "sharding": "ddp", "num_processes": 2,
-              **changed}  # fmt: skip
-    return Config.model_validate({"train": train_settings})
+    defaults = {
+        "batch_size": 4,
+        "max_length": 128,
+        "max_steps": 1,
+        "learning_rate": 1e-2,
+        "merge": False,
+        "dtype": "float32",
+        "sharding": "ddp",
+        "num_processes": 2,
+    }
+    return Config.model_validate({"train": {"model": str(model), "output": str(output), **defaults, **changed}})
 
 
 def parse_with_accelerate(sharding: str, processes: int, placement: distributed.NodePlacement) -> Any:
-    """What accelerate makes of our command line and its preset, up to the moment that it starts torch's launcher."""
-    from accelerate.commands import launch as theirs
+    """Return how accelerate parses our command line and its preset, just before it starts torch's launcher."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     line = distributed.accelerate_args(sharding, processes, placement)
     assert line[:2] == ["-m", "accelerate.commands.launch"]
-    arguments = theirs.launch_command_parser().parse_args([*line[2:], "-m", "rlaif.train.distributed", "job"])
-    checked, _, _ = theirs._validate_launch_command(arguments)
+    arguments = launch_command_parser().parse_args([*line[2:], "-m", "rlaif.train.distributed", "job"])
+    checked, _, _ = _validate_launch_command(arguments)
     assert (checked.training_script, checked.training_script_args) == ("rlaif.train.distributed", ["job"])
     return checked
 
@@ -50,9 +59,9 @@ def test_accelerate_reads_the_command_lines_of_two_machines(sharding: str, rank:
 
     checked = parse_with_accelerate(sharding, 16, distributed.NodePlacement(2, rank, "node-0", 29777))
     if sharding == "deepspeed":
-        checked.deepspeed_fields_from_accelerate_config = ""  # as launch_command fills it in
+        checked.deepspeed_fields_from_accelerate_config = ""  # as launch_command sets it
         start, environment = prepare_deepspeed_cmd_env(checked)
-        assert start is None  # no pdsh: each machine is given the command
+        assert start is None  # no pdsh: the command runs on each machine
         assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
     else:
         environment = prepare_multi_gpu_env(checked)
@@ -74,7 +83,7 @@ def test_torch_reads_the_command_line_of_the_second_machine(small: Path, tmp_pat
     from torch.distributed.run import parse_args
 
     if torch_has_cuda():
-        pytest.skip("on CUDA accelerate starts them")
+        pytest.skip("on CUDA, accelerate starts the processes")
     placement = distributed.NodePlacement(2, 1, "node-0", 29777)
     line, environment = distributed.launch_command(config(small, tmp_path), tmp_path / "job", placement)
     parsed = parse_args(line[3:])
@@ -90,7 +99,7 @@ def torch_has_cuda() -> bool:
 
 
 ALONE = {"SLURM_NNODES": "4", "SLURM_NODEID": "0", "JOB_COMPLETION_INDEX": "1"}
-"""A batch script on the first of four machines, and a Job that is not told how many there are."""
+"""A batch script on the first of four machines, and a Job that does not know the number of machines."""
 
 
 @pytest.mark.parametrize(
@@ -132,9 +141,7 @@ ALONE = {"SLURM_NNODES": "4", "SLURM_NODEID": "0", "JOB_COMPLETION_INDEX": "1"}
         ({"launcher": "none", "num_machines": 2}, {"NNODES": "2"}, distributed.NodePlacement()),
     ],
 )
-def test_where_this_machine_stands(
-    asked: dict[str, Any], environ: dict[str, str], expected: distributed.NodePlacement
-) -> None:
+def test_detect_placement(asked: dict[str, Any], environ: dict[str, str], expected: distributed.NodePlacement) -> None:
     train_config = TrainConfig.model_validate({"launcher": "accelerate", **asked})
     assert distributed.detect_placement(train_config, environ) == expected
 
@@ -142,18 +149,18 @@ def test_where_this_machine_stands(
 @pytest.mark.parametrize(
     ("asked", "environ", "message"),
     [
-        ({"num_machines": 2}, {}, "which one this is is not known"),
-        ({"num_machines": 2, "machine_rank": 2}, {}, "counted from 0"),
-        ({"num_machines": 2, "machine_rank": 1}, {}, "where the first one is is not known"),
-        ({}, {"NNODES": "two"}, "NNODES is 'two', which is no number"),
+        ({"num_machines": 2}, {}, "--machine-rank"),
+        ({"num_machines": 2, "machine_rank": 2}, {}, "between 0 and 1 for 2 machines, got 2"),
+        ({"num_machines": 2, "machine_rank": 1}, {}, "--main-process-address"),
+        ({}, {"NNODES": "two"}, "NNODES must be a whole number, got 'two'"),
         (
             {"num_machines": 2, "machine_rank": 0, "main_process_address": "node:abc"},
             {},
-            r"'node:abc' is no HOST\[:PORT\]",
+            r"expected HOST\[:PORT\], got 'node:abc'",
         ),
     ],
 )
-def test_what_is_missing_to_find_the_others_is_named(
+def test_the_error_names_what_is_missing_to_connect_the_machines(
     asked: dict[str, Any], environ: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -173,7 +180,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 folder, preset = map(Path, sys.argv[1:])
-told = yaml.safe_load(preset.read_text())["fsdp_config"]
+settings = yaml.safe_load(preset.read_text())["fsdp_config"]
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 PartialState(cpu=True)  # for accelerate's log
 model = torch.nn.Linear(2, 2)
@@ -181,16 +188,16 @@ fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
 optimizer = torch.optim.AdamW(model.parameters())
 model(torch.ones(1, 2)).sum().backward()
 optimizer.step()
-plugin = FullyShardedDataParallelPlugin(told["fsdp_version"], state_dict_type=told["fsdp_state_dict_type"])
+plugin = FullyShardedDataParallelPlugin(settings["fsdp_version"], state_dict_type=settings["fsdp_state_dict_type"])
 alone = SimpleNamespace(process_index=0, num_processes=1)
 save_fsdp_model(plugin, alone, model, folder)
 save_fsdp_optimizer(plugin, alone, optimizer, model, folder)
 """
-"""What the trainer calls for a checkpoint, in one process."""
+"""Writes a checkpoint with the functions that the trainer calls, in one process."""
 
 
 def checkpoint(folder: Path, *archives: str) -> Path:
-    """As the trainer of two processes leaves it after one step, with ``archives`` of torch beside the weights."""
+    """Write a checkpoint like that of two processes after one step, with ``archives`` of torch beside the weights."""
     import torch
     from safetensors.torch import save_file
 
@@ -203,13 +210,16 @@ def checkpoint(folder: Path, *archives: str) -> Path:
     return folder
 
 
-def test_a_checkpoint_of_fsdp_is_gone_on_from(tmp_path: Path) -> None:
+def test_a_checkpoint_of_fsdp_is_recognized_as_complete(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "checkpoint-1")
-    assert not checkpoints.is_complete(folder)  # there is no optimizer yet
+    assert not checkpoints.is_complete(folder)  # the optimizer is missing
     subprocess.run([sys.executable, "-c", FSDP, folder, distributed.PRESETS / "fsdp.yaml"], check=True)
     assert {path.name for path in folder.iterdir()} >= {"optimizer.bin", "pytorch_model_fsdp.bin"}
     assert checkpoints.latest_complete(tmp_path) == (folder, [])
-    assert checkpoints.latest_complete(tmp_path, 1) == (None, [])  # where the last step's is of no use
+    assert checkpoints.latest_complete(tmp_path, 1) == (
+        None,
+        [],
+    )  # as needed if the last step's checkpoint is of no use
     for name in ("optimizer.bin", "pytorch_model_fsdp.bin"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
@@ -217,8 +227,8 @@ def test_a_checkpoint_of_fsdp_is_gone_on_from(tmp_path: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def test_a_checkpoint_of_deepspeed_is_gone_on_from(tmp_path: Path) -> None:
-    """ZeRO-3 of two processes writes into a folder of its own, and last of all which that is."""
+def test_a_checkpoint_of_deepspeed_is_recognized_as_complete(tmp_path: Path) -> None:
+    """ZeRO-3 of two processes writes into a folder of its own, and finally the folder's name to ``latest``."""
     parts = [f"global_step1/{kind.format(rank)}" for rank in range(2) for kind in (
         "zero_pp_rank_{}_mp_rank_00_model_states.pt", "bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt")]  # fmt: skip
     folder = checkpoint(tmp_path / "checkpoint-1", *parts)
@@ -238,19 +248,19 @@ def losses(output: Path) -> list[float]:
     return [step["loss"] for step in json.loads((output / "training.json").read_text())["history"]]
 
 
-def test_two_processes_train_as_one_with_twice_the_accumulation(run: Run, small: Path) -> None:
-    """The effective batch is the same, so the loss of every step is, and in the end the weights are."""
+def test_two_processes_train_like_one_with_twice_the_accumulation(run: Run, small: Path) -> None:
+    """The effective batch size is the same, so the loss of each step and the final weights are the same."""
     lines: list[str] = []
     together = distributed.train(run, config(small, run.path / "two", max_steps=3), log=lines.append)
     assert any(line.endswith("2 processes") for line in lines)
-    assert sum("training 3 steps" in line for line in lines) == 1  # only the first process speaks
+    assert sum("training 3 steps" in line for line in lines) == 1  # only the first process logs
     assert (together.steps, together.pairs) == (3, 16)
     alone = trainer.train(run, config(small, run.path / "one", max_steps=3), log=lambda _line: None)
     assert trl_config.batch_sizes(config(small, run.path).train, 1) == (2, 2)
     assert trl_config.batch_sizes(config(small, run.path).train, 2) == (2, 1)
     curve = losses(run.path / "one")
     assert len(curve) == 3
-    assert curve[0] - curve[2] > 100 * LOSS_WITHIN  # it learns something, or there would be nothing to compare
+    assert curve[0] - curve[2] > 100 * LOSS_WITHIN  # the model learns, so that there is something to compare
     assert losses(run.path / "two") == pytest.approx(curve, abs=LOSS_WITHIN)
     assert together.adapter is not None
     assert alone.adapter is not None
@@ -259,13 +269,13 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(run: Run, small:
 
     pl.DataFrame(rows(15)).write_parquet(run.dataset / "train.parquet")
     with pytest.raises(
-        DatasetChangedError, match="this training was finished, and since then the dataset has other rows"
+        DatasetChangedError, match="since this training was finished, its rows changed: the dataset has other rows"
     ):
         distributed.train(run, config(small, run.path / "two", max_steps=3), log=lines.append)
 
 
 SRUN = """#!/bin/bash
-# As srun: the command once for each node, each told its number, and the worst end of all.
+# Like srun: runs the command once per node with the number of the node, and returns the worst exit code.
 worst=0
 for node in 1 0; do
     SLURM_STEP_NUM_NODES=2 SLURM_NODEID=$node "${@:2}" > "$OUTPUT_DIR/node$node" 2>&1 &
@@ -276,7 +286,7 @@ exit $worst
 
 
 def test_the_slurm_example_trains_one_model_on_two_machines(run: Run, small: Path, tmp_path: Path) -> None:
-    """examples/train/slurm.sh, real commands on both nodes; both are this machine."""
+    """examples/train/slurm.sh runs real commands on two nodes, which are both this machine."""
     for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\nprintf 'localhost\\nnode-1\\n'\n"),
                        ("rlaif", f'#!/bin/bash\nexec {sys.executable} -m rlaif "$@"\n')):  # fmt: skip
         (tmp_path / name).write_text(text)
@@ -294,19 +304,10 @@ def test_the_slurm_example_trains_one_model_on_two_machines(run: Run, small: Pat
         "SLURM_JOB_NODELIST": "node-[0-1]",
         "OUTPUT_DIR": str(tmp_path),
     }
-    options = [
-        "--sharding",
-        "ddp",
-        "--num-processes",
-        "1",
-        "--model",
-        str(small),
-        "--max-steps",
-        "1",
-        "--learning-rate",
-        "0.01",
-    ]
-    done = subprocess.run(["bash", ROOT / "examples" / "train" / "slurm.sh", run.path, *options], env=environment)
+    options = ["--sharding", "ddp", "--num-processes", "1", "--max-steps", "1", "--learning-rate", "0.01"]
+    done = subprocess.run(
+        ["bash", ROOT / "examples" / "train" / "slurm.sh", run.path, "--model", small, *options], env=environment
+    )
     first, second = ((tmp_path / f"node{rank}").read_text() for rank in (0, 1))
     assert done.returncode == 0, first + second
     assert "2 processes" in first
@@ -318,17 +319,17 @@ def test_the_slurm_example_trains_one_model_on_two_machines(run: Run, small: Pat
     assert apart(weights(run.model / "adapter"), weights(alone.adapter)) < WEIGHTS_WITHIN
 
 
-def test_fewer_processes_than_asked_for_stop(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them would train a model of its own: said by what a process is told, and by whom it found."""
+def test_fewer_processes_than_expected_is_an_error(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process would train its own model. The numbers that started and that connected are checked."""
     job = run.path / "job"
     job.write_text(json.dumps({"run": str(run.path), "config": config(small, run.path / "m").model_dump(mode="json")}))
     environment = {**os.environ, "RLAIF_PROCESSES": "2", "ACCELERATE_USE_CPU": "true"}
     line = [sys.executable, "-m", "rlaif.train.distributed", str(job)]
     alone = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert alone.returncode == 1
-    assert "2 processes were asked for, and 1 started" in alone.stdout
+    assert "expected 2 processes, but 1 started" in alone.stdout
     monkeypatch.setenv("RLAIF_PROCESSES", "2")
-    with pytest.raises(RunError, match="2 processes were asked for, and 1 train together"):
+    with pytest.raises(RunError, match="expected 2 processes to train together, but there are 1"):
         trainer.train(run, config(small, run.path / "m"), log=lambda _line: None)
     gone = subprocess.run(
         [*line[:3], "gone"], env={**environment, "RLAIF_PROCESSES": "1"}, capture_output=True, text=True
@@ -336,16 +337,16 @@ def test_fewer_processes_than_asked_for_stop(run: Run, small: Path, monkeypatch:
     assert "on a file system that all machines share" in gone.stdout
 
 
-def test_what_goes_wrong_in_a_process_is_told(run: Run, small: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_process_is_reported(run: Run, small: Path, tmp_path: Path) -> None:
     (run.dataset / "train.parquet").unlink()
-    with pytest.raises(RunError, match=r"there is no train\.parquet yet"):
+    with pytest.raises(RunError, match=r"train\.parquet does not exist yet"):
         distributed.train(run, config(small, tmp_path / "out"), log=lambda _line: None)
 
 
-def test_what_cannot_be_started_here(small: Path, tmp_path: Path) -> None:
+def test_processes_that_cannot_be_started_are_an_error(small: Path, tmp_path: Path) -> None:
     import torch
 
-    with pytest.raises(UsageError, match="cannot be shared by 3 processes"):
+    with pytest.raises(UsageError, match="cannot be divided among 3 processes"):
         distributed.launch_command(
             config(small, tmp_path, num_processes=3), tmp_path / "job", distributed.NodePlacement()
         )

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a training, by each method: the same command goes on to the weights of one never killed."""
+"""SIGKILL during a training of each method: a rerun trains the same weights as an uninterrupted training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def train(run: Run, settings: dict[str, Any], lines: list[str]) -> TrainResult:
 
 @pytest.fixture(scope="module")
 def reward_model(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the small model, with a score in place of words."""
+    """The small model with a score instead of a language model head."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("model") / "reward"
@@ -32,7 +32,7 @@ def reward_model(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft", "kto", "reward", "rloo"])
-def test_a_killed_training_goes_on_to_the_same_weights(
+def test_a_killed_training_resumes_to_the_same_weights(
     method: str, run: Run, small: Path, reward_model: Path, tmp_path: Path
 ) -> None:
     from tests.train import kill_child
@@ -42,16 +42,18 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     if method == "rloo":
         settings |= {"reward_model": str(reward_model), "trl": {"max_completion_length": 8, "num_generations": 2}}
     lines: list[str] = []
-    uninterrupted = train(run, {**settings, "output": str(tmp_path / "whole")}, lines)  # more steps than an epoch has
+    uninterrupted = train(
+        run, {**settings, "output": str(tmp_path / "uninterrupted")}, lines
+    )  # more steps than an epoch has
 
     kill_child.kill_training(5, run.path, settings)
     assert not (run.model / "adapter").exists()
     state = run.model / "checkpoints" / "checkpoint-4" / "optimizer.pt"
-    state.write_bytes(state.read_bytes()[:1000])  # as a kill in the middle of writing leaves it
+    state.write_bytes(state.read_bytes()[:1000])  # like a kill during the write
 
     resumed = train(run, settings, lines)
-    assert "checkpoint-4 is incomplete and passed over" in lines
-    assert any(line.startswith("going on from step 3 of 6 steps") for line in lines)
+    assert "checkpoint-4 is incomplete and ignored" in lines
+    assert any(line.startswith("resuming at step 3 of 6 steps") for line in lines)
     assert (resumed.resumed_from, resumed.steps, uninterrupted.steps) == (3, 6, 6)
     losses = [[point["loss"] for point in history(result)] for result in (resumed, uninterrupted)]
     assert losses[0] == pytest.approx(losses[1], abs=LOSS_WITHIN)

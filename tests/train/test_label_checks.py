@@ -1,4 +1,4 @@
-"""Preflight from what the run knows of its labels."""
+"""Preflight checks of the labels."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ def findings_by_name(
     }
 
 
-def test_a_run_that_judged_nothing_has_nothing_to_say(tmp_path: Path) -> None:
+def test_a_run_without_judging_has_no_findings(tmp_path: Path) -> None:
     assert label_checks.check_labels(Run(tmp_path), TrainConfig()) == []
 
 
-def test_pairs_that_wait_are_counted(tmp_path: Path) -> None:
-    waiting = findings_by_name(tmp_path, pairs=PAIRS)["queue"]
-    assert (waiting.level, waiting.message) == ("warn", "4 of 10 pairs in the queue are not reviewed and left out")
-    assert "rlaif review" in (waiting.hint or "")
+def test_pairs_in_the_review_queue_are_counted(tmp_path: Path) -> None:
+    queue = findings_by_name(tmp_path, pairs=PAIRS)["queue"]
+    assert queue.level == "warn"
+    assert queue.message.startswith("4 of 10 pairs in the review queue")
+    assert "rlaif review" in (queue.hint or "")
     assert findings_by_name(tmp_path, pairs={**PAIRS, "dataset_left_out": {}})["queue"].level == "pass"
 
 
@@ -51,15 +52,15 @@ def test_pairs_that_wait_are_counted(tmp_path: Path) -> None:
         (0.8, {}, "refuse"),
     ],
 )
-def test_noise_suggests_a_loss_that_expects_it(tmp_path: Path, rate: Any, train: Any, level: str) -> None:
+def test_noise_suggests_a_loss_that_tolerates_it(tmp_path: Path, rate: Any, train: Any, level: str) -> None:
     noise = findings_by_name(tmp_path, train, pairs=PAIRS, labels={"noise_rate": rate})["noise"]
     assert noise.level == level
     assert (rate is None) == ("not measured" in noise.message)
     assert (level == "warn") == ("label_smoothing = 0.20" in (noise.hint or ""))
-    assert ("reversed?" in noise.message) == (rate == 0.8)
+    assert ("reversed" in noise.message) == (rate == 0.8)
 
 
-def test_refusals_are_balanced_by_the_prompts(tmp_path: Path) -> None:
+def test_refusals_are_compared_with_harmful_prompts(tmp_path: Path) -> None:
     assert "not measured" in findings_by_name(tmp_path, pairs=PAIRS)["refusals"].message
     assert findings_by_name(tmp_path, pairs=PAIRS, balance=BALANCE)["refusals"].level == "pass"
     refusing = [*BALANCE, {"prompt": "benign", "chosen": "refuse", "pairs": 7}]

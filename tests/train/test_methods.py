@@ -307,8 +307,8 @@ def test_reversed_labels_are_reported(run: Run, train: Train) -> None:
     assert result.moved is not None
     assert result.reversed == result.moved
     assert any("the labels may be reversed" in line for line in lines)
-    turned = run_facts.load_training(run, {"train": {"config": {"train": {"output": str(result.output)}}}})
-    assert run_facts.find_estimate(turned, "reversed") == result.moved  # the report reads it there
+    training = run_facts.load_training(run, {"train": {"config": {"train": {"output": str(result.output)}}}})
+    assert run_facts.find_estimate(training, "reversed") == result.moved  # the report reads it there
 
 
 @pytest.mark.parametrize(

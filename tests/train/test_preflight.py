@@ -1,4 +1,4 @@
-"""What the preflight finds in a dataset, with the demo model's own tokenizer and chat template."""
+"""Preflight of datasets, with the demo model's tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def base_tokenizer() -> Any:
 
 @pytest.fixture
 def tokenizer(base_tokenizer: Any) -> Any:
-    """The demo tokenizer; what a test does to its chat template is undone."""
+    """The demo tokenizer, whose chat template is restored after each test."""
     template = base_tokenizer.chat_template
     yield base_tokenizer
     base_tokenizer.chat_template = template
@@ -76,7 +76,7 @@ def refused_names(findings: list[PreflightFinding]) -> list[str]:
     return [finding.name for finding in findings if finding.level == "refuse"]
 
 
-def test_a_sound_dataset_passes(write: Callable[..., Path], tokenizer: Any) -> None:
+def test_a_valid_dataset_passes(write: Callable[..., Path], tokenizer: Any) -> None:
     dataset = write([row(i) for i in range(100)], [row(200 + i) for i in range(20)])
     findings = preflight.check_dataset(dataset, tokenizer, max_length=256)
     assert [finding for finding in findings if finding.level != "pass"] == []
@@ -84,23 +84,23 @@ def test_a_sound_dataset_passes(write: Callable[..., Path], tokenizer: Any) -> N
     preflight.raise_refusals(findings, location=dataset)
 
 
-def test_no_dataset_names_the_command_that_makes_one(tmp_path: Path, tokenizer: Any) -> None:
+def test_the_error_about_a_missing_dataset_names_the_command(tmp_path: Path, tokenizer: Any) -> None:
     dataset = tmp_path / "run" / "dataset"
     findings = preflight.check_dataset(dataset, tokenizer, max_length=256)
     with pytest.raises(UsageError) as caught:
         preflight.raise_refusals(findings, location=dataset)
-    assert caught.value.hint == f"Run: rlaif judge {tmp_path / 'run'}"
+    assert caught.value.hint == f"Run `rlaif judge {tmp_path / 'run'}`."
 
 
-def test_no_rows(write: Callable[..., Path], tokenizer: Any) -> None:
+def test_a_dataset_without_rows_is_refused(write: Callable[..., Path], tokenizer: Any) -> None:
     dataset = write(pl.DataFrame([row()]).clear())
     finding = finding_named(preflight.check_dataset(dataset, tokenizer, max_length=256), "dataset")
     assert (finding.level, finding.message) == ("refuse", "train.parquet has no rows")
-    assert "rlaif judge" in (finding.hint or "")
+    assert "rlaif status" in (finding.hint or "")
 
 
 @pytest.mark.parametrize(("held", "level"), [(None, "warn"), (0, "warn"), (19, "warn"), (20, "pass")])
-def test_too_few_pairs_to_measure_only_warn(write: Callable[..., Path], held: int | None, level: str) -> None:
+def test_too_few_held_out_pairs_are_a_warning(write: Callable[..., Path], held: int | None, level: str) -> None:
     dataset = write([row()], [row(1 + i) for i in range(held)] if held else None)
     if held == 0:
         pl.DataFrame([row()]).clear().write_parquet(dataset / "test.parquet")
@@ -111,7 +111,7 @@ def test_too_few_pairs_to_measure_only_warn(write: Callable[..., Path], held: in
     assert frame is not None
 
 
-def test_a_file_that_is_no_parquet(write: Callable[..., Path]) -> None:
+def test_an_unreadable_file_is_refused(write: Callable[..., Path]) -> None:
     dataset = write([row()])
     (dataset / "train.parquet").write_bytes(b"PAR1 torn")
     findings, frame = preflight.check_rows(dataset)
@@ -119,34 +119,34 @@ def test_a_file_that_is_no_parquet(write: Callable[..., Path]) -> None:
     assert "train.parquet cannot be read" in finding_named(findings, "dataset").message
 
 
-def test_a_renamed_column_is_named_with_what_was_expected(write: Callable[..., Path]) -> None:
+def test_the_finding_about_a_renamed_column_names_the_expected_ones(write: Callable[..., Path]) -> None:
     dataset = write(pl.DataFrame([row()]).rename({"chosen": "choosen"}))
     findings, frame = preflight.check_rows(dataset)
     finding = finding_named(findings, "columns")
     assert frame is None
     assert finding.level == "refuse"
-    assert "lacks chosen" in finding.message
+    assert "has no column chosen" in finding.message
     assert "choosen" in finding.message
     assert "expected prompt, chosen, rejected" in finding.message
     assert finding.hint == "Did you rename 'choosen'?"
 
 
-def test_text_instead_of_turns(write: Callable[..., Path]) -> None:
+def test_text_instead_of_turns_is_refused(write: Callable[..., Path]) -> None:
     findings, frame = preflight.check_rows(write([row(prompt="Question?")]))
     assert frame is None
     assert "prompt is String" in finding_named(findings, "columns").message
 
 
-def test_whole_conversations_in_chosen(write: Callable[..., Path]) -> None:
-    whole = [{"role": "user", "content": "Question 0?"}, {"role": "assistant", "content": "Yes."}]
-    findings, _ = preflight.check_rows(write([row(chosen=whole), row(1)]))
+def test_a_whole_conversation_as_chosen_answer_is_refused(write: Callable[..., Path]) -> None:
+    conversation = [{"role": "user", "content": "Question 0?"}, {"role": "assistant", "content": "Yes."}]
+    findings, _ = preflight.check_rows(write([row(chosen=conversation), row(1)]))
     assert "1 of 2 pairs" in finding_named(findings, "speaker").message
     assert "expected lists of {role, content}" in finding_named(findings, "speaker").message
     assert refused_names(findings) == ["speaker"]
 
 
 @pytest.mark.parametrize("other", ["Same.", "Same. \n"])
-def test_identical_answers(write: Callable[..., Path], other: str) -> None:
+def test_identical_answers_are_refused(write: Callable[..., Path], other: str) -> None:
     findings, _ = preflight.check_rows(write([row(), row(1, chosen=answer("Same."), rejected=answer(other))]))
     finding = finding_named(findings, "identical")
     assert refused_names(findings) == ["identical"]
@@ -155,7 +155,7 @@ def test_identical_answers(write: Callable[..., Path], other: str) -> None:
 
 
 @pytest.mark.parametrize("nothing", [answer(""), answer(" \n"), answer(None), []])
-def test_empty_answers(write: Callable[..., Path], nothing: list[Row]) -> None:
+def test_empty_answers_are_refused(write: Callable[..., Path], nothing: list[Row]) -> None:
     findings, _ = preflight.check_rows(write([row(), row(1, rejected=nothing)]))
     assert refused_names(findings) == ["empty"]
     assert "1 of 2 pairs" in finding_named(findings, "empty").message
@@ -174,25 +174,25 @@ def test_a_tool_call_without_text_is_an_answer(write: Callable[..., Path], token
     assert "pair-1" in finding_named(findings, "identical").message
 
 
-def test_an_empty_prompt(write: Callable[..., Path]) -> None:
+def test_an_empty_prompt_is_refused(write: Callable[..., Path]) -> None:
     findings, _ = preflight.check_rows(write([row(), row(1, prompt=[])]))
     assert refused_names(findings) == ["prompt"]
 
 
-def test_the_test_file_is_checked_too(write: Callable[..., Path]) -> None:
+def test_the_test_file_is_also_checked(write: Callable[..., Path]) -> None:
     findings, frame = preflight.check_rows(write([row()], [row(1, chosen=answer(""))]))
     assert frame is None
     assert any(finding.message.startswith("test: 1 of 1 pairs") for finding in findings)
 
 
-def test_few_pairs_warn_with_their_number(write: Callable[..., Path]) -> None:
+def test_few_pairs_are_a_warning_with_their_number(write: Callable[..., Path]) -> None:
     findings, _ = preflight.check_rows(write([row(i) for i in range(99)]))
     finding = finding_named(findings, "count")
     assert (finding.level, "99 pairs" in finding.message) == ("warn", True)
 
 
 @pytest.mark.parametrize(("longer", "n", "level"), [(15, 20, "warn"), (14, 20, "pass"), (19, 19, "pass")])
-def test_length_skew(write: Callable[..., Path], longer: int, n: int, level: str) -> None:
+def test_a_length_bias_is_a_warning(write: Callable[..., Path], longer: int, n: int, level: str) -> None:
     rows = [row(i, chosen=answer("long " * 9 if i < longer else "s"), rejected=answer("short")) for i in range(n)]
     findings, _ = preflight.check_rows(write(rows))
     finding = finding_named(findings, "skew")
@@ -200,20 +200,20 @@ def test_length_skew(write: Callable[..., Path], longer: int, n: int, level: str
     assert f"{longer} of {n} pairs" in finding.message
 
 
-def test_prompts_on_both_sides_of_the_split(write: Callable[..., Path]) -> None:
+def test_prompts_in_both_splits_are_a_warning(write: Callable[..., Path]) -> None:
     findings, _ = preflight.check_rows(write([row(0), row(1)], [row(1), row(2)]))
     finding = finding_named(findings, "leak")
     assert finding.level == "warn"
     assert "1 of 2 test prompts" in finding.message
 
 
-def test_no_chat_template(write: Callable[..., Path], tokenizer: Any) -> None:
+def test_a_tokenizer_without_chat_template_is_refused(write: Callable[..., Path], tokenizer: Any) -> None:
     tokenizer.chat_template = None
     findings = preflight.check_dataset(write([row()]), tokenizer, max_length=256)
     assert refused_names(findings) == ["template"]
 
 
-def test_a_template_that_refuses_a_turn(write: Callable[..., Path], tokenizer: Any) -> None:
+def test_a_chat_template_that_raises_is_refused(write: Callable[..., Path], tokenizer: Any) -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
@@ -225,7 +225,9 @@ def test_a_template_that_refuses_a_turn(write: Callable[..., Path], tokenizer: A
     assert "cannot render 1 of 2 pairs: no system turn" in finding.message
 
 
-def test_a_prompt_that_is_rendered_differently_before_an_answer(write: Callable[..., Path], tokenizer: Any) -> None:
+def test_a_prompt_rendered_differently_before_an_answer_is_a_warning(
+    write: Callable[..., Path], tokenizer: Any
+) -> None:
     start = "<|im_start|>assistant\n"
     assert tokenizer.chat_template.count(start) == 1
     tokenizer.chat_template = tokenizer.chat_template.replace(start, f"{start}<think>\n")
@@ -237,7 +239,9 @@ def test_a_prompt_that_is_rendered_differently_before_an_answer(write: Callable[
 
 
 @pytest.mark.parametrize(("long", "level"), [(5, "pass"), (6, "warn"), (100, "refuse")])
-def test_pairs_over_the_longest_sequence(write: Callable[..., Path], tokenizer: Any, long: int, level: str) -> None:
+def test_pairs_longer_than_max_length_are_counted(
+    write: Callable[..., Path], tokenizer: Any, long: int, level: str
+) -> None:
     rows = [row(i, chosen=answer("word " * 100)) if i < long else row(i) for i in range(100)]
     finding = finding_named(preflight.check_dataset(write(rows), tokenizer, max_length=64), "length")
     assert finding.level == level
@@ -245,27 +249,25 @@ def test_pairs_over_the_longest_sequence(write: Callable[..., Path], tokenizer: 
     assert "ends are cut off" in finding.message
 
 
-def test_prompts_that_fill_the_sequence_are_said_to_be_left_out(write: Callable[..., Path], tokenizer: Any) -> None:
+def test_prompts_that_fill_max_length_are_reported_as_dropped(write: Callable[..., Path], tokenizer: Any) -> None:
     rows = [row(0), row(1, prompt=[{"role": "user", "content": "word " * 100}])]
     finding = finding_named(preflight.check_dataset(write(rows), tokenizer, max_length=64), "length")
     assert finding.level == "warn"
-    assert "1 have a prompt that fills it alone and are left out" in finding.message
+    assert "1 pairs, whose prompt alone fills max_length, are dropped" in finding.message
 
 
-def test_a_trainer_that_takes_whole_pairs_only_is_told_what_it_leaves_out(
-    write: Callable[..., Path], tokenizer: Any
-) -> None:
-    """As TRL's of reward models: nothing is cut."""
+def test_pairs_that_the_trainer_drops_are_reported(write: Callable[..., Path], tokenizer: Any) -> None:
+    """TRL's trainer of reward models drops pairs instead of cutting them."""
     prompt = [{"role": "user", "content": "word " * 100}]
     rows = [row(0), row(1, prompt=prompt), *(row(i, rejected=answer("word " * 100)) for i in range(2, 4))]
     finding = finding_named(
         preflight.check_dataset(write(rows), tokenizer, max_length=64, drops_overlong=True), "length"
     )
     assert "3 of 4 pairs (75%) are longer" in finding.message
-    assert finding.message.endswith("; they are left out")
+    assert finding.message.endswith("; these pairs are dropped")
 
 
-def test_large_sets_are_sampled_and_the_n_says_so(
+def test_large_datasets_are_sampled_and_the_message_says_so(
     write: Callable[..., Path], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "MAX_SAMPLED_PAIRS", 10)
@@ -283,7 +285,7 @@ def test_the_example_is_the_rendered_template(write: Callable[..., Path], tokeni
     assert len(rendered) < 3 * chat_template.MAX_SHOWN_CHARS
 
 
-def test_tools_and_calls_reach_the_template_as_values(write: Callable[..., Path], tokenizer: Any) -> None:
+def test_the_template_receives_tools_and_calls_as_values(write: Callable[..., Path], tokenizer: Any) -> None:
     tokenizer.chat_template = (
         "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
         "{% for m in messages %}{% if 'tool_calls' in m %}<{{ m.tool_calls[0].function.arguments.city }}>"

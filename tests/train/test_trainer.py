@@ -1,5 +1,7 @@
-"""Real trainings with TRL: the demo model once, and for the rest a model of the same kind that is a hundred times
-smaller, with the demo model's tokenizer."""
+"""Real trainings with TRL: one of the demo model, the others of a similar model that is a hundred times smaller.
+
+The small model has the demo model's tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +29,23 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture
 def train(run: Run, small: Path) -> Callable[..., TrainResult]:
-    def train(*, say: Callable[[str], None] = lambda _line: None, seed: int = 0, **changed: Any) -> TrainResult:
-        train_settings = {
-            "model": str(small), "batch_size": 4, "max_length": 128, "max_steps": 2, "learning_rate": 1e-2, **changed
-        }  # fmt: skip
-        return trainer.train(run, Config.model_validate({"seed": seed, "train": train_settings}), log=say)
+    def train(*, log: Callable[[str], None] = lambda _line: None, seed: int = 0, **changed: Any) -> TrainResult:
+        defaults = {"batch_size": 4, "max_length": 128, "max_steps": 2, "learning_rate": 1e-2}
+        train_settings = {"model": str(small), **defaults, **changed}
+        return trainer.train(run, Config.model_validate({"seed": seed, "train": train_settings}), log=log)
 
     return train
 
 
 WEIGHTS_WITHIN = 1e-3
-"""How far (:func:`apart`) two float32 trainings of one adapter may be apart that sum the same numbers in another order.
+"""Maximum distance (:func:`apart`) of two float32 trainings that sum the same numbers in a different order.
 
-Sums in float32 differ by 1e-7, and Adam divides a gradient by its own size: a weight whose gradient is rounding alone
-may be moved by a whole step. Between one and two processes 5e-6 was seen. Other rows, another order or a lost optimizer
-state move all weights.
+Sums in float32 differ by 1e-7. Adam divides a gradient by its size, so a weight whose gradient is only rounding error
+can move by a full step. We measured 5e-6 between one and two processes. Other rows, another order or a lost optimizer
+state change all weights.
 """
 LOSS_WITHIN = 1e-4
-"""The same for a loss: rewards are differences of log-probabilities of about -100, which float32 rounds to 1e-5."""
+"""The same for losses: rewards are differences of log-probabilities near -100, which float32 rounds to 1e-5."""
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def differ(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 
 def apart(left: dict[str, Any], right: dict[str, Any]) -> float:
-    """Return how far two adapters are apart, as a share of what training changed: ``lora_B`` begins as zero."""
+    """Return the distance of two adapters, relative to the change by the training (``lora_B`` starts at zero)."""
     assert left.keys() == right.keys()
     changed = sum(float(left[name].square().sum()) for name in left if "lora_B" in name)
     assert changed > 0
@@ -73,7 +74,7 @@ def apart(left: dict[str, Any], right: dict[str, Any]) -> float:
 
 
 def test_lora_of_the_demo_model(run: Run) -> None:
-    """From a dataset and a policy's name to an adapter and a whole model that load again, as a user would have it."""
+    """A dataset and a policy's name are enough to train an adapter and a complete model that can be loaded."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -121,7 +122,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
 
     card = (run.model / "README.md").read_text(encoding="utf-8")
     assert "Trained from `demo`" in card
-    assert "Labelled by: judge 12, human 4." in card
+    assert "Labeled by: judge 12, human 4." in card
     assert str(result.accuracy_after) in card
 
     repeated = trainer.train(run, config, log=lines.append)
@@ -129,11 +130,11 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert "already trained" in lines[-1]
 
 
-def test_a_larger_max_steps_goes_on_and_a_smaller_one_is_refused(train: Callable[..., TrainResult]) -> None:
+def test_a_larger_max_steps_resumes_and_a_smaller_one_is_rejected(train: Callable[..., TrainResult]) -> None:
     first = train(max_steps=1, save_steps=1)
     assert first.adapter is not None
     before = weights(first.adapter)
-    # How many pairs stand in memory at once may change: that is the way on after running out of it.
+    # The number of pairs on the device may change, because that is the fix after running out of memory.
     grown = train(max_steps=3, save_steps=1, per_device_batch_size=1)
     assert (grown.resumed_from, grown.steps) == (1, 3)
     assert grown.adapter is not None
@@ -142,7 +143,9 @@ def test_a_larger_max_steps_goes_on_and_a_smaller_one_is_refused(train: Callable
         train(max_steps=2)
 
 
-def test_killed_after_the_last_step(train: Callable[..., TrainResult], run: Run) -> None:
+def test_a_training_killed_after_its_last_step_is_finished_by_a_rerun(
+    train: Callable[..., TrainResult], run: Run
+) -> None:
     first = train(merge=False)
     assert first.adapter is not None
     assert first.merged is None
@@ -169,11 +172,11 @@ def test_full_training_keeps_the_precision_of_the_base(train: Callable[..., Trai
     assert differ(model.state_dict(), AutoModelForCausalLM.from_pretrained(small).state_dict())
     assert "| Weights | all |" in (result.output / "README.md").read_text(encoding="utf-8")
     assert train(lora=False, max_steps=1) == result
-    # Going on after the end of the first step, with all weights and the frozen reference.
+    # Resuming after the first step, with all weights and the frozen reference.
     assert train(lora=False, max_steps=2).resumed_from == 1
 
 
-def test_scoring_only_the_answers_changes_no_number(
+def test_logits_at_answers_only_do_not_change_the_weights(
     train: Callable[..., TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import contextlib
@@ -186,7 +189,7 @@ def test_scoring_only_the_answers_changes_no_number(
     assert apart(weights(quick.adapter), weights(plain.adapter)) < WEIGHTS_WITHIN
 
 
-def test_losses_are_trls_own_and_can_be_combined(train: Callable[..., TrainResult]) -> None:
+def test_trls_losses_can_be_combined(train: Callable[..., TrainResult]) -> None:
     assert {"sigmoid", "robust", "ipo", "sft"} <= set(loss_names())
     extra = {"label_smoothing": 0.1, "loss_weights": [1.0, 0.2], "warmup_steps": 1}
     result = train(loss=["robust", "sft"], dtype="bfloat16", trl=extra)
@@ -195,7 +198,7 @@ def test_losses_are_trls_own_and_can_be_combined(train: Callable[..., TrainResul
     assert "| label_smoothing | 0.1 |" in card
 
 
-def test_prompts_with_tools_and_calls(train: Callable[..., TrainResult], run: Run) -> None:
+def test_prompts_with_tools_and_tool_calls_can_be_trained_on(train: Callable[..., TrainResult], run: Run) -> None:
     call = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}]
     turns = [
         {"role": "user", "content": "Weather?", "tool_calls": None},
@@ -209,14 +212,14 @@ def test_prompts_with_tools_and_calls(train: Callable[..., TrainResult], run: Ru
     assert train(max_steps=1).pairs == 8
 
 
-def test_without_held_out_pairs_nothing_is_measured(train: Callable[..., TrainResult], run: Run) -> None:
+def test_nothing_is_measured_without_held_out_pairs(train: Callable[..., TrainResult], run: Run) -> None:
     (run.dataset / "test.parquet").unlink()
     result = train(max_steps=1)
     assert (result.n, result.accuracy_before, result.accuracy_after, result.moved) == (0, None, None, None)
-    assert "Not measured on held-out pairs" in (result.output / "README.md").read_text(encoding="utf-8")
+    assert "Not measured" in (result.output / "README.md").read_text(encoding="utf-8")
 
 
-def test_other_settings_or_rows_are_refused_by_name(train: Callable[..., TrainResult], run: Run) -> None:
+def test_the_error_names_changed_settings_and_rows(train: Callable[..., TrainResult], run: Run) -> None:
     train(max_steps=1, save_steps=1)
     with pytest.raises(ConfigMismatchError, match=r"beta was 0\.1, now 0\.3") as caught:
         train(max_steps=1, beta=0.3)
@@ -226,23 +229,23 @@ def test_other_settings_or_rows_are_refused_by_name(train: Callable[..., TrainRe
         train(max_steps=1, seed=1)
     pl.DataFrame(rows(15)).write_parquet(run.dataset / "train.parquet")
     with pytest.raises(
-        DatasetChangedError, match="this training was finished, and since then the dataset has other rows"
+        DatasetChangedError, match="since this training was finished, its rows changed: the dataset has other rows"
     ) as raised:
         train(max_steps=1)
-    assert "overwrite = true under [train]" in (raised.value.hint or "")  # which rlaif run has too
+    assert "overwrite = true" in (raised.value.hint or "")  # the setting that rlaif run also has
     with pytest.raises(ConfigMismatchError, match=r"beta was 0\.1, now 0\.3; the dataset") as caught:
         train(max_steps=1, beta=0.3)
     assert not isinstance(caught.value, DatasetChangedError)
     facts = (run.model / "training.json").rename(run.path / "facts")
-    with pytest.raises(DatasetChangedError, match="stopped before its end, and since then the dataset has other rows"):
+    with pytest.raises(DatasetChangedError, match="interrupted, its rows changed: the dataset has other rows"):
         train(max_steps=1)
     facts.rename(run.model / "training.json")
     retrained = train(max_steps=1, overwrite=True)
     assert (retrained.pairs, retrained.steps, retrained.resumed_from) == (15, 1, None)
-    assert train(max_steps=1).pairs == 15  # it is that training's now
+    assert train(max_steps=1).pairs == 15  # the output belongs to the new training
 
 
-def test_a_loss_that_is_no_number_ends_it(train: Callable[..., TrainResult], run: Run) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(train: Callable[..., TrainResult], run: Run) -> None:
     with pytest.raises(RunError, match=r"the loss is (nan|inf)") as caught:
         train(lora=False, learning_rate=1e30, max_steps=3, save_steps=1)
     assert "learning_rate" in (caught.value.hint or "")
@@ -255,21 +258,21 @@ def test_a_loss_that_is_no_number_ends_it(train: Callable[..., TrainResult], run
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"loss": ["sigmiod"]}, "TRL has no loss 'sigmiod'. Did you mean 'sigmoid'?"),
-        ({"trl": {"warmup_step": 3}}, "no setting 'warmup_step'. Did you mean 'warmup_steps'?"),
-        ({"trl": {"zzz": 3}}, "no setting 'zzz'. TRL's documentation"),
+        ({"loss": ["sigmiod"]}, "Did you mean 'sigmoid'?"),
+        ({"trl": {"warmup_step": 3}}, "Did you mean 'warmup_steps'?"),
+        ({"trl": {"zzz": 3}}, "See TRL's documentation"),
         ({"trl": {"learning_rate": 3}}, "Set learning_rate under [train] instead."),
         ({"trl": {"gradient_accumulation_steps": 3}}, "Set batch_size under [train] instead."),
         ({"trl": {"trust_remote_code": True}}, "trust_remote_code cannot be set"),
-        ({"trl": {"hub_token": "secret"}}, "secrets come from the environment only"),
-        ({"trl": {"label_smoothing": 0.1}}, "label_smoothing does nothing under the loss sigmoid"),
-        ({"trl": {"lr_scheduler_type": "sideways"}}, "TRL refuses these settings"),
-        ({"trl": {"report_to": "tensorbord"}}, "TRL reports to no 'tensorbord'. Did you mean 'tensorboard'?"),
-        ({"loss": ["exo_pair"]}, "TRL refuses these settings: Label smoothing must be greater"),
+        ({"trl": {"hub_token": "secret"}}, "secrets are read from the environment only"),
+        ({"trl": {"label_smoothing": 0.1}}, "label_smoothing has no effect with the loss sigmoid"),
+        ({"trl": {"lr_scheduler_type": "sideways"}}, "TRL rejects these settings"),
+        ({"trl": {"report_to": "tensorbord"}}, "Did you mean 'tensorboard'?"),
+        ({"loss": ["exo_pair"]}, "TRL rejects these settings: Label smoothing must be greater"),
         ({"model": "/nowhere/model"}, "the model '/nowhere/model' cannot be loaded"),
     ],
 )
-def test_what_cannot_be_is_said_before_training(
+def test_invalid_settings_are_rejected_before_training(
     train: Callable[..., TrainResult], changed: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -277,7 +280,7 @@ def test_what_cannot_be_is_said_before_training(
     assert message in str(caught.value)
 
 
-def test_the_curves_go_where_trl_is_told_to_send_them(
+def test_report_to_sends_the_training_curves(
     train: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -292,14 +295,14 @@ def test_the_curves_go_where_trl_is_told_to_send_them(
         assert sent.keys() == {1, 2}
 
     monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", list)
-    with pytest.raises(MissingDependencyError, match="wandb, which report_to names, is not installed"):
+    with pytest.raises(MissingDependencyError, match="report_to needs wandb"):
         train(trl={"report_to": "wandb"}, output="elsewhere")
 
 
 def test_a_dry_run_shows_the_preflight_and_writes_nothing(
     train: Callable[..., TrainResult], run: Run, small: Path, rlaif: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """And trains the policy that answered, which a flag named then, whatever the file says since."""
+    """The model to train is the policy that answered, even if rlaif.toml names another one since."""
     (run.path / "rlaif.toml").write_text('[sampler]\nmodel = ["another"]\n')
     policy_config = Config.model_validate(
         {"judge": {"panel": ["helpful"], "model": "m"}, "sampler": {"model": [str(small)]}}
@@ -321,17 +324,17 @@ def test_a_dry_run_shows_the_preflight_and_writes_nothing(
     )
 
 
-def test_an_adapter_is_no_model_to_train(train: Callable[..., TrainResult], run: Run) -> None:
+def test_an_adapter_is_rejected_as_the_model_to_train(train: Callable[..., TrainResult], run: Run) -> None:
     result = train(max_steps=1)
     for folder in (result.output, result.adapter):
-        with pytest.raises(UsageError, match="the folder holds") as caught:
+        with pytest.raises(UsageError, match="the folder contains") as caught:
             train(model=str(folder), output="elsewhere")
     assert "an adapter" in caught.value.message
-    # The whole model of one round is what the next one starts from.
+    # The merged model of one iteration is the base of the next one.
     assert train(model=str(result.merged), max_steps=1, output=str(run.path / "next")).steps == 1
 
 
-def test_the_model_is_the_only_policy(run: Run) -> None:
+def test_the_model_defaults_to_the_only_policy(run: Run) -> None:
     two = Config.model_validate({"sampler": {"model": ["m/one", "m/two"]}})
     with pytest.raises(UsageError, match="2 policies") as caught:
         trainer.train(run, two, log=print)
@@ -340,14 +343,14 @@ def test_the_model_is_the_only_policy(run: Run) -> None:
         trainer.train(run, Config(), log=print)
 
 
-def test_an_empty_dataset_is_refused(train: Callable[..., TrainResult], run: Run) -> None:
+def test_an_empty_dataset_is_rejected(train: Callable[..., TrainResult], run: Run) -> None:
     pl.DataFrame(rows(1)).clear().write_parquet(run.dataset / "train.parquet")
     with pytest.raises(UsageError, match="no rows"):
         train()
     assert not run.model.exists()
 
 
-def test_an_output_that_cannot_be_written(train: Callable[..., TrainResult], run: Run) -> None:
+def test_an_output_that_cannot_be_written_is_an_error(train: Callable[..., TrainResult], run: Run) -> None:
     with pytest.raises(RunError, match="cannot be written: Not a directory"):
         train(output=str(run.dataset / "train.parquet" / "model"))
 
@@ -362,7 +365,7 @@ def test_an_output_that_cannot_be_written(train: Callable[..., TrainResult], run
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
 )
-def test_a_full_disk_is_told_from_a_mistake(error: Exception, reason: str | None) -> None:
+def test_disk_errors_are_distinguished_from_bugs(error: Exception, reason: str | None) -> None:
     message = artifacts.disk_error(error)
     assert (message is None) if reason is None else (reason in (message or ""))
 
@@ -370,6 +373,6 @@ def test_a_full_disk_is_told_from_a_mistake(error: Exception, reason: str | None
 @pytest.mark.parametrize(
     ("batch", "most", "expected"), [(8, 2, (2, 4)), (8, 16, (8, 1)), (7, 2, (1, 7)), (6, 4, (3, 2)), (1, 2, (1, 1))]
 )
-def test_the_effective_batch_is_what_was_asked_for(batch: int, most: int, expected: tuple[int, int]) -> None:
+def test_the_effective_batch_size_is_exact(batch: int, most: int, expected: tuple[int, int]) -> None:
     train = Config.model_validate({"train": {"batch_size": batch, "per_device_batch_size": most}}).train
     assert trl_config.batch_sizes(train) == expected

@@ -1,4 +1,4 @@
-"""PPO's hand-over: what ``launch.sh`` really starts, read by verl's own configuration parser."""
+"""The input of verl: verl's own configuration parser reads the arguments that ``launch.sh`` passes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ with hydra.initialize_config_dir(folder + "/trainer/config", version_base=None):
         sys.exit(str(error))
 print(json.dumps(omegaconf.OmegaConf.to_container(config, resolve=True)))
 """
-"""As verl.trainer.main_ppo has Hydra do it; importing that would take all that verl trains with."""
+"""Composes the configuration like verl.trainer.main_ppo, whose import would need everything that verl trains with."""
 
 
 def compose(overrides: list[str]) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def compose(overrides: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def launch_arguments(script: Path, tmp_path: Path, *more: str) -> list[str]:
-    """The arguments that the launch file gives to Python, by a shell and a ``python`` that tells them."""
+    """Run the launch script with a ``python`` that prints its arguments, and return them."""
     fake_python = tmp_path / "bin" / "python"
     fake_python.parent.mkdir(exist_ok=True)
     fake_python.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
@@ -52,15 +52,23 @@ def launch_arguments(script: Path, tmp_path: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    reward = tmp_path / "reward, the first"  # what Hydra would take for a list, were it not quoted
+    reward = tmp_path / "reward, the first"  # without quotes, Hydra would parse this as a list
     reward.mkdir()
     (reward / "config.json").write_text("{}")
-    train_settings = {"method": "ppo", "model": str(tmp_path), "beta": 0.02, "output": str(tmp_path / "it's (out)"),
-              "reward_model": str(reward), "num_processes": 2, "max_length": 256, "save_steps": 7}  # fmt: skip
+    train_settings = {
+        "method": "ppo",
+        "model": str(tmp_path),
+        "beta": 0.02,
+        "output": str(tmp_path / "it's (out)"),
+        "reward_model": str(reward),
+        "num_processes": 2,
+        "max_length": 256,
+        "save_steps": 7,
+    }
     return Config.model_validate({"train": train_settings})
 
 
-def test_verl_reads_the_launch_file(run: Run, config: Config, tmp_path: Path) -> None:
+def test_verl_reads_the_launch_script_and_the_data(run: Run, config: Config, tmp_path: Path) -> None:
     folder = api.export_for_verl(run, config)
     module, name, *overrides = launch_arguments(folder / "launch.sh", tmp_path)
     assert (module, name) == ("-m", "verl.trainer.main_ppo")
@@ -84,20 +92,20 @@ def test_verl_reads_the_launch_file(run: Run, config: Config, tmp_path: Path) ->
         == read_as["critic"]["ppo_mini_batch_size"]
     )
 
-    # The columns are those that its dataset reads, by the names that it was told.
+    # The columns are those that its dataset reads, with the names from its settings.
     data = read_as["data"]
-    for which, count in (("train_files", 16), ("val_files", 4)):
-        prompts = pl.read_parquet(data[which])
+    for setting, count in (("train_files", 16), ("val_files", 4)):
+        prompts = pl.read_parquet(data[setting])
         assert prompts.height == count
         assert {data["prompt_key"], data["reward_fn_key"], "reward_model", "extra_info"} <= set(prompts.columns)
         assert prompts[data["prompt_key"]][0].to_list()[0]["content"].startswith("Name a colour. (")
         assert prompts["extra_info"].struct.field("index").to_list() == list(range(count))
         assert prompts["reward_model"].struct.field("ground_truth").to_list() == [""] * count
-    assert batch <= 16  # or the one batch would be dropped, and nothing trained
+    assert batch <= 16  # otherwise the only batch would be dropped, and nothing trained
 
 
-def test_without_held_out_pairs_verl_validates_on_what_it_trains_on(run: Run, config: Config) -> None:
-    """It stops where there is nothing to validate on, and an empty file has none of the columns that it reads."""
+def test_without_held_out_pairs_verl_validates_on_the_training_prompts(run: Run, config: Config) -> None:
+    """verl does not start without validation prompts, and an empty file lacks the columns that it reads."""
     test = run.dataset / "test.parquet"
     pl.read_parquet(test).clear().write_parquet(test)
     folder = verl_export.export_verl(run, config)
@@ -107,25 +115,25 @@ def test_without_held_out_pairs_verl_validates_on_what_it_trains_on(run: Run, co
     assert pl.read_parquet(verl_export.export_verl(run, config) / "test.parquet").equals(train)
 
 
-def test_verl_refuses_what_it_does_not_know(run: Run, config: Config, tmp_path: Path) -> None:
-    """That the test above can fail; and what is appended to the launch file wins, as the file says."""
+def test_verl_rejects_unknown_settings(run: Run, config: Config, tmp_path: Path) -> None:
+    """This shows that the test above can fail. Arguments of the launch script override its settings."""
     overrides = launch_arguments(api.export_for_verl(run, config) / "launch.sh", tmp_path, "trainer.nnodes=3")[2:]
     assert json.loads(compose(overrides).stdout)["trainer"]["nnodes"] == 3
-    misspelt = [each.replace("kl_ctrl.kl_coef", "kl_ctrl.kl_coeff") for each in overrides]
-    process = compose(misspelt)
+    misspelled = [override.replace("kl_ctrl.kl_coef", "kl_ctrl.kl_coeff") for override in overrides]
+    process = compose(misspelled)
     assert process.returncode == 1
     assert "kl_coeff" in process.stderr
 
 
-def test_what_cannot_be_handed_over(run: Run, config: Config) -> None:
+def test_an_export_without_reward_model_or_enough_prompts_is_rejected(run: Run, config: Config) -> None:
     train = config.train
-    with pytest.raises(UsageError, match="needs a reward model"):
+    with pytest.raises(UsageError, match="a reward model is required"):
         verl_export.export_verl(
             run, config.model_copy(update={"train": train.model_copy(update={"reward_model": None})})
         )
-    with pytest.raises(UsageError, match="16 prompts cannot be shared by 17 GPUs"):
+    with pytest.raises(UsageError, match="16 prompts cannot be divided among 17 GPUs"):
         verl_export.export_verl(
             run, config.model_copy(update={"train": train.model_copy(update={"num_processes": 17})})
         )
-    with pytest.raises(UsageError, match="handed over to verl"):
+    with pytest.raises(UsageError, match="verl trains"):
         api.train(run, config, QuietReporter())

@@ -1,5 +1,5 @@
-"""The ways of training by name. To add one, write a module as :class:`rlaif.train.methods.base.TrainingMethod` says,
-and name it here and in ``TrainConfig.method``.
+"""Training methods by name. To add one, write a module with the attributes and functions of
+:class:`rlaif.train.methods.base.TrainingMethod`, and add it here and to ``rlaif.config.choices.TrainMethod``.
 """
 
 from __future__ import annotations
@@ -11,4 +11,5 @@ BY_NAME: dict[str, TrainingMethod] = {"dpo": dpo, "kto": kto, "reward": reward, 
 
 
 def get_method(name: str) -> TrainingMethod:
+    """Return the method ``name``. Raises KeyError for ppo, which verl trains."""
     return BY_NAME[name]

@@ -1,6 +1,7 @@
-"""What one way of training differs by from another (:class:`TrainingMethod`), and what such modules share.
+"""Interface of a training method (:class:`TrainingMethod`), and functions that several methods share.
 
-Everything else (preflight, checkpoints, measuring, writing, the card) is the same for all: :mod:`rlaif.train.trainer`.
+Everything else (preflight, checkpoints, measuring, writing, the card) is the same for all methods and in
+:mod:`rlaif.train.trainer`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ Head = Literal["language", "score"]
 
 @dataclass(frozen=True, slots=True)
 class TrainerDataset:
-    """What a trainer trains on. ``sequences_per_row``: how many sequences' worth of a batch one row takes (online
-    methods answer a prompt several times). ``extra_identity``: what they were made of besides train.parquet, for the
-    training's identity."""
+    """Training rows for a trainer.
+
+    ``sequences_per_row``: how many sequences of a batch one row takes, because online methods answer a prompt several
+    times. ``extra_identity``: fields for the training's fingerprint about data other than train.parquet.
+    """
 
     dataset: Any
     sequences_per_row: int = 1
@@ -35,50 +38,50 @@ class TrainerDataset:
 
 
 class TrainingMethod(Protocol):
-    """One way of training, as a module."""
+    """A training method: the attributes and functions of its module."""
 
     display_name: str
     trainer_class: str
-    """TRL's class; ``config_class`` is its configuration."""
+    """Name of TRL's trainer class; ``config_class`` is the name of its configuration class."""
     config_class: str
     row_unit: str
-    """What a row is, in words."""
+    """Plural noun for the rows: pairs or answers."""
     head: Head
-    """What the trained model gives: tokens, or one score."""
+    """Output of the trained model: tokens, or one score."""
     drops_overlong_pairs: bool
-    """Whether TRL leaves a pair out that is longer than max_length. Else it cuts the end of an answer, and leaves out
-    only what has none left."""
+    """Whether TRL drops pairs longer than max_length. Otherwise it cuts off the end of answers, and drops only pairs
+    without an answer left."""
     default_learning_rates: tuple[float, float]
-    """Learning rates where none is given: of an adapter, of all weights."""
+    """Default learning rates: for an adapter, and for all weights."""
     trl_fields: Mapping[str, str]
-    """TRL's names for what has its own setting under [train]."""
+    """TRL's names for settings that rlaif has itself, with rlaif's names under [train]."""
 
     def config_kwargs(self, train: TrainConfig) -> dict[str, Any]:
-        """The method's own keyword arguments of TRL's configuration."""
+        """Return the method's keyword arguments for TRL's configuration. Raises :class:`UsageError`."""
 
     def trainer_kwargs(self, train: TrainConfig) -> dict[str, Any]:
-        """The method's own keyword arguments of TRL's trainer."""
+        """Return the method's keyword arguments for TRL's trainer. Raises :class:`UsageError`."""
 
     def build_dataset(self, frame: pl.DataFrame, run: Run, train: TrainConfig, seed: int) -> TrainerDataset:
-        """The rows of the preference dataset as this method's trainer takes them."""
+        """Convert the rows of the preference dataset to this method's training rows."""
 
     def describe(self, train: TrainConfig) -> str:
-        """The method and its strengths, for the card."""
+        """Return the method with its loss and coefficients, for the model card."""
 
 
 def resolve_losses(title: str, config: str, train: TrainConfig, default: str) -> list[str]:
-    """The losses asked for, checked against those that the installed TRL's ``config`` lists."""
+    """Return ``train.loss``, or else ``default``. Raises :class:`UsageError` for a loss that TRL's ``config`` lacks."""
     supported = loss_names(config)
     for name in train.loss:
         if supported and name not in supported:
-            raise UsageError(f"TRL has no loss {name!r}. {did_you_mean(name, supported)}", location="train.loss")
+            raise UsageError(f"TRL has no loss {name!r}", location="train.loss", hint=did_you_mean(name, supported))
     if len(train.loss) > 1 and config != "DPOConfig":
-        raise UsageError(f"{title} takes one loss, not {len(train.loss)}", location="train.loss")
+        raise UsageError(f"{title} takes one loss, got {len(train.loss)}", location="train.loss")
     return list(train.loss) or [default]
 
 
 def loss_names(config: str = "DPOConfig") -> list[str]:
-    """The losses of the TRL that is installed, from the help of ``loss_type``; empty where that lists none."""
+    """Return the losses of the installed TRL, read from the help of ``loss_type``; empty if it lists none."""
     import trl
 
     helps = {
@@ -89,13 +92,14 @@ def loss_names(config: str = "DPOConfig") -> list[str]:
 
 
 def reject_loss(title: str, train: TrainConfig) -> None:
-    """Raise :class:`UsageError` where a loss is given to a method that has one only."""
+    """Raise :class:`UsageError` if a loss is set for a method that has only one."""
     if train.loss:
-        raise UsageError(f"{title} has one loss only", location="train.loss", hint="Leave loss out.")
+        raise UsageError(f"{title} has only one loss", location="train.loss", hint="Remove loss.")
 
 
 def preference_dataset(frame: pl.DataFrame) -> Any:
-    """The rows as TRL takes them: only the columns that it trains on, so that it does not guess at the others."""
+    """Convert ``frame`` to a dataset of pairs. Only training columns are kept, because TRL guesses the role of
+    others."""
     import polars as pl
     from datasets import Dataset
 
@@ -103,7 +107,7 @@ def preference_dataset(frame: pl.DataFrame) -> Any:
     if all(frame.schema[side] == plain for side in chat_template.SIDES):
         columns = [*chat_template.SIDES, *(["tools"] if "tools" in frame.columns else [])]
         return Dataset.from_polars(frame.select(columns))
-    # Turns that differ in their fields: as JSON, so that what one turn lacks does not come back as a null.
+    # Turns with different fields: stored as JSON, so that a missing field does not become a null.
     rows = [chat_template.to_chat_turns(row) for row in frame.iter_rows(named=True)]
     texts = frame["tools"] if "tools" in frame.columns else [None] * len(rows)
     return conversation_dataset(
@@ -112,7 +116,11 @@ def preference_dataset(frame: pl.DataFrame) -> Any:
 
 
 def conversation_dataset(rows: list[dict[str, Any]], sides: Sequence[str], **others: str) -> Any:
-    """``rows`` as a dataset: ``sides`` are lists of turns, ``others`` columns by their type, and tools is JSON text."""
+    """Convert ``rows`` to a dataset. ``sides``: columns with lists of turns. ``others``: types of further columns, by
+    name.
+
+    The column tools has JSON text.
+    """
     from datasets import Dataset, Features, Json, List, Value
 
     typed = {name: Value(kind) for name, kind in others.items()}

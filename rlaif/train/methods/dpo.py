@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), and TRL's other losses on pairs."""
+"""Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), and TRL's other losses on pairs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ config_class = "DPOConfig"
 row_unit = "pairs"
 head: base.Head = "language"
 drops_overlong_pairs = False
-# DPO moves a model by small steps: TRL's and the DPO paper's 1e-6 for all weights. An adapter starts at zero and has
-# to grow, and its own parameters are few, so it takes larger steps; 1e-4 is what was tried, not the best of several.
+# For all weights, 1e-6 is the value of TRL and the DPO paper. An adapter needs larger steps, because it has few
+# parameters and starts at zero. We tried 1e-4 for it; we did not search for the best value.
 default_learning_rates = (1e-4, 1e-6)
 trl_fields: Mapping[str, str] = {"loss_type": "loss", "beta": "beta"}
 SMOOTHING_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
@@ -31,7 +31,7 @@ def config_kwargs(train: TrainConfig) -> dict[str, Any]:
     losses = base.resolve_losses(display_name, config_class, train, "sigmoid")
     if train.trl.get("label_smoothing") and not set(losses) & set(SMOOTHING_LOSSES):
         raise UsageError(
-            f"label_smoothing does nothing under the loss {', '.join(losses)}",
+            f"label_smoothing has no effect with the loss {', '.join(losses)}",
             location="train.trl",
             hint=f'Set loss = ["robust"] under [train] (or one of {", ".join(SMOOTHING_LOSSES[1:])}).',
         )

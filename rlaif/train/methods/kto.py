@@ -1,10 +1,10 @@
-"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306): answers that are good or bad by themselves.
+"""Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306): answers that are good or bad by themselves.
 
-Every pair gives one of each. Pairs that people called both bad, which a preference method has no use for, give two bad
-ones: this is where they count.
+Every pair gives one good and one bad answer. Pairs that annotators labeled both bad give two bad answers; no other
+method uses them.
 
-The KL term is estimated from prompts with answers to other prompts. TRL takes those from the same batch on the device,
-and goes through the rows as they stand: their order (:func:`order_rows_for_kl`) is a part of the method.
+The KL term is estimated from prompts paired with answers to other prompts. TRL takes these from the same batch on the
+device and does not shuffle the rows, so their order (:func:`order_rows_for_kl`) is part of the method.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ def build_dataset(frame: pl.DataFrame, run: Run, _train: TrainConfig, seed: int)
 
 
 def order_rows_for_kl(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """``rows`` in an order drawn by their texts, those to one prompt at even distances over the whole.
+    """Return ``rows`` in a random order that depends on their texts, with the rows of a prompt evenly spaced.
 
-    Number j of a prompt's m rows stands at (draw + j) / m of the way, so that about all rows / m are between any two.
+    Row j of a prompt's m rows is placed at the fraction (draw + j) / m of the order. So about 1 / m of all rows are
+    between two of them.
     """
     by_prompt: dict[str, list[tuple[float, dict[str, Any]]]] = defaultdict(list)
     for row in rows:
@@ -87,7 +88,7 @@ def order_rows_for_kl(rows: list[dict[str, Any]], seed: int) -> list[dict[str, A
 
 
 def both_bad_pairs(run: Run) -> list[dict[str, Any]]:
-    """The pairs that people called both bad, except of prompts that are held out for testing."""
+    """Return the pairs that annotators labeled both bad, without those of held-out prompts."""
     import polars as pl
 
     from rlaif.run.human_labels import human_labels

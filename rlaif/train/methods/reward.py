@@ -1,7 +1,7 @@
-"""A reward model from the same pairs: one score for an answer (Bradley and Terry 1952; Ouyang et al. 2022).
+"""Reward model: one score per answer, trained on the same pairs (Bradley and Terry 1952; Ouyang et al. 2022).
 
-What comes out is a sequence-classification checkpoint with one label and the base's chat template: a judge of kind
-reward, and what online methods train against.
+The result is a sequence-classification checkpoint with one label and the base's chat template. It can be used as a
+judge of kind reward, and online methods train against it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Online RL against a reward model, with a KL term: REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740).
 
-The PPO family's member that TRL keeps: each prompt is answered several times by the model as it is, and an answer's
-advantage is its reward less the mean of the others'.
+It is the method closest to PPO that TRL has. The current model answers each prompt several times, and an answer's
+advantage is its reward minus the mean reward of the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def config_kwargs(train: TrainConfig) -> dict[str, Any]:
     num_generations = generations_per_prompt(train)
     if train.batch_size % num_generations:
         raise UsageError(
-            f"a batch of {train.batch_size} answers does not hold whole prompts of {num_generations} answers",
+            f"a batch of {train.batch_size} answers is not a multiple of {num_generations} answers per prompt",
             location="train.batch_size",
             hint=f"Set batch_size to a multiple of num_generations ({num_generations}).",
         )
@@ -44,27 +44,27 @@ def config_kwargs(train: TrainConfig) -> dict[str, Any]:
 
 
 def generations_per_prompt(train: TrainConfig) -> int:
-    """Answers to each prompt; the advantage needs at least two."""
+    """Return the number of answers per prompt. The advantage needs at least two."""
     return int(train.trl.get("num_generations", DEFAULT_GENERATIONS))
 
 
 def trainer_kwargs(train: TrainConfig) -> dict[str, Any]:
     if not train.reward_model:
         raise UsageError(
-            "RLOO needs a reward model",
+            "a reward model is required",
             location="train.reward_model",
-            hint="Train one: rlaif train RUN --method reward --output DIR; then give --reward-model DIR/merged.",
+            hint="Train one with `rlaif train RUN --method reward -o DIR`, then pass `--reward-model DIR/merged`.",
         )
     folder = Path(train.reward_model)
     if folder.is_dir() and not (folder / "config.json").exists():
         merged = folder / "merged"
-        hint = f"Give --reward-model {merged}" if merged.is_dir() else "Give a folder that has a config.json."
-        raise UsageError("the folder holds no reward model", location=str(folder), hint=hint)
+        hint = f"Pass `--reward-model {merged}`." if merged.is_dir() else "Pass a folder that has a config.json."
+        raise UsageError("the folder contains no reward model", location=str(folder), hint=hint)
     return {"reward_funcs": train.reward_model}
 
 
 def build_dataset(frame: pl.DataFrame, _run: Run, train: TrainConfig, _seed: int) -> base.TrainerDataset:
-    """Each prompt of the dataset once."""
+    """Return each prompt of the dataset once."""
     unique_prompts = (
         frame.unique("prompt_id", keep="first", maintain_order=True) if "prompt_id" in frame.columns else frame
     )
@@ -78,4 +78,5 @@ def build_dataset(frame: pl.DataFrame, _run: Run, train: TrainConfig, _seed: int
 
 
 def describe(train: TrainConfig) -> str:
-    return f"RLOO, {generations_per_prompt(train)} answers a prompt, KL beta {train.beta:g}, reward model {train.reward_model}"
+    answers = f"{generations_per_prompt(train)} answers per prompt"
+    return f"RLOO, {answers}, KL beta {train.beta:g}, reward model {train.reward_model}"

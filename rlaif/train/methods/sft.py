@@ -1,6 +1,6 @@
-"""Supervised fine-tuning on the chosen answers, or on any conversations in their place (demonstrations).
+"""Supervised fine-tuning on the chosen answers, or on other conversations in their place (demonstrations).
 
-The loss is taken over the answers alone.
+The loss is computed on the answers only.
 """
 
 from __future__ import annotations
