@@ -52,6 +52,8 @@ def evaluate(
         },
     )
     from rlaif import api
+    from rlaif.display_names import field_name
+    from rlaif.evaluate.evaluation_result import ESTIMATES
 
     settings = config_as_judged(target, settings, keep_seed=True)
     if dry_run:
@@ -59,21 +61,15 @@ def evaluate(
         return
     with backends_for(target, settings) as backends:
         result = api.evaluate(target, settings, console.Console(), backends)
-    log_early_stop(result.stopped)
+    log_early_stop(result.stopped, settings)
     for warning in result.warnings:
         console.log(f"warning: {warning}")
     if json:
         console.echo_json(result.as_json())
         return
-    for label, estimate in (
-        ("win rate", result.win_rate),
-        ("length-controlled win rate", result.length_controlled_win_rate),
-        ("length ratio", result.length_ratio),
-        ("KL divergence per answer", result.kl_per_answer),
-        ("KL divergence per token", result.kl_per_token),
-    ):
-        if estimate:
-            console.echo(f"{label}: {estimate}")
+    for name in ESTIMATES:
+        if estimate := getattr(result, name):
+            console.echo(f"{field_name(name)}: {estimate}")
     for row in result.refusals:
         rates = f"reference {row.reference or 'none'}, trained {row.trained or 'none'}"
         console.echo(f"refusals on {row.prompt_class} prompts: {rates}")

@@ -3,64 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from rlaif.cli import console
-from rlaif.cli.options import RunPath, Seed, config_as_judged, open_run_with_config
+from rlaif.cli.options import RunPath, Seed, config_as_judged, open_run_with_config, print_next_step, setting_option
+from rlaif.config.choices import Launcher, Sharding, TrainMethod
 
 
 def train(
     run: RunPath,
-    method: Annotated[
-        Literal["dpo", "kto", "sft", "reward", "rloo", "ppo"] | None,
-        typer.Option(help="How to train.", show_default=False),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", show_default=False, help="Default: the run's policy.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Default: RUN/model.")
-    ] = None,
-    lora: Annotated[
-        bool | None, typer.Option("--lora/--full", help="An adapter, or all weights.", show_default=False)
-    ] = None,
-    loss: Annotated[list[str] | None, typer.Option(help="A loss of TRL by name.", show_default=False)] = None,
-    beta: Annotated[float | None, typer.Option(help="Strength of the KL term.", show_default=False)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="By method if not given.", show_default=False)] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the pairs.", show_default=False)] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after this many.", show_default=False)] = None,
-    reward_model: Annotated[
-        str | None, typer.Option(metavar="DIR", help="What rloo trains against.", show_default=False)
-    ] = None,
-    qlora: Annotated[bool | None, typer.Option("--qlora", help="The base in 4 bits.", show_default=False)] = None,
-    launcher: Annotated[
-        Literal["none", "accelerate"] | None, typer.Option(help="Several processes.", show_default=False)
-    ] = None,
-    num_processes: Annotated[
-        int | None, typer.Option(help="On each machine; default: one a GPU.", show_default=False)
-    ] = None,
-    num_machines: Annotated[
-        int | None,
-        typer.Option(help="Given on each of them. Default: by Slurm, torchrun, Kubernetes.", show_default=False),
-    ] = None,
-    machine_rank: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", show_default=False)] = None,
+    method: Annotated[TrainMethod | None, setting_option("train.method")] = None,
+    model: Annotated[str | None, setting_option("train.model", "--model", "-m", metavar="M")] = None,
+    output: Annotated[Path | None, setting_option("train.output", "--output", "-o", metavar="DIR")] = None,
+    lora: Annotated[bool | None, setting_option("train.lora", "--lora/--full")] = None,
+    loss: Annotated[list[str] | None, setting_option("train.loss", metavar="NAME")] = None,
+    beta: Annotated[float | None, setting_option("train.beta")] = None,
+    learning_rate: Annotated[float | None, setting_option("train.learning_rate")] = None,
+    epochs: Annotated[float | None, setting_option("train.epochs")] = None,
+    max_steps: Annotated[int | None, setting_option("train.max_steps")] = None,
+    reward_model: Annotated[str | None, setting_option("train.reward_model", metavar="DIR")] = None,
+    qlora: Annotated[bool | None, setting_option("train.qlora", "--qlora")] = None,
+    launcher: Annotated[Launcher | None, setting_option("train.launcher")] = None,
+    num_processes: Annotated[int | None, setting_option("train.num_processes")] = None,
+    num_machines: Annotated[int | None, setting_option("train.num_machines")] = None,
+    machine_rank: Annotated[int | None, setting_option("train.machine_rank")] = None,
     main_process_address: Annotated[
-        str | None, typer.Option(metavar="HOST[:PORT]", help="Where the first of them is.", show_default=False)
+        str | None, setting_option("train.main_process_address", metavar="HOST[:PORT]")
     ] = None,
-    sharding: Annotated[
-        Literal["fsdp", "deepspeed", "ddp"] | None, typer.Option(help="How weights are spread.", show_default=False)
-    ] = None,
-    overwrite: Annotated[
-        bool | None, typer.Option("--overwrite", help="Train anew where settings or rows changed.", show_default=False)
-    ] = None,
+    sharding: Annotated[Sharding | None, setting_option("train.sharding")] = None,
+    overwrite: Annotated[bool | None, setting_option("train.overwrite", "--overwrite")] = None,
     seed: Seed = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the preflight, the first pair and the steps; train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the preflight, the first pair and the number of steps; train nothing"),
     ] = False,
 ) -> None:
-    """Train on the dataset with TRL; ppo writes what verl trains with."""
+    """Train a model on the dataset with TRL, or write the input of verl (ppo)"""
     target, settings = open_run_with_config(
         run,
         {
@@ -93,21 +73,16 @@ def train(
         prepared, description = api.plan_train(target, settings)
         for finding in prepared.findings:
             console.echo(f"{finding.level}  {finding}")
-        console.echo(f"the first pair as the model reads it:\n{prepared.example}")
+        console.echo(f"first pair as rendered for the model:\n{prepared.example}")
         console.echo(f"{description}. Nothing was trained.")
         return
     if settings.train.method == "ppo":
         folder = api.export_for_verl(target, settings)
-        console.echo(f"handed over to verl, which trains where its GPUs are: {folder / 'launch.sh'}")
+        console.echo(f"wrote the input of verl; start the training on its GPUs with {folder / 'launch.sh'}")
         return
     result = api.train(target, settings, console.Console())
     unit = methods.get_method(settings.train.method).row_unit
     console.echo(f"trained on {result.pairs:,} {unit} in {result.steps:,} steps ({result.seconds:,.0f} s)")
     for name, path in result.paths().items():
         console.echo(f"{name}: {path}")
-    if settings.train.method == "reward":  # which does not answer
-        into = f"--reward-model {result.merged or 'DIR'} --output {run / 'rloo'}"
-        next_command = f"rlaif train {run} --method rloo {into}"
-    else:
-        next_command = f"rlaif evaluate {run}"
-    console.echo(f"Next: {next_command}")
+    print_next_step(run)
