@@ -204,7 +204,7 @@ def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) 
     queue_file.write_text("\n".join(filled) + "\n", encoding="utf-8")
     process = rlaif("review", run, "--import", queue_file, "--annotator", "ada")
     assert "4 labels added" in process.stderr
-    assert "0.000" in process.stderr
+    assert "agree with the judges on 0.000" in process.stderr
     assert "40 pairs to train" in process.stdout.replace(" and 0 to test on", "") or "await review" in process.stdout
     import polars as pl
 

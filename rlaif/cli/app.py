@@ -31,7 +31,7 @@ app = typer.Typer(
     "`rlaif init RUN` creates a run. `rlaif run RUN` executes all stages; generate, judge, review and train "
     "execute one each. Rerun any command to resume it.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -1,11 +1,12 @@
-"""What people see: progress and notes on stderr, data on stdout, errors with one way to mend them.
+"""Terminal output: progress and log lines on stderr, data on stdout, errors with a hint.
 
-Plain lines where stderr is no terminal, so that a log of the night reads well in the morning.
+If stderr is not a terminal, progress is written as plain lines with a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlaif.errors import RlaifError
@@ -21,50 +23,68 @@ if TYPE_CHECKING:
     from rlaif.llm.usage import UsageMeter
 
 LOG_INTERVAL_S = 30.0
+"""Seconds between two progress lines if stderr is not a terminal."""
+REFRESH_INTERVAL_S = 0.5
+"""Seconds between two updates of the progress line on a terminal."""
 INTERRUPTED_EXIT_CODE = 130
 verbose = False
+"""Show the traceback of an error: the flag `--verbose`."""
+run_dir: Path | None = None
+"""Run directory of this command. :func:`run_and_exit` writes the traceback of an unexpected exception to its log/."""
+
+
+def remember_run(path: Path | None) -> Path | None:
+    """Set :data:`run_dir`. Callback of the argument RUN."""
+    global run_dir
+    run_dir = path
+    return path
 
 
 def log(line: str) -> None:
-    """A note for the person who waits."""
+    """Write a line to stderr."""
     stamp = "" if sys.stderr.isatty() else time.strftime("%H:%M:%S ")
     sys.stderr.write(f"{stamp}{line}\n")
     sys.stderr.flush()
 
 
 def echo(line: str = "") -> None:
-    """Data, on stdout."""
+    """Write a line of data to stdout."""
     sys.stdout.write(f"{line}\n")
 
 
 def echo_json(value: Any) -> None:
+    """Write ``value`` to stdout as indented JSON."""
     import orjson
 
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
 
 
 class Console:
-    """A :class:`rlaif.api.Watch` that writes to stderr."""
+    """A :class:`~rlaif.llm.reporter.Reporter` that writes to stderr."""
 
     def log(self, line: str) -> None:
         log(line)
 
     @contextlib.contextmanager
     def progress(self, usage: UsageMeter) -> Iterator[None]:
-        """Show ``usage`` while open: one line that is rewritten on a terminal, a line now and then elsewhere."""
+        """Show ``usage`` while open: one line that is updated on a terminal, a new line from time to time elsewhere."""
         from rlaif.llm.reporter import progress_line
 
         done = threading.Event()
-        terminal = sys.stderr.isatty()
+        is_terminal = sys.stderr.isatty()
+
+        def has_news() -> bool:
+            return bool(usage.requests or usage.failed or usage.waiting_for or usage.server_status)
 
         def refresh() -> None:
-            while not done.wait(0.5 if terminal else LOG_INTERVAL_S):
-                if usage.requests or usage.failed or usage.waiting_for or usage.server_status:
-                    text = progress_line(usage)
-                    sys.stderr.write(f"\r\x1b[K{text[: _terminal_width() - 1]}" if terminal else "")
+            while not done.wait(REFRESH_INTERVAL_S if is_terminal else LOG_INTERVAL_S):
+                if not has_news():
+                    continue
+                if is_terminal:
+                    sys.stderr.write(f"\r\x1b[K{progress_line(usage)[: _terminal_width() - 1]}")
                     sys.stderr.flush()
-                    if not terminal:
-                        log(text)
+                else:
+                    log(progress_line(usage))
 
         thread = threading.Thread(target=refresh, daemon=True)
         thread.start()
@@ -73,9 +93,9 @@ class Console:
         finally:
             done.set()
             thread.join()
-            if terminal:
+            if is_terminal:
                 sys.stderr.write("\r\x1b[K")
-            if usage.requests or usage.failed or usage.waiting_for or usage.server_status:
+            if has_news():
                 log(progress_line(usage))
 
 
@@ -87,8 +107,12 @@ def _terminal_width() -> int:
 
 
 def run_and_exit(main: Callable[[], Any]) -> NoReturn:
-    """Call ``main`` and exit: 0 done, 1 failed, 2 usage, 3 failures, 4 something missing, 130 interrupted."""
-    # As Ctrl-C: what is in flight is kept, servers are ended. A job scheduler says it this way.
+    """Call ``main`` and exit with 0 (success) or the code of its error.
+
+    1: failure; 2: invalid use; 3: failed requests; 4: missing dependency; 130: interrupted. The traceback of an
+    unexpected exception goes to a file in RUN/log/, and one line on stderr names it.
+    """
+    # Job schedulers send SIGTERM. Like Ctrl-C, it keeps the requests in flight and stops the servers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
@@ -98,11 +122,40 @@ def run_and_exit(main: Callable[[], Any]) -> NoReturn:
         sys.stderr.write(f"rlaif: {error}\n")
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED_EXIT_CODE:  # the command line's library has already caught the KeyboardInterrupt
-            sys.stderr.write("\nrlaif: interrupted; what came in is kept. The same command goes on from here.\n")
+        if leaving.code == INTERRUPTED_EXIT_CODE:  # typer has already caught the KeyboardInterrupt
+            sys.stderr.write("\nrlaif: interrupted; all answers so far are kept. Rerun the same command to resume.\n")
         raise
     except BrokenPipeError:
-        # Whoever read our stdout (head, less) has left.
+        # The reader of stdout (head, less) has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        _report_unexpected(error)
+        sys.exit(1)
     sys.exit(0)
+
+
+def _report_unexpected(error: Exception) -> None:
+    """Describe a bug in one line. The traceback goes to RUN/log/error-DATE.log, or to stderr without a run."""
+    path = _write_error_log()
+    if path is None or verbose:
+        traceback.print_exc()
+    first_line = (str(error).splitlines() or [""])[0]
+    sys.stderr.write(f"rlaif: unexpected {type(error).__name__}: {first_line}\n")
+    if path is not None:
+        sys.stderr.write(f"  hint: this is a bug in rlaif; report it with the traceback in {path}\n")
+
+
+def _write_error_log() -> Path | None:
+    """Write the current exception's traceback and return the file's path; None if that is not possible."""
+    if run_dir is None or not run_dir.is_dir():
+        return None
+    now = datetime.datetime.now()
+    path = run_dir / "log" / f"error-{now:%Y-%m-%dT%H%M%S}.log"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{now:%Y-%m-%d %H:%M:%S}, process {os.getpid()}\n{traceback.format_exc()}\n")
+    except OSError:
+        return None
+    return path

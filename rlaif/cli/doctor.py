@@ -14,7 +14,10 @@ def doctor(
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RUN", show_default=False, help="Run directory, to suggest vLLM settings for its models"
+            metavar="RUN",
+            show_default=False,
+            help="Run directory, to suggest vLLM settings for its models",
+            callback=console.remember_run,
         ),
     ] = None,
     model: Annotated[

@@ -1,4 +1,4 @@
-"""An example or several for each command: shown at the end of its help and in docs/reference/commands.md."""
+"""At least two examples per command: shown at the end of its help and in docs/reference/commands.md."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ EXAMPLES: dict[str, list[str]] = {
         "rlaif review my-run --import queue.csv --annotator ada",
     ],
     "train": ["rlaif train my-run --dry-run", "rlaif train my-run --method kto --full --launcher accelerate"],
-    "evaluate": ["rlaif evaluate my-run --judge helpful --model another-family/model"],
-    "report": ["rlaif report my-run"],
+    "evaluate": [
+        "rlaif evaluate my-run --judge helpful --model another-family/model",
+        "rlaif evaluate my-run --prompts fresh.jsonl --dry-run",
+    ],
+    "report": ["rlaif report my-run", "rlaif report my-run --json"],
     "export": [
         "rlaif export my-run --format llama-factory --output exported",
         "rlaif export my-run --to hf:me/preferences",
@@ -33,16 +36,19 @@ EXAMPLES: dict[str, list[str]] = {
     "status": ["rlaif status", "rlaif status my-run --json"],
     "serve": ["rlaif serve my-run", "rlaif serve --model Qwen/Qwen3-8B --replicas 2 --detach"],
     "doctor": ["rlaif doctor", "rlaif doctor my-run"],
-    "judges list": ["rlaif judges list"],
-    "judges show": ["rlaif judges show helpful"],
-    "judges new": ["rlaif judges new concise --kind rate"],
-    "judges check": ["rlaif judges check concise --lock"],
-    "judges exam": ["rlaif judges exam helpful --model Qwen/Qwen3-32B"],
-    "prompts list": ["rlaif prompts list"],
-    "prompts show": ["rlaif prompts show everyday"],
-    "prompts new": ["rlaif prompts new mine"],
-    "prompts check": ["rlaif prompts check prompts.jsonl"],
-    "config schema": ["rlaif config schema > rlaif.schema.json"],
+    "judges list": ["rlaif judges list", "rlaif judges list --json"],
+    "judges show": ["rlaif judges show helpful", "rlaif judges show quality"],
+    "judges new": ["rlaif judges new concise", "rlaif judges new concise --kind rate"],
+    "judges check": ["rlaif judges check helpful", "rlaif judges check concise --lock"],
+    "judges exam": [
+        "rlaif judges exam helpful --model Qwen/Qwen3-32B",
+        "rlaif judges exam concise --gold gold.jsonl --model gpt-4.1-mini --base-url https://api.openai.com/v1",
+    ],
+    "prompts list": ["rlaif prompts list", "rlaif prompts list --json"],
+    "prompts show": ["rlaif prompts show everyday", "rlaif prompts show refusals > prompts.jsonl"],
+    "prompts new": ["rlaif prompts new mine", "rlaif prompts new math"],
+    "prompts check": ["rlaif prompts check prompts.jsonl", "rlaif prompts check everyday prompts.jsonl --json"],
+    "config schema": ["rlaif config schema", "rlaif config schema > rlaif.schema.json"],
 }
 
 

@@ -97,5 +97,5 @@ def generate(
         console.log(f"dropped {count:,} prompts: {reason.replace('_', ' ')}")
     if result.heldout:
         console.log(f"held out {result.heldout:,} prompts for evaluation")
-    log_early_stop(result.stop_reason)
+    log_early_stop(result.stop_reason, settings)
     console.echo(f"{result.completions:,} answers to {result.prompts:,} prompts in {run}. Next: rlaif judge {run}")

@@ -71,5 +71,5 @@ def judge(
         return
     with backends_for(target, settings) as backends:
         result = api.judge(target, settings, console.Console(), backends, restart=restart)
-    log_early_stop(result.stop_reason)
+    log_early_stop(result.stop_reason, settings)
     print_pair_summary(result.build, run)

@@ -29,7 +29,9 @@ def setting_option(name: str, *flags: str, metavar: str | None = None) -> Any:
     return option
 
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory", show_default=False)]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run directory", show_default=False, callback=console.remember_run)
+]
 Models = Annotated[list[str] | None, setting_option("sampler.model", "--model", "-m", metavar="M")]
 BaseUrls = Annotated[list[str] | None, setting_option("sampler.base_url", metavar="URL")]
 JudgeModel = Annotated[str | None, setting_option("judge.model", "--model", "-m", metavar="M")]
@@ -116,9 +118,13 @@ def backends_for(run: Run, settings: Config) -> Any:
     return ModelBackends(run.log, settings.client, console.log, settings.cluster)
 
 
-def log_early_stop(reason: str | None) -> None:
+def log_early_stop(reason: str | None, settings: Config) -> None:
+    """Log why the command stopped early. ``reason``: a :class:`~rlaif.llm.stop_reason.StopReason`, or its value."""
+    from rlaif.llm.stop_reason import StopReason, describe_stop
+
     if reason:
-        console.log(f"stopped early: {reason}. Rerun the same command to resume.")
+        text = describe_stop(StopReason(reason), settings.client.budget_usd)
+        console.log(f"stopped early: {text}. Rerun the same command to resume.")
 
 
 def print_dry_run(plan: Any) -> None:

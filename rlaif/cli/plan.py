@@ -61,7 +61,7 @@ def plan(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text")] = False,
 ) -> None:
-    """Estimate tokens, GPU hours, cost, annotator time and disk for a number of prompts."""
+    """Estimate tokens, GPU hours, cost, annotator time and disk for a number of prompts"""
     from rlaif.config import loader
     from rlaif.planning import capacity, workload
     from rlaif.run.run import open_run

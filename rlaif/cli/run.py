@@ -36,7 +36,7 @@ def run(
     budget_usd: Budget = None,
     dry_run: DryRun = False,
 ) -> None:
-    """The whole night: generate, judge, report, and train and evaluate when asked."""
+    """Run all stages: generate, judge, report, and train and evaluate if requested"""
     target, settings = open_run_with_config(
         run,
         {
@@ -54,12 +54,12 @@ def run(
     if dry_run:
         print_dry_run(api.plan_run(target, settings))
         if settings.run.evaluate:
-            console.log("What the evaluation asks is not in it.")
+            console.log("This dry run omits the evaluation: `rlaif evaluate RUN --dry-run` shows it.")
         return
     result = api.run_pipeline(target, settings, console.Console())
     for warning in result.warnings:
         console.log(f"warning: {warning}")
-    log_early_stop(result.stop_reason)
+    log_early_stop(result.stop_reason, settings)
     if result.build:
         print_pair_summary(result.build, run)
     if result.report:

@@ -16,27 +16,42 @@ from rlaif.errors import UsageError
 
 def serve(
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", show_default=False, help="Serve this run's models.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN", show_default=False, help="Run whose models are served", callback=console.remember_run
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", metavar="M", show_default=False, help="Or this one; or several."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="M",
+            show_default=False,
+            help="Model to serve instead of a run's; repeat for several",
+        ),
     ] = None,
-    backend: Annotated[Literal["ray"], typer.Option(help="What runs the servers.")] = "ray",
+    backend: Annotated[Literal["ray"], typer.Option(help="Cluster software")] = "ray",
     replicas: Annotated[int | None, setting_option("cluster.replicas")] = None,
     max_replicas: Annotated[int | None, setting_option("cluster.max_replicas")] = None,
-    port: Annotated[int | None, typer.Option(help="Where Ray Serve does not run yet.", show_default=False)] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Leave them up on a cluster that is there.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Take down what --detach left up.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="The URLs as JSON.")] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Port of Ray Serve, if it is not running yet [default: 8000]", show_default=False)
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave the models running on an existing cluster")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the models that --detach left running")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the URLs as JSON")] = False,
 ) -> None:
-    """Keep models up on a Ray cluster until Ctrl-C.
+    """Serve models on a Ray cluster until Ctrl-C
 
-    The cluster is that of RAY_ADDRESS, or one is started on this machine. A run with backend = "ray" under [cluster]
-    finds them; others are given the URL.
+    RAY_ADDRESS names the cluster. Without it, rlaif starts one on this machine. Runs with backend = "ray" under
+    [cluster] find the models; other runs need the URL.
     """
     if bool(run) == bool(model):
-        raise UsageError("name what to serve: a run, or --model M", hint="rlaif serve RUN, or rlaif serve --model NAME")
+        given = f"both {run} and --model" if run else "neither"
+        raise UsageError(
+            f"`rlaif serve` expects either a run or --model, got {given}",
+            hint="Give one of them: `rlaif serve RUN` or `rlaif serve --model NAME`.",
+        )
     from rlaif.config import loader
     from rlaif.orchestrator import serve_models
     from rlaif.run.run import open_run
@@ -50,7 +65,7 @@ def serve(
     reporter = console.Console()
     if stop:
         ended = serve_models.stop_models(config, models, reporter)
-        console.echo(f"taken down: {', '.join(ended) or 'nothing, none of them was up'}")
+        console.echo(f"stopped: {', '.join(ended) or 'nothing, none of the models was running'}")
         return
     try:
         with serve_models.serve_models(target, config, models, reporter, port=port, detached=detach) as urls:
@@ -60,13 +75,11 @@ def serve(
             else:
                 for name, url in urls.items():
                     console.echo(f"{names[name]}: base_url = {dumps(url)}")
-            console.log(
-                'in use by every run whose rlaif.toml has backend = "ray" under [cluster] and the same settings'
-            )
+            console.log('runs with backend = "ray" under [cluster] and the same settings use these models')
             if detach:
                 return
             sys.stdout.flush()
-            console.log("Ctrl-C takes them down")
+            console.log("Press Ctrl-C to stop the models")
             serve_models.watch_replicas(models, reporter)
     except KeyboardInterrupt:
-        console.log("taken down")
+        console.log("models stopped")

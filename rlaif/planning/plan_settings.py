@@ -23,7 +23,7 @@ class PlanSetting:
         if self.kind is str:
             return text
         try:
-            value = self.kind(text)
+            value = int(text) if self.kind is int else float(text)
         except ValueError:
             raise ValueError("an integer" if self.kind is int else "a number") from None
         if (self.low is not None and not value >= self.low) or (self.high is not None and not value <= self.high):

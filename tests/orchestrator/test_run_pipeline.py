@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -515,8 +516,8 @@ def test_preflight_rejects_a_run_that_cannot_succeed_before_any_request(
         ({"judge__base_url": ["http://127.0.0.1:9/v1"]}, EndpointError, "unreachable"),
         ({"sampler__base_url": ["http://127.0.0.1:9/v1", "http://127.0.0.1:9/v2"]}, EndpointError, "unreachable"),
         ({"run__notify_command": "no-such-program-42"}, UsageError, "was not found"),
-        ({"judge__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
-        ({"sampler__vllm": {"max_model_len": 2048}}, UsageError, "for a server that rlaif does not start"),
+        ({"judge__vllm": {"max_model_len": 2048}}, UsageError, "vLLM settings"),
+        ({"sampler__vllm": {"max_model_len": 2048}}, UsageError, "vLLM settings"),
         ({"client__budget_usd": 1.0}, UsageError, "the price of 'm'"),
     ]:
         monkeypatch.setattr("rlaif.llm.executor.has_known_price", lambda *_: False)
@@ -525,7 +526,7 @@ def test_preflight_rejects_a_run_that_cannot_succeed_before_any_request(
     monkeypatch.setattr("rlaif.orchestrator.run_preflight.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="--train"):
         run_in_process(path, run__train=True)
-    failed_exam = {"result": {"status": "bad", "problems": ["it chooses by position"], "metrics": {}}}
+    failed_exam = SimpleNamespace(result=SimpleNamespace(status="bad", problems=["it chooses by position"], metrics={}))
     monkeypatch.setattr("rlaif.labeling.judge_exam.latest_exam", lambda *_: failed_exam)
     with pytest.raises(UsageError, match="failed its exam: it chooses by position"):
         run_in_process(path, run__pilot_prompts=0)
@@ -715,7 +716,7 @@ def test_training_on_more_rows_starts_over(serve: Serve, tmp_path: Path, monkeyp
         (20, False, True, None),
         (30, True, False, "finished.*: training starts over"),
         (30, True, True, None),
-        (40, True, False, "stopped.*: training starts over"),
+        (40, True, False, "interrupted.*: training starts over"),
         (40, False, True, None),
         (40, False, True, None),
     ]
@@ -867,8 +868,8 @@ def test_an_evaluation_needs_a_finished_training(serve: Serve, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"run__train": False}, "no trained model is there"),
-        ({"train__method": "reward"}, "a reward model does not answer"),
+        ({"run__train": False}, "there is no trained model"),
+        ({"train__method": "reward"}, "train.method: a reward model"),
         ({"prompts__heldout_fraction": 0.0}, "no prompt was held out"),
         ({"evaluate__judges": ["quality"]}, "none of the judges compares"),
         ({"evaluate__judges": ["helpfull"]}, "Did you mean 'helpful'"),
