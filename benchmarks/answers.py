@@ -1,10 +1,10 @@
-"""Several answers to a prompt are worth more than review: what n and the choice of the pair do to label accuracy.
+"""Effect of the number of answers per prompt (n) and of the choice of the pair on label accuracy.
 
-Programmatic gold and a simulated noisy judge, through the product's own choice of pairs and settling. An answer meets 0
-to 6 checks (its gold); prompts differ in how hard they are. The judge's rating is the gold with noise of its own; its
-comparison is the difference in gold with noise, some of it of each order alone. Half of the noise's variance belongs to
-the answer: however the judge is asked, it is wrong about it in the same way. The dataset has the same size whatever n:
-more answers cost judging, not labels. A pair whose answers are equal by gold counts half. Intervals of 95 % resample
+Gold is programmatic and the judge is simulated; rlaif itself chooses the pairs and aggregates the votes. An answer
+passes 0 to 6 checks (its gold), and prompts differ in difficulty. The judge's rating is the gold plus noise. Its
+comparison is the difference in gold plus noise, part of which differs between the two orders. Half of the variance of
+the noise belongs to the answer, so ratings and comparisons share it. The dataset has the same size for every n: more
+answers cost more judging, not more labels. A pair of answers with equal gold counts half. 95 % intervals, resampling
 prompts.
 
     python -m benchmarks.answers
@@ -20,12 +20,12 @@ from rlaif.records import hash_to_unit_interval
 from rlaif.stats import bootstrap_ratio
 
 SIZE = 2000
-"""Pairs in every dataset."""
+"""Pairs per dataset."""
 PROMPTS = 6000
 CHECKS = 6
 NOISE = 1.3
 SHARED = 0.5
-"""Share of the noise's variance that a rating and a comparison have in common."""
+"""Share of the variance of the noise that ratings and comparisons have in common."""
 PANEL = [
     candidates.PanelMember("quality", "q", "m", 1.0, num_aspects=1),
     candidates.PanelMember("helpful", "h", "m", 1.0),
@@ -33,7 +33,10 @@ PANEL = [
 
 
 def make_answers(n: int, rng: np.random.Generator) -> pl.DataFrame:
-    """PROMPTS prompts with n answers each: prompt_id, key, gold, rating (the rater's view of it, 1 to 5)."""
+    """Return PROMPTS prompts with n answers each.
+
+    Columns: prompt_id, key, gold, perceived (gold plus the shared noise), rating (1 to 5).
+    """
     ease = rng.beta(2, 2, PROMPTS)
     gold = rng.binomial(CHECKS, ease[:, None], (PROMPTS, n)).astype(float)
     perceived = gold + rng.normal(0, NOISE * SHARED**0.5, gold.shape)
@@ -52,7 +55,7 @@ def make_answers(n: int, rng: np.random.Generator) -> pl.DataFrame:
 
 
 def simulate_comparisons(pairs: pl.DataFrame, perceived: dict[str, float], rng: np.random.Generator) -> pl.DataFrame:
-    """What the judge says of each pair, in both orders."""
+    """Return the judge's votes on each pair, in both orders."""
     difference = np.array([perceived[a] - perceived[b] for a, b in pairs.select("a", "b").iter_rows()])
     judged_difference = difference + rng.normal(0, NOISE * (1 - SHARED) ** 0.5, len(difference))
     orders = [
@@ -70,7 +73,7 @@ def simulate_comparisons(pairs: pl.DataFrame, perceived: dict[str, float], rng: 
 def build_dataset(
     answers: pl.DataFrame, strategy_name: str, rng: np.random.Generator, max_candidates: int = 2
 ) -> tuple[pl.DataFrame, int]:
-    """The first SIZE kept pairs, and how many judge calls they took for each of them."""
+    """Return the first SIZE kept pairs, and the number of judge calls per pair."""
     gold = dict(answers.select("key", "gold").iter_rows())
     rated = answers.select("key", score="rating", variance=pl.lit((4 * NOISE / CHECKS) ** 2))
     keys = answers.select("prompt_id", "key")
@@ -109,24 +112,23 @@ def build_dataset(
 
 
 def main() -> None:
-    print(f"\n## Several answers: {SIZE} pairs each, a judge that is simulated, gold from checks\n")
+    print(f"\n## Several answers: {SIZE} pairs each, simulated judge, gold from checks\n")
     print(
-        "| n | choice of the pair | label accuracy | equal by gold | difference in gold | calls a pair |\n"
+        "| n | choice of the pair | label accuracy | equal by gold | difference in gold | calls per pair |\n"
         + "|---" * 6
         + "|"
     )
     for n in (2, 4, 8):
         for strategy_name in ("random pair", "rate-then-compare", "rate-only", "round-robin"):
             if n == 2 and strategy_name == "round-robin":
-                continue  # the same as a random pair
+                continue  # the same as "random pair"
             rng = np.random.default_rng(n)
             kept, calls = build_dataset(make_answers(n, rng), strategy_name, rng)
             gold_gain = np.where(kept["preferred"] == "a", 1.0, -1.0) * (kept["gold_a"] - kept["gold_b"]).to_numpy()
             correct = np.where(gold_gain == 0, 0.5, gold_gain > 0)
             accuracy = bootstrap_ratio(correct, np.ones(len(correct)), kept["prompt_id"].to_numpy())
-            print(
-                f"| {n} | {strategy_name} | {accuracy} | {(gold_gain == 0).mean():.3f} | {gold_gain.mean():.2f} | {calls} |"
-            )
+            figures = f"{accuracy} | {(gold_gain == 0).mean():.3f} | {gold_gain.mean():.2f} | {calls}"
+            print(f"| {n} | {strategy_name} | {figures} |")
 
 
 if __name__ == "__main__":

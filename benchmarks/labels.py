@@ -1,21 +1,22 @@
-"""How right are the labels, and what do people's ten per cent buy? Stored verdicts through the real pipeline.
+"""Label accuracy, and the effect of reviewing ten percent of the pairs. Stored verdicts run through the real pipeline.
 
-    python -m benchmarks.labels                      both files of ../shared/data, refusals and several answers too
-    python -m benchmarks.labels --data FILE          any file of the same format; with --panel NAME=SEAT,SEAT,...
+    python -m benchmarks.labels                both files of ../shared/data, and the benchmarks of refusals and answers
+    python -m benchmarks.labels --data FILE    any file of the same format; with --panel NAME=JUDGE,JUDGE,...
 
-A small OpenAI-compatible server answers each judge request from the file (an unreadable verdict as an unreadable
-reply); a simulated reviewer answers the queue that `rlaif review --export` writes, from the file's human labels. Rules:
+A small OpenAI-compatible server answers each judge request with the file's verdict, or with an unparsable reply if the
+verdict is missing. A simulated annotator labels the queue that `rlaif review --export` writes with the file's human
+labels. Review rules:
 
-    judges     nobody reviews; a pair of which the judges cannot tell counts half
-    random     people review 10 % drawn at random
-    unsure     people review the 10 % that the judges are least sure of
-    rlaif      people review the 10 % that rlaif's draw sends them; the labels put the others right
-    rlaif-10   the same, after the nearest ties (a tenth of the pairs at most) are left out; a tenth of all is reviewed
+    judges     no review; a pair that the judges cannot decide counts half
+    random     review 10 % drawn at random
+    unsure     review the 10 % with the lowest confidence
+    rlaif      review the 10 % that rlaif queues; the labels calibrate the panel on the others
+    rlaif-10   the same, after dropping near ties (at most a tenth of the pairs); a tenth of all pairs is reviewed
 
-Each rule is the mean over --seeds draws; intervals of 95 % resample prompts. Lines of the file: {"prompt" (or
-"instruction", "input"), "responses": [2], "label": 1 | 2 (or "human": [1 | 2 | "tie", ...]), "verdicts": {SEAT: {"ab",
-"ba"} or one value}}, each verdict 1, 2, "tie", null or the probability that the first response is better. A judge
-that was asked in one order only is taken to say the same in the other.
+Each rule is the mean over --seeds draws. 95 % intervals, resampling prompts. Lines of the file: {"prompt" (or
+"instruction", "input"), "responses": [2 texts], "label": 1 | 2 (or "human": [1 | 2 | "tie", ...]), "verdicts": {JUDGE:
+{"ab", "ba"} or one value}}. A verdict is 1, 2, "tie", null or the probability that the first response is better. A
+judge that was asked in one order only gets the same verdict in the other.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from tests.fake_server import ScriptedServer, with_probabilities
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "preferences"
 STYLES = ("vanilla", "metrics", "reference", "metrics_reference")
-# A strong, a middling and a bad judge, one strong judge in four styles, and three models.
+# Panels: a strong, a mediocre and a bad judge, one strong judge in several styles, and three models.
 DATASETS: list[tuple[str, str, tuple[str, ...], dict[str, list[str]]]] = [
     (
         "LLMBar",
@@ -85,7 +86,7 @@ DATASETS: list[tuple[str, str, tuple[str, ...], dict[str, list[str]]]] = [
 
 
 def replay(pairs: list[Pair]) -> Callable[[dict[str, Any]], dict[str, Any] | list[str]]:
-    """Answers a judge request as the seat that the model's name names did."""
+    """Return a server function that answers as the judge named by the request's model did."""
     by_prompt = {pair.prompt: pair for pair in pairs}
 
     def answer(body: dict[str, Any]) -> dict[str, Any] | list[str]:
@@ -102,6 +103,8 @@ def replay(pairs: list[Pair]) -> Callable[[dict[str, Any]], dict[str, Any] | lis
 
 
 class SilentReporter:
+    """Reporter that discards everything."""
+
     def log(self, line: str) -> None:
         pass
 
@@ -120,7 +123,7 @@ class PanelTrial:
             "judge.panel": [f"helpful@{judge}" for judge in judges],
             "judge.base_url": [url],
             "client.max_failures": 10**6,
-            "pairs.min_confidence": 1.0,  # how many near-ties are left out is then max_tie_drop_fraction alone
+            "pairs.min_confidence": 1.0,  # then max_tie_drop_fraction alone decides how many near ties are dropped
             "pairs.test_fraction": 0.0,
         }
         self.judged_run = Run(folder / "judged")
@@ -142,17 +145,20 @@ class PanelTrial:
         )
         decided = rounds.judge_all()
         self.votes = pl.concat(
-            [rounds.judge_votes(partition, decided.read(partition))[0] for partition in range(rounds.partition_count)]
+            [
+                rounds.judge_votes(partition, decided.read(partition))[0]
+                for partition in range(rounds.records.partition_count)
+            ]
         )
         self.table = self._table(self.judged_run)
-        self.table = self.table.filter(pl.col("prob_a").is_not_null() & (pl.col("right") != "tie"))
+        self.table = self.table.filter(pl.col("prob_a").is_not_null() & (pl.col("correct_side") != "tie"))
 
     def config(self, seed: int, human_fraction: float, tie_fraction: float) -> Any:
         flags = self.flags | {"pairs.human_fraction": human_fraction, "pairs.max_tie_drop_fraction": tie_fraction}
         return load(self.judged_run.path, flags, {}).model_copy(update={"seed": seed})
 
     def _table(self, run: Run) -> pl.DataFrame:
-        """tables/pairs.parquet with ``right`` (a | b | tie), the people's answer, and ``group``, the prompt."""
+        """Return tables/pairs.parquet with ``correct_side`` (a, b or tie: human label) and ``group`` (prompt)."""
         table = run.pairs()
         prompts = [json.loads(prompt)[0]["content"] for prompt in table["prompt"]]
         correct_sides = []
@@ -162,13 +168,16 @@ class PanelTrial:
                 "tie" if pair.best is None else "a" if pair.responses[pair.best - 1] == response else "b"
             )
         groups = [self.by_prompt[prompt].group for prompt in prompts]
-        return table.with_columns(right=pl.Series(correct_sides), group=pl.Series(groups)).sort("pair_id")
+        return table.with_columns(correct_side=pl.Series(correct_sides), group=pl.Series(groups)).sort("pair_id")
 
     def apply_rule(
         self, seed: int, human_fraction: float, tie_fraction: float
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        """For each row of ``table``: whether its label is right in the dataset (half where the judges cannot tell and
-        nobody was asked), and whether it is kept. And the manifest's labels."""
+        """Build the dataset with a simulated review.
+
+        Returns the correctness of the label of each row of ``table`` (0.5 if the judges cannot decide and the pair is
+        not reviewed), 1 for each row that is kept, and the label quality.
+        """
         path = self.folder / f"rule-{seed}-{tie_fraction}"
         shutil.copytree(self.judged_run.path, path)
         run, config = Run(path), self.config(seed, human_fraction, tie_fraction)
@@ -190,11 +199,15 @@ class PanelTrial:
         routed = self._table(run).select("pair_id", "response_a", "route", "drop_reason").join(
             chosen, on="pair_id", how="left"
         )  # fmt: skip
-        joined = self.table.select("pair_id", "right").join(routed, on="pair_id", how="left", maintain_order="left")
+        joined = self.table.select("pair_id", "correct_side").join(
+            routed, on="pair_id", how="left", maintain_order="left"
+        )
         side = pl.when(pl.col("chosen") == pl.col("response_a")).then(pl.lit("a")).otherwise(pl.lit("b"))
         undecided = (pl.col("drop_reason") == "undecided").fill_null(value=False)
         is_correct = (
-            pl.when(pl.col("chosen").is_not_null()).then((side == pl.col("right")).cast(pl.Float64)).otherwise(0.5)
+            pl.when(pl.col("chosen").is_not_null())
+            .then((side == pl.col("correct_side")).cast(pl.Float64))
+            .otherwise(0.5)
         )
         kept = joined.select((pl.col("chosen").is_not_null() | undecided).cast(pl.Float64)).to_series().to_numpy()
         shutil.rmtree(path)
@@ -202,7 +215,7 @@ class PanelTrial:
 
 
 def least_confident_chances(p: np.ndarray, fraction: float) -> np.ndarray:
-    """Each row's chance to be among the ``share`` of least sure ones, those of one level alike."""
+    """Return each row's chance to be in the ``fraction`` with the lowest confidence. Equal confidence, equal chance."""
     confidence = np.round(np.abs(p - 0.5), 9)
     remaining, chance = fraction * len(p), np.zeros(len(p))
     for level in np.unique(confidence):
@@ -213,10 +226,11 @@ def least_confident_chances(p: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def measure_rules(trial: PanelTrial, seeds: int) -> dict[str, Any]:
+    """Return the accuracy under each review rule and the figures of calibration, by name."""
     table = trial.table
     p = table["prob_a"].to_numpy()
-    truth = (table["right"] == "a").to_numpy().astype(float)
-    # Pairs of one prompt are one draw; where all are of one, there is nothing but pairs to draw.
+    truth = (table["correct_side"] == "a").to_numpy().astype(float)
+    # Prompts are resampled, or pairs if all are of one prompt.
     groups = table["group" if table["group"].n_unique() > 1 else "pair_id"].to_numpy()
     n = len(p)
     judge_correct = np.where(p == 0.5, 0.5, (p > 0.5) == (truth > 0.5)).astype(float)
@@ -239,7 +253,8 @@ def measure_rules(trial: PanelTrial, seeds: int) -> dict[str, Any]:
     figures["rlaif-10"] = bootstrap_ratio(kept_correct, kept, groups)
     figures["kept"] = float(kept.mean())
     figures["covered"] = f"{np.mean(covered):.2f}" if covered else "-"
-    # As a share of 0.05 / error rate, what a calibrated judge's errors allow where nothing is learned from labels.
+    # Relative to 0.05 / error rate, the most that review removes of a calibrated judge's errors without learning from
+    # the labels.
     figures["removed"] = bootstrap_ratio(rlaif_correct - judge_correct, 0.05 * ones, groups)
     figures["unsure removed"] = bootstrap_ratio(
         (1 - judge_correct) * least_confident_chances(p, 0.1), 0.05 * ones, groups
@@ -255,8 +270,8 @@ def _decided_accuracy(judge_correct: np.ndarray, p: np.ndarray) -> float:
 
 
 def calibration_figures(trial: PanelTrial, p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Expected calibration error before and after calibration on all labels (each pair's own prompt left out), and what
-    a judge that is perfectly calibrated would show by chance."""
+    """Return the expected calibration error before and after calibration on all labels, and that of a perfectly
+    calibrated judge by chance. Each pair's calibration excludes the labels of its own prompt."""
     pairs = trial.table.with_columns(
         a=frames.key_as_uint128("completion_a"), b=frames.key_as_uint128("completion_b"),
         chars_a=pl.col("response_a").str.len_chars(), chars_b=pl.col("response_b").str.len_chars(),
@@ -278,8 +293,11 @@ def calibration_figures(trial: PanelTrial, p: np.ndarray, truth: np.ndarray) -> 
 
 
 def default_panels(pairs: list[Pair]) -> dict[str, list[str]]:
-    """For a file that nobody named panels for: its best, median and worst seat, its best model's styles, and the best
-    seat of each of up to three models."""
+    """Return panels for a file without given panels.
+
+    These are its best, median and worst judge, the styles of its best model, and the best judge of each of up to three
+    models.
+    """
     hits_by_judge: dict[str, list[float]] = {}
     for pair in pairs:
         for judge, verdicts in pair.verdicts.items():
@@ -295,7 +313,9 @@ def default_panels(pairs: list[Pair]) -> dict[str, list[str]]:
         key=lambda s: (-float(np.mean(hits_by_judge[s])), s),
     )
     ranks = {"best": 0, "median": len(ranked) // 2, "worst": -1}
-    singles = {ranked[rank]: name for name, rank in reversed(ranks.items())}  # of one seat its best name
+    singles = {
+        ranked[rank]: name for name, rank in reversed(ranks.items())
+    }  # a judge with several ranks keeps the best one
     chosen = {f"{name} ({judge})": [judge] for judge, name in reversed(singles.items())}
     model = ranked[0].split("/")[0]
     styles = sorted(judge for judge in ranked if judge.split("/")[0] == model)
@@ -313,12 +333,12 @@ def run_dataset(title: str, pairs: list[Pair], panels: dict[str, list[str]], see
     models = tuple(sorted({judge for judges in panels.values() for judge in judges}))
     existing = {judge for pair in pairs for judge in pair.verdicts}
     if missing := sorted(set(models) - existing):
-        raise UsageError(f"nobody of the name {missing[0]!r} judged", location=title,
+        raise UsageError(f"judge {missing[0]!r} has no verdicts", location=title,
                          hint=did_you_mean(missing[0], existing))  # fmt: skip
     if not any(pair.best and any(p is not None for verdicts in pair.verdicts.values() for p in verdicts.values())
                for pair in pairs):  # fmt: skip
-        raise InputError("there is no pair of which both a judge and people told the better answer", location=title)
-    print(f"\n## {title}: {len(pairs)} pairs, {sum(pair.best is None for pair in pairs)} of them ties for people\n")
+        raise InputError("no pair has both a verdict and a human preference", location=title)
+    print(f"\n## {title}: {len(pairs)} pairs, {sum(pair.best is None for pair in pairs)} of them ties by human label\n")
     rows, empty_panels = [], []
     with ScriptedServer(replay(pairs), models=models) as server:
         for name, judges in panels.items():
@@ -358,9 +378,9 @@ def main() -> None:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", help="a file of human-labelled pairs; may be repeated")
-    parser.add_argument("--subset", action="append", help="only lines whose subset starts with this")
-    parser.add_argument("--panel", action="append", default=[], metavar="NAME=SEAT,SEAT")
+    parser.add_argument("--data", type=Path, action="append", help="file of human-labeled pairs; can be repeated")
+    parser.add_argument("--subset", action="append", help="only lines whose subset starts with this; can be repeated")
+    parser.add_argument("--panel", action="append", default=[], metavar="NAME=JUDGE,JUDGE")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", choices=["pairs", "refusals", "answers"])
     options = parser.parse_args()
@@ -373,7 +393,7 @@ def _main() -> None:
         return
     if options.only in (None, "pairs"):
         if not DATA.exists():
-            print(f"{DATA} is absent: give --data FILE")
+            print(f"{DATA} does not exist; pass --data FILE")
         else:
             for title, file, subsets, panels in DATASETS:
                 run_dataset(title, load_pairs(DATA / file, subsets), panels, options.seeds)

@@ -1,4 +1,4 @@
-"""Human-labelled pairs with stored verdicts: what ``benchmarks.labels`` reads, which says what a line holds."""
+"""Human-labeled pairs with stored verdicts, the input of ``benchmarks.labels``, whose help describes the format."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from rlaif.records import replace_surrogates
 
 @dataclass(frozen=True)
 class Pair:
+    """Two responses to a prompt, with the human label and the verdicts of judges.
+
+    ``prompt`` is unique; pairs of the same original prompt have the same ``group``. ``verdicts``: probability that the
+    first response is better, by judge and order ("ab", "ba"), or None if it is missing.
+    """
+
     prompt: str
     group: str
     responses: tuple[str, str]
-    best: int | None  # 1, 2 or None where people see a tie
+    best: int | None  # 1, 2, or None for a tie
     verdicts: dict[str, dict[str, float | None]]
 
 
 def load_pairs(path: Path, subsets: tuple[str, ...] = ("",)) -> list[Pair]:
-    """The file's pairs, each as a prompt of its own; a pair that came before or of equal answers is left out. Raises
-    :class:`InputError` naming the line that is none."""
+    """Read the pairs of a file, each as a prompt of its own. Repeated pairs and equal responses are dropped.
+
+    ``subsets``: prefixes of the subsets to keep. Raises :class:`InputError` at an invalid line.
+    """
     pairs: list[Pair] = []
     visited: set[tuple[str, ...]] = set()
     prompts: Counter[str] = Counter()
@@ -38,7 +46,7 @@ def load_pairs(path: Path, subsets: tuple[str, ...] = ("",)) -> list[Pair]:
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError("it is no object")
+                raise ValueError("a line must be a JSON object")
             prompt, (first, second), best, verdicts = (
                 _prompt_text(row),
                 _responses(row),
@@ -46,9 +54,9 @@ def load_pairs(path: Path, subsets: tuple[str, ...] = ("",)) -> list[Pair]:
                 _verdicts(row),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            message = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"no pair of the format: {message}", location=f"{path}:{line_number}",
-                             hint="python -m benchmarks.labels --help says what a line holds.") from None  # fmt: skip
+            message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"invalid pair: {message}", location=f"{path}:{line_number}",
+                             hint="`python -m benchmarks.labels --help` describes the format.") from None  # fmt: skip
         if not str(row.get("subset", "")).startswith(subsets):
             continue
         if (prompt, *sorted((first, second))) in visited or first.split() == second.split():
@@ -72,7 +80,7 @@ def _prompt_text(row: dict[str, Any]) -> str:
 
 def _responses(row: dict[str, Any]) -> tuple[str, str]:
     responses = row["responses"]
-    # Spreadsheets make values of texts: an answer "True" stands in PandaLM's file as true.
+    # Spreadsheets convert texts to values: in PandaLM's file the answer "True" is the value true.
     if (
         not isinstance(responses, list)
         or len(responses) != 2
@@ -83,21 +91,21 @@ def _responses(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def as_rendered(text: str) -> str:
-    """As a judge request shows it."""
+    """Return the text as a judge request shows it."""
     return prompt_rendering.escape_control_tokens(replace_surrogates(text))
 
 
 def _human_preference(row: dict[str, Any]) -> int | None:
-    """The label, or what more than half of the people said."""
+    """Return the label, or the choice of more than half of the annotators."""
     labels = list(map(str, row["human"] if "human" in row else [row["label"]]))
     if not labels or not set(labels) <= {"1", "2", "tie"}:
-        raise ValueError(f'people say 1, 2 or "tie", and not {labels}')
+        raise ValueError(f'a human label must be 1, 2 or "tie", got {labels}')
     value, times = Counter(labels).most_common(1)[0]
     return int(value) if value != "tie" and 2 * times > len(labels) else None
 
 
 def _verdicts(row: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The probability that the first response is better, by seat and order; None where it could not be read."""
+    """Return the probability that the first response is better, by judge and order; None for a missing verdict."""
     return {
         str(judge): {order: _prob_first(verdict) for order, verdict in value.items() if order in ("ab", "ba")}
         if isinstance(value, dict)
@@ -113,12 +121,12 @@ def _prob_first(verdict: Any) -> float | None:
     if named_value is not None:
         return named_value
     if isinstance(verdict, bool) or not isinstance(verdict, int | float) or not 0 <= verdict <= 1:
-        raise ValueError(f'a verdict is 1, 2, "tie", null or a probability, and not {verdict!r}')
+        raise ValueError(f'a verdict must be 1, 2, "tie", null or a probability, got {verdict!r}')
     return float(verdict)
 
 
 def _fill_missing_order(pairs: list[Pair]) -> list[Pair]:
-    """A seat without any readable verdict in one order was not asked in it."""
+    """Copy the other order's verdicts for a judge without any verdict in one order, as it was not asked in it."""
     answered = {(judge, order) for pair in pairs for judge, verdicts in pair.verdicts.items()
              for order, p in verdicts.items() if p is not None}  # fmt: skip
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""IFBench's own prompts and one model's answers to them: what the product's checks say is what its checkers say."""
+"""rlaif's checks agree with IFBench's checkers, on its own prompts and one model's answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Path:
     return package / "data"
 
 
-def test_the_checks_say_what_ifbench_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_agree_with_ifbench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, reasons = instructions.prompts(folder)
     assert len(rows) + sum(reasons.values()) == 294
     assert len(rows) >= 269  # the others need word lists that not every machine has
@@ -30,7 +30,7 @@ def test_the_checks_say_what_ifbench_says(folder: Path, monkeypatch: pytest.Monk
     assert len({row["id"] for row in rows}) == len(rows)
     agreeing, count, met = instructions.agreement(folder, rows)
     assert agreeing == count >= 304
-    assert 0.2 < met / count < 0.3  # some are met and most are not, so that agreement says something
+    assert 0.2 < met / count < 0.3  # some pass and most do not, so agreement is informative
 
     compile_checks = check_schema.compile_checks
     monkeypatch.setattr(

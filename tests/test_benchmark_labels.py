@@ -1,4 +1,4 @@
-"""The benchmark of labels measures what it says, on pairs whose figures can be worked out by hand."""
+"""benchmarks.labels, on pairs whose figures can be computed by hand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from tests.fake_server import ScriptedServer
 
 
 def rows(n: int) -> list[dict[str, Any]]:
-    """The judge is right and consistent on 7 of 10, consistently wrong on 1, contradicts itself on 1 and is silent on
-    1 of them; one in 20 is a tie for people."""
+    """Return n lines. One in 20 is a tie by human label.
+
+    Of ten, the judge is right on 7, wrong on 1, contradicts itself on 1 and has no verdict on 1.
+    """
     lines = []
     for i in range(n):
         best = 1 + i % 2
@@ -35,14 +37,14 @@ def rows(n: int) -> list[dict[str, Any]]:
     return lines
 
 
-def test_stored_verdicts_go_through_the_real_pipeline(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "pairs.jsonl", [*rows(120), rows(1)[0]])  # the last is a repetition
+def test_stored_verdicts_run_through_the_real_pipeline(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "pairs.jsonl", [*rows(120), rows(1)[0]])  # the last is a duplicate
     pairs = load_pairs(source)
     assert len(pairs) == 120
     with ScriptedServer(labels.replay(pairs), models=("m/plain", "m/copy")) as server:
         trial = labels.PanelTrial(tmp_path, pairs, ["m/plain"], server.url)
         report = labels.measure_rules(trial, seeds=1)
-    n = 120 - 6 - 12  # less people's ties and unreadable verdicts
+    n = 120 - 6 - 12  # without human ties and missing verdicts
     assert report["n"] == n
     expected = 84 - 6 + 12 / 2
     assert report["judges"].value == pytest.approx(expected / n)
@@ -74,20 +76,20 @@ def test_every_form_of_a_verdict_is_replayed(tmp_path: Path) -> None:
     assert '"content": "A"' in reply_of("m", "2", "3")
     assert '"content": "B"' in reply_of("m", "3", "2")
     assert reply_of("t", "2", "3").count("-0.69") >= 2
-    assert reply_of("nobody", "2", "3") == '["I would rather not say."]'
+    assert reply_of("unknown", "2", "3") == '["I would rather not say."]'
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": 3}, "people say 1, 2"),
-        ({"label": None}, "people say 1, 2"),
+        ({"label": 3}, "a human label must be 1, 2"),
+        ({"label": None}, "a human label must be 1, 2"),
         ({"responses": ["one"]}, "responses must be two texts"),
-        ({"verdicts": {"m": {"ab": "first"}}}, "a verdict is 1, 2"),
+        ({"verdicts": {"m": {"ab": "first"}}}, "a verdict must be 1, 2"),
         ({"prompt": " "}, "the prompt is empty"),
     ],
 )
-def test_a_line_that_is_no_pair_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_invalid_line_is_reported_with_its_number(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     line = {"prompt": "add", "responses": ["2", "3"], "label": 1, "verdicts": {"m": 1}}
     with pytest.raises(InputError) as caught:
         load_pairs(write_jsonl(tmp_path / "file.jsonl", [line, line | change]))
@@ -95,13 +97,13 @@ def test_a_line_that_is_no_pair_is_named(change: dict[str, Any], message: str, t
     assert message in caught.value.message
 
 
-def test_an_answer_that_became_a_value_is_its_text(tmp_path: Path) -> None:
+def test_an_answer_stored_as_a_value_is_read_as_text(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "Is it so?", "responses": [True, "No."], "label": 1, "verdicts": {}}))
     assert [pair.responses for pair in load_pairs(path)] == [("True", "No.")]
 
 
-def test_a_judge_asked_in_one_order_is_taken_to_say_the_same_in_the_other_and_silence_is_kept(tmp_path: Path) -> None:
+def test_a_verdict_in_one_order_is_copied_and_a_missing_one_is_not(tmp_path: Path) -> None:
     lines = [{"prompt": str(i), "responses": ["2", "3"], "label": 1, "verdicts": {"once": {"ab": "1"}, "twice": twice}}
              for i, twice in enumerate([{"ab": 1, "ba": 2}, {"ab": 1, "ba": None}])]  # fmt: skip
     pairs = load_pairs(write_jsonl(tmp_path / "file.jsonl", lines))
@@ -109,10 +111,10 @@ def test_a_judge_asked_in_one_order_is_taken_to_say_the_same_in_the_other_and_si
     assert [pair.verdicts["twice"] for pair in pairs] == [{"ab": 1.0, "ba": 0.0}, {"ab": 1.0, "ba": None}]
 
 
-def test_five_pairs_of_which_nobody_is_asked_have_figures_too(
+def test_five_pairs_without_review_have_figures_and_an_unknown_judge_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels.run_dataset("few", load_pairs(write_jsonl(tmp_path / "few.jsonl", rows(5))), {"one": ["m/copy"]}, 1)
     assert "| one | 4 | 1.000" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="nobody of the name 'm/cpy' judged"):
+    with pytest.raises(UsageError, match="'m/cpy'"):
         labels.run_dataset("few", load_pairs(tmp_path / "few.jsonl"), {"one": ["m/cpy"]}, 1)

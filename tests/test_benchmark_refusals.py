@@ -1,4 +1,4 @@
-"""The weights of the classifier of refusals come from the files that the command names, and from no tested answer."""
+"""benchmarks.refusal_fit fits the refusal classifier on the named files, without the test answers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_answers_are_split_by_prompt_and_maker_and_uncertain_ones_are_left_out(folder: Path) -> None:
+def test_answers_are_split_by_prompt_and_model_and_uncertain_ones_are_dropped(folder: Path) -> None:
     answers = refusal_fit.load_answers(folder)
     sides: dict[str, set[bool]] = {}
     for answer in answers:
@@ -67,7 +67,7 @@ def test_answers_are_split_by_prompt_and_maker_and_uncertain_ones_are_left_out(f
     assert "That is not true." not in [answer.text for answer in answers]
 
 
-def test_the_fit_tells_a_refusal_from_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fit_distinguishes_a_refusal_from_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = refusal_fit.fit_weights([answer for answer in refusal_fit.load_answers(folder) if not answer.test])
     assert weights["declines"] > 0
     monkeypatch.setattr(refusal_classifier, "load_weights", lambda: weights)
@@ -75,7 +75,7 @@ def test_the_fit_tells_a_refusal_from_advice(folder: Path, monkeypatch: pytest.M
     assert refusal_classifier.classify(COMPLIANCE.format("it kills")).label == "comply"
 
 
-def test_a_file_that_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "train.csv").unlink()
     monkeypatch.setattr("sys.argv", ["refusal_fit", str(folder)])
     with pytest.raises(SystemExit, match=r"has no train\.csv"):

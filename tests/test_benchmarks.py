@@ -1,4 +1,4 @@
-"""Every benchmark starts as its text says: ``python -m benchmarks.NAME`` from the repository's root."""
+"""Every benchmark starts with the command in its docstring: ``python -m benchmarks.NAME`` in the repository root."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 IMPORTED = {"align_cells", "align_tables", "pairs", "speed_peers"}
-"""What the others import."""
+"""Modules that other benchmarks import."""
 NAMES = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - IMPORTED)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_starts_and_says_how_to_ask(name: str) -> None:
+def test_a_benchmark_starts_and_documents_its_command(name: str) -> None:
     source = (BENCHMARKS / f"{name}.py").read_text()
     assert f"python -m benchmarks.{name}" in source
     arguments = ["-m", f"benchmarks.{name}", "--help"] if "argparse" in source else ["-c", f"import benchmarks.{name}"]
@@ -25,7 +25,7 @@ def test_it_starts_and_says_how_to_ask(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_the_texts_name_is_there() -> None:
+def test_benchmarks_named_in_texts_exist() -> None:
     texts = [
         *BENCHMARKS.glob("*.md"),
         ROOT / "README.md",

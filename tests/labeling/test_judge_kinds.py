@@ -197,7 +197,7 @@ def test_a_new_judge_can_be_created_checked_and_locked(serve: Serve, rlaif: Cli,
     assert "already" in rlaif("judges", "new", "my-rate", cwd=tmp_path, code=2).stderr
     assert "already" in rlaif("judges", "new", "helpful", cwd=tmp_path, code=2).stderr
     assert "invalid judge name 'My judge'" in rlaif("judges", "new", "My judge", cwd=tmp_path, code=2).stderr
-    assert "added to judges/checksums.txt" in rlaif("judges", "check", "my-compare", "--lock", cwd=tmp_path).stdout
+    assert "version: added to" in rlaif("judges", "check", "my-compare", "--lock", cwd=tmp_path).stdout
     prompt = tmp_path / "judges" / "my-compare" / "prompt.md"
     prompt.write_text(prompt.read_text().replace("the clearer and shorter one", "the longer one"))
     result = rlaif("judges", "check", "my-compare", cwd=tmp_path, code=2)
