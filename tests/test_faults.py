@@ -1,4 +1,4 @@
-"""What can go wrong in a night goes wrong here, and the dataset is the one of a night in which nothing did."""
+"""Faults of servers, processes, disk and clock: each run ends with the same dataset as a run without faults."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ FAULTS: dict[str, Any] = {
     "429 without": Fault(429),
     "500": Fault(500),
     "502": Fault(502, body=b"<html>bad gateway</html>"),
-    "a cut connection": Fault(0),
+    "a dropped connection": Fault(0),
     "half a body": Fault(
         200, body=b'{"choices": [{"mess', content_length=900, headers={"Content-Type": "application/json"}
     ),
-    "rubbish": Fault(200, body=b"\x00\xffnot json", headers={"Content-Type": "application/json"}),
-    "an empty choice list": {"choices": []},
+    "binary body": Fault(200, body=b"\x00\xffnot json", headers={"Content-Type": "application/json"}),
+    "an empty list of choices": {"choices": []},
     "30 s of silence": Fault(500, delay_s=30.0),
 }
-# A sampled answer that was cut off or refused is an answer: these two are faults where a verdict was asked for.
+# Faults for verdicts only: a sampled answer that is truncated or refuses is a valid answer.
 JUDGE_FAULTS: dict[str, Any] = {
     "finish_reason length": {"choices": [{"message": {"content": '{"verdict": "A'}, "finish_reason": "length"}]},
     "a refusal": {"choices": [{"message": {"content": None, "refusal": "I cannot judge."}, "finish_reason": "stop"}]},
@@ -49,7 +49,7 @@ JUDGE_FAULTS: dict[str, Any] = {
 
 
 def json_judge(body: dict[str, Any]) -> Any:
-    """The model of test_night for an engine that gives no probabilities: verdicts as JSON."""
+    """Answer as the model of test_run_pipeline, with verdicts as JSON, for an engine without probabilities."""
     if "response_format" not in body:
         return model(body) if "seed" in body else ["A"]
     allowed = body["response_format"]["json_schema"]["schema"]["properties"]["verdict"]["enum"]
@@ -64,7 +64,7 @@ def fork_server() -> Iterator[ForkServer]:
 
 
 def journals(run: Path) -> dict[str, list[str]]:
-    """Keys of the answers in each journal, sorted. None may be there twice."""
+    """Return the sorted keys of the answers in each journal, and assert that none is there twice."""
     result = {}
     for name in ("prompts", "completions", "verdicts"):
         rows = read_jsonl(run / "journal" / f"{name}.jsonl")
@@ -75,14 +75,14 @@ def journals(run: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "other"])
-def test_a_night_of_faults_gives_the_dataset_of_a_calm_one(
+def test_a_run_with_server_faults_gives_the_dataset_of_one_without(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    """Three of ten requests fail in one of eleven ways, whichever they are and however often they were tried."""
+    """Three of ten requests fail in one of eleven ways, first attempts and retries alike."""
     monkeypatch.setattr("rlaif.llm.retries.retry_delay", lambda _: 0.0)
     taste = model if engine == "vllm" else json_judge
-    calm = write_run(tmp_path / "calm", serve(taste, owned_by=engine).url)
-    run_in_process(calm)
+    clean = write_run(tmp_path / "clean", serve(taste, owned_by=engine).url)
+    run_in_process(clean)
     chance, fault_counts = random.Random(7), Counter[str]()
 
     def answer(body: dict[str, Any]) -> Any:
@@ -94,20 +94,20 @@ def test_a_night_of_faults_gives_the_dataset_of_a_calm_one(
         return {**FAULTS, **JUDGE_FAULTS}[kind]
 
     server = serve(answer, owned_by=engine)
-    rough = write_run(tmp_path / "rough", server.url)
+    disturbed = write_run(tmp_path / "disturbed", server.url)
     failed_runs = 0
     while True:
         try:
-            run_in_process(rough, client__timeout_s=0.5, client__max_attempts=30, client__concurrency=32)
+            run_in_process(disturbed, client__timeout_s=0.5, client__max_attempts=30, client__concurrency=32)
             break
         except TooManyFailuresError:
             failed_runs += 1
             assert failed_runs < 4
     assert set(fault_counts) == {*FAULTS, *JUDGE_FAULTS}
     assert 0.2 < fault_counts.total() / len(server.requests) < 0.4
-    assert read_dataset(rough) == read_dataset(calm)
-    assert len(read_dataset(calm)) > 20
-    assert journals(rough) == journals(calm)
+    assert read_dataset(disturbed) == read_dataset(clean)
+    assert len(read_dataset(clean)) > 20
+    assert journals(disturbed) == journals(clean)
 
 
 KILLS = 100
@@ -116,7 +116,7 @@ KILLS = 100
 def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
     serve: Serve, tmp_path: Path, fork_server: ForkServer
 ) -> None:
-    """kill -9 at random moments of generate, judge, the import of labels, the merge and the export."""
+    """kill -9 at random moments of generate, judge, the import of labels, their merge and the export."""
     concurrency = 4
     chance = random.Random(11)
 
@@ -144,38 +144,38 @@ def test_a_hundred_kills_lose_nothing_and_repeat_only_what_was_in_flight(
     def exported(run: Path) -> dict[str, str]:
         return {path.name: path.read_text().replace(str(run), "RUN") for path in sorted((run / "exported").iterdir())}
 
-    calm_server, rough_server = serve(model), serve(model, delay_s=0.01)
-    calm = write_run(tmp_path / "calm", calm_server.url, extra="[pairs]\nhuman_fraction = 0.5\n")
-    rough = write_run(tmp_path / "rough", rough_server.url, extra="[pairs]\nhuman_fraction = 0.5\n")
+    clean_server, disturbed_server = serve(model), serve(model, delay_s=0.01)
+    clean = write_run(tmp_path / "clean", clean_server.url, extra="[pairs]\nhuman_fraction = 0.5\n")
+    disturbed = write_run(tmp_path / "disturbed", disturbed_server.url, extra="[pairs]\nhuman_fraction = 0.5\n")
     kills = Counter[str]()
-    for stage, arguments in commands(calm).items():
+    for stage, arguments in commands(clean).items():
         if stage == "import":
-            label(calm, fork_server)
+            label(clean, fork_server)
         assert fork_server.run(*arguments)[0] == 0, stage
-    for stage, arguments in commands(rough).items():
+    for stage, arguments in commands(disturbed).items():
         if stage == "import":
-            label(rough, fork_server)
+            label(disturbed, fork_server)
         max_kill_after, attempts = 0.4, 0
         while kills[stage] < KILLS / 5 and attempts < KILLS:
             attempts += 1
             exit_status, seconds = fork_server.run(*arguments, kill_after=chance.uniform(0.0, max_kill_after))
             if exit_status == -9:
                 kills[stage] += 1
-            else:  # it came to its end first: what is killed from now on has less left to do
+            else:  # it finished before the kill: later kills must come earlier
                 assert exit_status == 0, stage
                 max_kill_after = min(max_kill_after, seconds)
-            run_status.run_status(Run(rough))  # whoever looks sees a whole run
+            run_status.run_status(Run(disturbed))  # the status can be read at any time
         assert fork_server.run(*arguments)[0] == 0, stage
     assert kills.total() == KILLS
-    assert journals(rough) == journals(calm)
-    reviews = [read_jsonl(run / "journal" / "reviews.jsonl") for run in (calm, rough)]
+    assert journals(disturbed) == journals(clean)
+    reviews = [read_jsonl(run / "journal" / "reviews.jsonl") for run in (clean, disturbed)]
     assert [[row["pair_id"] for row in sorted(rows, key=lambda row: row["pair_id"])] for rows in reviews] == [
         sorted({row["pair_id"] for row in reviews[0]})] * 2  # fmt: skip
-    assert read_dataset(rough) == read_dataset(calm)
-    assert {row["label_source"] for row in read_dataset(calm)} == {"judge", "human"}
-    assert exported(rough) == exported(calm)
-    assert not [path for path in rough.rglob(".*") if path.name not in (".lock", ".lock-reviews")]
-    repeated = len(rough_server.requests) - len(calm_server.requests)
+    assert read_dataset(disturbed) == read_dataset(clean)
+    assert {row["label_source"] for row in read_dataset(clean)} == {"judge", "human"}
+    assert exported(disturbed) == exported(clean)
+    assert not [path for path in disturbed.rglob(".*") if path.name not in (".lock", ".lock-reviews")]
+    repeated = len(disturbed_server.requests) - len(clean_server.requests)
     assert 0 < repeated <= (kills["generate"] + kills["judge"]) * concurrency
 
 
@@ -192,10 +192,10 @@ def stage_commands(run: Path) -> dict[str, list[str | Path]]:
     }
 
 
-def test_a_full_disk_is_told_in_every_stage_and_the_next_start_finishes(
+def test_a_full_disk_is_reported_in_every_stage_and_the_next_start_finishes(
     serve: Serve, tmp_path: Path, fork_server: ForkServer
 ) -> None:
-    """Met by a real limit, in the middle of whatever file is the first to reach it."""
+    """A real file size limit, reached in the middle of the first file that is too large."""
     run = write_run(tmp_path / "run", serve(model).url, prompts=200)
     failure_counts = Counter[int]()
     for arguments in stage_commands(run).values():
@@ -218,9 +218,7 @@ def test_a_full_disk_is_told_in_every_stage_and_the_next_start_finishes(
     journals(run)
 
 
-def test_a_run_that_may_not_be_written_is_told_in_every_stage(
-    serve: Serve, tmp_path: Path, fork_server: ForkServer
-) -> None:
+def test_a_read_only_run_is_reported_in_every_stage(serve: Serve, tmp_path: Path, fork_server: ForkServer) -> None:
     run = write_run(tmp_path / "run", serve(model).url, prompts=10)
     for arguments in stage_commands(run).values():
         for path in (run, *run.rglob("*")):
@@ -236,15 +234,15 @@ def test_a_run_that_may_not_be_written_is_told_in_every_stage(
         assert fork_server.run(*arguments)[0] == 0
 
 
-# Time, and others
+# Clock, concurrency and models
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(
+def test_a_clock_that_runs_backwards_changes_nothing(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(model)
-    calm, rough = write_run(tmp_path / "calm", server.url), write_run(tmp_path / "rough", server.url)
-    run_in_process(calm)
+    clean, disturbed = write_run(tmp_path / "clean", server.url), write_run(tmp_path / "disturbed", server.url)
+    run_in_process(clean)
     real_time, steps = time.time, [0]
 
     def backwards() -> float:
@@ -256,19 +254,19 @@ def test_a_clock_that_goes_backwards_changes_nothing(
         monkeypatch.setattr(kind.model_fields["created_at"], "default_factory", backwards)
         kind.model_rebuild(force=True)
     try:
-        run_in_process(rough, run__max_duration="1h")
+        run_in_process(disturbed, run__max_duration="1h")
     finally:
         monkeypatch.undo()
         for kind in (Completion, Verdict):
             kind.model_rebuild(force=True)
     assert steps[0] > 100
-    assert read_dataset(rough) == read_dataset(calm)
-    times = [row["created_at"] for row in read_jsonl(rough / "journal" / "verdicts.jsonl")]
+    assert read_dataset(disturbed) == read_dataset(clean)
+    times = [row["created_at"] for row in read_jsonl(disturbed / "journal" / "verdicts.jsonl")]
     assert times[-1] < times[0] - 1000
 
 
-def test_two_nights_on_one_run_are_one(serve: Serve, tmp_path: Path) -> None:
-    """Started at the same moment: one is refused and says by whom, the other does all of it, once."""
+def test_two_commands_at_once_do_the_work_once(serve: Serve, tmp_path: Path) -> None:
+    """Two commands start together: one is rejected with the process id of the other, which does all the work."""
     server = serve(model, delay_s=0.05)
     run = write_run(tmp_path / "run", server.url)
     processes = [subprocess.Popen(command("run", run), stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -291,8 +289,8 @@ def test_two_nights_on_one_run_are_one(serve: Serve, tmp_path: Path) -> None:
     journals(run)
 
 
-def test_a_server_that_echoes_is_no_judge(serve: Serve, tmp_path: Path) -> None:
-    """Every verdict is unreadable: the night ends with that said, and not one label."""
+def test_a_judge_that_echoes_gives_no_labels(serve: Serve, tmp_path: Path) -> None:
+    """Every verdict is unparsable: the run ends with that error and without labels."""
     run = write_run(tmp_path / "run", serve(echo).url, prompts=10)
     with pytest.raises(TooManyFailuresError, match="unparsable"):
         run_in_process(run)

@@ -41,7 +41,7 @@ def load_training(run: Run, config: Config) -> tuple[dict[str, Any], dict[str, A
         identity["model"].strip()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            "there is no trained model", location=str(output), hint=f"Train first: `rlaif train {run.path}`."
+            "no trained model was found", location=str(output), hint=f"Train first: `rlaif train {run.path}`."
         ) from None
     return identity, result
 

@@ -400,19 +400,19 @@ def test_kill_dash_nine_in_generate_and_judge_does_not_change_the_dataset(
         return (["generate", run, "--prompts", source, "-n", "3", *common],
                 ["judge", run, "--judge", "helpful", *common])  # fmt: skip
 
-    calm = serve(answer)
-    generate, judging = arguments(tmp_path / "calm", calm.url)
+    clean = serve(answer)
+    generate, judging = arguments(tmp_path / "clean", clean.url)
     rlaif(*generate)
     rlaif(*judging)
 
-    rough = serve(answer, delay_s=0.02)
-    generate, judging = arguments(tmp_path / "rough", rough.url)
+    disturbed = serve(answer, delay_s=0.02)
+    generate, judging = arguments(tmp_path / "disturbed", disturbed.url)
     kills = 0
     for stage_arguments in (generate, judging):
         for _ in range(3):
-            before = len(rough.requests)
+            before = len(disturbed.requests)
             process = start_command(*stage_arguments)
-            while len(rough.requests) < before + 30 and process.poll() is None:
+            while len(disturbed.requests) < before + 30 and process.poll() is None:
                 time.sleep(0.005)
             if process.poll() is None:
                 process.kill()
@@ -420,12 +420,12 @@ def test_kill_dash_nine_in_generate_and_judge_does_not_change_the_dataset(
             process.wait()
         rlaif(*stage_arguments)
     assert kills >= 4
-    assert read_dataset(tmp_path / "rough") == read_dataset(tmp_path / "calm")
-    assert len(read_dataset(tmp_path / "calm")) > 50
+    assert read_dataset(tmp_path / "disturbed") == read_dataset(tmp_path / "clean")
+    assert len(read_dataset(tmp_path / "clean")) > 50
     for name in ("prompts", "completions", "verdicts"):
-        lines = [read_jsonl(tmp_path / side / "journal" / f"{name}.jsonl") for side in ("calm", "rough")]
+        lines = [read_jsonl(tmp_path / side / "journal" / f"{name}.jsonl") for side in ("clean", "disturbed")]
         assert sorted(line["key"] for line in lines[0]) == sorted(line["key"] for line in lines[1])
-    repeated = count_prompts(rough.requests) - count_prompts(calm.requests)
+    repeated = count_prompts(disturbed.requests) - count_prompts(clean.requests)
     assert repeated.total() <= kills * concurrency
 
 
@@ -464,10 +464,10 @@ def test_transient_faults_do_not_change_labels(serve: Serve, tmp_path: Path) -> 
         return faults[fault_index] if fault_index < len(faults) and attempts[key] == 1 else judge_by(goodness)(body)
 
     rows = [{"prompt": f"q{i}", "responses": [f"one {i} [0.{i % 9}]", f"two {i} [0.{(i * 7) % 9}]"]} for i in range(60)]
-    calm, _ = import_and_judge(tmp_path / "calm", rows, serve(judge_by(goodness)).url)
-    rough, judge_result = import_and_judge(tmp_path / "rough", rows, serve(faulty).url)
+    clean, _ = import_and_judge(tmp_path / "clean", rows, serve(judge_by(goodness)).url)
+    disturbed, judge_result = import_and_judge(tmp_path / "disturbed", rows, serve(faulty).url)
     assert judge_result.usage.retries > 10
-    assert labels_by_text(calm) == labels_by_text(rough)
+    assert labels_by_text(clean) == labels_by_text(disturbed)
 
 
 # Settings that change
