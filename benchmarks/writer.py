@@ -1,21 +1,23 @@
-"""The single writer's ceiling: python -m benchmarks.writer [--records 50000] [--times 5]
+"""Measure the throughput of the single writer: python -m benchmarks.writer [--records 50000] [--times 5]
 
-A run has one process that asks and journals, however many servers answer. What it can take is measured with servers
-that cost nothing: replies come at once, without a network. Requests are rendered, keyed, asked, read and journaled by
-the product's own code, and synced to the disk as always.
+A run has one process that sends requests and writes the journal, no matter how many servers reply. This benchmark
+measures its limit with fake servers that reply at once and without a network. rlaif's own code renders the requests,
+hashes their keys, parses the replies, writes the journal, and syncs it to disk as usual.
 
-    journal    records appended as they come: one request's at a time (four answers, or one verdict)
-    sampling   the whole way of generate, four answers of about 300 tokens a request
-    judging    the whole way of judge: both orders and four aspects, one verdict a request
-    prompts    prompts taken in from a file: read twice, keyed, near duplicates looked for, journaled
+    journal    append records, one request at a time (four answers, or one verdict)
+    sampling   everything that `rlaif generate` does, with four answers of about 300 tokens per request
+    judging    everything that `rlaif judge` does: both orders and four aspects, with one verdict per request
+    prompts    ingest prompts from a file: read it twice, hash keys, search near duplicates, journal
 
-Every line has the median of the runs with the least and the most, by the clock and by the seconds of CPU that the
-process got (the same on a quiet machine, but for waiting on the disk); records are as a real run writes them.
+Each line has the median of the runs, with their minimum and maximum, per second of wall time and per second of CPU time
+of the process. (Both are the same on an idle machine, except for waiting on the disk.) Records are as a run writes
+them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -28,8 +30,7 @@ import orjson
 
 from benchmarks.speed import print_machine
 from rlaif.config.models import Config
-from rlaif.generate import ingest as taking
-from rlaif.generate import sampling
+from rlaif.generate import ingest, sampling
 from rlaif.judge import runner
 from rlaif.labeling.judging import load_panel
 from rlaif.llm.chat_protocol import ChatChoice, ChatResponse
@@ -44,7 +45,7 @@ SAMPLES = 4
 
 
 class FakeClient:
-    """What :mod:`rlaif.llm.executor` knows of a client, with nobody behind it."""
+    """A client as :mod:`rlaif.llm.executor` uses it, which replies itself."""
 
     config, model, url, urls, limit = Config().client, "m", "none", ("none",), 256.0
 
@@ -79,7 +80,7 @@ def make_config(source: Path) -> Config:
 
 
 def time_journal(folder: Path, count: int) -> Iterator[tuple[str, int, Callable[[], None]]]:
-    """The records alone: as they stand when a reply has been read."""
+    """Yield the journal's measurements: label, number of records, and a function that appends parsed records."""
     run, keys = Run(folder), [f"{i:064x}" for i in range(count)]
     answers = [Completion(key=key, prompt_id=key[-16:], index=i % SAMPLES, model="m", text=ANSWER,
                           completion_tokens=300) for i, key in enumerate(keys)]  # fmt: skip
@@ -109,23 +110,23 @@ def time_journal(folder: Path, count: int) -> Iterator[tuple[str, int, Callable[
             for first in range(0, count, batch_size):
                 file.append(records[first : first + batch_size])
 
-    yield "journal, answers by four", count, lambda: write("completions", answers, SAMPLES)
-    yield "journal, verdicts one by one", count, lambda: write("verdicts", verdicts, 1)
+    yield "journal, four answers at a time", count, lambda: write("completions", answers, SAMPLES)
+    yield "journal, one verdict at a time", count, lambda: write("verdicts", verdicts, 1)
 
 
 def time_stages(folder: Path, count: int) -> Iterator[tuple[str, int, Callable[[], None]]]:
-    """Prompts, answers and verdicts of one run, by the stages' own functions."""
+    """Yield the measurements of a run's stages, in their order."""
     run, source, prompts = Run(folder), folder / "source.jsonl", max(1, count // SAMPLES)
-    prompts_per_judged = 3  # judging: 4 answers x 4 aspects and both orders of a pair make 18 verdicts a prompt
+    prompts_per_judged = 3  # a judged prompt has 18 verdicts: 4 answers x 4 aspects, and both orders of a pair
     with source.open("wb") as file:
         for i in range(prompts):
             words = f"{i * 7919 % 10007} and {i * 104729 % 10009} and {i * 1299709 % 100003}"
             file.write(orjson.dumps({"prompt": PROMPT.format(i, words)}) + b"\n")
     config = make_config(source)
 
-    def ingest() -> None:
+    def ingest_prompts() -> None:
         with run.lock():
-            taking.ingest_prompts(run, config, lambda _: None)
+            ingest.ingest_prompts(run, config, lambda _: None)
 
     def sample() -> None:
         with run.lock():
@@ -135,28 +136,19 @@ def time_stages(folder: Path, count: int) -> Iterator[tuple[str, int, Callable[[
         answers: dict[str, list[int]] = {}
         for offset, record in iter_records(run.journal_path("completions")):
             answers.setdefault(record["prompt_id"], []).append(offset)
-        prompt_offsets = [
-            (offset, answers[record["prompt_id"]]) for offset, record in iter_records(run.journal_path("prompts"))
-        ]
-        judged_prompts = prompt_offsets[: max(1, len(prompt_offsets) // prompts_per_judged)]
-        work = {
-            "rate": [
-                runner.JudgeInput(prompt_offset, answer_offset)
-                for prompt_offset, answer_offsets in judged_prompts
-                for answer_offset in answer_offsets
-            ],
-            "compare": [
-                runner.JudgeInput(prompt_offset, answer_offsets[0], answer_offsets[1])
-                for prompt_offset, answer_offsets in judged_prompts
-            ],
-        }
+        inputs: dict[str, list[runner.JudgeInput]] = {"rate": [], "compare": []}
+        num_judged = max(1, prompts // prompts_per_judged)
+        for prompt, record in itertools.islice(iter_records(run.journal_path("prompts")), num_judged):
+            first, second, *_ = own_answers = answers[record["prompt_id"]]
+            inputs["rate"] += [runner.JudgeInput(prompt, answer) for answer in own_answers]
+            inputs["compare"].append(runner.JudgeInput(prompt, first, second))
         readers = [JournalReader(run.journal_path(name)) for name in ("prompts", "completions")]
         with run.lock(), run.journal("verdicts") as file:
             for panel_judge in load_panel(config):
                 runner.run_judge(
                     panel_judge,
                     config,
-                    lambda kind=panel_judge.definition.file.kind: work[kind],
+                    lambda kind=panel_judge.definition.file.kind: inputs[kind],
                     readers[0].read_at,
                     readers[1].read_at,
                     lambda: FakeClient(),
@@ -167,16 +159,16 @@ def time_stages(folder: Path, count: int) -> Iterator[tuple[str, int, Callable[[
         for reader in readers:
             reader.close()
 
-    yield "prompts taken in", prompts, ingest
-    yield "sampling, four answers a request", prompts * SAMPLES, sample
-    yield "judging, one verdict a request", max(1, prompts // prompts_per_judged) * (SAMPLES * 4 + 2), judge
+    yield "prompts ingested", prompts, ingest_prompts
+    yield "sampling, four answers per request", prompts * SAMPLES, sample
+    yield "judging, one verdict per request", max(1, prompts // prompts_per_judged) * (SAMPLES * 4 + 2), judge
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--records", type=int, default=50_000)
-    arguments.add_argument("--times", type=int, default=5)
-    options = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=50_000, help="records per run [default: 50000]")
+    parser.add_argument("--times", type=int, default=5, help="number of runs [default: 5]")
+    options = parser.parse_args()
     print_machine()
     rates: dict[str, list[tuple[float, float]]] = {}
     counts: dict[str, int] = {}
@@ -189,13 +181,11 @@ def main() -> None:
                     rate = (count / (time.monotonic() - start), count / (time.process_time() - cpu_start))
                     rates.setdefault(name, []).append(rate)
                     counts[name] = count
-    print(f"\n| {options.times} runs: median (least to most) | records a second | a second of CPU | records a run |")
+    print(f"\n| {options.times} runs: median (min to max) | records per second | per second of CPU | records per run |")
     print("|---|---|---|---|")
     for name, measurements in rates.items():
-        cells = (
-            f"{statistics.median(row):,.0f} ({min(row):,.0f} to {max(row):,.0f})"
-            for row in zip(*measurements, strict=True)
-        )
+        columns = zip(*measurements, strict=True)
+        cells = [f"{statistics.median(row):,.0f} ({min(row):,.0f} to {max(row):,.0f})" for row in columns]
         print(f"| {name} | {' | '.join(cells)} | {counts[name]:,} |")
 
 
