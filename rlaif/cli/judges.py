@@ -138,6 +138,7 @@ def exam_judge(
 
 def print_exam(report: ExamReport, json: bool) -> None:
     """Print the metrics, the reliability plot and the conclusion, or all of it as JSON."""
+    from rlaif.display_names import field_name
     from rlaif.judge import exam_metrics
 
     if json:
@@ -146,7 +147,7 @@ def print_exam(report: ExamReport, json: bool) -> None:
     for name, value in report.metrics.items():
         if value is not None:
             figures = [_format_figure(figure) for figure in (value.value, value.low, value.high)]
-            console.echo("{:<40} {:>7} [{}, {}]  n = {:,}".format(exam_metrics.METRIC_LABELS[name], *figures, value.n))
+            console.echo("{:<46} {:>7} [{}, {}]  n = {:,}".format(field_name(name), *figures, value.n))
     if report.reliability:
         console.echo("\nreliability: | mean confidence, o accuracy, - its confidence interval")
         for line in exam_metrics.ascii_reliability_plot(report.reliability):

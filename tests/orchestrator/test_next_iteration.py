@@ -73,7 +73,7 @@ def test_a_run_without_a_model_has_no_next_round(first: Run, tmp_path: Path, rla
     path.write_text(json.dumps({**training_json, "result": {"merged": None, "adapter": "a"}}))
     assert "merge = true" in rlaif("init", tmp_path / "second", "--from", first.path, code=2).stderr
     path.unlink()
-    assert "no trained model is there" in rlaif("init", tmp_path / "second", "--from", first.path, code=2).stderr
+    assert "no trained model" in rlaif("init", tmp_path / "second", "--from", first.path, code=2).stderr
     assert not (tmp_path / "second").exists()
 
 

@@ -868,7 +868,7 @@ def test_an_evaluation_needs_a_finished_training(serve: Serve, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"run__train": False}, "there is no trained model"),
+        ({"run__train": False}, "no trained model"),
         ({"train__method": "reward"}, "train.method: a reward model"),
         ({"prompts__heldout_fraction": 0.0}, "no prompt was held out"),
         ({"evaluate__judges": ["quality"]}, "none of the judges compares"),
