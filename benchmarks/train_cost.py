@@ -1,19 +1,19 @@
-"""What `rlaif train` costs over a bare TRL script with the same settings, in the same process on the same pairs.
+"""Measure the overhead of `rlaif train` over a bare TRL script with the same settings, process and pairs.
 
     python -m benchmarks.train_cost [--model demo] [--pairs 32] [--steps 4] [--max-length 256] [--repeat 6]
 
-Both train LoRA by DPO with TRL's trainer; the bare script is TRL's own example, with rlaif's settings handed to it as
-they are. What is compared is training (``trainer.train``, its last checkpoint included). "In all" counts from the
-dataset's file to the saved adapter, without the imports; rlaif's has its preflight, its model card, and the held-out
-pairs measured before and after (one for each eight that are trained on), which the bare script does not.
+Both train LoRA with DPO and TRL's trainer. The bare script is TRL's own example with rlaif's settings. The comparison
+is of the training itself (``trainer.train``, including its last checkpoint). "In all" is the time from the dataset file
+to the saved adapter, without imports. rlaif's includes its preflight, its model card, and the held-out pairs measured
+before and after training (one per eight training pairs), which the bare script does not have.
 
-Off CUDA rlaif has TRL compute the vocabulary's scores at the answers' tokens only
-(``measure.patch_answer_only_logits``), as TRL does by itself on CUDA. So there the bare script takes part twice: as it
-is, and with the same done to it, which is what rlaif is compared with.
+Without CUDA, rlaif makes TRL compute logits only at the answers' tokens (``metrics.patch_answer_only_logits``), as TRL
+does by itself on CUDA. So without CUDA the bare script runs in two variants: unchanged, and with the same patch. The
+second is the fair comparison.
 
-All take turns, in another order each time, so that what else runs on the machine meets them alike; the first turn is
-not counted. A ratio is the geometric mean over the turns with its 95 % t-interval. On CUDA the peak memory of each is
-printed too.
+All variants take turns, in a different order each time, so that other load on the machine affects them equally. The
+first turn is not counted. A ratio is the geometric mean over the turns with its 95 % t-interval. On CUDA, the peak
+memory of each variant is also printed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -32,8 +33,7 @@ import polars as pl
 from rlaif.config.models import Config
 from rlaif.run.run import Run
 from rlaif.serving import demo_model
-from rlaif.train import metrics, trl_config
-from rlaif.train import trainer as loop
+from rlaif.train import metrics, trainer, trl_config
 
 BATCH = 4
 BARE_ANSWER_ONLY = "bare TRL, scoring answers only"
@@ -54,7 +54,7 @@ def make_rows(count: int, tokens: int) -> list[dict[str, object]]:
 
 
 def train_bare(run: Run, config: Config, folder: Path) -> tuple[float, float]:
-    """(seconds of training, seconds in all) of TRL by itself."""
+    """Train with TRL alone, and return the seconds of training and in all."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -62,7 +62,7 @@ def train_bare(run: Run, config: Config, folder: Path) -> tuple[float, float]:
 
     start = time.monotonic()
     path = demo_model.resolve_model(str(config.train.model))
-    trainer = DPOTrainer(
+    dpo_trainer = DPOTrainer(
         model=path,
         args=DPOConfig(**trl_config.trl_config_kwargs(config.train, seed=config.seed, folder=folder, pairs=BATCH)),
         train_dataset=Dataset.from_parquet(str(run.dataset / "train.parquet"), cache_dir=str(folder)),
@@ -75,22 +75,26 @@ def train_bare(run: Run, config: Config, folder: Path) -> tuple[float, float]:
         ),
     )
     started = time.monotonic()
-    trainer.train()
+    dpo_trainer.train()
     seconds = time.monotonic() - started
-    trainer.save_model(str(folder / "adapter"))
+    dpo_trainer.save_model(str(folder / "adapter"))
     return seconds, time.monotonic() - start
 
 
 def train_bare_answer_only(run: Run, config: Config, folder: Path) -> tuple[float, float]:
-    """TRL by itself, with the one switch that rlaif sets off CUDA."""
+    """Train with TRL alone and the patch that rlaif applies without CUDA."""
     with metrics.patch_answer_only_logits():
         return train_bare(run, config, folder)
 
 
 def train_rlaif(run: Run, config: Config, _folder: Path) -> tuple[float, float]:
+    """Train with rlaif, and return the seconds of training and in all."""
     start = time.monotonic()
-    result = loop.train(run, config, log=lambda _line: None)
+    result = trainer.train(run, config, log=lambda _line: None)
     return result.seconds, time.monotonic() - start
+
+
+Trainer = Callable[[Run, Config, Path], tuple[float, float]]
 
 
 def main() -> None:
@@ -102,15 +106,24 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=6)
     options = parser.parse_args()
     if options.repeat < 2:
-        parser.error("--repeat takes two at least: one turn has no interval")
+        parser.error("--repeat must be at least 2, because one turn has no interval")
+    import torch
+
+    trainers: dict[str, Trainer] = {"bare TRL": train_bare}
+    if not torch.cuda.is_available():
+        trainers[BARE_ANSWER_ONLY] = train_bare_answer_only
+    trainers["rlaif"] = train_rlaif
+    times, peaks = measure(trainers, options)
+    print_tables(times, peaks, options)
+
+
+def measure(
+    trainers: Mapping[str, Trainer], options: argparse.Namespace
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
+    """Let the trainers take turns. Returns the seconds of each turn, and on CUDA the peak memory in GiB, by name."""
     import torch
 
     cuda = torch.cuda.is_available()
-    trainers = (
-        {"bare TRL": train_bare, "rlaif": train_rlaif}
-        if cuda
-        else {"bare TRL": train_bare, BARE_ANSWER_ONLY: train_bare_answer_only, "rlaif": train_rlaif}
-    )
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -120,13 +133,18 @@ def main() -> None:
         pl.DataFrame(all_rows[: options.pairs]).write_parquet(run.dataset / "train.parquet")
         pl.DataFrame(all_rows[options.pairs :]).write_parquet(run.dataset / "test.parquet")
         for turn in range(options.repeat + 1):
-            order = list(trainers)[turn % len(trainers) :] + list(trainers)[: turn % len(trainers)]
-            for name in order[:: -1 if turn // len(trainers) % 2 else 1]:
+            for name in turn_order(list(trainers), turn):
                 output = Path(folder) / f"{list(trainers).index(name)}-{turn}"
-                train_config = {"model": options.model, "max_steps": options.steps, "max_length": options.max_length,
-                          "batch_size": BATCH, "merge": False, "output": str(output)}  # fmt: skip
+                train_config = {
+                    "model": options.model,
+                    "max_steps": options.steps,
+                    "max_length": options.max_length,
+                    "batch_size": BATCH,
+                    "merge": False,
+                    "output": str(output),
+                }
                 config = Config.model_validate({"train": train_config})
-                gc.collect()  # the trainer before this one
+                gc.collect()  # frees the previous trainer
                 if cuda:
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
@@ -137,6 +155,19 @@ def main() -> None:
                 if turn:
                     times[name].append(elapsed)
                     print(f"{name}: {elapsed[0]:.1f} s of training, {elapsed[1]:.1f} s in all", flush=True)
+    return times, peaks
+
+
+def turn_order(names: list[str], turn: int) -> list[str]:
+    """Rotate ``names`` by ``turn``, and reverse every other full rotation."""
+    first = turn % len(names)
+    order = names[first:] + names[:first]
+    return order[::-1] if turn // len(names) % 2 else order
+
+
+def print_tables(
+    times: Mapping[str, list[tuple[float, float]]], peaks: Mapping[str, float], options: argparse.Namespace
+) -> None:
     print(f"\n| | pairs/s (median of {options.repeat}) | lowest, highest | in all | peak GiB |\n|---|---|---|---|---|")
     pairs_trained = options.steps * BATCH
     for name, durations in times.items():
@@ -145,14 +176,14 @@ def main() -> None:
         total = statistics.median(total_seconds for _, total_seconds in durations)
         print(f"| {name} | {statistics.median(rates):.3f} | {rates[0]:.3f}, {rates[-1]:.3f} | {total:.1f} s | {peak} |")
     print()
-    for name in list(trainers)[:-1]:
+    for name in list(times)[:-1]:
         ratios = [math.log(a[0] / b[0]) for a, b in zip(times["rlaif"], times[name], strict=True)]
         middle, low, high = geometric_mean_interval(ratios)
         print(f"rlaif takes {middle:.3f} [{low:.3f}, {high:.3f}] times as long as {name}, n = {len(ratios)} turns")
 
 
 def geometric_mean_interval(logs: list[float]) -> tuple[float, float, float]:
-    """The geometric mean of what ``logs`` are the logarithms of, with its 95 % t-interval; two at least."""
+    """Return the geometric mean of the values with these ``logs`` (at least two), and its 95 % t-interval."""
     from scipy.stats import t
 
     middle = statistics.fmean(logs)

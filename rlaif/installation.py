@@ -1,4 +1,4 @@
-"""How this copy of rlaif was installed, and the commands that add what it is missing."""
+"""Commands that install what is missing, which depend on how this copy of rlaif was installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests share: a scripted server, the command line as people call it, and one real vLLM for all of them."""
+"""Shared by tests: a scripted server, the command line as users call it, and one real vLLM for all of them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Several workers, each with a thread a core: those that have nothing to do would keep the others from their work.
+# Several workers, each with one thread per core: idle threads must not spin and slow the others down.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what is to run in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts commands in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tests of one group in two workers would mean two vLLMs and two nights: say so before they start."""
+    """Stop if xdist would run the tests of one group in two workers, which would start two vLLMs and two runs."""
     if getattr(session.config.option, "loadgroup", False):
         ungrouped = [
             item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid
@@ -46,7 +46,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test depends on the keys and settings of whoever runs it."""
+    """Remove keys and settings from the environment, so that tests do not depend on them."""
     for name in list(os.environ):
         if name.startswith("RLAIF_") and name != "RLAIF_CACHE":
             monkeypatch.delenv(name)
@@ -71,7 +71,7 @@ def serve() -> Iterator[Callable[..., ScriptedServer]]:
 
 @pytest.fixture(scope="session")
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
-    """The one real vLLM of the demo model, started by the first test that asks it something."""
+    """The only real vLLM with the demo model, started by the first test that sends a request."""
     from tests.real import DemoServer
 
     needs("vllm")
@@ -82,7 +82,7 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with random weights in bfloat16."""
+    """A small Llama with random weights in bfloat16."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -91,23 +91,31 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "small"
     tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint())
     torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def needs(*modules: str) -> None:
-    """Skip where none of ``modules`` is installed; under CI a missing part is an error."""
+    """Skip the test if none of ``modules`` is installed. In CI, fail instead."""
     if not any(importlib.util.find_spec(name) for name in modules):
         skip_missing(" or ".join(modules))
 
 
 def needs_tools(*modules: str) -> Path:
-    """The Python of the environment that other people's tools live in, as :func:`needs` where it lacks one of them."""
+    """Return the Python of the environment for external tools. Like :func:`needs`, if one of ``modules`` is missing."""
     python = ROOT / ".venv" / "tools" / "bin" / "python"
     code = "import sys, importlib.util; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))"
     if not python.exists() or subprocess.run([python, "-c", code, *modules], check=False).returncode:
@@ -116,16 +124,16 @@ def needs_tools(*modules: str) -> Path:
 
 
 def needs_file(path: Path, name: str) -> Path:
-    """``path``, as :func:`needs` where it is not there."""
+    """Return ``path``. Like :func:`needs`, if it does not exist."""
     if not path.exists():
         skip_missing(name)
     return path
 
 
 def skip_missing(name: str) -> NoReturn:
-    """Skip the test that needs ``what``; under CI a missing part is an error."""
+    """Skip the test that needs ``name``. In CI, fail instead."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed, and CI runs every test")
+        pytest.fail(f"{name} is not installed, but CI must run every test")
     pytest.skip(f"{name} is not installed: make setup brings it")
 
 
@@ -141,12 +149,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def command(*arguments: str | Path) -> list[str]:
+    """Return the command line of ``rlaif`` with ``arguments``."""
     return [sys.executable, "-m", "rlaif", *map(str, arguments)]
 
 
 @pytest.fixture
 def rlaif() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``rlaif("generate", run, ...)`` as a process. Checks the exit code against ``code`` (default 0)."""
+    """Run ``rlaif("generate", run, ...)`` as a process, and check that its exit code is ``code`` (default 0)."""
 
     def call(*arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, **options)
