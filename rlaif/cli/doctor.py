@@ -28,7 +28,7 @@ def doctor(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Output as JSON")] = False,
 ) -> None:
-    """Check the machine and the installation, and suggest vLLM settings for its GPUs"""
+    """Check the machine and the installation; suggest vLLM settings"""
     from rlaif.report import doctor as diagnosis
 
     models = {**(_models_served_here(run) if run else {}), **dict.fromkeys(model or [], "sampler.vllm")}

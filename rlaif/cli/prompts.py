@@ -58,7 +58,7 @@ def check_prompts(
     ],
     json: Annotated[bool, typer.Option("--json", help="Output as JSON")] = False,
 ) -> None:
-    """Report invalid rows, checks that cannot run, and prompts that `generate` would drop"""
+    """Report invalid rows, invalid checks and duplicates"""
     from rlaif.config.loader import load
     from rlaif.orchestrator import check_sources
 
