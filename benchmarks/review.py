@@ -1,10 +1,11 @@
-"""How long from a key press to the next pair painted, with many pairs queued: real Chromium, the real command.
+"""Latency of the review page: time from a key press to the next pair painted, with many pairs queued.
 
     python -m benchmarks.review [--pairs 10000] [--labels 1000]
 
-Time is the browser's own: from the key event's time stamp until the frame with the next pair has been painted. In
-between the label was journaled and brought to the disk. Answers are 400 to 2,400 characters of Markdown with a list
-and a code block. Prints JSON: n, median, p95 and p99 in milliseconds, p95 with a bootstrap interval.
+Runs the real command and a real Chromium. The browser's own clock measures from the key event's time stamp until the
+frame with the next pair is painted. In between, the label is journaled and written to disk. Answers are 400 to 2,400
+characters of Markdown with a list and a code block. Prints JSON: n, median, p95, p99 and maximum in milliseconds, p95
+with a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import numpy as np
 
 from tests.review_client import CHROMIUM, FLAGS, PageServer, judged_run
 
-# The page as it is; the clock is set from outside. A frame is painted when a message posted in its
-# requestAnimationFrame comes in.
-CLOCK = """() => {
+# Measures the unmodified page from outside. A frame is painted when a message posted in its requestAnimationFrame
+# callback arrives.
+CLOCK_SCRIPT = """() => {
   window.times = [];
   let pressed = 0;
   document.addEventListener("keydown", (event) => (pressed = event.timeStamp), true);
@@ -41,25 +42,32 @@ CLOCK = """() => {
 }"""
 
 
-def answer(rng: random.Random, words: list[str]) -> str:
-    def some(n: int) -> str:
-        return " ".join(rng.choices(words, k=n))
+def make_answer(rng: random.Random, vocabulary: list[str]) -> str:
+    """Return random Markdown that ends in "good" or "poor", by which the scripted judge decides."""
 
-    paragraphs = [some(rng.randint(20, 120)) for _ in range(rng.randint(2, 4))]
-    points = "\n".join(f"- **{some(1)}** {some(8)}" for _ in range(3))
-    code = f"```python\ndef {some(1)}(x):\n    return x + {rng.randint(1, 99)}  # {some(4)}\n```"
+    def words(n: int) -> str:
+        return " ".join(rng.choices(vocabulary, k=n))
+
+    paragraphs = [words(rng.randint(20, 120)) for _ in range(rng.randint(2, 4))]
+    points = "\n".join(f"- **{words(1)}** {words(8)}" for _ in range(3))
+    code = f"```python\ndef {words(1)}(x):\n    return x + {rng.randint(1, 99)}  # {words(4)}\n```"
     return "\n\n".join([*paragraphs, points, code, rng.choice(["good", "poor"])])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=10_000)
-    parser.add_argument("--labels", type=int, default=1_000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=10_000, help="pairs in the review queue [default: 10000]")
+    parser.add_argument("--labels", type=int, default=1_000, help="labels to give [default: 1000]")
     options = parser.parse_args()
     rng = random.Random(0)
-    words = ["salt", "river", "bread", "the", "of", "and", "bridge", "under", "glass", "slowly", "paper", "train"]
-    prompts = [{"prompt": f"Question {number}: {' '.join(rng.choices(words, k=12))}?",
-                "responses": [answer(rng, words), answer(rng, words)]} for number in range(options.pairs)]  # fmt: skip
+    vocabulary = ["salt", "river", "bread", "the", "of", "and", "bridge", "under", "glass", "slowly", "paper", "train"]
+    prompts = [
+        {
+            "prompt": f"Question {number}: {' '.join(rng.choices(vocabulary, k=12))}?",
+            "responses": [make_answer(rng, vocabulary), make_answer(rng, vocabulary)],
+        }
+        for number in range(options.pairs)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         run = judged_run(Path(folder) / "run", prompts, **{"pairs.min_confidence": 0.5})
@@ -76,6 +84,7 @@ def main() -> None:
 
 
 def time_labels(run: Path, count: int) -> list[float]:
+    """Label ``count`` pairs by keyboard and return the latencies in milliseconds."""
     from playwright.sync_api import sync_playwright
 
     with PageServer(run, "--annotator", "ada") as server, sync_playwright() as playwright:
@@ -83,7 +92,7 @@ def time_labels(run: Path, count: int) -> list[float]:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(server.links["ada"])
         page.wait_for_selector("#pair:not([hidden])")
-        page.evaluate(CLOCK)
+        page.evaluate(CLOCK_SCRIPT)
         for number in range(count):
             page.keyboard.press(["ArrowLeft", "ArrowRight", "t"][number % 3])
             page.wait_for_function("n => window.times.length > n", arg=number)
@@ -93,6 +102,7 @@ def time_labels(run: Path, count: int) -> list[float]:
 
 
 def p95_interval(times: list[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the 95th percentile."""
     rng: Any = np.random.default_rng(0)
     quantiles = [np.quantile(rng.choice(times, len(times)), 0.95) for _ in range(1000)]
     return float(np.quantile(quantiles, 0.025)), float(np.quantile(quantiles, 0.975))
