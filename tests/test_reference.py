@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
-import shlex
 import tomllib
 from typing import Any, Literal, get_args, get_origin
 
 import jsonschema
 import pytest
-import typer
 
-from rlaif.cli import examples
-from rlaif.cli.app import app
 from rlaif.config.catalog import Setting, settings
+from rlaif.config.models import TrainConfig
 from rlaif.config.schema import json_schema
 from rlaif.config.template import render_template
 from rlaif.errors import RlaifError
+from rlaif.train import trl_config
 from scripts.generate_reference import COMMAND, generate
 from scripts.reference import commands, exit_codes
 from tests.conftest import ROOT
@@ -99,19 +97,6 @@ def test_a_command_passes_every_option_to_its_setting(name: str, function: Any) 
     assert missing <= {"annotators", "on_bad_row"}, f"{name} ignores {missing}"  # `review` checks these itself
 
 
-def test_every_command_has_an_example_that_parses() -> None:
-    assert {name for name, _ in commands.commands()} == set(examples.EXAMPLES)
-    group: Any = typer.main.get_command(app)
-    for name, lines in examples.EXAMPLES.items():
-        for line in lines:
-            words = shlex.split(line.partition(" > ")[0])[1:]
-            command = group
-            for word in name.split():
-                command = command.commands[word]
-            assert words[: len(name.split())] == name.split()
-            command.make_context(name, words[len(name.split()) :])  # raises for an unknown option or value
-
-
 def test_every_exit_code_of_an_error_is_explained() -> None:
     def codes(error: type[RlaifError]) -> set[int]:
         return {error.exit_code}.union(*(codes(subclass) for subclass in error.__subclasses__()))
@@ -141,3 +126,32 @@ def test_the_schema_describes_every_setting() -> None:
         if setting.section:
             described = definitions[setting.section.model.__name__]["properties"][setting.key]
             assert described["description"].startswith(setting.description)
+
+
+OTHER_TRAIN_VALUES: dict[str, Any] = {
+    "method": "sft", "output": "o", "lora": False, "qlora": True, "lora_r": 8, "lora_alpha": 8, "merge": False,
+    "beta": 0.2, "loss": ["ipo"], "reward_model": "r", "learning_rate": 1e-3, "epochs": 2.0, "max_steps": 5,
+    "batch_size": 4, "per_device_batch_size": 1, "max_length": 512, "dtype": "bfloat16", "save_steps": 1,
+    "overwrite": True, "launcher": "accelerate", "num_processes": 1, "num_machines": 1, "machine_rank": 0,
+    "main_process_address": "h", "sharding": "ddp", "trl": {"warmup_steps": 3},
+}  # fmt: skip
+
+
+def test_the_resume_rule_of_a_training_setting_is_what_training_does() -> None:
+    """A setting that is part of the fingerprint needs `overwrite`, unless it may grow; the others may change."""
+    pytest.importorskip("torch")
+    rules = {
+        setting.key: setting.resume for setting in settings() if setting.section and setting.section.name == "train"
+    }
+
+    def fingerprint(**values: Any) -> dict[str, Any]:
+        return trl_config.training_fingerprint(TrainConfig(**values), model="m", seed=0, dataset="d", rows={})
+
+    # The model is a separate argument.
+    assert OTHER_TRAIN_VALUES.keys() | {"model"} == rules.keys()
+    assert rules["model"] == "retrain"
+    for key, value in OTHER_TRAIN_VALUES.items():
+        assert (fingerprint(**{key: value}) != fingerprint(dtype="float32" if key == "dtype" else "auto")) == (
+            rules[key] != "free"
+        ), key
+    assert {key for key, rule in rules.items() if rule == "may_grow"} == set(trl_config.MAY_GROW)

@@ -322,9 +322,9 @@ class TrainConfig(ConfigSection):
     learning_rate: float | None = setting(
         None, "Learning rate", default_text="depends on the method", example=1e-4, resume="retrain", gt=0
     )
-    epochs: float = setting(1.0, "Number of epochs", resume="retrain", gt=0)
+    epochs: float = setting(1.0, "Number of epochs", resume="may_grow", gt=0)
     max_steps: int | None = setting(
-        None, "Maximum number of training steps; overrides the epochs", example=500, resume="retrain", ge=1
+        None, "Maximum number of training steps; overrides the epochs", example=500, resume="may_grow", ge=1
     )
     batch_size: int = setting(8, "Effective batch size, in pairs per step", resume="retrain", ge=1)
     per_device_batch_size: int = setting(

@@ -26,7 +26,7 @@ def _resume_rules() -> dict[str, dict[str, ResumeRule]]:
     rules: dict[str, dict[str, ResumeRule]] = {"generate": {}, "judge": {}}
     for setting in settings():
         if setting.resume in ("fixed", "may_grow"):
-            for stage in STAGES_BY_SECTION[setting.section.name if setting.section else setting.key]:
+            for stage in STAGES_BY_SECTION.get(setting.section.name if setting.section else setting.key, ()):
                 rules[stage][setting.resume_key] = setting.resume
     return rules
 

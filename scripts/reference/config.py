@@ -49,4 +49,10 @@ def _row(setting: Setting) -> list[str]:
         default = "`false`"
     sentences = [f"{setting.description}.", setting.details]
     return [f"`{setting.key}`", kind, "required" if setting.required else default, " ".join(filter(None, sentences)),
-            RESUME[setting.resume]]  # fmt: skip
+            _resume_text(setting)]  # fmt: skip
+
+
+def _resume_text(setting: Setting) -> str:
+    if setting.resume == "may_grow" and setting.section and setting.section.name == "train":
+        return f"{RESUME['may_grow']}, or with `train.overwrite`"
+    return RESUME[setting.resume]
