@@ -355,12 +355,12 @@ def _open(run: Path) -> None:
 def _answer_all(run: Path) -> None:
     """An answer under the key of each request that the run owes."""
     from rlaif.config.loader import load
-    from rlaif.generate import sampling as sample
+    from rlaif.generate.sampling import pending_requests
     from rlaif.run.run import Run
 
     config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
     with (run / "journal" / "completions.jsonl").open("w") as file:
-        for index, request in enumerate(sample.pending_requests(Run(run), config, 0, ())):
+        for index, request in enumerate(pending_requests(Run(run), config, 0, ())):
             file.write(
                 f'{{"key":"{request.keys[0]}","prompt_id":"{request.prompt_id}","index":0,"model":"m","finish_reason":'
                 f'"stop","text":"{text(index, 24)}","prompt_tokens":40,"completion_tokens":30,"source":"sampled",'
@@ -370,14 +370,12 @@ def _answer_all(run: Path) -> None:
 
 def _nothing_owed(run: Path) -> None:
     from rlaif.config.loader import load
-    from rlaif.generate import sampling as sample
+    from rlaif.generate.sampling import _AnsweredOrFailed, pending_requests
     from rlaif.run.run import Run
 
     config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
     with Run(run).journal("completions") as journal:
-        print(
-            f"    {sum(1 for _ in sample.pending_requests(Run(run), config, 0, sample._AnsweredOrFailed(journal))):,} owed"
-        )
+        print(f"    {sum(1 for _ in pending_requests(Run(run), config, 0, _AnsweredOrFailed(journal))):,} owed")
 
 
 def reopen(requests: int) -> None:

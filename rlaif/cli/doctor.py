@@ -29,10 +29,10 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Output as JSON")] = False,
 ) -> None:
     """Check the machine and the installation; suggest vLLM settings"""
-    from rlaif.report import doctor as diagnosis
+    from rlaif.report.doctor import diagnose
 
     models = {**(_models_served_here(run) if run else {}), **dict.fromkeys(model or [], "sampler.vllm")}
-    findings = diagnosis.diagnose(models)
+    findings = diagnose(models)
     if json:
         console.echo_json([finding.__dict__ for finding in findings])
     else:

@@ -10,7 +10,7 @@ import typer
 
 from rlaif.cli import console
 from rlaif.cli.settings_help import SETTINGS_HELP
-from rlaif.config.choices import OnBadRow as OnBadRowChoice
+from rlaif.config import choices
 from rlaif.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ DryRun = Annotated[
 MaxFailures = Annotated[int | None, setting_option("client.max_failures")]
 Budget = Annotated[float | None, setting_option("client.budget_usd")]
 Batch = Annotated[bool | None, setting_option("client.use_batch_api", "--batch")]
-OnBadRow = Annotated[OnBadRowChoice | None, setting_option("prompts.on_bad_row")]
+OnBadRow = Annotated[choices.OnBadRow | None, setting_option("prompts.on_bad_row")]
 
 
 def open_run_with_config(path: Path, flags: Mapping[str, Any], *, creates_run: bool = False) -> tuple[Run, Config]:

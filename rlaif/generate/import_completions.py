@@ -29,7 +29,7 @@ class CompletionImport:
     new: int = 0
 
 
-def import_completions(run: Run, config: Config, source: str, log: Callable[[str], None]) -> CompletionImport:
+def import_source(run: Run, config: Config, source: str, log: Callable[[str], None]) -> CompletionImport:
     """Journal the prompts and completions of ``source``, except those already in the journal. Answers to held-out
     prompts are journaled too, but never judged.
 

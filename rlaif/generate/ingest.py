@@ -10,30 +10,31 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from rlaif.config.models import Config, PromptsConfig
 from rlaif.errors import InputError, UsageError
 from rlaif.generate import sources
 from rlaif.generate.near_duplicates import NearDuplicateIndex
-from rlaif.records import Message, Prompt, PromptRow, content_key, hash_to_unit_interval
-from rlaif.run.journal import iter_records as read_journal
+from rlaif.records import Message, Prompt, PromptDropReason, PromptRow, content_key, hash_to_unit_interval
+from rlaif.run.journal import iter_records
 from rlaif.run.run import Run
 
 NGRAM = 13
 LOG_EVERY = 100_000
 
-DropReason = Literal["exact_duplicate", "near_duplicate", "evaluation_overlap"]
-
 
 @dataclass
 class IngestResult:
-    """Number of prompts ingested, of these held out, of these new to the journal, and dropped, by reason."""
+    """Numbers of prompts.
+
+    ``prompts`` counts those in the run. ``heldout`` and ``new`` count those of them that are held out and that this
+    command journaled. ``dropped`` counts the others by reason.
+    """
 
     prompts: int = 0
     heldout: int = 0
     new: int = 0
-    dropped: Counter[DropReason] = field(default_factory=Counter)
+    dropped: Counter[PromptDropReason] = field(default_factory=Counter)
 
 
 def ingest_prompts(run: Run, config: Config, log: Callable[[str], None]) -> IngestResult:
@@ -112,7 +113,7 @@ class PromptFilter:
         if settings.decontaminate_against:
             self._contamination = ContaminationIndex(sources.prompt_texts(settings.decontaminate_against))
 
-    def drop_reason(self, prompt: Prompt) -> DropReason | None:
+    def drop_reason(self, prompt: Prompt) -> PromptDropReason | None:
         """Return why ``prompt`` is dropped, or None for a prompt to ingest. Remembers the prompt."""
         digest = bytes.fromhex(prompt.key)  # half the memory of the hex digits
         if digest in self._digests:
@@ -136,7 +137,7 @@ class PromptIdIndex:
         self._config = config
         self.id_by_key: dict[str, str] = {}
         self.heldout_keys: set[str] = set()
-        for _, record in read_journal(run.journal_path("prompts")) if run else ():
+        for _, record in iter_records(run.journal_path("prompts")) if run else ():
             self.id_by_key[record["key"]] = record["prompt_id"]
             if record["split"] == "heldout":
                 self.heldout_keys.add(record["key"])

@@ -24,8 +24,7 @@ from rlaif.llm.executor import execute_requests
 from rlaif.llm.request import Request
 from rlaif.llm.usage import Usage, UsageMeter
 from rlaif.records import Completion, content_key
-from rlaif.run.journal import Journal
-from rlaif.run.journal import iter_records as read_journal
+from rlaif.run.journal import Journal, iter_records
 from rlaif.run.run import Run
 
 
@@ -108,7 +107,7 @@ def pending_requests(
     pool = config.policies_resolved()
     prompts = (
         prompt
-        for offset, prompt in read_journal(run.journal_path("prompts"))
+        for offset, prompt in iter_records(run.journal_path("prompts"))
         if prompt["split"] == "train" and (prompt_offsets is None or offset in prompt_offsets)
     )
     all_indexes, model = list(range(config.sampler.n)), pool[policy_index].model

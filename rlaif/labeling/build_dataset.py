@@ -19,8 +19,8 @@ from rlaif.judge.runner import PanelJudge
 from rlaif.labeling.candidate_table import CandidateTable, build_candidate_table
 from rlaif.labeling.judging import JudgingRounds
 from rlaif.pair import dataset_card, dataset_writer, refusal_guard, routing
-from rlaif.pair import human_calibration as calibrate
-from rlaif.pair import label_quality as trust
+from rlaif.pair.human_calibration import apply_human_calibration
+from rlaif.pair.label_quality import describe, estimate_label_quality
 from rlaif.run import frames
 from rlaif.run.human_labels import human_labels
 from rlaif.run.journal import JournalReader, iter_blocks
@@ -59,7 +59,7 @@ class BuildResult:
 
     def describe_labels(self) -> list[str]:
         """Return ``label_quality`` as sentences."""
-        return trust.describe(self.label_quality)
+        return describe(self.label_quality)
 
 
 def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> BuildResult:
@@ -73,7 +73,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
     table = build_candidate_table(rounds, candidates, labels)
     pairs = refusal_guard.apply_refusal_guard(table.pairs, has_prompt_classes=table.has_prompt_class)
     pairs = routing.route_pairs(pairs, table.tags, human_fraction=config.pairs.human_fraction, seed=config.seed)
-    pairs, human_calibration = calibrate.apply_human_calibration(
+    pairs, human_calibration = apply_human_calibration(
         pairs,
         table.votes,
         labels,
@@ -83,7 +83,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
         num_dropped=table.dropped_outcomes["tie"] + table.dropped_outcomes["inconsistent"],
     )
     pairs = refusal_guard.reapply_refusal_guard(pairs, has_prompt_classes=table.has_prompt_class)
-    quality = trust.estimate_label_quality(pairs, labels, reviews, seed=config.seed)
+    quality = estimate_label_quality(pairs, labels, reviews, seed=config.seed)
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
     table.add_decisions(pairs)
     metadata = PartitionedFrames(run.path)

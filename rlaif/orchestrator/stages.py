@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rlaif.config.models import Config
 from rlaif.errors import DatasetChangedError, MissingDependencyError, UsageError, write_error
-from rlaif.generate import import_completions as completion_import
 from rlaif.generate import ingest, sampling
+from rlaif.generate.import_completions import CompletionImport, import_source
 from rlaif.labeling import judge_exam
 from rlaif.labeling.build_dataset import BuildResult, build_dataset
 from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
@@ -20,6 +20,7 @@ from rlaif.llm.reporter import Reporter
 from rlaif.llm.stage_limits import StageLimits, new_meter, raise_if_too_many_failures
 from rlaif.llm.stop_reason import StopReason
 from rlaif.llm.usage import UsageMeter
+from rlaif.records import PromptDropReason
 from rlaif.run.run import Run, require_completions
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class GenerateResult:
     prompts: int
     heldout: int
     completions: int
-    dropped: dict[ingest.DropReason, int]
+    dropped: dict[PromptDropReason, int]
     usage: UsageMeter
     stop_reason: StopReason | None = None
 
@@ -98,11 +99,11 @@ def run_ingest(run: Run, config: Config, reporter: Reporter) -> ingest.IngestRes
         return ingest.ingest_prompts(run, config, reporter.log)
 
 
-def import_completions(run: Run, config: Config, source: str, reporter: Reporter) -> completion_import.CompletionImport:
+def import_completions(run: Run, config: Config, source: str, reporter: Reporter) -> CompletionImport:
     """Journal the prompts and answers of ``source``: ``rlaif generate --import``."""
     with run.lock():
         run.start_stage("import", config)
-        imported = completion_import.import_completions(run, config, source, reporter.log)
+        imported = import_source(run, config, source, reporter.log)
         run.finish_stage("import", source=source, prompts=imported.prompts, completions=imported.completions)
     return imported
 

@@ -21,7 +21,7 @@ from rlaif.evaluate import kl
 from rlaif.evaluate.evaluation_result import EvaluationResult
 from rlaif.evaluate.run_evaluation import eval_judges
 from rlaif.evaluate.trained_model import evaluated_models
-from rlaif.judge import judge_file as definition
+from rlaif.judge.judge_file import find_judge
 from rlaif.llm.backends import LocalModel, ModelBackends
 from rlaif.llm.client import Client
 from rlaif.llm.usage import UsageMeter
@@ -352,7 +352,7 @@ def test_an_unsupported_output_mode_or_budget_is_reported_before_sampling(
 ) -> None:
     run, config = trained
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(definition.find_judge("helpful").folder, tmp_path / "judges" / "slow")
+    shutil.copytree(find_judge("helpful").folder, tmp_path / "judges" / "slow")
     judge_file = tmp_path / "judges" / "slow" / "judge.toml"
     text = judge_file.read_text().replace('"helpful"', '"slow"')
     judge_file.write_text(text.replace('reasoning = "none"', 'reasoning = "first"'))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlaif.config.loader import load
 from rlaif.errors import InputError, RunError
-from rlaif.generate.import_completions import CompletionImport, import_completions
+from rlaif.generate.import_completions import CompletionImport, import_source
 from rlaif.generate.ingest import ingest_prompts
 from rlaif.run.run import Run
 from tests.conftest import read_jsonl, write_jsonl
@@ -20,7 +20,7 @@ from tests.conftest import read_jsonl, write_jsonl
 
 def run_import(run: Run, rows: list[dict[str, Any]] | Path, **flags: Any) -> CompletionImport:
     source = rows if isinstance(rows, Path) else write_jsonl(run.path.with_suffix(".jsonl"), rows)
-    return import_completions(run, load(run.path, flags, {}), str(source), lambda line: None)
+    return import_source(run, load(run.path, flags, {}), str(source), lambda line: None)
 
 
 def prompts(run: Run) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def test_imported_rows_of_held_out_prompts_are_counted(tmp_path: Path) -> None:
                              "prompts.heldout_fraction": 0.4}, {})  # fmt: skip
     result = ingest_prompts(run, config, lambda line: None)
     import_path = write_jsonl(tmp_path / "a.jsonl", [{**row, "responses": ["a", "b"]} for row in rows])
-    import_completions(run, config, str(import_path), lines.append)
+    import_source(run, config, str(import_path), lines.append)
     assert 5 < result.heldout < 45
     assert lines == [f"{result.heldout} rows belong to held-out prompts; their answers are not judged"]
     assert ingest_prompts(run, config, lambda line: None).heldout == result.heldout

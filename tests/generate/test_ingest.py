@@ -17,7 +17,7 @@ from rlaif import resources
 from rlaif.config.loader import load
 from rlaif.config.models import Config
 from rlaif.errors import InputError, UsageError
-from rlaif.generate.import_completions import import_completions
+from rlaif.generate.import_completions import import_source
 from rlaif.generate.ingest import IngestResult, ingest_prompts, to_prompt
 from rlaif.generate.near_duplicates import PERMUTATIONS, RECALL, NearDuplicateIndex, _shingles, lsh_bands
 from rlaif.generate.sources import valid_rows
@@ -133,7 +133,7 @@ def test_an_id_in_the_run_is_rejected_for_another_prompt(tmp_path: Path) -> None
     """Also if the first prompt was imported or came from another file."""
     run = Run(tmp_path / "run")
     import_path = write_jsonl(tmp_path / "r.jsonl", [{"prompt": "one", "id": "1", "responses": ["a"]}])
-    import_completions(run, config(run, []), str(import_path), lambda line: None)
+    import_source(run, config(run, []), str(import_path), lambda line: None)
     before = journaled_prompts(run)
     other = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "two", "id": "2"}, {"prompt": "three", "id": "1"}])
     with pytest.raises(InputError, match=r"p\.jsonl:2: the id '1' already belongs"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.cli import plan as plan_command
+from rlaif.cli.plan import FLAGS, format_large_count, parse_count
 from rlaif.config.models import Config
 from rlaif.errors import UsageError
 from rlaif.planning import capacity, run_estimate, workload
@@ -328,13 +328,13 @@ def test_a_run_without_requests_provides_no_rates(tmp_path: Path, rlaif: Cli) ->
     [("10", 10), ("10k", 10_000), ("1.5M", 1_500_000), ("100m", 10**8), ("1,000", 1000), ("2B", 2 * 10**9)],
 )
 def test_counts_may_have_a_suffix(text: str, number: int) -> None:
-    assert plan_command.parse_count("--prompts", text) == number
+    assert parse_count("--prompts", text) == number
 
 
 @pytest.mark.parametrize("text", ["", "k", "-1", "0", "ten", "nan", "inf", "1e99"])
 def test_invalid_counts_are_rejected_with_their_flag(text: str) -> None:
     with pytest.raises(UsageError, match=f"`--prompts` expects a number .*{text!r}"):
-        plan_command.parse_count("--prompts", text)
+        parse_count("--prompts", text)
 
 
 def test_settings_are_converted_and_checked() -> None:
@@ -358,7 +358,7 @@ def test_settings_are_converted_and_checked() -> None:
 )
 def test_invalid_settings_are_rejected(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse_settings([assignment], flags=plan_command.FLAGS)
+        parse_settings([assignment], flags=FLAGS)
 
 
 def test_the_help_lists_every_setting(rlaif: Cli) -> None:
@@ -387,7 +387,7 @@ def test_every_setting_reaches_the_plan(rlaif: Cli) -> None:
     [(0, ""), (7, "7"), (9_996, "10.00k"), (999_999, "1,000k"), (1.2e9, "1.20B"), (1.25e12, "1.25T")],
 )
 def test_large_counts_are_short(number: float, text: str) -> None:
-    assert plan_command.format_large_count(number) == text
+    assert format_large_count(number) == text
 
 
 def test_the_output_names_the_first_bottleneck_and_a_remedy(rlaif: Cli) -> None:
