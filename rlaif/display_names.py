@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.records import CompletionDropReason, DatasetDropReason, Outcome, PairDropReason, Route
+from rlaif.records import CompletionDropReason, DatasetDropReason, Outcome, PairDropReason, PromptDropReason, Route
 
 OUTCOMES: dict[Outcome, str] = {
     "win": "one answer is better",
@@ -18,9 +18,14 @@ OUTCOMES: dict[Outcome, str] = {
 }
 ROUTES: dict[Route, str] = {
     "judge": "labeled by the judges",
-    "audit": "queued for review: random audit",
-    "targeted": "queued for review: most likely to be wrong",
+    "audit": "queued for review (random audit)",
+    "targeted": "queued for review (most likely wrong)",
     "dropped": "dropped",
+}
+PROMPT_DROP_REASONS: dict[PromptDropReason, str] = {
+    "exact_duplicate": "duplicate",
+    "near_duplicate": "near duplicate",
+    "evaluation_overlap": "overlaps an evaluation file",
 }
 PAIR_DROP_REASONS: dict[PairDropReason, str] = {
     "unparsable": "no readable verdict in both orders",

@@ -140,7 +140,7 @@ def describe_drops(pairs: pl.DataFrame) -> pl.DataFrame:
     text = reason.replace_strict(PAIR_DROP_REASONS, return_dtype=pl.String)
     text = (
         pl.when(reason.is_in(["near_tie", "near_tie_after_calibration"]))
-        .then(pl.format("{}: p {}", text, confidence))
+        .then(pl.format("{} (p {})", text, confidence))
         .otherwise(text)
     )
     return pairs.with_columns(
@@ -153,22 +153,22 @@ def _route_reason() -> pl.Expr:
     error_text = pl.format("probability of a wrong label {}", pl.col("error_probability").round(3))
     details = pl.concat_str(
         pl.when(pl.col("humans_only"))
-        .then(pl.lit("borderline prompt: only annotators decide"))
+        .then(pl.lit("only annotators decide on borderline prompts"))
         .when(pl.col("flags").list.len() > 0)
         .then(pl.col("flags").list.join("; "))
         .otherwise(error_text),
         pl.when(pl.col("stakes") > 1).then(pl.format("stakes x{}", "stakes")),
         pl.col("suspicion"),
-        separator=", ",
+        separator="; ",
         ignore_nulls=True,
     )
     probability = pl.col("inclusion_probability").round(4)
     return (
         pl.when(pl.col("chosen") & (pl.col("inclusion_probability") < 1.0))
-        .then(pl.format("drawn with probability {}: {}", probability, details))
+        .then(pl.format("drawn with probability {}; {}", probability, details))
         .when("chosen")
         .then(details)
-        .otherwise(pl.format("not drawn (probability {}): {}", probability, details))
+        .otherwise(pl.format("not drawn (probability {}); {}", probability, details))
     )
 
 

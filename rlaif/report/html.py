@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VOID_ELEMENTS = {"meta", "br", "rect", "line", "circle", "polyline"}
 WIDTH, HEIGHT = 640, 200
 LEFT, BOTTOM, TOP = 64, 26, 10
+MAX_TICKS = 6
 
 
 class Html(str):
@@ -31,6 +32,11 @@ def escape(value: object) -> Html:
         return value
     text = "".join(char if char >= " " or char in "\n\t" else "\ufffd" for char in str(value))
     return Html(html.escape(text.encode("utf-8", "replace").decode()))
+
+
+def with_code(text: str) -> Html:
+    """Escape ``text``, with the parts between backticks as code."""
+    return concat(element("code", part) if index % 2 else part for index, part in enumerate(text.split("`")))
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Html:
@@ -53,17 +59,32 @@ def concat(children: Iterable[object]) -> Html:
     return Html("".join(escape(child) for child in children if child is not None))
 
 
-def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], *, label: str) -> Html:
-    """Return a table that scrolls horizontally on a narrow page. A cell that is None is a dash."""
+def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], *, label: str, text_columns: int = 1) -> Html:
+    """Return a table that scrolls horizontally on a narrow page. A cell that is None is a dash.
+
+    ``text_columns``: number of leading columns that are text and aligned left.
+    """
+
+    def css_class(column: int) -> str | None:
+        return "left" if column < text_columns else None
+
     body = [
         element(
             "tr",
             element("th", row[0], scope="row"),
-            *(element("td", "–" if cell is None else cell) for cell in row[1:]),
+            *(
+                element("td", "–" if cell is None else cell, class_=css_class(column))
+                for column, cell in enumerate(row[1:], 1)
+            ),
         )
         for row in rows
     ]
-    header = element("thead", element("tr", *(element("th", cell, scope="col") for cell in head)))
+    header = element(
+        "thead",
+        element(
+            "tr", *(element("th", cell, scope="col", class_=css_class(column)) for column, cell in enumerate(head))
+        ),
+    )
     inner = element("table", header, element("tbody", *body))
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=label)
 
@@ -86,10 +107,10 @@ def histogram(bins: Sequence[HistogramBin], *, label: str, unit: str, mark: floa
         if bin_.count
     ]
     line = None if mark is None else _line(across(mark), TOP, across(mark), HEIGHT - BOTTOM, "mark")
-    tick_step = max(1, len(bins) // 6)
+    tick_step = next(
+        step for step in range(1, len(bins) + 1) if len(bins) % step == 0 and len(bins) // step <= MAX_TICKS
+    )
     edges = [*(bin_.low for bin_ in bins[::tick_step]), bins[-1].high]
-    if len(bins) % tick_step:
-        edges.pop()
     ticks = [_text(across(x), HEIGHT - 8, f"{x:g}", "middle" if x < bins[-1].high else "end") for x in edges]
     description = ", ".join(f"{bin_.low:g} to {bin_.high:g}: {bin_.count:,}" for bin_ in bins if bin_.count)
     frame = [_text(LEFT - 6, TOP + 9, f"{max_count:,}", "end"), _text(LEFT - 6, HEIGHT - BOTTOM, "0", "end")]

@@ -47,6 +47,8 @@ TRAINING_CURVES = {
     "reward": "Reward",
     "kl": "KL from the reference",
 }
+UNBOUNDED = ("length_ratio", "kl_per_answer", "kl_per_token")
+"""Metrics that are not shares: an interval between 0 and 1 would mislead."""
 HIDDEN_EVALUATION_FIELDS = ("stopped", "identical_answers")
 
 
@@ -104,7 +106,7 @@ def _section(title: str, parts: Iterable[Html]) -> Html:
 
 def _not_measured(report: Report, name: str, subject: str | None = None) -> Html:
     reason = f"Not measured: {report.missing_reasons[name]}."
-    return element("p", f"{subject}. {reason}" if subject else reason, class_="missing")
+    return element("p", html.with_code(f"{subject}. {reason}" if subject else reason), class_="missing")
 
 
 def _cost(report: Report) -> Iterable[Html]:
@@ -156,7 +158,7 @@ def _labels(report: Report) -> Iterable[Html]:
             yield _not_measured(report, name, subject)
     if report.exams:
         yield element("h3", "Exams of the judges")
-        yield _generic_table([_flatten(exam) for exam in report.exams], "Exams of the judges")
+        yield _generic_table([_flatten(exam) for exam in report.exams], "Exams of the judges", text_columns=2)
 
 
 def _human_label_notes(labels: Mapping[str, Any]) -> Iterable[str]:
@@ -180,7 +182,7 @@ def _pairs(report: Report) -> Iterable[Html]:
     rows = [(name, counts["routes"].get(route, 0)) for route, name in ROUTES.items()]
     yield html.html_table(("Route", "Pairs"), _count_rows(rows), label="Routes")
     if stats.kept:
-        yield from _pair_charts(stats)
+        yield _charts(_pair_charts(stats))
     dropped = _named_counts("pairs: ", PAIR_DROP_REASONS, stats.drop_reasons)
     dropped += _named_counts("answers: ", COMPLETION_DROP_REASONS, counts["completions_left_out"])
     in_table = {reason: count for reason, count in counts["dataset_left_out"].items() if reason != "dropped"}
@@ -195,12 +197,12 @@ def _pair_charts(stats: PairStats) -> Iterable[Html]:
     yield html.histogram(stats.confidence, label="Judges' confidence in kept pairs", unit="probability")
     if stats.rating_margin:
         yield html.histogram(
-            stats.rating_margin, label="Rating, preferred minus other answer", unit="points on a scale of 5", mark=0.0
+            stats.rating_margin, label="Rating, preferred minus other answer", unit="scale of 5", mark=0.0
         )
     yield html.histogram(
         stats.log2_length_ratio,
         label="Length, preferred over other answer",
-        unit="log2 of the ratio of characters",
+        unit="log2",
         mark=0.0,
     )
 
@@ -220,7 +222,9 @@ def _refusals(report: Report) -> Iterable[Html]:
     rows = [
         (row["prompt"], ANSWER_LABELS.get(row["chosen"], row["chosen"]), f"{row['pairs']:,}") for row in report.balance
     ]
-    yield html.html_table(("Prompt", "Chosen answer", "Pairs"), rows, label="Refusals by class of prompt")
+    yield html.html_table(
+        ("Prompt", "Chosen answer", "Pairs"), rows, label="Refusals by class of prompt", text_columns=2
+    )
 
 
 def _training(report: Report) -> Iterable[Html]:
@@ -242,10 +246,11 @@ def _training(report: Report) -> Iterable[Html]:
     yield from _preflight(training.get("preflight", []))
     yield from _estimate_table(_estimate_rows(result, TRAINING_ESTIMATES), "Held-out pairs")
     history = training.get("history", [])
-    for name, title in TRAINING_CURVES.items():
-        points = [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
-        if len(points) > 1:
-            yield html.line_chart({title: points}, label=title)
+    curves = {
+        title: [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
+        for name, title in TRAINING_CURVES.items()
+    }
+    yield _charts(html.line_chart({title: points}, label=title) for title, points in curves.items() if len(points) > 1)
 
 
 def _preflight(findings: Sequence[Mapping[str, Any]]) -> Iterable[Html]:
@@ -274,10 +279,11 @@ def _evaluation(report: Report) -> Iterable[Html]:
             if not isinstance(value, dict | list) and name not in HIDDEN_EVALUATION_FIELDS
         }
     )
-    for name, title in (("checks", "Checks met"), ("refusals", "Refusals by class of prompt")):
-        if evaluation.get(name):
+    checks = [{**row, "model": field_name(row["model"])} for row in evaluation.get("checks") or []]
+    for title, rows in (("Checks met", checks), ("Refusals by class of prompt", evaluation.get("refusals"))):
+        if rows:
             yield element("h3", title)
-            yield _generic_table(evaluation[name], title)
+            yield _generic_table(rows, title)
     if evaluation.get("samples"):
         yield element("h3", "Samples")
         yield from map(_sample_comparison, evaluation["samples"])
@@ -301,7 +307,8 @@ def _iterations(report: Report) -> Iterable[Html]:
         )
         for iteration in report.iterations
     ]
-    yield html.html_table(("Iteration", "Policy", "Pairs", "Agreement", "Win rate"), rows, label="Iterations")
+    head = ("Iteration", "Policy", "Pairs", "Agreement", "Win rate")
+    yield html.html_table(head, rows, label="Iterations", text_columns=2)
 
 
 def _sample_pair(row: Mapping[str, Any]) -> Html:
@@ -325,21 +332,33 @@ def _sample_pair(row: Mapping[str, Any]) -> Html:
 
 
 def _pair_facts(row: Mapping[str, Any]) -> Iterable[str]:
-    yield f"Route: {ROUTES[row['route']]} ({row['route_reason']})"
-    rating = "" if row["rating_margin"] is None else f"; ratings: a minus b {row['rating_margin']:+.1f}"
-    verdict = "no readable verdict" if row["prob_a"] is None else f"a is better with probability {row['prob_a']:.2f}"
-    yield f"Judges: {verdict} ({OUTCOMES[row['outcome']]}){rating}"
+    yield f"Route: {ROUTES[row['route']]}: {row['route_reason']}"
+    rating = "" if row["rating_margin"] is None else f"; rating of a minus b: {row['rating_margin']:+.1f}"
+    yield f"Judges: {_verdict(row)}{rating}"
     if row["human_labels"]:
         yield f"Annotators: {'; '.join(row['human_labels'])}"
     elif row["route"] in ("audit", "targeted"):
         yield "Annotators: awaiting review"
 
 
+def _verdict(row: Mapping[str, Any]) -> str:
+    prob_a = row["prob_a"]
+    if row["outcome"] == "win" and row["preferred"]:
+        return f"{row['preferred']} is better with probability {max(prob_a, 1 - prob_a):.2f}"
+    outcome = OUTCOMES[row["outcome"]]
+    return outcome if prob_a is None else f"{outcome} (a is better with probability {prob_a:.2f})"
+
+
 # Parts
 
 
+def _charts(figures: Iterable[Html]) -> Html:
+    """Return figures side by side, as far as the page is wide enough."""
+    return element("div", *figures, class_="charts")
+
+
 def _bullet_list(items: Iterable[str]) -> Iterable[Html]:
-    lines = [element("li", item) for item in items]
+    lines = [element("li", html.with_code(item)) for item in items]
     if lines:
         yield element("ul", *lines)
 
@@ -355,12 +374,16 @@ def _definition_list(facts: Mapping[str, Any]) -> Html:
 
 
 def _estimate_rows(group: Mapping[str, Any], names: Iterable[str]) -> list[Sequence[object]]:
-    return [_estimate_row(field_name(name), estimate) for name in names if (estimate := find_estimate(group, name))]
+    return [
+        _estimate_row(field_name(name), estimate, is_share=name not in UNBOUNDED)
+        for name in names
+        if (estimate := find_estimate(group, name))
+    ]
 
 
-def _estimate_row(title: str, estimate: Estimate) -> Sequence[object]:
-    in_unit_range = estimate.low >= 0 and estimate.high <= 1
-    plot = html.interval_plot(estimate) if in_unit_range else ""
+def _estimate_row(title: str, estimate: Estimate, *, is_share: bool = True) -> Sequence[object]:
+    is_share = is_share and estimate.low >= 0 and estimate.high <= 1
+    plot = html.interval_plot(estimate) if is_share else ""
     return (title, plot, _format_estimate(estimate), f"{estimate.n:,}")
 
 
@@ -369,11 +392,12 @@ def _estimate_table(rows: list[Sequence[object]], label: str) -> Iterable[Html]:
         yield html.html_table(("Measure", "", "Value [95 %]", "n"), rows, label=label)
 
 
-def _generic_table(rows: Sequence[Mapping[str, Any]], label: str) -> Html:
+def _generic_table(rows: Sequence[Mapping[str, Any]], label: str, *, text_columns: int = 1) -> Html:
     """Return a table of rows that another stage left, with the columns that they have."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [tuple(_format_cell(row, column) for column in columns) for row in rows]
-    return html.html_table([field_name(column) for column in columns], cells, label=label)
+    head = [field_name(column) for column in columns]
+    return html.html_table(head, cells, label=label, text_columns=text_columns)
 
 
 def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_new_near_ties_are_dropped_as_far_as_allowed() -> None:
     assert set(all_dropped["route"]) == {"audit", "dropped"}  # a judge at chance labels nothing
     dropped = routing.describe_drops(all_dropped).filter(pl.col("route") == "dropped")
     assert set(dropped["drop_reason"]) == {"near_tie_after_calibration"}
-    assert dropped["route_reason"].str.starts_with("near tie after calibration with human labels: p 0.").all()
+    assert dropped["route_reason"].str.starts_with("near tie after calibration with human labels (p 0.").all()
     few_dropped, _ = human_calibration.apply_human_calibration(
         put_in_queue(pairs, 200), judge_votes, noise, min_confidence=0.65, max_tie_drop_fraction=0.1, num_judged=N
     )

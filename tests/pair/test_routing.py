@@ -125,7 +125,7 @@ def test_high_stakes_and_answers_that_address_the_judge_come_first() -> None:
     by_id = {row["pair_id"]: row for row in routed.iter_rows(named=True)}
     assert by_id["0003"]["inclusion_probability"] == by_id["0005"]["inclusion_probability"] == 1.0
     assert by_id["0003"]["route_reason"] == "a addresses the judge"
-    assert by_id["0005"]["route_reason"] == "probability of a wrong label 0.1, stakes x2.0"
+    assert by_id["0005"]["route_reason"] == "probability of a wrong label 0.1; stakes x2.0"
 
 
 def test_no_topic_takes_the_whole_budget() -> None:
@@ -165,7 +165,7 @@ def test_the_drop_reason_is_written_as_text_with_the_probability_of_a_near_tie()
     routed = routing.route_pairs(pairs, tagged(3), human_fraction=0.0, seed=0)
     described = routing.describe_drops(routed.with_columns(drop_reason=pl.col("drop_reason").fill_null("near_tie")))
     near_tie, other, labeled = described.select("route", "drop_reason", "route_reason").rows()
-    assert near_tie == ("dropped", "near_tie", "near tie: p 0.6")
+    assert near_tie == ("dropped", "near_tie", "near tie (p 0.6)")
     assert other == ("dropped", "another_pair_kept", "another pair of this prompt is kept")
     assert labeled[:2] == ("judge", None)
     assert labeled[2].startswith("not drawn")

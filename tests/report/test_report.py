@@ -94,7 +94,7 @@ def test_the_report_matches_the_journals(judged: Run, rlaif: Callable[..., subpr
     assert text.count("<details>") == 20
     assert f"{awaiting_review} pairs await review" in text
     assert "Needs review" in text
-    assert "queued for review: random audit" in text
+    assert "queued for review (random audit)" in text
     assert not re.findall(r">[a-z]+_[a-z_]+<", text)
 
 
