@@ -1,10 +1,10 @@
-"""Set up `.venv`: the environment and whatever else the tests need, one part at a time.
+"""Set up `.venv`: the environment and everything else that the tests need, one part at a time.
 
     python scripts/set_up.py [--engine cpu|gpu] PART...
 
-A part is marked as done in `.venv/.parts` only after it succeeded, so the next call retries whatever failed or was
-interrupted. A failure takes one line; the full output is in `.venv/log`. Only `environment` is indispensable: without
-it the exit code is 4. This file uses the standard library alone, because nothing is installed yet.
+A part is marked as done in `.venv/.parts` only after it succeeded, so the next call retries the parts that failed or
+were interrupted. A failure is reported in one line; the full output is in `.venv/log`. Only `environment` is required:
+if it fails, the exit code is 4. This file uses the standard library only, because nothing is installed yet.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ INSTALL = ("-m", "uv", "pip", "install", "--python")
 EXTRAS = "train,checks,review,cluster"
 SYSTEM_PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "npm": ("npm",)}
 AXE = "axe-core@4.14.1"
-AZURITE = "azurite@3.35.0"  # a server of az://
-# Two labeling tools, and servers of s3:// and gs://. They pin other versions than rlaif does, so they live in an
-# environment of their own.
+AZURITE = "azurite@3.35.0"  # a server for az://
+# Two labeling tools, and servers for s3:// and gs://. They pin other versions than rlaif does, so they have their own
+# environment.
 TOOLS = ("argilla==2.8.0", "label-studio-sdk==2.1.2", "moto[s3]==5.2.5", "flask", "flask-cors", "hydra-core==1.3.8",
          "gcp-storage-emulator==2026.7.19")  # fmt: skip
-# Two trainers that rlaif hands datasets to, and IFBench's prompts and checkers. The tests use only the code that reads
-# their settings, so they come without what they train with.
+# Two trainers that rlaif exports datasets for, and IFBench's prompts and checkers. The tests use only the code that
+# reads their settings, so they are installed without dependencies.
 TRAINERS = ("verl==0.9.1", "openrlhf==0.11.2", "nvidia-ifbench==26.3")
 
 
@@ -65,19 +65,19 @@ def run(log: Path, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] |
     LOGS.mkdir(exist_ok=True)
     with log.open("ab") as file:
         start = file.tell()
-        # The child inherits the lock: if this process is killed, the next set-up waits until the child has ended too.
+        # The child inherits the lock: if this process is killed, the next setup waits until the child has ended too.
         result = subprocess.run(
             [*map(str, command)], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=cwd,
             env={**os.environ, **cache_variables(), **(env or {})}, close_fds=False, check=False,
         )  # fmt: skip
     output = log.read_bytes()[start:].decode(errors="replace")
     if result.returncode:
-        raise SetupError(first_error(output) or f"{Path(command[0]).name} ended with exit code {result.returncode}")
+        raise SetupError(first_error(output) or f"{Path(command[0]).name} failed with exit code {result.returncode}")
     return output
 
 
 def first_error(output: str) -> str:
-    """The first line that looks like an error, with its cause if uv names one; otherwise the last line."""
+    """Return the first line that looks like an error, with its cause if uv names one; otherwise the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if re.search(r"(?i)\berror\b|\bfailed\b|\bno module\b", line):
@@ -87,6 +87,7 @@ def first_error(output: str) -> str:
 
 
 def succeeds(*command: str | Path) -> bool:
+    """Return True if ``command`` runs and its exit code is 0."""
     try:
         return subprocess.run([*map(str, command)], capture_output=True, check=False).returncode == 0
     except OSError:
@@ -94,8 +95,8 @@ def succeeds(*command: str | Path) -> bool:
 
 
 def cache_variables() -> dict[str, str]:
-    """Caches inside `.venv` for uv and npm if the user's home cannot be written."""
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home raises if there is no home)
+    """Return variables that move the caches of uv and npm into `.venv` if the user's home is not writable."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home raises without a home directory)
     variables = {}
     for folder, default, names in (
         ("uv", Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "uv", ("UV_CACHE_DIR",)),
@@ -108,11 +109,11 @@ def cache_variables() -> dict[str, str]:
     return variables
 
 
-# The environment
+# Environment
 
 
 def python_version(python: Path) -> str | None:
-    """The version as "3.11", or None if ``python`` does not run."""
+    """Return the version as "3.11", or None if ``python`` does not run."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     with contextlib.suppress(OSError):
         result = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
@@ -121,11 +122,11 @@ def python_version(python: Path) -> str | None:
 
 
 def make_venv(log: Path) -> None:
-    """Make sure that `.venv` is a virtual environment with pip. Replaces a broken one only if make created it."""
+    """Make sure that `.venv` is a virtual environment with pip. Replace a broken one only if make created it."""
     version, made_by_make = python_version(PYTHON), CREATED_BY_MAKE.exists()
     pip = (PYTHON, "-m", "pip", "--version")
     is_complete = version == VERSION and (not made_by_make or is_done("venv", str(ROOT)))
-    # uv makes environments without pip.
+    # uv creates environments without pip.
     if is_complete and (succeeds(*pip) or (succeeds(PYTHON, "-m", "ensurepip") and succeeds(*pip))):
         return
     if VENV.exists() and not made_by_make and any(VENV.iterdir()):
@@ -149,7 +150,7 @@ def make_venv(log: Path) -> None:
 
 
 def remove_half_installed(site: Path) -> None:
-    """Forget each package with a missing or truncated file, so that the next installation brings it again."""
+    """Remove the metadata of packages with missing or truncated files, so that they are installed again."""
 
     def is_complete(row: list[str]) -> bool:
         name, _, size = row if len(row) == 3 else ("", "", "the line is cut off")
@@ -168,13 +169,13 @@ def parse_pip_settings(listing: str) -> dict[str, str]:
     settings: dict[str, str] = {}
     for section in ("global", "install", ":env:"):
         for key, value in re.findall(rf"^{section}\.([\w-]+)=(['\"].*['\"])$", listing, re.MULTILINE):
-            if text := str(ast.literal_eval(value)).strip():  # pip passes over an empty setting
+            if text := str(ast.literal_eval(value)).strip():  # pip ignores an empty setting
                 settings[key.replace("_", "-")] = text
     return settings
 
 
 def uv_variables(pip: dict[str, str]) -> dict[str, str]:
-    """Variables that give uv the package sources of pip. Variables of uv override them."""
+    """Return the variables that make uv use pip's package sources. Variables of uv take precedence."""
     variables = {}
     if not any(os.environ.get(f"UV_{name}") for name in ("DEFAULT_INDEX", "INDEX_URL", "INDEX", "EXTRA_INDEX_URL")):
         if "index-url" in pip:
@@ -191,7 +192,7 @@ def uv_variables(pip: dict[str, str]) -> dict[str, str]:
 
 
 def has_torch_wheel(find_links: str) -> bool:
-    """Return whether one of the folders has a CPU wheel of torch for this Python and machine."""
+    """Return True if one of the folders has a CPU wheel of torch for this Python and machine."""
     wheel = re.compile(rf"torch-[\d.]+\+cpu-cp{VERSION.replace('.', '')}-.*_{platform.machine()}\.whl")
     for link in re.split(r"[\s,]+", find_links) + find_links.split(","):
         folder = Path(unquote(urlsplit(link).path)) if link.startswith("file:") else Path(link).expanduser()
@@ -201,7 +202,8 @@ def has_torch_wheel(find_links: str) -> bool:
 
 
 def uv_source_variables() -> dict[str, str]:
-    # Not in a log, because an index's URL may hold a password.
+    """Return :func:`uv_variables` of pip's current settings."""
+    # Not logged, because the URL of an index may contain a password.
     listing = subprocess.run(
         [PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
@@ -210,7 +212,7 @@ def uv_source_variables() -> dict[str, str]:
 
 def install_environment(log: Path, engine: str) -> None:
     echo(f"== Setting up .venv with the {engine} build of vLLM, TRL and the tests' tools.")
-    echo("   Usually half a minute from a warm cache, some minutes of downloads otherwise (3.5 GB on disk).")
+    echo("   Usually takes half a minute with a warm cache, otherwise some minutes for downloads (3.5 GB on disk).")
     make_venv(log)
     MARKERS.mkdir(exist_ok=True)
     if INSTALL_BEGUN.exists():
@@ -221,8 +223,8 @@ def install_environment(log: Path, engine: str) -> None:
     sources = uv_source_variables()
     command: list[str | Path] = [PYTHON, *INSTALL, PYTHON, "-e", f".[{engine},{EXTRAS}]", "--group", "dev"]
     links = os.environ.get("UV_FIND_LINKS") or sources.get("UV_FIND_LINKS", "")
-    # pyproject.toml takes torch for the extra `cpu` from PyTorch's index. --no-sources passes over that index: if a
-    # folder has the wheel, or if PyTorch's index did not bring it and another one may.
+    # pyproject.toml takes torch for the extra `cpu` from PyTorch's index. --no-sources ignores that index: if a folder
+    # has the wheel, or if PyTorch's index does not have it and another one might.
     attempts = [["--no-sources"]] if engine == "cpu" and has_torch_wheel(links) else [[], ["--no-sources"]]
     for options in attempts:
         try:
@@ -233,8 +235,8 @@ def install_environment(log: Path, engine: str) -> None:
                 raise
             if options == attempts[-1]:
                 raise SetupError(
-                    f"no CPU wheel of torch for Python {VERSION} within reach: neither PyTorch's index nor the "
-                    "settings of pip and uv lead to one. hint: name a folder that has it in UV_FIND_LINKS"
+                    f"no CPU wheel of torch for Python {VERSION} was found in PyTorch's index or in the package "
+                    "sources of pip and uv. hint: set UV_FIND_LINKS to a folder that has it"
                 ) from None
     INSTALL_BEGUN.unlink()
 
@@ -248,17 +250,17 @@ def site_packages() -> Path:
 
 
 def compile_bytecode(log: Path) -> None:
-    echo("   bytecode: compiling all packages, so that torch and vLLM start sooner; half a minute on 2 cores")
+    echo("   bytecode: compiling all packages so that torch and vLLM start faster (half a minute on 2 cores)")
     try:
         run(log, PYTHON, "-m", "compileall", "-q", "-j", "0", site_packages())
     except SetupError:
-        # Exit code 1 is normal: torch has a file in the syntax of a newer Python.
+        # Exit code 1 is normal, as torch contains a file in the syntax of a newer Python.
         output = log.read_text(errors="replace")
         if "SyntaxError" not in output or re.search(r"\[Errno \d+\]|^Traceback", output, re.MULTILINE):
             raise
 
 
-# What the tests need besides
+# Other needs of the tests
 
 
 def missing_programs() -> list[str]:
@@ -269,7 +271,7 @@ def install_programs(log: Path) -> None:
     missing = missing_programs()
     hint = f"hint: on Debian, as root: apt-get install {' '.join(missing)}"
     if os.getuid() or not shutil.which("apt-get"):
-        raise SetupError(f"only root can install them. {hint}")
+        raise SetupError(f"apt-get and root are required. {hint}")
     echo(f"   {' '.join(missing)}: installing with apt-get")
     run(log, "apt-get", "update", "-qq")
     options = ("-y", "-qq", "--no-install-recommends")
@@ -318,7 +320,7 @@ def is_done(name: str, fingerprint: str) -> bool:
 
 
 def set_up(requested: list[str], engine: str) -> int:
-    """Set up what is missing of the parts ``requested``, and return the exit code."""
+    """Set up the requested parts that are not done yet, and return the exit code."""
     inputs = (engine, VERSION, EXTRAS, str(ROOT), (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     environment = hashlib.sha256("\0".join(inputs).encode()).hexdigest()
     parts: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -332,7 +334,7 @@ def set_up(requested: list[str], engine: str) -> int:
     }
     missing: list[str] = []
     current = python_version(PYTHON)
-    if current is None:  # never made, or its Python was removed from the system
+    if current is None:  # never created, or its Python was removed from the system
         (MARKERS / "environment").unlink(missing_ok=True)
     elif current != VERSION and (MARKERS / "environment").exists():
         echo(f"== .venv is set up with Python {current}, not {VERSION}. hint: make clean")
@@ -358,19 +360,19 @@ def set_up(requested: list[str], engine: str) -> int:
             continue
         echo(f"   {name}: done in {time.monotonic() - began:.0f} s")
     if missing:
-        echo(f"== Missing: {', '.join(missing)}. Their tests are skipped; the next `make setup` tries again.")
+        echo(f"== Missing: {', '.join(missing)}. Their tests are skipped. Rerun `make setup` to retry.")
     return 0
 
 
 def acquire_lock() -> int:
-    """Wait until no other set-up works in this checkout. Children inherit the lock, so it outlives a killed parent."""
+    """Wait until no other setup runs in this checkout. Children inherit the lock, so it outlives a killed parent."""
     lock = os.open(ROOT, os.O_RDONLY)
     os.set_inheritable(lock, True)
     with contextlib.suppress(OSError):  # some network file systems cannot lock a folder
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            echo("== Another set-up works in this folder: waiting for it to end.")
+            echo("== Another setup runs in this folder: waiting for it to end.")
             fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
 

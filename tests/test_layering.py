@@ -42,6 +42,7 @@ LOADED_LATE = {
     "orchestrator",
     "llm/endpoint",
     "llm/executor",
+    "llm/batch_api",
     "llm/batch_runner",
     "llm/backends",
     "judge/runner",

