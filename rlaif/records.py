@@ -41,6 +41,7 @@ Choice = Literal["left", "right", "tie", "both_bad", "skip"]
 Label = Literal["refuse", "partial", "comply"]
 Outcome = Literal["win", "tie", "inconsistent", "unparsable"]
 Route = Literal["judge", "audit", "targeted", "dropped"]
+PromptDropReason = Literal["exact_duplicate", "near_duplicate", "evaluation_overlap"]
 CompletionDropReason = Literal["empty", "truncated", "duplicate"]
 PairDropReason = Literal[
     "unparsable",
@@ -348,7 +349,7 @@ def format_validation_error(error: ValidationError, model: type[BaseModel]) -> s
         field_path = ".".join(str(part) for part in issue["loc"])
         if issue["type"] == "extra_forbidden":
             candidates = _field_names_at(model, issue["loc"][:-1])
-            lines.append(f"unknown setting {field_path!r}. {did_you_mean(str(issue['loc'][-1]), candidates)}")
+            lines.append(f"unknown key {field_path!r}. {did_you_mean(str(issue['loc'][-1]), candidates)}")
         else:
             message = issue["msg"].removeprefix("Value error, ")
             lines.append(f"{field_path}: {message}" if field_path else message)

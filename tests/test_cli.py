@@ -77,7 +77,7 @@ def test_unknown_names_get_a_suggestion(serve: Serve, tmp_path: Path, rlaif: Cli
     assert "unknown prompt set 'everydya'. Did you mean 'everyday'?" in stderr
     (tmp_path / "run" / "rlaif.toml").write_text("[sampler]\ntemprature = 1\n")
     stderr = rlaif(*common, "--model", "m", code=2).stderr
-    assert "unknown setting 'sampler.temprature'. Did you mean 'temperature'?" in stderr
+    assert "unknown key 'sampler.temprature'. Did you mean 'temperature'?" in stderr
     assert str(tmp_path / "run" / "rlaif.toml") in stderr
 
 
@@ -170,7 +170,7 @@ def test_prompts_check_needs_no_run(tmp_path: Path, rlaif: Cli) -> None:
     process = rlaif("prompts", "check", file, code=2)
     assert process.stdout.splitlines() == [
         "2 prompts would be ingested, 4 rows are invalid",
-        f"1 would be dropped (exact duplicate): {file}:4",
+        f"1 would be dropped (duplicate): {file}:4",
         f"1 would be dropped (near duplicate): {file}:8",
     ]
     for message in (

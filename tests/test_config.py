@@ -162,16 +162,16 @@ def test_a_panel_needs_judges_and_each_judge_needs_a_model(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[sampler]\ntemprature = 1\n", "unknown setting 'sampler.temprature'. Did you mean 'temperature'?"),
-        ("[samplr]\nn = 1\n", "unknown setting 'samplr'. Did you mean 'sampler'?"),
-        ("[[policies]]\nmodle = 'm'\nmodel = 'm'\n", "unknown setting 'policies.0.modle'. Did you mean 'model'?"),
+        ("[sampler]\ntemprature = 1\n", "unknown key 'sampler.temprature'. Did you mean 'temperature'?"),
+        ("[samplr]\nn = 1\n", "unknown key 'samplr'. Did you mean 'sampler'?"),
+        ("[[policies]]\nmodle = 'm'\nmodel = 'm'\n", "unknown key 'policies.0.modle'. Did you mean 'model'?"),
         (
             "[[panel]]\nname = 'h'\nmodel = 'm'\n[[panel]]\nname = 'h'\nmodel = 'm'\nwieght = 2\n",
-            "unknown setting 'panel.1.wieght'. Did you mean 'weight'?",
+            "unknown key 'panel.1.wieght'. Did you mean 'weight'?",
         ),
         (
             "[pairs]\nzzz = 1\n",
-            "unknown setting 'pairs.zzz'. Available: human_fraction, max_candidates_per_prompt, max_per_prompt",
+            "unknown key 'pairs.zzz'. Available: human_fraction, max_candidates_per_prompt, max_per_prompt",
         ),
         ("[sampler]\nn = 'four'\n", "sampler.n: Input should be a valid integer"),
         (

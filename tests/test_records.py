@@ -135,7 +135,7 @@ BAD_PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "q", "id": True}, "id: Input should be a valid string"),
     ({"prompt": "q", "tags": "a"}, "tags: Input should be a valid list"),
     ({"prompt": "q", "checks": [1]}, "checks.0: Input should be a valid dictionary"),
-    ({"prompt": "q", "refrence": "x"}, "unknown setting 'refrence'. Did you mean 'reference'?"),
+    ({"prompt": "q", "refrence": "x"}, "unknown key 'refrence'. Did you mean 'reference'?"),
     ({"prompt": [USER, {"role": "assistant", "content": "a"}]},
      "the last message is from 'assistant'; it must be from 'user' or 'tool'"),
     ({"prompt": [{"role": "system", "content": "s"}]},
@@ -146,7 +146,7 @@ BAD_PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [{"role": "human", "content": "q"}]},
      "prompt.messages.0.role: Input should be 'system', 'user', 'assistant' or 'tool'"),
     ({"prompt": [{**USER, "contents": "q"}]},
-     "unknown setting 'prompt.messages.0.contents'. Did you mean 'content'?"),
+     "unknown key 'prompt.messages.0.contents'. Did you mean 'content'?"),
     ({"prompt": [{"role": "system", "content": "s"}, USER], "system": "t"},
      "prompt has a system message, so the field system must not be set"),
 ]  # fmt: skip

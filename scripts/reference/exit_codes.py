@@ -9,7 +9,7 @@ from scripts.reference.markdown import page, table
 
 CODES = {
     0: "The command finished. `rlaif status` says what is pending.",
-    1: "An operation failed: the run directory, a model server, or storage.",
+    1: "The run directory, a model server or storage failed, or rlaif has a bug.",
     2: "A flag, a setting or an input file is invalid.",
     3: "The command finished, but more requests failed than `--max-failures` allows.",
     4: "A package, program or device is missing. `rlaif doctor` lists what this machine has.",
@@ -17,7 +17,8 @@ CODES = {
 }
 INTRODUCTION = """\
 An error is printed to stderr as `rlaif: LOCATION: MESSAGE`, followed by a line with a hint if there is one. The
-location is a file with its line, a setting or a URL. `rlaif --verbose COMMAND` also prints the traceback."""
+location is a file with its line, a setting or a URL. `rlaif --verbose COMMAND` also prints the traceback. The traceback
+of a bug is in `RUN/log/`, in the file that the hint names."""
 
 
 def render() -> str:
