@@ -1,8 +1,8 @@
-"""How fast, how much memory, how far: python -m benchmarks.speed judge|reopen|pairs|memory|prefix|sampling|facts
+"""Speed, memory and scale: python -m benchmarks.speed judge|reopen|pairs|memory|prefix|sampling|facts
 
-Each prints ratios within one run, with the facts of the machine. benchmarks/speed.md has the tables and how to repeat
-them. ``serve`` and ``bare`` are the other processes of ``judge``: a server that answers after 50 ms, and the openai
-package on its aiohttp transport, called with the same bodies.
+Each benchmark prints ratios within one run, with the facts of the machine. benchmarks/speed.md has the tables and the
+commands that reproduce them. ``serve`` and ``bare`` are helper processes of ``judge``: a server that answers after
+50 ms, and the openai package on its aiohttp transport, called with the same bodies.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DELAY_S = 0.05
 GIB = 2**30
 
 
-# The server
+# Server
 
 
 def reply_body() -> bytes:
@@ -49,7 +49,7 @@ def reply_body() -> bytes:
 
 
 class Protocol(asyncio.Protocol):
-    """Just enough of HTTP to be no bottleneck beside the clients that it is for."""
+    """A minimal HTTP server that is not a bottleneck for the clients."""
 
     def __init__(self, models: bytes, reply: bytes) -> None:
         self.models, self.reply, self.buffer = models, reply, b""
@@ -89,7 +89,7 @@ async def serve(port: int) -> None:
 
 
 class Server:
-    """The 50 ms server in a process of its own."""
+    """The 50 ms server in its own process."""
 
     def __enter__(self) -> str:
         with socket.socket() as probe:
@@ -120,7 +120,7 @@ def text(seed: int, length: int = 60) -> str:
 
 
 def import_run(folder: Path, prompts: int, answers: int = 2) -> Path:
-    """A run of imported prompts and answers, written as the journals would hold them."""
+    """Create a run of imported prompts and answers."""
     source = folder / "rows.jsonl"
     with source.open("w", encoding="utf-8") as file:
         for i in range(prompts):
@@ -134,7 +134,7 @@ def import_run(folder: Path, prompts: int, answers: int = 2) -> Path:
 
 
 def rlaif(*arguments: str | Path) -> tuple[float, float, str]:
-    """A command. Gives (seconds, peak GiB, stderr)."""
+    """Run a command. Returns (seconds, peak GiB, stderr)."""
     began = time.monotonic()
     process = subprocess.Popen(["/usr/bin/env", "python", "-m", "rlaif", *map(str, arguments)], stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True, env=environment())  # fmt: skip
@@ -179,7 +179,7 @@ async def bare(url: str, bodies: list[dict[str, Any]]) -> None:
 
 
 def judge(requests: int, times: int, *, peers: bool) -> None:
-    """Whole commands: process start to process end, imports, rendering, journal, pairs and dataset included."""
+    """Measure whole commands, from process start to end, including imports, rendering, journal, pairs and dataset."""
     ours, theirs = [], []
     others: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, Server() as url:
@@ -210,7 +210,7 @@ def judge(requests: int, times: int, *, peers: bool) -> None:
 
 
 def write_bodies(run: Path, path: Path) -> None:
-    """The bodies that ``rlaif judge`` will send."""
+    """Write the request bodies that ``rlaif judge`` will send."""
     from rlaif.config.loader import load
     from rlaif.judge import runner
     from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
@@ -231,7 +231,7 @@ def write_bodies(run: Path, path: Path) -> None:
 
 
 def format_spread(values: list[float]) -> str:
-    """Median, with the least and the most."""
+    """Return the median with minimum and maximum."""
     ordered = sorted(values)
     middle = ordered[len(ordered) // 2]
     formatted = [f"{value:,.0f}" if middle >= 10 else f"{value:.2f}" for value in (middle, ordered[0], ordered[-1])]
@@ -252,7 +252,7 @@ JUDGE_PROMPT = "# System\nYou rate.\n# User\n{conversation}\n{reference}\n{respo
 
 
 def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
-    """A run with ``prompts`` x ``answers`` sampled completions and, if asked for, one score for each."""
+    """Write a run with ``prompts`` x ``answers`` sampled completions and optionally one score per completion."""
     from hashlib import sha256
 
     from rlaif.judge.judge_file import load_judge
@@ -293,7 +293,7 @@ def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
 
 
 def run_in_child(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
-    """(seconds, peak GiB) of ``work`` in a process that does nothing else."""
+    """Run ``work`` in a forked process and return (seconds, peak GiB)."""
     began = time.monotonic()
     pid = os.fork()
     if not pid:
@@ -309,7 +309,7 @@ def run_in_child(work: Callable[..., None], *arguments: Any) -> tuple[float, flo
 
 
 def _frames(run: Path) -> None:
-    """Scored completions to settled and routed pairs: everything but writing texts."""
+    """Turn scored completions into aggregated and routed pairs, without writing texts."""
     from rlaif.config.loader import load
     from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
     from rlaif.llm.usage import UsageMeter
@@ -324,7 +324,7 @@ def _frames(run: Path) -> None:
 
 
 def _whole(run: Path) -> None:
-    """The same, with tables/pairs.parquet and the dataset written."""
+    """Do the same and write tables/pairs.parquet and the dataset."""
     from rlaif import api
     from rlaif.config.loader import load
     from rlaif.run.run import Run
@@ -353,7 +353,7 @@ def _open(run: Path) -> None:
 
 
 def _answer_all(run: Path) -> None:
-    """An answer under the key of each request that the run owes."""
+    """Write an answer for the key of each pending request of the run."""
     from rlaif.config.loader import load
     from rlaif.generate.sampling import pending_requests
     from rlaif.run.run import Run
@@ -368,32 +368,32 @@ def _answer_all(run: Path) -> None:
             )
 
 
-def _nothing_owed(run: Path) -> None:
+def _nothing_pending(run: Path) -> None:
     from rlaif.config.loader import load
     from rlaif.generate.sampling import _AnsweredOrFailed, pending_requests
     from rlaif.run.run import Run
 
     config = load(run, {"sampler.model": ["m"], "sampler.n": 1})
     with Run(run).journal("completions") as journal:
-        print(f"    {sum(1 for _ in pending_requests(Run(run), config, 0, _AnsweredOrFailed(journal))):,} owed")
+        print(f"    {sum(1 for _ in pending_requests(Run(run), config, 0, _AnsweredOrFailed(journal))):,} pending")
 
 
 def reopen(requests: int) -> None:
-    """A run with so many finished requests: its journal opened, and all of it asked whether anything is owed."""
+    """Measure opening the journal of ``requests`` finished requests, and searching it for pending ones."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         write_run(run, requests, 1, verdicts=False)
         run_in_child(_answer_all, run)
-        for work in (_open, _nothing_owed):
+        for work in (_open, _nothing_pending):
             seconds, peak = run_in_child(work, run)
             print(
-                f"{requests:>9,} finished requests, {work.__name__[1:]:<13} {seconds:5.1f} s, {peak:.2f} GiB",
+                f"{requests:>9,} finished requests, {work.__name__[1:]:<15} {seconds:5.1f} s, {peak:.2f} GiB",
                 flush=True,
             )
 
 
 def memory(sizes: list[int]) -> None:
-    """Peak memory of whole ``rlaif judge`` commands, two requests a prompt."""
+    """Measure the peak memory of whole ``rlaif judge`` commands with two requests per prompt."""
     with Server() as url:
         for size in sizes:
             with tempfile.TemporaryDirectory() as folder:
@@ -408,11 +408,11 @@ def memory(sizes: list[int]) -> None:
                 )
 
 
-# On the real vLLM
+# Real vLLM
 
 
 def prefix(prompts: int) -> None:
-    """Which share of the judge's prompt tokens a real vLLM reads from its prefix cache."""
+    """Measure the fraction of a judge's prompt tokens that a real vLLM reads from its prefix cache."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         rlaif("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
@@ -429,7 +429,7 @@ def prefix(prompts: int) -> None:
 
 
 def sampling(prompts: int) -> None:
-    """``rlaif generate`` after the server is up, against vLLM's own LLM.chat on the same prompts and settings."""
+    """Compare ``rlaif generate`` with a running server to vLLM's own LLM.chat on the same prompts and settings."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         arguments = ("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
@@ -445,7 +445,7 @@ def sampling(prompts: int) -> None:
 
 
 def server_settings() -> dict[str, Any]:
-    """What the server that rlaif starts would be given, as vLLM's own parser reads it and its LLM takes it."""
+    """Return the settings of the server that rlaif would start, parsed by vLLM, as arguments of vLLM's LLM."""
     from dataclasses import fields
 
     from vllm.engine.arg_utils import EngineArgs
@@ -481,21 +481,23 @@ def iter_jsonl(path: str) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what")
-    parser.add_argument("rest", nargs="*")
-    parser.add_argument("--peers", action="store_true", help="curator and distilabel beside judge, where they install")
+    parser.add_argument("benchmark", help="Benchmark or helper process")
+    parser.add_argument("arguments", nargs="*", help="Sizes and repetitions [default: those of benchmarks/speed.md]")
+    parser.add_argument(
+        "--peers", action="store_true", help="Also run curator and distilabel with judge, if they can be installed"
+    )
     args = parser.parse_args()
-    numbers = [int(part) for part in args.rest if part.isdigit()]
+    numbers = [int(argument) for argument in args.arguments if argument.isdigit()]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
-    if args.what not in ("serve", "bare", "vllm"):
+    if args.benchmark not in ("serve", "bare", "vllm"):
         print_machine()
-    match args.what:
+    match args.benchmark:
         case "serve":
             asyncio.run(serve(numbers[0]))
         case "bare":
-            asyncio.run(bare(args.rest[0], list(iter_jsonl(args.rest[1]))))
+            asyncio.run(bare(args.arguments[0], list(iter_jsonl(args.arguments[1]))))
         case "vllm":
-            bare_vllm(Path(args.rest[0]))
+            bare_vllm(Path(args.arguments[0]))
         case "judge":
             judge(*(numbers or [8000, 3]), peers=args.peers)
         case "pairs":
@@ -511,7 +513,7 @@ def main() -> None:
         case "facts":
             pass
         case unknown:
-            parser.error(f"there is no benchmark {unknown}")
+            parser.error(f"unknown benchmark {unknown}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The peers of ``speed.py judge --peers``: curator and distilabel, each in an environment that is thrown away.
+"""The peers of ``speed.py judge --peers``: curator and distilabel, each in a temporary environment.
 
-They get the same messages, the same server and the same concurrency. Neither can hold a server to a list of words, so
-that part of the bodies is left out; curator asks for no probabilities.
+They get the same messages, the same server and the same concurrency. Neither can constrain a server to a list of words,
+so that part of the bodies is omitted. curator requests no probabilities.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 CURATOR = """
 import importlib.util, json, os, sys
 url, bodies, home, concurrency = sys.argv[1:]
-# It counts tokens by a file that it would fetch; litellm brings it along.
+# It would download a file to count tokens; litellm contains that file.
 tokenizers = importlib.util.find_spec("litellm").submodule_search_locations[0] + "/litellm_core_utils/tokenizers"
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", tokenizers)
 os.environ.update(CURATOR_DISABLE_CACHE="true", CURATOR_VIEWER="0", TELEMETRY_ENABLED="0", HF_HUB_OFFLINE="1")
@@ -62,19 +62,19 @@ if __name__ == "__main__":
 
 PEERS = {
     "curator": (["bespokelabs-curator==0.1.31"], CURATOR),
-    "distilabel": (["distilabel[openai]==1.5.3", "requests"], DISTILABEL),  # it imports requests and does not say so
+    "distilabel": (["distilabel[openai]==1.5.3", "requests"], DISTILABEL),  # it imports requests without declaring it
 }
 INSTALL_S, RUN_S = 180, 120
 
 
 def install_peers(folder: Path) -> dict[str, list[str]]:
-    """The command of each peer that can be installed; of the others it is printed why not."""
+    """Return the command of each peer that can be installed. Prints the reason for the others."""
     commands = {}
     uv = Path(sys.executable).parent / "uv"
     for name, (packages, script) in PEERS.items():
         home = folder / name
         python = home / "bin" / "python"
-        # uv does not read where pip finds wheels that no index has.
+        # uv does not read pip's setting of folders with wheels.
         environment = {"UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", ""), **os.environ}
         for arguments in (
             ["venv", home, "--python", sys.executable],
@@ -95,14 +95,14 @@ def install_peers(folder: Path) -> dict[str, list[str]]:
 def measure_rate(
     name: str, command: list[str], url: str, bodies: Path, home: Path, requests: int, concurrency: int
 ) -> float:
-    """Requests/s of the peer's whole process; 0 where it fails, and it is printed why."""
+    """Return requests/s of the peer's whole process, or 0.0 if it fails. Prints the reason of a failure."""
     home.mkdir()
     began = time.monotonic()
     try:
         done = subprocess.run([*command, url, str(bodies), str(home), str(concurrency)], capture_output=True, text=True,
                               timeout=RUN_S, cwd=home)  # fmt: skip
     except subprocess.TimeoutExpired:
-        print(f"{name}: not done after {RUN_S} s")
+        print(f"{name}: timed out after {RUN_S} s")
         return 0.0
     if f"answers: {requests}" not in done.stdout:
         print(f"{name} failed: {(done.stderr or done.stdout).strip()[-500:]}")
