@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rlaif.review.assignment import AssignmentService
     from rlaif.run.run import Run
 
-DEFAULT_PORT = 7543
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7543
 Formats = Literal["csv", "jsonl", "argilla", "label-studio"]
 
 
@@ -39,7 +40,7 @@ def review(
     ] = DEFAULT_PORT,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine, every annotator needs a personal link")
-    ] = "127.0.0.1",
+    ] = DEFAULT_HOST,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -57,17 +58,16 @@ def review(
     on_bad_row: OnBadRow = None,
 ) -> None:
     """Open the page on which annotators label the review queue, or export the queue and import the labels"""
+    annotator_names = [name for names in annotators or [] for name in names.split(",") if name.strip()]
     if sum((export is not None, import_ is not None, merge)) > 1:
         raise UsageError(
             "--export, --import and --merge exclude each other",
             hint="Give one of them, or none to open the review page.",
         )
-    annotator_names = [name for names in annotators or [] for name in names.split(",") if name.strip()]
     if annotator is not None and annotator_names:
-        raise UsageError(
-            "--annotator and --annotators exclude each other", hint="Give --annotators for several people."
-        )
-    if (annotator_names or host != "127.0.0.1" or port != DEFAULT_PORT) and (export or import_ or merge):
+        raise UsageError("--annotator and --annotators exclude each other", hint="List all names in --annotators.")
+    changes_page = bool(annotator_names) or host != DEFAULT_HOST or port != DEFAULT_PORT
+    if changes_page and (export or import_ or merge):
         raise UsageError(
             "--annotators, --host and --port apply to the review page only",
             hint="Drop them; a file belongs to one annotator, set by --annotator NAME.",
@@ -86,6 +86,7 @@ def review(
 
 
 def _serve_page(run: Run, settings: Config, annotator: str | None, host: str, port: int) -> None:
+    """Serve the review page until Ctrl-C, and print the links and the number of new labels."""
     from rlaif import api
 
     labels_before = run.reviews().height
@@ -94,7 +95,7 @@ def _serve_page(run: Run, settings: Config, annotator: str | None, host: str, po
         console.log(
             f"review queue: {len(assignments.queued):,} pairs; labels are written to {run.journal_path('reviews')}"
         )
-        if host != "127.0.0.1":
+        if host != DEFAULT_HOST:
             console.log(
                 "warning: the network can reach this page, and anyone with a link can label; traffic is not encrypted. "
                 "Safer: drop --host and let annotators connect through ssh -L"
@@ -102,8 +103,6 @@ def _serve_page(run: Run, settings: Config, annotator: str | None, host: str, po
         for name, link in links.items():
             console.echo(f"{name}: {link}")
         console.log("press Ctrl-C to close the page; every label is saved as soon as it is given")
-        import sys
-
         sys.stdout.flush()
 
     api.serve_review_page(

@@ -1,4 +1,4 @@
-"""Assigns pairs to annotators and records their labels: the review page without HTTP and HTML.
+"""Assign pairs to annotators and record their labels: the review page without HTTP and HTML.
 
 Contract:
 - :meth:`AssignmentService.submit_label` returns when the label is journaled and on disk. Submitting the same label
@@ -163,21 +163,21 @@ class AssignmentService:
             remaining = [pair for pair in self.gold if pair not in own_labels and pair not in excluded]
             if remaining:
                 return min(remaining, key=lambda pair: queue_position(self.seed, pair, annotator.name))
-        new = [pair for pair in self._pending_for(annotator) if pair not in excluded and pair not in own_labels]
-        second = (pair for pair in new if self._labelers.get(pair) and self._needs_more_labels(pair, annotator, tab))
-        if hash_to_unit_interval(self.seed, "second", annotator.name, nth) < rules.extra_label_fraction and (
-            pair := next(second, None)
-        ):
-            return pair
-        return next((pair for pair in new if self._needs_more_labels(pair, annotator, tab)), None)
+        pending = [pair for pair in self._pending_for(annotator) if pair not in excluded and pair not in own_labels]
+        if hash_to_unit_interval(self.seed, "second", annotator.name, nth) < rules.extra_label_fraction:
+            for pair in pending:
+                if self._labelers.get(pair) and self._needs_more_labels(pair, annotator, tab):
+                    return pair
+        return next((pair for pair in pending if self._needs_more_labels(pair, annotator, tab)), None)
 
     def _pending_for(self, annotator: Annotator) -> list[str]:
+        """Return the queue in the annotator's own order, from the first pair that may need the annotator's label."""
         if annotator.name not in self._pending_by_annotator:
             self._pending_by_annotator[annotator.name] = sorted(
                 self.queued, key=lambda pair: queue_position(self.seed, pair, annotator.name)
             )
         own_labels = self.labels_of(annotator)
-        # Pairs at the front that need no label from this annotator never need one later, so drop them.
+        # Drop the pairs at the front that need no label from this annotator, so that they are not checked again.
         pending = self._pending_by_annotator[annotator.name]
         finished = 0
         while finished < len(pending) and (
