@@ -1,4 +1,4 @@
-"""The demo against scripted models: what it asks, what it says, and that it may be killed anywhere."""
+"""The demo against scripted models: its requests, its output, and that it resumes after a kill at any point."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PROMPTS = 28
 
 
 def model(body: dict[str, Any]) -> Any:
-    """Answers, each with how good it is, and judges who read that."""
+    """Answer with a text that contains its quality, and judge by that quality."""
     if "structured_outputs" in body:
         return judge_by(goodness)(body)
     return [f"\x1b[2J answer {body['seed'] + i} [{(body['seed'] + i) % 11 / 10}]" for i in range(body["n"])]
 
 
 def by_position(body: dict[str, Any]) -> Any:
-    """A judge who for every other request prefers the answer shown first."""
+    """Judge like ``model``, but prefer the answer shown first in every other comparison."""
     if "structured_outputs" in body and verdict_words(body) == ["A", "B"] and len(fenced_parts(body)[0]) % 2:
         return with_probabilities({"A": 0.9, "B": 0.1})
     return model(body)
@@ -47,7 +47,7 @@ def by_position(body: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module whose training does nothing: TRL's is tested elsewhere, and once here."""
+    """Load the script as a module with a fake training: other tests cover TRL's, and one here does."""
     spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -63,7 +63,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def make_run(path: Path, url: str, extra: str = "") -> Path:
-    """A run with the demo's own settings, its models at ``url``."""
+    """Create a run with the demo's settings and its models at ``url``."""
     path.mkdir()
     text = (SCRIPT.parent / "rlaif.toml").read_text()
     for section in ("[sampler]", "[judge]"):
@@ -84,7 +84,7 @@ def count_prompts(path: Path) -> int:
     return len(read_jsonl(path / "journal" / "prompts.jsonl"))
 
 
-def test_a_fast_machine_is_asked_for_everything(
+def test_a_fast_machine_takes_all_prompts(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "seconds_per_prompt", lambda *_: 5.0)
@@ -99,19 +99,19 @@ def test_a_fast_machine_is_asked_for_everything(
     verdicts = read_jsonl(path / "journal" / "verdicts.jsonl")
     assert {line["kind"] for line in verdicts} >= {"rate", "compare"}
     assert {line["order"] for line in verdicts if line["kind"] == "compare"} == {"ab", "ba"}
-    # Something to look at
+    # The printed results
     assert str((path / "report.html").resolve()) in output
     assert (path / "report.html").read_text().startswith("<!doctype html>")
     assert len(re.findall(r"(?m)^    prompt    \S", output)) == len(re.findall(r"(?m)^    chosen    \S", output)) == 3
     assert "\\x1b[2J answer" in output
     assert "\x1b" not in output
-    assert f"for people to label, blind: rlaif review {path}" in output
-    position = re.search(r"in (\d+) of (\d+) pairs helpful by m chose by position, not by content", output)
+    assert f"await blind review by annotators: rlaif review {path}" in output
+    position = re.search(r"in (\d+) of (\d+) pairs helpful with m chose by position, not by content", output)
     assert position is not None
     assert 0 < int(position[1]) < int(position[2])
 
 
-def test_each_step_names_a_command_that_rlaif_has(
+def test_each_step_prints_a_valid_command(
     demo: ModuleType, serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo.demo(make_run(tmp_path / "run", serve(model).url))
@@ -126,12 +126,12 @@ def test_each_step_names_a_command_that_rlaif_has(
     ("per_prompt", "spent", "expected_prompts", "expected_output"),
     [
         (10.0, 60.0, 28, "8 of 28 prompts took 80 s; the rest will take about 3 min."),
-        (20.0, 100.0, 17, "so the rest would take about 7 min. To end soon, this machine is asked for 9 more (3 min)."),
-        (100.0, 300.0, 8, "To end soon, this machine is asked for no more."),
-        (100.0, 3000.0, 8, "To end soon, this machine is asked for no more."),
+        (20.0, 100.0, 17, "so the rest would take about 7 min. To finish soon, the demo takes 9 more (3 min)."),
+        (100.0, 300.0, 8, "To finish soon, the demo takes no more."),
+        (100.0, 3000.0, 8, "To finish soon, the demo takes no more."),
     ],
 )  # fmt: skip
-def test_a_slow_machine_is_asked_for_fewer_prompts(
+def test_a_slow_machine_takes_fewer_prompts(
     demo: ModuleType,
     serve: Serve,
     tmp_path: Path,
@@ -142,7 +142,7 @@ def test_a_slow_machine_is_asked_for_fewer_prompts(
     expected_prompts: int,
     expected_output: str,
 ) -> None:
-    """Of the 360 s a quarter of what is left is kept for the training."""
+    """A quarter of the time left of the 360 s is reserved for training."""
     monkeypatch.setattr(demo, "seconds_per_prompt", lambda *_: per_prompt)
     path, times = make_run(tmp_path / "run", serve(model).url), iter([0.0, spent, spent])
     demo.demo(path, clock=lambda: next(times))
@@ -151,21 +151,21 @@ def test_a_slow_machine_is_asked_for_fewer_prompts(
     assert pl.read_parquet(path / "dataset" / "train.parquet").height >= 1
 
 
-def test_a_slow_server_is_measured(
+def test_a_slow_server_is_measured_and_limits_the_prompts(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without any time at all: however fast this machine is, there is none for more."""
+    """The target time is 0 s, so there is no time for more prompts on any machine."""
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
     path = make_run(tmp_path / "run", serve(model, delay_s=0.05).url)
     demo.demo(path)
     took = demo.seconds_per_prompt(Run(path), 8)
     assert took is not None
-    assert took * 8 > 2 * 0.05  # one answer and one verdict after the other
-    assert "is asked for no more" in capsys.readouterr().out
+    assert took * 8 > 2 * 0.05  # one answer, then one verdict
+    assert "the demo takes no more" in capsys.readouterr().out
     assert count_prompts(path) == 8
 
 
-def test_never_fewer_than_give_a_pair_for_people_and_one_to_train_on(
+def test_prompts_are_added_until_there_are_pairs_for_review_and_training(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
@@ -173,12 +173,12 @@ def test_never_fewer_than_give_a_pair_for_people_and_one_to_train_on(
     text = (path / "rlaif.toml").read_text().replace("[pairs]\n", "[pairs]\nhuman_fraction = 0.04\n")
     (path / "rlaif.toml").write_text(text)
     demo.demo(path)
-    assert "There is no pair for people to review yet." in capsys.readouterr().out
+    assert "No pair for human review yet" in capsys.readouterr().out
     assert 8 < count_prompts(path) < PROMPTS
     assert Run(path).pairs().filter(pl.col("route").is_in(["audit", "targeted"])).height == 1
 
 
-def test_a_second_start_asks_nothing_and_keeps_the_number(
+def test_a_second_start_sends_no_request_and_keeps_the_number_of_prompts(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(model)
@@ -192,10 +192,10 @@ def test_a_second_start_asks_nothing_and_keeps_the_number(
     assert read_dataset(path) == before
 
 
-def test_a_start_that_could_not_tell_its_time_is_measured_on_more_prompts(
+def test_a_start_without_stored_usage_measures_more_prompts(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kill -9 between the first judging and the decision: the answers are there, and not what they took."""
+    """kill -9 after the first judging and before the decision leaves answers without their usage."""
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
     path = make_run(tmp_path / "run", serve(model).url)
     with monkeypatch.context() as patched:
@@ -212,8 +212,10 @@ def test_a_start_that_could_not_tell_its_time_is_measured_on_more_prompts(
     assert demo.seconds_per_prompt(Run(path), 12) is not None
 
 
-def test_killed_anywhere_the_same_command_goes_on(demo: ModuleType, serve: Serve, tmp_path: Path, small: Path) -> None:
-    """kill -9 four times before it is through, then with a real training; nothing differs from an undisturbed run."""
+def test_the_same_command_resumes_after_a_kill_at_any_point(
+    demo: ModuleType, serve: Serve, tmp_path: Path, small: Path
+) -> None:
+    """kill -9 four times, then finish with a real training: the dataset equals that of an undisturbed run."""
     calm = make_run(tmp_path / "calm", serve(model).url)
     demo.demo(calm)
     server = serve(model, delay_s=0.02)
@@ -235,7 +237,7 @@ def test_killed_anywhere_the_same_command_goes_on(demo: ModuleType, serve: Serve
     assert (path / "model" / "adapter" / "adapter_config.json").exists()
 
 
-def test_an_interrupt_ends_it_with_a_line_and_no_traceback(serve: Serve, tmp_path: Path) -> None:
+def test_an_interrupt_prints_one_line_and_no_traceback(serve: Serve, tmp_path: Path) -> None:
     server = serve(model, delay_s=0.05)
     path = make_run(tmp_path / "run", server.url)
     process = subprocess.Popen([sys.executable, str(SCRIPT), str(path)], stderr=subprocess.PIPE, text=True)
@@ -244,11 +246,11 @@ def test_an_interrupt_ends_it_with_a_line_and_no_traceback(serve: Serve, tmp_pat
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "the same command goes on from here" in stderr
+    assert "Rerun the same command to resume" in stderr
     assert "Traceback" not in stderr
 
 
-def test_settings_that_are_there_are_left_alone_and_others_come_from_the_example(
+def test_existing_settings_are_kept_and_missing_ones_come_from_the_example(
     demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "answer_and_judge", raise_interrupt)
@@ -272,5 +274,5 @@ def test_settings_that_are_there_are_left_alone_and_others_come_from_the_example
         ("é ü 漢", "é ü 漢"),
     ],
 )
-def test_what_a_model_wrote_is_shown_and_not_obeyed(demo: ModuleType, text: str, expected: str) -> None:
+def test_control_characters_from_a_model_are_escaped(demo: ModuleType, text: str, expected: str) -> None:
     assert demo.shorten(text) == expected

@@ -1,5 +1,5 @@
-"""The examples, as far as a machine without a cluster can run them: every file is parsed as the program that it is for
-would, and every command in it is one that rlaif knows."""
+"""The examples, as far as possible without a cluster: each file is valid for its program, and so is every rlaif command
+in it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from rlaif.config.models import Config, TrainConfig
 from rlaif.train import distributed
 from tests.conftest import ROOT, command
 
-EXAMPLES = ROOT / "examples" / "night"
+OVERNIGHT = ROOT / "examples" / "overnight"
 TRAIN = ROOT / "examples" / "train"
 FILES = sorted(path for path in (ROOT / "examples").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-# sbatch's options that the examples use, as its manual has them: with a value or without.
+# Options of sbatch that the examples use; True if they take a value, according to its manual.
 SBATCH = {"job-name": True, "nodes": True, "ntasks-per-node": True, "gpus-per-node": True, "cpus-per-task": True,
           "gres": True, "time": True, "requeue": False, "open-mode": True, "output": True, "signal": True}  # fmt: skip
-READ_ELSEWHERE = {"crontab", "rlaif@.service", "rlaif@.timer"}  # by the tests below
+READ_ELSEWHERE = {"crontab", "rlaif@.service", "rlaif@.timer"}  # by other tests of this file
 COMMAND = re.compile(r"(?:^|[\s\"'/`])(?:rlaif|\$RLAIF\"?) +(?P<line>[a-z][^#|`>;&\n]*)")
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """An environment with a stand-in for rlaif, which says how it ends, and for Slurm's scontrol."""
+    """Return an environment with a fake rlaif, whose exit code is $ENDS, and a fake scontrol of Slurm."""
     (tmp_path / "rlaif").write_text(
         f"#!/bin/bash\necho \"$@\" >> {tmp_path}/asked\ntrap 'sleep 0.3; exit 130' TERM\n"
         f"[ -n \"${{ENDS:-}}\" ] && exit $ENDS\ntouch {tmp_path}/up\nwhile true; do sleep 0.05; done\n"
@@ -46,19 +46,15 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])
-def test_a_slurm_job_that_came_to_its_end_is_not_queued_again(
-    tmp_path: Path, cluster: dict[str, str], code: int
-) -> None:
-    done = subprocess.run(["bash", EXAMPLES / "slurm.sh", "my run", "--train"], env={**cluster, "ENDS": str(code)})
+def test_a_finished_slurm_job_is_not_requeued(tmp_path: Path, cluster: dict[str, str], code: int) -> None:
+    done = subprocess.run(["bash", OVERNIGHT / "slurm.sh", "my run", "--train"], env={**cluster, "ENDS": str(code)})
     assert done.returncode == code
     assert (tmp_path / "asked").read_text() == "run my run --train\n"
     assert not (tmp_path / "requeued").exists()
 
 
-def test_a_slurm_job_that_runs_out_of_time_waits_for_what_is_in_flight_and_is_queued_again(
-    tmp_path: Path, cluster: dict[str, str]
-) -> None:
-    job = subprocess.Popen(["bash", EXAMPLES / "slurm.sh", "run"], env=cluster)
+def test_a_slurm_job_at_its_time_limit_waits_for_rlaif_and_is_requeued(tmp_path: Path, cluster: dict[str, str]) -> None:
+    job = subprocess.Popen(["bash", OVERNIGHT / "slurm.sh", "run"], env=cluster)
     deadline = time.monotonic() + 20
     while not (tmp_path / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -67,12 +63,12 @@ def test_a_slurm_job_that_runs_out_of_time_waits_for_what_is_in_flight_and_is_qu
     assert (tmp_path / "requeued").read_text() == "requeue 42\n"
 
 
-def test_every_command_line_in_the_examples_is_one_that_rlaif_knows(tmp_path: Path) -> None:
+def test_the_commands_of_crontab_and_systemd_are_valid(tmp_path: Path) -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
-    unit.read(EXAMPLES / "rlaif@.service")
+    unit.read(OVERNIGHT / "rlaif@.service")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "rlaif.toml").touch()
-    lines = [unit["Service"]["ExecStart"], (EXAMPLES / "crontab").read_text().splitlines()[-1]]
+    lines = [unit["Service"]["ExecStart"], (OVERNIGHT / "crontab").read_text().splitlines()[-1]]
     for line in lines:
         match = re.search(r"rlaif (run \S+ [^2>]*)", line)
         assert match, line
@@ -80,21 +76,21 @@ def test_every_command_line_in_the_examples_is_one_that_rlaif_knows(tmp_path: Pa
         result = subprocess.run(command(*arguments, "--dry-run"), capture_output=True, text=True)
         assert result.returncode == 2
         assert "no prompts are given" in result.stderr
-    assert int(unit["Service"]["TimeoutStopSec"]) > 120  # longer than requests in flight are given
+    assert int(unit["Service"]["TimeoutStopSec"]) > 120  # longer than rlaif waits for requests in flight
 
 
-# Every file
+# All files
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
-    """What rlaif's own command line makes of ``arguments``. Raises typer's error for what it does not know."""
+    """Return the parameters that the command line parses from ``arguments``. Raises typer's error if invalid."""
     from typer.main import get_command
 
     from rlaif.cli.app import app
 
     name, *rest = arguments
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    assert name in commands, f"there is no command {name!r}"
+    assert name in commands, f"unknown command {name!r}"
     parser = commands[name]
     if hasattr(parser, "commands"):
         name, *rest = rest
@@ -104,10 +100,10 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
-    """Command lines of rlaif in a script or a page, their variables filled in."""
+    """Yield the rlaif command lines of a script or a page, with their variables filled in."""
     for match in COMMAND.finditer(text.replace("\\\n", " ")):
         line = re.sub(r'"?\$@"?', "", match["line"]).replace("$RUN", "run").replace("[options]", "")
-        line = re.split(r"\s{3,}", re.sub(r"\[[^]]*\]", "", line))[0]  # what it does stands beside it in a table
+        line = re.split(r"\s{3,}", re.sub(r"\[[^]]*\]", "", line))[0]  # the rest of the line is a description
         yield shlex.split(line)
 
 
@@ -118,7 +114,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def containers(value: Any) -> Iterator[dict[str, Any]]:
-    """Every container below ``value``, however deep its pod stands."""
+    """Yield every container below ``value``, at any depth."""
     if isinstance(value, dict):
         yield from value.get("containers", [])
         for child in value.values():
@@ -129,7 +125,7 @@ def containers(value: Any) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "examples")))
-def test_every_example_is_read_by_what_it_is_for(path: Path) -> None:
+def test_every_example_parses_as_its_format(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     match path.suffix:
         case ".sh":
@@ -148,19 +144,21 @@ def test_every_example_is_read_by_what_it_is_for(path: Path) -> None:
         case ".md":
             assert text.startswith("# ")
         case _:
-            assert path.name in READ_ELSEWHERE, f"nothing here reads {path.name}: add how"
+            assert path.name in READ_ELSEWHERE, f"no test parses {path.name}: add one"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.suffix in (".sh", ".md")], ids=lambda path: path.name)
-def test_every_command_in_scripts_and_pages_is_one_that_rlaif_knows(path: Path) -> None:
-    text = re.sub(r"(?m)^#.*$", "", path.read_text(encoding="utf-8"))  # prose
-    command_lines = list(commands_in(text))
+def test_every_command_in_scripts_and_pages_is_valid(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        text = "\n".join(re.findall(r"(?s)```.*?```|`[^`]+`", text))
+    command_lines = list(commands_in(re.sub(r"(?m)^#.*$", "", text)))  # without comments
     for line in command_lines:
         parse(line)
     assert command_lines
 
 
-def test_a_flag_that_is_gone_would_be_found() -> None:
+def test_an_unknown_flag_is_detected() -> None:
     from typer._click.exceptions import UsageError
 
     (line,) = commands_in('srun "$RLAIF" train "$RUN" --launcher accelerate --shard fsdp "$@"\n')
@@ -173,8 +171,8 @@ def test_a_flag_that_is_gone_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "jobset.yaml"])
-def test_kubernetes_takes_them(name: str) -> None:
-    """By its own schemas; of a JobSet, which is no part of it, the Jobs that it makes."""
+def test_kubernetes_accepts_the_manifests(name: str) -> None:
+    """Validate with the schemas of Kubernetes. They do not cover JobSet, so validate the Jobs that it creates."""
     import kubernetes_validate as kubernetes
 
     for document in documents(TRAIN / name):
@@ -198,8 +196,8 @@ def test_kubernetes_takes_them(name: str) -> None:
     ("name", "first"),
     [("job.yaml", "rlaif-train-0.rlaif-train"), ("jobset.yaml", "rlaif-train-machine-0-0.rlaif-train")],
 )
-def test_each_pod_finds_its_place(name: str, first: str) -> None:
-    """By the command and the environment that stand in the file, and the index that Kubernetes adds."""
+def test_each_pod_finds_its_rank(name: str, first: str) -> None:
+    """From the command and the environment in the file, and the index that Kubernetes adds."""
     (container,) = [item for document in documents(TRAIN / name) for item in containers(document)]
     program, *arguments = container["command"]
     assert program == "rlaif"

@@ -1,4 +1,4 @@
-"""The examples for Ray: read by Ray itself, as far as a machine without such a cluster can."""
+"""The examples for Ray, parsed by Ray itself, as far as possible without such a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from rlaif.config import loader
 from tests.conftest import ROOT, needs
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.].*")  # Ray's own, when it is imported
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray[.].*")  # from Ray, on import
 EXAMPLES = ROOT / "examples" / "cluster"
 
 
@@ -24,7 +24,7 @@ def service() -> dict[str, Any]:
     return value["spec"]
 
 
-def test_serve_takes_the_applications_and_they_build(service: dict[str, Any]) -> None:
+def test_ray_serve_accepts_and_builds_the_applications(service: dict[str, Any]) -> None:
     from ray._common.utils import import_attr
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema
@@ -43,7 +43,7 @@ def test_serve_takes_the_applications_and_they_build(service: dict[str, Any]) ->
     assert sum(gpus.values()) <= int(container["resources"]["limits"]["nvidia.com/gpu"]) * group["maxReplicas"]
 
 
-def test_the_service_runs_the_ray_that_rlaif_wants(service: dict[str, Any]) -> None:
+def test_the_service_runs_the_ray_version_that_rlaif_pins(service: dict[str, Any]) -> None:
     import ray
 
     cluster = service["rayClusterConfig"]
@@ -55,24 +55,24 @@ def test_the_service_runs_the_ray_that_rlaif_wants(service: dict[str, Any]) -> N
         assert "RLAIF_API_KEY" in [variable["name"] for variable in container["env"]]
 
 
-def test_the_job_is_one_that_ray_and_rlaif_take(tmp_path: Path) -> None:
-    """`ray job submit` is read by Ray's own parser, and what it would run by rlaif's."""
+def test_ray_and_rlaif_accept_the_job(tmp_path: Path) -> None:
+    """Ray's parser reads `ray job submit`, and the entry point is a valid rlaif command."""
     needs("ray")
     from ray.dashboard.modules.job.cli import submit
 
     (tmp_path / "ray").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "ray").chmod(0o755)
-    line = ["sh", EXAMPLES / "ray-job.sh", "nights/my-run", "--until", "07:00"]
+    line = ["sh", EXAMPLES / "ray-job.sh", "runs/my-run", "--until", "07:00"]
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     arguments = subprocess.run(line, check=True, text=True, capture_output=True, env=environment).stdout.splitlines()
     assert arguments[:2] == ["job", "submit"]
     context = submit.make_context("submit", arguments[2:])
     assert context.params["no_wait"]
     assert context.params["submission_id"].startswith("rlaif-my-run-")
-    assert list(context.params["entrypoint"]) == ["rlaif", "run", "nights/my-run", "--until", "07:00"]
+    assert list(context.params["entrypoint"]) == ["rlaif", "run", "runs/my-run", "--until", "07:00"]
 
 
-def test_the_settings_are_settings(tmp_path: Path) -> None:
+def test_the_settings_are_valid(tmp_path: Path) -> None:
     (tmp_path / "rlaif.toml").write_text((EXAMPLES / "ray.toml").read_text())
     config = loader.load(tmp_path, {}, {})
     assert config.cluster.backend == "ray"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# A whole night on a Ray cluster that is there, from anywhere: ray-job.sh RUN [rlaif run's options]
-# RUN is a directory that the cluster's nodes see too, and its rlaif.toml has backend = "ray" under [cluster].
-# RAY_API_SERVER_ADDRESS names the cluster's dashboard, like http://head:8265.
+# Submit `rlaif run` as a job to a running Ray cluster, from any machine: ray-job.sh RUN [options of rlaif run]
+# RUN is a directory that all nodes of the cluster share; its rlaif.toml has backend = "ray" under [cluster].
+# RAY_API_SERVER_ADDRESS is the address of the cluster's dashboard, like http://head:8265.
 set -eu
 run=$1
 shift

@@ -5,13 +5,12 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# Five minutes before the time is up the shell is told, and has rlaif keep what is in flight.
+# Five minutes before the time limit, Slurm sends SIGTERM to this shell, which passes it on to rlaif.
 #SBATCH --signal=B:TERM@300
 #
-#   sbatch examples/overnight/slurm.sh RUN [further options of rlaif run]
+#   sbatch examples/overnight/slurm.sh RUN [options of rlaif run]
 #
-# A job that was interrupted (out of time, or preempted) is queued again and goes on from there; one that is done, or
-# failed for a reason that will not pass by itself, is not.
+# An interrupted job (time limit, preemption) is requeued and resumes. A job that is done or has failed is not requeued.
 set -u
 RUN=${1:?usage: sbatch slurm.sh RUN [options]}
 shift
@@ -22,7 +21,7 @@ child=$!
 trap 'kill -TERM "$child" 2>/dev/null' TERM INT
 wait "$child"
 code=$?
-# A trap ends `wait` at once: wait again for the end itself.
+# The trap ends `wait` early: wait again until rlaif has exited.
 while kill -0 "$child" 2>/dev/null; do
     wait "$child"
     code=$?

@@ -9,10 +9,10 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 #
-#   sbatch [--nodes=4] examples/train/slurm.sh RUN [further options of rlaif train]
+#   sbatch [--nodes=4] examples/train/slurm.sh RUN [options of rlaif train]
 #
-# One task a node; each gives the same command and finds its place in what srun sets. RUN is on a file system that all
-# nodes share. A job that was requeued goes on from the newest checkpoint.
+# One task per node. Each runs the same command and reads its rank from the variables of srun. RUN must be on a file
+# system that all nodes share. A requeued job resumes from the newest checkpoint.
 set -eu
 RUN=${1:?usage: sbatch slurm.sh RUN [options]}
 shift
