@@ -78,6 +78,7 @@ def generate(
         creates_run=True,
     )
     from rlaif import api
+    from rlaif.display_names import PROMPT_DROP_REASONS
 
     if import_ is not None:
         if prompts or model:
@@ -94,7 +95,7 @@ def generate(
     with backends_for(target, settings) as backends:
         result = api.generate(target, settings, console.Console(), backends)
     for reason, count in result.dropped.items():
-        console.log(f"dropped {count:,} prompts: {reason.replace('_', ' ')}")
+        console.log(f"dropped {count:,} prompts: {PROMPT_DROP_REASONS[reason]}")
     if result.heldout:
         console.log(f"held out {result.heldout:,} prompts for evaluation")
     log_early_stop(result.stop_reason, settings)

@@ -60,6 +60,7 @@ def check_prompts(
 ) -> None:
     """Report invalid rows, invalid checks and duplicates"""
     from rlaif.config.loader import load
+    from rlaif.display_names import PROMPT_DROP_REASONS
     from rlaif.orchestrator import check_sources
 
     result = check_sources.check_sources(sources, load(Path(), {}))
@@ -74,6 +75,6 @@ def check_prompts(
         for reason, locations in result.dropped.items():
             shown = ", ".join(locations[:MAX_ROWS_SHOWN])
             ellipsis_ = ", ..." if len(locations) > MAX_ROWS_SHOWN else ""
-            console.echo(f"{len(locations):,} would be dropped ({reason.replace('_', ' ')}): {shown}{ellipsis_}")
+            console.echo(f"{len(locations):,} would be dropped ({PROMPT_DROP_REASONS[reason]}): {shown}{ellipsis_}")
     if result.invalid:
         raise typer.Exit(2)

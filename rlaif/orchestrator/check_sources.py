@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from rlaif.config.models import Config
 from rlaif.errors import InputError, UsageError
 from rlaif.generate import sources
-from rlaif.generate.ingest import DropReason, PromptFilter, PromptIdIndex, to_prompt
+from rlaif.generate.ingest import PromptFilter, PromptIdIndex, to_prompt
 from rlaif.judge import check_schema
-from rlaif.records import PromptRow
+from rlaif.records import PromptDropReason, PromptRow
 
 
 @dataclass
@@ -21,7 +21,7 @@ class SourceCheck:
     """Number of prompts that would be ingested."""
     invalid: list[str] = field(default_factory=list)
     """Rows that ``generate`` rejects, or whose checks ``judge`` rejects: ``FILE:LINE: reason``."""
-    dropped: dict[DropReason, list[str]] = field(default_factory=dict)
+    dropped: dict[PromptDropReason, list[str]] = field(default_factory=dict)
     """Locations of the other rows, by reason."""
 
 
