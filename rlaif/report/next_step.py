@@ -42,15 +42,16 @@ class Step(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NextStep:
-    """One step, the command for it (None if there is none to run), and the reasons.
-
-    ``alternative``: a command that can be run instead.
-    """
+    """What a run needs next, and why."""
 
     step: Step
+    """Kind of step"""
     command: str | None
+    """Command to run; None if there is none"""
     reasons: list[str] = field(default_factory=list)
+    """Reasons, as text"""
     alternative: str | None = None
+    """Command that can be run instead"""
 
     def __str__(self) -> str:
         if self.step is Step.FIX_LABELS:

@@ -18,41 +18,54 @@ PAID_JOURNALS: tuple[JournalName, ...] = ("completions", "verdicts")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalCounts:
-    """Records of one journal. ``failed``: requests that have no answer yet, by kind of failure."""
+    """Counts of one journal."""
 
     answers: int
+    """Records with an answer"""
     failed: dict[str, int]
+    """Failed requests that have no answer yet, by kind of failure"""
     cost_usd: float
+    """Cost in US dollars"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStatus:
-    """Start and end of one stage. ``started``: of its first start. ``seconds``: of all its starts."""
+    """Start and end of one stage."""
 
     started: str
+    """Time of the first start"""
     ended: str | None
+    """Time of the last end; None while it runs"""
     starts: int
+    """Number of starts"""
     seconds: float
+    """Time of all starts, in seconds"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """Counts of a run.
-
-    ``busy``: a command holds the run's lock. ``pairs``: the counts that the judge stage left in the manifest.
-    ``batches``: batch jobs that the provider has not finished.
-    """
+    """Counts of a run."""
 
     run: str
+    """Path of the run"""
     busy: bool
+    """True while a command holds the lock"""
     prompts: int
+    """Prompts"""
     heldout: int
+    """Prompts held out for evaluation"""
     completions: JournalCounts
+    """Counts of completions.jsonl"""
     verdicts: JournalCounts
+    """Counts of verdicts.jsonl"""
     reviews: JournalCounts
+    """Counts of reviews.jsonl"""
     stages: dict[str, StageStatus]
+    """Status per stage"""
     pairs: dict[str, Any] | None
+    """Counts of pairs; None before judging"""
     batches: list[dict[str, Any]]
+    """Batch jobs that the provider has not finished"""
 
 
 def find_runs(folder: Path) -> list[Run]:

@@ -35,6 +35,7 @@ from rlaif.records import (
     Review,
     Verdict,
 )
+from rlaif.report.next_step import NextStep
 from rlaif.report.run_status import JournalCounts, RunStatus, StageStatus
 from rlaif.run import frames
 from rlaif.stats import Estimate
@@ -193,29 +194,6 @@ FIELDS: Mapping[type, Mapping[str, str]] = {
         "warnings": "Warnings",
         "samples": "Prompts with both answers",
     },
-    JournalCounts: {
-        "answers": "Records with an answer",
-        "failed": "Pending requests that failed, by kind",
-        "cost_usd": "Cost in US dollars",
-    },
-    StageStatus: {
-        "started": "Time of the first start",
-        "ended": "Time of the last end; null while it runs",
-        "starts": "Number of starts",
-        "seconds": "Time of all starts, in seconds",
-    },
-    RunStatus: {
-        "run": "Path of the run",
-        "busy": "True while a command holds the lock",
-        "prompts": "Prompts",
-        "heldout": "Prompts held out for evaluation",
-        "completions": "Counts of completions.jsonl",
-        "verdicts": "Counts of verdicts.jsonl",
-        "reviews": "Counts of reviews.jsonl",
-        "stages": "Status per stage",
-        "pairs": "Counts of pairs; null before judging",
-        "batches": "Batch jobs that the provider has not finished",
-    },
 }
 """Descriptions of the fields that have none in the code."""
 
@@ -262,6 +240,7 @@ def render() -> str:
     parts += ["### `rlaif status --json`", _summary(RunStatus), table(key_header, _fields(RunStatus))]
     parts += ["Each of `completions`, `verdicts` and `reviews`:", table(key_header, _fields(JournalCounts))]
     parts += ["Each entry of `stages`:", table(key_header, _fields(StageStatus))]
+    parts += ["Besides these, `next` is the next step of the run:", table(key_header, _fields(NextStep))]
     parts += ["## Input files", "### Prompts", _summary(PromptRow), table(key_header, _fields(PromptRow))]
     parts += ["### Answers", _summary(ImportRow), table(key_header, _fields(ImportRow))]
     return page("The run directory", *parts)
