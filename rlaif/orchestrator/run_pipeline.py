@@ -92,7 +92,7 @@ def _end_status(result: RunResult, config: Config) -> str:
     status = "done"
     if result.stop_reason:
         status = f"stopped early, {describe_stop(result.stop_reason, config.client.budget_usd)}"
-    return f"{status}, {result.failure.message.split('. ')[0]}" if result.failure else status
+    return f"{status}, but some requests failed (see the log)" if result.failure else status
 
 
 class _Pipeline:

@@ -1,4 +1,4 @@
-"""The next round: rlaif init NEXT --from RUN."""
+"""The next iteration: rlaif init NEXT --from RUN."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def first(tmp_path: Path) -> Run:
-    """A run that was generated, judged and trained with flags that no file has."""
+    """Create a run that was generated, judged and trained with flags that are not in its rlaif.toml."""
     run = Run(tmp_path / "first")
     config = Config.model_validate(
         {
@@ -43,7 +43,7 @@ def first(tmp_path: Path) -> Run:
     return run
 
 
-def test_the_trained_model_answers_and_the_rest_is_as_it_ran(first: Run, tmp_path: Path, rlaif: Cli) -> None:
+def test_the_trained_model_becomes_the_policy_and_other_settings_stay(first: Run, tmp_path: Path, rlaif: Cli) -> None:
     second = tmp_path / "rounds" / "second"
     assert f"rlaif generate {second}" in rlaif("init", second, "--from", first.path).stdout
     config = load(second, {}, {})
@@ -61,13 +61,13 @@ def test_the_trained_model_answers_and_the_rest_is_as_it_ran(first: Run, tmp_pat
     assert list_iterations(Run(second))[0].policies == ["org/base"]
 
 
-def test_fresh_prompts(first: Run, tmp_path: Path, rlaif: Cli) -> None:
+def test_the_next_iteration_may_have_fresh_prompts(first: Run, tmp_path: Path, rlaif: Cli) -> None:
     rlaif("init", tmp_path / "second", "--from", first.path, "--prompts", "fresh.jsonl")
     assert load(tmp_path / "second", {}, {}).prompts.sources == ["fresh.jsonl"]
     assert "--prompts needs --from" in rlaif("init", tmp_path / "x", "--prompts", "fresh.jsonl", code=2).stderr
 
 
-def test_a_run_without_a_model_has_no_next_round(first: Run, tmp_path: Path, rlaif: Cli) -> None:
+def test_a_run_without_a_trained_model_has_no_next_iteration(first: Run, tmp_path: Path, rlaif: Cli) -> None:
     path = first.path / "elsewhere" / "training.json"
     training_json = json.loads(path.read_text())
     path.write_text(json.dumps({**training_json, "result": {"merged": None, "adapter": "a"}}))
@@ -77,8 +77,8 @@ def test_a_run_without_a_model_has_no_next_round(first: Run, tmp_path: Path, rla
     assert not (tmp_path / "second").exists()
 
 
-def test_defaults_give_the_template_back() -> None:
-    # What the template sets by itself, and the settings do not have, is shown only.
+def test_default_settings_render_the_template() -> None:
+    # Values that are only in the template, not in the defaults, become comments.
     expected = render_template({}).replace('sources = ["everyday"]', '# sources = ["everyday"]', 1)
     expected = expected.replace('model = ["demo"]', '# model = ["demo"]', 1).replace(
         'model = "demo"', '# model = "demo"', 1

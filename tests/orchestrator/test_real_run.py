@@ -1,4 +1,4 @@
-"""The night on real parts: a real vLLM, a real judge, a real DPOTrainer. Slow, and the point of the project."""
+"""A complete run with a real vLLM, a real judge and a real DPOTrainer. Slow, and the point of the project."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ kl_samples = 2
 
 @dataclass
 class OvernightRun:
-    """What was seen while the night went on. ``leftover_processes``: the processes that each step left behind."""
+    """Observations during the run. ``leftover_processes``: processes that outlived each command."""
 
     run: Path
     leftover_processes: dict[str, dict[int, str]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class OvernightRun:
     completions: list[dict[str, Any]] = field(default_factory=list)
 
     def rlaif(self, environment: dict[str, str], *arguments: str | Path) -> None:
-        """Run a command that has to succeed, and note what it leaves behind."""
+        """Run a command that must succeed, and record its leftover processes."""
         completed = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment)
         assert completed.returncode == 0, (
             f"{arguments[0]}: exit {completed.returncode}\n{completed.stdout}\n{completed.stderr}"
@@ -77,14 +77,14 @@ class OvernightRun:
 
 @pytest.fixture(scope="module")
 def overnight(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer) -> OvernightRun:
-    """A whole night: generate killed -9 with the vLLM that it started, in the middle of the work, and resumed; the rest
-    is one `rlaif run`: judged, reported, trained, evaluated.
+    """Kill -9 a generate in the middle of its work, with the vLLM that it started, and resume it. One `rlaif run` does
+    the rest: judge, report, train, evaluate.
 
-    After the kill the base model is asked at the shared server's URL. The evaluation starts a vLLM of its own for the
+    After the kill, the base model is served at the shared server's URL. The evaluation starts its own vLLM for the
     trained model and its base.
     """
     needs("vllm")
-    folder = tmp_path_factory.mktemp("night")
+    folder = tmp_path_factory.mktemp("overnight")
     run = folder / "run"
     run.mkdir()
     (run / "rlaif.toml").write_text(SETTINGS.replace("FOLDER", str(folder)))
@@ -114,12 +114,12 @@ def overnight(tmp_path_factory: pytest.TempPathFactory, demo_server: DemoServer)
     return result
 
 
-def test_nothing_is_left_behind(overnight: OvernightRun) -> None:
+def test_no_process_is_left_running(overnight: OvernightRun) -> None:
     assert list(overnight.leftover_processes) == ["kill -9", "generate", "run", "status"]
     assert not any(overnight.leftover_processes.values()), overnight.leftover_processes
 
 
-def test_a_killed_generate_goes_on(overnight: OvernightRun) -> None:
+def test_a_killed_generate_resumes(overnight: OvernightRun) -> None:
     before, after = overnight.killed_with, overnight.completions
     assert 0 < len(before) < PROMPTS * SAMPLES
     assert after[: len(before)] == before
@@ -134,12 +134,12 @@ def test_a_real_judge_is_asked_in_both_orders(overnight: OvernightRun) -> None:
     assert {line["aspect"] for line in verdicts if line["kind"] == "rate"} == {
         "instruction_following", "truthfulness", "honesty", "helpfulness",
     }  # fmt: skip
-    assert all(line["verdict_mass"] > 0.99 for line in verdicts if line["model"])  # held to the verdict words
+    assert all(line["verdict_mass"] > 0.99 for line in verdicts if line["model"])  # constrained to the verdict words
     assert pl.read_parquet(overnight.run / "tables" / "pairs.parquet")["prob_a"].is_between(0, 1).all()
     assert sum(line["cached_tokens"] for line in verdicts) > 0
 
 
-def test_the_night_ends_in_a_model(overnight: OvernightRun) -> None:
+def test_the_run_ends_with_a_model(overnight: OvernightRun) -> None:
     assert "report:" in overnight.stdout_by_command["run"]
     assert (overnight.run / "report.html").exists()
     assert list((overnight.run / "model").rglob("adapter_model.safetensors"))
@@ -147,8 +147,8 @@ def test_the_night_ends_in_a_model(overnight: OvernightRun) -> None:
     assert (overnight.run / "manifest.json").exists()
 
 
-def test_the_trained_model_is_compared_with_its_base(overnight: OvernightRun) -> None:
-    """Both are served by one vLLM, the adapter beside its base, and judged by a real model."""
+def test_the_evaluation_compares_the_trained_model_with_its_base(overnight: OvernightRun) -> None:
+    """One vLLM serves both, the adapter alongside its base, and a real model judges."""
     evaluation = json.loads((overnight.run / "evaluation" / "evaluation.json").read_text())
     assert evaluation["prompts"] == FRESH
     assert evaluation["wins"] + evaluation["ties"] + evaluation["losses"] + evaluation["unparsable_verdicts"] == FRESH
@@ -158,8 +158,8 @@ def test_the_trained_model_is_compared_with_its_base(overnight: OvernightRun) ->
     assert (overnight.run / "log" / "run.log").read_text().count("starting vLLM with ") == 1
 
 
-def test_the_trainer_takes_the_dataset_as_it_is(overnight: OvernightRun, small: Path, tmp_path: Path) -> None:
-    """datasets reads both splits, and TRL's own DPOTrainer takes them, without a column being renamed."""
+def test_the_trainer_accepts_the_dataset_unchanged(overnight: OvernightRun, small: Path, tmp_path: Path) -> None:
+    """`datasets` reads both splits and TRL's DPOTrainer accepts them without renamed columns."""
     import datasets
     from trl import DPOConfig, DPOTrainer
 

@@ -874,7 +874,7 @@ def test_an_evaluation_needs_a_finished_training(serve: Serve, tmp_path: Path, m
         ({"evaluate__judges": ["quality"]}, "none of the judges compares"),
         ({"evaluate__judges": ["helpfull"]}, "Did you mean 'helpful'"),
         ({"train__method": "ppo"}, "train.method: .* verl"),
-        ({"train__method": "rloo"}, "RLOO needs a reward model"),
+        ({"train__method": "rloo"}, "a reward model is required"),
     ],
 )
 def test_an_impossible_evaluation_is_rejected_before_the_run(
