@@ -167,7 +167,7 @@ def test_a_run_finds_served_models_and_a_dead_replica_is_replaced(cluster: dict[
 
     code, stderr = serving.end(signal.SIGINT)
     assert code == 0, stderr
-    assert stderr.rstrip().endswith("taken down")
+    assert stderr.rstrip().endswith("models stopped")
     assert wait_until(lambda: not processes_carrying("served-model-name\0ray/model"))
 
 
@@ -209,7 +209,7 @@ def test_a_detached_model_stays_until_it_is_taken_down(cluster: dict[str, str]) 
     done = subprocess.run(
         command("serve", "--model", "left/model", "--stop"), env=environment, capture_output=True, text=True
     )
-    assert done.stdout.startswith("taken down: left-model-"), done.stderr
+    assert done.stdout.startswith("stopped: left-model-"), done.stderr
     assert wait_until(lambda: not processes_carrying("served-model-name\0left/model"))
 
 
