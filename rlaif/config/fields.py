@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 ResumeRule = Literal["fixed", "may_grow", "retrain", "free"]
-"""Whether a setting may change when a run is resumed. ``fixed``: no. ``may_grow``: only to a larger value. ``retrain``:
-yes, but a finished or interrupted training with the old value must be overwritten. ``free``: yes."""
+"""Permission to change a setting when a run is resumed. ``fixed``: no. ``may_grow``: only to a larger value.
+``retrain``: yes, but a finished or interrupted training with the old value must be overwritten. ``free``: yes."""
 
 METADATA = "rlaif"
 """The key under which a field's ``json_schema_extra`` holds what pydantic has no place for."""
