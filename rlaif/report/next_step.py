@@ -42,7 +42,7 @@ class Step(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NextStep:
-    """What a run needs next, and why."""
+    """Next step of a run, with its reasons."""
 
     step: Step
     """Kind of step"""

@@ -49,35 +49,39 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iteration:
-    """One run in a series of iterations. ``train_pairs``: pairs in its dataset."""
+    """One run in a series of iterations."""
 
     run: str
     policies: list[str]
     train_pairs: int
+    """Pairs in its training set"""
     agreement: Estimate | None
     win_rate: Estimate | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(RunFacts):
-    """Content of the report.
-
-    ``settings``: what was requested, by name. ``last_run``: how the last `rlaif run` ended. ``balance`` and ``exams``:
-    tables that the judge stage left in the manifest. ``samples``: random pairs with texts and human labels.
-    ``missing_reasons``: by field, the reason for which it was not measured.
-    """
+    """Content of the report."""
 
     run: str
+    """Name of the run"""
     version: str
+    """Version of rlaif"""
     created_at: str
     settings: dict[str, Any]
+    """Requested settings, by name"""
     last_run: str | None
+    """How the last `rlaif run` ended"""
     cost: Usage
     balance: list[dict[str, Any]] | None
+    """:func:`rlaif.pair.refusal_guard.refusal_table`"""
     exams: list[dict[str, Any]] | None
+    """Exams of the judges"""
     iterations: list[Iteration]
     samples: list[dict[str, Any]]
+    """Random pairs with their texts and human labels"""
     missing_reasons: dict[str, str]
+    """Reason for each field that was not measured"""
     recommendation: Recommendation
 
     @property
@@ -137,8 +141,8 @@ def requested_settings(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _total_usage(stages: list[StageSummary]) -> Usage:
-    return Usage(**{field.name: sum(getattr(stage, field.name) for stage in stages)
-                    for field in dataclasses.fields(Usage)})  # fmt: skip
+    names = [field.name for field in dataclasses.fields(Usage)]
+    return Usage(**{name: sum(getattr(stage, name) for stage in stages) for name in names})
 
 
 def list_iterations(run: Run) -> list[Iteration]:

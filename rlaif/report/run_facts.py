@@ -31,20 +31,20 @@ PIPELINE_STAGE = "run"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSummary:
-    """Time, usage and failures of one stage.
-
-    The counts and ``seconds`` (by the clock, server start included) cover all its starts. ``failures`` are those of the
-    last start, because each start retries the failures before it. ``refusal``: the reason for which the last start was
-    refused.
-    """
+    """Time, usage and failures of one stage, over all its starts."""
 
     name: str
     started: str
+    """Time of the first start"""
     ended: str | None
+    """Time of the last end; None while it runs, or if it was killed"""
     starts: int
     seconds: float
+    """Time by the clock, server start included"""
     failures: dict[str, int]
+    """Failures of the last start, by kind: each start retries the failures before it"""
     refusal: str | None = None
+    """Reason for which the last start was refused"""
     requests: int = 0
     answers: int = 0
     retries: int = 0
@@ -56,23 +56,23 @@ class StageSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """Facts of one run.
-
-    ``missing_answers``: sampled answers that were requested and are missing. ``labels``:
-    :meth:`rlaif.pair.label_quality.LabelQuality.summary`. ``training``: training.json with its folder, ``output``.
-    ``stale_evaluation``: name of the earlier model, if the stored evaluation is not of the newest training.
-    """
+    """Facts of one run."""
 
     path: str
     status: RunStatus
     stages: list[StageSummary]
     missing_answers: int
+    """Sampled answers that were requested and are missing"""
     labels: dict[str, Any] | None
+    """:meth:`rlaif.pair.label_quality.LabelQuality.summary`"""
     pairs: PairStats | None
     position_stats: list[PositionStats] | None
     training: dict[str, Any] | None
+    """training.json and, under "output", its folder"""
     evaluation: dict[str, Any] | None
+    """evaluation.json of the newest training"""
     stale_evaluation: str | None
+    """Name of the evaluated model, if that is an earlier one"""
 
 
 def collect_facts(run: Run) -> RunFacts:

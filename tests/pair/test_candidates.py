@@ -293,8 +293,17 @@ def test_the_newest_label_of_each_annotator_counts_and_annotators_must_agree() -
 
 
 def review(pair: str, name: str, preferred: str | None, choice: str = "left", **more: Any) -> dict[str, Any]:
-    return {"pair_id": pair, "annotator": name, "choice": choice, "preferred": preferred, "created_at": 1.0,
-            "edited_response": None, "role": "annotator", "route": "audit", **more}  # fmt: skip
+    return {
+        "pair_id": pair,
+        "annotator": name,
+        "choice": choice,
+        "preferred": preferred,
+        "created_at": 1.0,
+        "edited_response": None,
+        "role": "annotator",
+        "route": "audit",
+        **more,
+    }
 
 
 def test_a_majority_decides_and_an_adjudicator_overrides_it() -> None:

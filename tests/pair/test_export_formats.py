@@ -197,8 +197,11 @@ def test_openrlhf_accepts_the_flags_of_the_readme(trainer: str, source: Path, tm
     """Its parser is built when the module runs, after heavy imports, so the test builds it from the same lines."""
     tools = needs_tools("openrlhf").parent.parent
     (source_file,) = tools.glob(f"lib/python*/site-packages/openrlhf/cli/{trainer}.py")
-    calls = [node for node in ast.walk(ast.parse(source_file.read_text(encoding="utf-8"))) if isinstance(node, ast.Expr)
-             and ast.unparse(node).startswith("parser.add_argument(")]  # fmt: skip
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source_file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr) and ast.unparse(node).startswith("parser.add_argument(")
+    ]
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     for call in calls:
         exec(ast.unparse(call), {"parser": parser, "datetime": datetime})  # one default is the time

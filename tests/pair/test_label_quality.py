@@ -303,8 +303,12 @@ def test_intervals_cover_the_truth_if_a_few_labels_have_most_of_the_weight(draw_
         assert quality.agreement is not None
         assert quality.remaining_error is not None
         true_error = wrong[~reviewed].mean()
-        covered.append((quality.agreement.low <= 1 - wrong.mean() <= quality.agreement.high,
-                        quality.remaining_error.low <= true_error <= quality.remaining_error.high))  # fmt: skip
+        covered.append(
+            (
+                quality.agreement.low <= 1 - wrong.mean() <= quality.agreement.high,
+                quality.remaining_error.low <= true_error <= quality.remaining_error.high,
+            )
+        )
     assert np.mean(covered, axis=0).min() >= 0.93
 
 
@@ -326,8 +330,10 @@ def make_guarded_pairs(*rows: tuple[str | None, str | None, str | None, str]) ->
     """Kept pairs from (class of the prompt, class of a, class of b, preferred)."""
     classes = [kind for kind, _, _, _ in rows]
     names = [f"p{i}" for i in range(len(rows))]
-    tags = pl.DataFrame({"prompt_id": names, "tags": [[kind] if kind else [] for kind in classes]},
-                        schema={"prompt_id": pl.String, "tags": pl.List(pl.String)})  # fmt: skip
+    tags = pl.DataFrame(
+        {"prompt_id": names, "tags": [[kind] if kind else [] for kind in classes]},
+        schema={"prompt_id": pl.String, "tags": pl.List(pl.String)},
+    )
     labeled = [
         (f"{side}{i}", label) for i, (_, a, b, _) in enumerate(rows) for side, label in (("a", a), ("b", b)) if label
     ]

@@ -67,16 +67,18 @@ class Hub(ScriptedServer):
 
     async def preupload(self, request: web.Request) -> web.Response:
         files = (await request.json())["files"]
-        return web.json_response({"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                                            for file in files]})  # fmt: skip
+        return web.json_response(
+            {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+        )
 
     async def commit(self, request: web.Request) -> web.Response:
         self.tokens.add(request.headers.get("Authorization"))
         lines = (await request.text()).splitlines()
         self.commits.append([json.loads(line) for line in lines])
         url = f"http://127.0.0.1:{self.port}/datasets/me/pairs/commit/1"
-        return web.json_response({"commitUrl": url, "commitOid": "1",
-                                  "pullRequestUrl": None, "success": True, "hookOutput": ""})  # fmt: skip
+        return web.json_response(
+            {"commitUrl": url, "commitOid": "1", "pullRequestUrl": None, "success": True, "hookOutput": ""}
+        )
 
 
 @pytest.fixture

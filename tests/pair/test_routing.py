@@ -25,16 +25,27 @@ def make_pairs(n: int, **columns: Any) -> pl.DataFrame:
         "drop_reason": [None] * n,
         "flags": [[] for _ in range(n)],
     }
-    return pl.DataFrame(base | columns, schema_overrides={
-        "drop_reason": pl.String, "flags": pl.List(pl.String), "preferred": pl.String, "kept": pl.Boolean,
-        "pair_id": pl.String, "prompt_id": pl.String, "prob_a": pl.Float64})  # fmt: skip
+    return pl.DataFrame(
+        base | columns,
+        schema_overrides={
+            "drop_reason": pl.String,
+            "flags": pl.List(pl.String),
+            "preferred": pl.String,
+            "kept": pl.Boolean,
+            "pair_id": pl.String,
+            "prompt_id": pl.String,
+            "prob_a": pl.Float64,
+        },
+    )
 
 
 def tagged(n: int, **tags: str) -> pl.DataFrame:
     """prompt_id and tags; ``p3="law"`` gives prompt p3 a tag."""
     names = [f"p{i}" for i in range(n)]
-    return pl.DataFrame({"prompt_id": names, "tags": [[tags[name]] if name in tags else [] for name in names]},
-                        schema={"prompt_id": pl.String, "tags": pl.List(pl.String)})  # fmt: skip
+    return pl.DataFrame(
+        {"prompt_id": names, "tags": [[tags[name]] if name in tags else [] for name in names]},
+        schema={"prompt_id": pl.String, "tags": pl.List(pl.String)},
+    )
 
 
 def queue(routed: pl.DataFrame) -> pl.DataFrame:
@@ -104,8 +115,11 @@ def test_agreement_is_estimated_without_bias() -> None:
         queued = queue(routing.route_pairs(pairs, tagged(600), human_fraction=0.2, seed=seed))
         certain = pl.col("inclusion_probability") == 1.0
         sampled = queued.filter(~certain)
-        estimate = hajek_mean(sampled["right"].to_numpy(), 1 / sampled["inclusion_probability"].to_numpy(),
-                         certain_values=queued.filter(certain)["right"].to_numpy())  # fmt: skip
+        estimate = hajek_mean(
+            sampled["right"].to_numpy(),
+            1 / sampled["inclusion_probability"].to_numpy(),
+            certain_values=queued.filter(certain)["right"].to_numpy(),
+        )
         assert estimate is not None
         estimates.append(estimate.value)
         plain.append(queued["right"].mean())
@@ -131,12 +145,14 @@ def test_high_stakes_and_answers_that_address_the_judge_come_first() -> None:
 def test_no_topic_takes_the_whole_budget() -> None:
     n = 200
     p = [0.66 if i < 60 else 0.7 + i / 1000 for i in range(n)]  # the 60 least confident pairs share a topic
-    routed = routing.route_pairs(make_pairs(n, prob_a=p), tagged(n, **{f"p{i}": "chess" for i in range(60)}),
-                         human_fraction=0.2, seed=0)  # fmt: skip
+    routed = routing.route_pairs(
+        make_pairs(n, prob_a=p), tagged(n, **{f"p{i}": "chess" for i in range(60)}), human_fraction=0.2, seed=0
+    )
     chess = routed.filter(pl.col("prob_a") == 0.66)
     assert chess["inclusion_probability"].sum() == pytest.approx(0.3 * 40, abs=3)
-    everything = routing.route_pairs(make_pairs(n, prob_a=p), tagged(n, **{f"p{i}": "chess" for i in range(n)}),
-                             human_fraction=0.2, seed=0)  # fmt: skip
+    everything = routing.route_pairs(
+        make_pairs(n, prob_a=p), tagged(n, **{f"p{i}": "chess" for i in range(n)}), human_fraction=0.2, seed=0
+    )
     assert queue(everything).height == 40
 
 
@@ -204,8 +220,15 @@ def test_suspicion_names_the_evidence_against_a_label() -> None:
         decided_by=pl.Series(["panel", "panel", "check", "panel"]), score_a=pl.Series([1.0, 4.0, None, None]),
         score_b=pl.Series([3.0, 3.0, None, None]),
     )  # fmt: skip
-    judge_votes = pl.DataFrame({"a": ["a1", "a2", "a3"], "b": ["b1", "b2", "b3"], "panel_judge": ["j@m"] * 3,
-                          "p_ab": [0.9, 0.1, 0.2], "p_ba": [0.9, 0.2, 0.9]})  # fmt: skip
+    judge_votes = pl.DataFrame(
+        {
+            "a": ["a1", "a2", "a3"],
+            "b": ["b1", "b2", "b3"],
+            "panel_judge": ["j@m"] * 3,
+            "p_ab": [0.9, 0.1, 0.2],
+            "p_ba": [0.9, 0.2, 0.9],
+        }
+    )
     keys = [f"{side}{i}" for side in "ab" for i in range(4)]
     lengths = pl.DataFrame({"key": keys, "chars": [100, 100, 100, 500, 100, 100, 100, 100]})
     reasons = routing.add_suspicion(pairs, judge_votes, lengths)["suspicion"].to_list()
@@ -221,11 +244,21 @@ def candidate(*pairs: tuple[str, float, float]) -> tuple[pl.DataFrame, pl.DataFr
     """Candidates of one prompt each, and the panel's votes: (name, p_ab, p_ba)."""
     none = pl.lit(None, pl.Float64)
     names = pl.DataFrame({"prompt_id": [name for name, _, _ in pairs]}).with_columns(
-        a=pl.format("{}-a", "prompt_id"), b=pl.format("{}-b", "prompt_id"), score_a=none, score_b=none,
-        variance_a=none, variance_b=none, rating_margin=none, rank=pl.lit(1, pl.UInt32))  # fmt: skip
+        a=pl.format("{}-a", "prompt_id"),
+        b=pl.format("{}-b", "prompt_id"),
+        score_a=none,
+        score_b=none,
+        variance_a=none,
+        variance_b=none,
+        rating_margin=none,
+        rank=pl.lit(1, pl.UInt32),
+    )
     votes = names.select("a", "b").with_columns(
-        p_ab=pl.Series([p for _, p, _ in pairs]), p_ba=pl.Series([p for _, _, p in pairs]),
-        flags=pl.lit([], pl.List(pl.String)), decided_by=pl.lit("panel"))  # fmt: skip
+        p_ab=pl.Series([p for _, p, _ in pairs]),
+        p_ba=pl.Series([p for _, _, p in pairs]),
+        flags=pl.lit([], pl.List(pl.String)),
+        decided_by=pl.lit("panel"),
+    )
     return names, votes
 
 

@@ -46,10 +46,17 @@ def make_facts(
 ) -> RunFacts:
     ended = {"judge": judge_ended} | ({"train": train_ended} if train_ended else {})
     summaries = [
-        StageSummary(name=name, started="today", ended=None if name == unfinished else end, starts=1, seconds=1.0,
-                     failures={}, refusal=refusal if name == "train" else None)
+        StageSummary(
+            name=name,
+            started="today",
+            ended=None if name == unfinished else end,
+            starts=1,
+            seconds=1.0,
+            failures={},
+            refusal=refusal if name == "train" else None,
+        )
         for name, end in ended.items()
-    ]  # fmt: skip
+    ]
     counts = JournalCounts(answers=answers, failed={}, cost_usd=0.0)
     status = RunStatus(
         run="RUN",

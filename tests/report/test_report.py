@@ -137,10 +137,20 @@ def journal_verdicts(run: Run, probabilities: list[tuple[float, float]]) -> None
     with run.lock(), run.journal("verdicts") as journal:
         for pair, pair_probabilities in enumerate(probabilities):
             journal.append(
-                Verdict(key=content_key(pair=pair, order=order), kind="compare", judge="j", judge_hash="h", model="m",
-                        prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order, prob_a=p)
+                Verdict(
+                    key=content_key(pair=pair, order=order),
+                    kind="compare",
+                    judge="j",
+                    judge_hash="h",
+                    model="m",
+                    prompt_id="p",
+                    a=f"a{pair}",
+                    b=f"b{pair}",
+                    order=order,
+                    prob_a=p,
+                )
                 for order, p in zip(("ab", "ba"), pair_probabilities, strict=True)
-            )  # fmt: skip
+            )
 
 
 def test_position_bias_is_counted_by_pair(tmp_path: Path) -> None:
@@ -148,8 +158,22 @@ def test_position_bias_is_counted_by_pair(tmp_path: Path) -> None:
     # Two consistent, one that prefers the first answer, one undecided in one order, one judged in one order only.
     journal_verdicts(run, [(0.9, 0.8), (0.2, 0.1), (0.9, 0.3), (0.5, 0.6)])
     with run.lock(), run.journal("verdicts") as journal:
-        journal.append([Verdict(key=content_key(x=1), kind="compare", judge="j", judge_hash="h", model="m",
-                                prompt_id="p", a="x", b="y", order="ab", prob_a=1.0)])  # fmt: skip
+        journal.append(
+            [
+                Verdict(
+                    key=content_key(x=1),
+                    kind="compare",
+                    judge="j",
+                    judge_hash="h",
+                    model="m",
+                    prompt_id="p",
+                    a="x",
+                    b="y",
+                    order="ab",
+                    prob_a=1.0,
+                )
+            ]
+        )
     (stats,) = judge_stats.position_stats(run)
     assert (stats.swap_consistency.value, stats.swap_consistency.n) == (pytest.approx(2 / 3), 3)
     assert stats.first_position_rate.n == 4
@@ -165,11 +189,21 @@ def test_verdicts_of_a_replaced_judge_do_not_count(judged: Run) -> None:
     (judge,) = judged.manifest()["stages"]["judge"]["judges"]
     with judged.lock(), judged.journal("verdicts") as journal:
         journal.append(
-            Verdict(key=content_key(pair=pair, order=order), kind="compare", judge=judge["name"],
-                    judge_hash=judge["hash"], model="small", prompt_id="p", a=f"a{pair}", b=f"b{pair}", order=order,
-                    prob_a=p)
-            for pair in range(50) for order, p in (("ab", 1.0), ("ba", 0.0))
-        )  # fmt: skip
+            Verdict(
+                key=content_key(pair=pair, order=order),
+                kind="compare",
+                judge=judge["name"],
+                judge_hash=judge["hash"],
+                model="small",
+                prompt_id="p",
+                a=f"a{pair}",
+                b=f"b{pair}",
+                order=order,
+                prob_a=p,
+            )
+            for pair in range(50)
+            for order, p in (("ab", 1.0), ("ba", 0.0))
+        )
     report = collect_report(judged)
     assert [stats.model for stats in report.position_stats or []] == [judge["model"]]
     assert report.recommendation.step is Step.REVIEW
@@ -262,15 +296,21 @@ def test_every_section_is_rendered(judged: Run) -> None:
     run.model.mkdir()
     history = [{"step": step, "loss": 1 / step, "accuracy": 0.5} for step in range(1, 5)]
     result = {"pairs": 9, "steps": 4, "seconds": 100.0, "accuracy_after": agreement}
-    preflight = [{"name": "count", "level": "warn", "message": "only 9 pairs", "hint": "Sample more."},
-                 {"name": "leak", "level": "pass", "message": "0 of 2 test prompts", "hint": None}]  # fmt: skip
+    preflight = [
+        {"name": "count", "level": "warn", "message": "only 9 pairs", "hint": "Sample more."},
+        {"name": "leak", "level": "pass", "message": "0 of 2 test prompts", "hint": None},
+    ]
     trained = {"identity": {"beta": 0.1}, "result": result, "history": history, "preflight": preflight}
     (run.model / "training.json").write_text(json.dumps(trained))
     (run.path / "evaluation").mkdir()
     sample = {"prompt": HOSTILE[:-2], "reference": "<i>old</i>", "trained": "new", "preferred": "trained"}
-    evaluation = {"trained": trained_model_name(run.model, trained), "win_rate": make_estimate(0.6, 0.55, 0.65),
-             "refusals": [{"prompt_class": "benign", "reference": 0.1}],
-             "warnings": ["m judges its own answers"], "samples": [sample]}  # fmt: skip
+    evaluation = {
+        "trained": trained_model_name(run.model, trained),
+        "win_rate": make_estimate(0.6, 0.55, 0.65),
+        "refusals": [{"prompt_class": "benign", "reference": 0.1}],
+        "warnings": ["m judges its own answers"],
+        "samples": [sample],
+    }
     (run.path / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
     report = collect_report(run)
     assert report.recommendation.step is Step.ITERATE
