@@ -153,7 +153,7 @@ class _Pages:
 
         if not request.url.path.endswith("/"):
             return Response(status_code=307, headers={"location": f"{request.url.path}/"})
-        return self._render("lead.html", annotator) if annotator.is_lead else self._labeling(annotator)
+        return self._render("dashboard.html", annotator) if annotator.is_lead else self._labeling(annotator)
 
     def _adjudication(self, _: Request, annotator: Annotator) -> Response:
         if not annotator.is_lead:
@@ -162,7 +162,7 @@ class _Pages:
 
     def _labeling(self, annotator: Annotator) -> Response:
         history = self._context.assignments.labeled_pairs(annotator)[-MAX_HISTORY:]
-        return self._render("label.html", annotator, history=history)
+        return self._render("annotate.html", annotator, history=history)
 
     def _render(self, template: str, annotator: Annotator, **variables: Any) -> Response:
         return self._html(

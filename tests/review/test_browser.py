@@ -280,12 +280,12 @@ def test_overlap_gold_agreement_and_adjudication(browser: Any, run: Run) -> None
                     wants = good if name == "ada" else "left" if good == "right" else "right"
                     annotator.choose("ArrowLeft" if wants == "left" else "ArrowRight")
                 assert annotator.console_messages == []
-            people: dict[str, set[str]] = {}
+            labelers: dict[str, set[str]] = {}
             for label in reviews(run):
                 if label["route"] != "gold":
-                    people.setdefault(label["pair_id"], set()).add(label["annotator"])
-            assert {pair for pair, names in people.items() if len(names) == 2} == double
-            assert len(people) == 30
+                    labelers.setdefault(label["pair_id"], set()).add(label["annotator"])
+            assert {pair for pair, names in labelers.items() if len(names) == 2} == double
+            assert len(labelers) == 30
             gold = [label for label in reviews(run) if label["route"] == "gold"]
             assert gold
             lead = browser.new_context().new_page()

@@ -277,7 +277,7 @@ def test_methods_sizes_and_paths(page: PageServer) -> None:
     assert raw(page.port, "POST", "/api/label", {**json_type, "Content-Length": str(1 << 30)}) == 413
     assert raw(page.port, "POST", "/api/label", {**json_type, "Transfer-Encoding": "chunked"}) == 411
     for path in ("/static/../web_app.py", "/static/%2e%2e/web_app.py", "/static/..%2fweb_app.py", "/static//etc/passwd",
-                 "/static/%2fetc/passwd", "/static/..\\web_app.py", "/static/label.html", "/static/"):  # fmt: skip
+                 "/static/%2fetc/passwd", "/static/..\\web_app.py", "/static/annotate.html", "/static/"):  # fmt: skip
         assert raw(page.port, "GET", path, {}) == 404, path
 
 
