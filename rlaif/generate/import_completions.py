@@ -49,20 +49,32 @@ def import_source(run: Run, config: Config, source: str, log: Callable[[str], No
             new_completions = []
             models = row.models or [UNKNOWN_MODEL] * len(row.responses)
             for index, (text, model) in enumerate(zip(row.responses, models, strict=True)):
-                key = content_key(prompt=prompt.key, model=model, text=text, occurrence=0)
-                occurrences[key] += 1
-                if occurrences[key] > 1:
-                    key = content_key(prompt=prompt.key, model=model, text=text, occurrence=occurrences[key] - 1)
+                key = _completion_key(prompt.key, model, text, occurrences)
                 result.completions += 1
                 if key not in journal:
                     reasoning, answer = split_reasoning(text)
-                    new_completions.append(
-                        Completion(key=key, prompt_id=prompt_id, index=index, model=model, text=answer,
-                                   reasoning=reasoning, source="imported")
-                    )  # fmt: skip
+                    completion = Completion(
+                        key=key,
+                        prompt_id=prompt_id,
+                        index=index,
+                        model=model,
+                        text=answer,
+                        reasoning=reasoning,
+                        source="imported",
+                    )
+                    new_completions.append(completion)
             journal.append(new_completions)
             result.new += len(new_completions)
     result.prompts = len(prompt_ids)
     if heldout_rows:
         log(f"{heldout_rows:,} rows belong to held-out prompts; their answers are not judged")
     return result
+
+
+def _completion_key(prompt_key: str, model: str, text: str, occurrences: Counter[str]) -> str:
+    """Return the key of a completion and add it to ``occurrences``. Equal completions get different keys."""
+    key = content_key(prompt=prompt_key, model=model, text=text, occurrence=0)
+    occurrences[key] += 1
+    if occurrences[key] > 1:
+        key = content_key(prompt=prompt_key, model=model, text=text, occurrence=occurrences[key] - 1)
+    return key

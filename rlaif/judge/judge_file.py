@@ -35,9 +35,11 @@ UNTRUSTED = {
     "classify": CONTEXT_PLACEHOLDERS | {"response"},
 }
 TRUSTED = {"compare": {"reply"}, "rate": {"aspect", "low", "high", "reply"}, "classify": {"reply"}}
-REQUIRED = {"compare": {"conversation", "response_a", "response_b", "reply"},
-            "rate": {"conversation", "response", "aspect", "reply"},
-            "classify": {"conversation", "response", "reply"}}  # fmt: skip
+REQUIRED = {
+    "compare": {"conversation", "response_a", "response_b", "reply"},
+    "rate": {"conversation", "response", "aspect", "reply"},
+    "classify": {"conversation", "response", "reply"},
+}
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 PLACEHOLDER_LIKE = re.compile(r"\{\s*([A-Za-z0-9_-]+)\s*\}")
 

@@ -90,9 +90,12 @@ def binomial_tail(successes: int, n: int, p: float) -> float:
         return 1.0
     if not 0 < p < 1:
         return float(p >= 1)
-    k = range(successes, n + 1)
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p)
-            + (n - i) * math.log1p(-p) for i in k]  # fmt: skip
+
+    def log_probability(k: int) -> float:
+        log_choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        return log_choose + k * math.log(p) + (n - k) * math.log1p(-p)
+
+    logs = [log_probability(k) for k in range(successes, n + 1)]
     largest = max(logs)
     return min(1.0, math.exp(largest) * math.fsum(math.exp(value - largest) for value in logs))
 
