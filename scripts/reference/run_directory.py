@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import enum
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from rlaif.evaluate.evaluation_result import EvaluationResult
 from rlaif.judge.exam_metrics import ExamReport
 from rlaif.labeling.build_dataset import PAIR_COLUMNS
 from rlaif.llm.batch_journal import BatchJob
+from rlaif.orchestrator.check_sources import SourceCheck
 from rlaif.pair.dataset_writer import PROVENANCE_COLUMNS, TOOLS_COLUMN
 from rlaif.records import (
     SCHEMA_VERSION,
@@ -35,7 +37,13 @@ from rlaif.records import (
     Review,
     Verdict,
 )
+from rlaif.report import judge_stats
+from rlaif.report.doctor import DoctorFinding
+from rlaif.report.judge_stats import HistogramBin, PairStats, PositionStats
 from rlaif.report.next_step import NextStep
+from rlaif.report.recommendation import Recommendation
+from rlaif.report.report_data import Iteration, Report, Usage
+from rlaif.report.run_facts import RunFacts, StageSummary
 from rlaif.report.run_status import JournalCounts, RunStatus, StageStatus
 from rlaif.run import frames
 from rlaif.stats import Estimate
@@ -132,7 +140,53 @@ TRAINING = {
     "preflight": "Findings of the checks before the training",
     "history": "Metrics of each logged step",
 }
+USAGE = {
+    "requests": "Requests",
+    "answers": "Answers",
+    "retries": "Retries",
+    "prompt_tokens": "Tokens of the requests",
+    "cached_tokens": "Tokens of the requests that the servers had cached",
+    "completion_tokens": "Tokens of the answers",
+    "cost_usd": "Cost in US dollars",
+    "agreement": "Agreement of annotators and judges",
+    "win_rate": "Win rate of the trained model",
+}
+"""Fields that mean the same in several classes."""
 FIELDS: Mapping[type, Mapping[str, str]] = {
+    Usage: {"seconds": "Time by the clock, in seconds"},
+    Iteration: {"run": "Name of the run", "policies": "Policies"},
+    StageSummary: {"name": "Name of the stage", "starts": "Number of starts"},
+    PairStats: {"kept": "Pairs kept", "drop_reasons": "Dropped pairs by `drop_reason`"},
+    HistogramBin: {"low": "Lower bound", "high": "Upper bound", "count": "Number of values"},
+    PositionStats: {"judge": "Judge", "model": "Model"},
+    Recommendation: {
+        "step": "Kind of step",
+        "headline": "Headline of the report",
+        "severity": "Color of the headline",
+        "reasons": "Reasons, as text",
+        "command": "Command to run; null if there is none",
+    },
+    RunFacts: {
+        "path": "Path of the run",
+        "status": "As in `rlaif status --json`",
+        "stages": "Time, usage and failures per stage",
+        "labels": "As `stages.judge.labels` in the manifest",
+        "pairs": "Statistics of the pairs",
+        "position_stats": "Position bias per judge",
+    },
+    Report: {
+        "created_at": "Time of the report (ISO 8601)",
+        "cost": "Usage of all stages together",
+        "balance": "As `stages.judge.balance` in the manifest",
+        "iterations": "Runs of the series, the first one first",
+        "recommendation": "Next step, as the report shows it",
+    },
+    DoctorFinding: {
+        "level": "Result: error means that some command will fail",
+        "subject": "Part that was checked",
+        "message": "Finding",
+        "hint": "Action that fixes it",
+    },
     BatchJob: {
         "state": "State of the job",
         "journal": "Journal that the answers go to",
@@ -195,7 +249,7 @@ FIELDS: Mapping[type, Mapping[str, str]] = {
         "samples": "Prompts with both answers",
     },
 }
-"""Descriptions of the fields that have none in the code."""
+"""Descriptions of the fields that have none in the code, or one for developers."""
 
 
 def render() -> str:
@@ -241,6 +295,19 @@ def render() -> str:
     parts += ["Each of `completions`, `verdicts` and `reviews`:", table(key_header, _fields(JournalCounts))]
     parts += ["Each entry of `stages`:", table(key_header, _fields(StageStatus))]
     parts += ["Besides these, `next` is the next step of the run:", table(key_header, _fields(NextStep))]
+    parts += ["### `rlaif report --json`", _summary(Report), table(key_header, _fields(Report))]
+    for intro, kind in (
+        ("`recommendation`:", Recommendation),
+        ("Each element of `stages`:", StageSummary),
+        ("`cost`:", Usage),
+        ("`pairs`:", PairStats),
+        ("Each bin of a histogram:", HistogramBin),
+        ("Each element of `position_stats`:", PositionStats),
+        ("Each element of `iterations`:", Iteration),
+    ):
+        parts += [intro, table(key_header, _fields(kind))]
+    parts += ["### `rlaif doctor --json`", "A list of findings.", table(key_header, _fields(DoctorFinding))]
+    parts += ["### `rlaif prompts check --json`", _summary(SourceCheck), table(key_header, _fields(SourceCheck))]
     parts += ["## Input files", "### Prompts", _summary(PromptRow), table(key_header, _fields(PromptRow))]
     parts += ["### Answers", _summary(ImportRow), table(key_header, _fields(ImportRow))]
     return page("The run directory", *parts)
@@ -278,14 +345,22 @@ def _fields(kind: type) -> list[tuple[str, str, str]]:
         descriptions = {name: field.description for name, field in kind.model_fields.items()}
     else:
         descriptions = {field.name: None for field in dataclasses.fields(kind)}
-    hints, documented = get_type_hints(kind), {**FIELDS.get(kind, {}), **_attribute_docstrings(kind)}
+    # Some modules import the types of their fields for type checkers only.
+    hints = get_type_hints(kind, localns=vars(judge_stats))
+    documented: dict[str, str] = {}
+    for parent in reversed(kind.__mro__[:-1]):
+        if dataclasses.is_dataclass(parent) or parent is kind:
+            documented |= {**USAGE, **_attribute_docstrings(parent), **FIELDS.get(parent, {})}
     rows = []
     for name, description in descriptions.items():
         text = description or documented.get(name)
         if not text:
             hint = f"Add a docstring below the field, or describe it in {__file__}."
             raise SystemExit(f"{kind.__name__}.{name} has no description\n  hint: {hint}")
-        rows.append((f"`{name}`", _type_name(hints[name]), text.rstrip(".").replace("None", "null")))
+        text = re.sub(
+            r":\w+:`~?([\w.]+\.)?(\w+)`", r"`\2`", text.rstrip(".").replace("None", "null").replace("``", "`")
+        )
+        rows.append((f"`{name}`", _type_name(hints[name]), text))
     return rows
 
 
