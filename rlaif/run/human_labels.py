@@ -37,11 +37,14 @@ def human_labels(reviews: pl.DataFrame) -> pl.DataFrame:
     annotators = latest.group_by("pair_id").agg(num_annotators=pl.col("annotator").n_unique())
     decisions = votes.group_by("pair_id").agg(
         label=pl.col("label").filter(wins).first(),
-        decided_by=pl.when(pl.col("is_adjudicator").any()).then(pl.lit("adjudicated"))
-        .when(pl.len() > 1).then(pl.lit("majority")).otherwise(pl.lit("single")),
+        decided_by=pl.when(pl.col("is_adjudicator").any())
+        .then(pl.lit("adjudicated"))
+        .when(pl.len() > 1)
+        .then(pl.lit("majority"))
+        .otherwise(pl.lit("single")),
         edited_response=pl.col("edited_response").filter(edits).last(),
         editor=pl.col("annotator").filter(edits).last(),
-    )  # fmt: skip
+    )
     return (
         decisions.join(annotators, on="pair_id")
         .with_columns(label=pl.col("label").fill_null("disagreement"))

@@ -27,7 +27,7 @@ from rlaif.config.resume import RESUME_RULES, check_resume, resume_fields, resum
 from rlaif.errors import RunError, UsageError
 from rlaif.records import SCHEMA_VERSION
 from rlaif.run.atomic_write import atomic_write_bytes, remove_stale_temp_files
-from rlaif.run.journal import Journal, iter_records
+from rlaif.run.journal import Journal, JournalReader, iter_records
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,6 +69,15 @@ class Run:
     def journal(self, name: JournalName) -> Journal:
         """Open the journal for writing. Requires :meth:`lock`."""
         return Journal(self.journal_path(name))
+
+    @contextlib.contextmanager
+    def open_readers(self) -> Iterator[tuple[JournalReader, JournalReader]]:
+        """Open readers of the journals of prompts and of completions."""
+        with (
+            JournalReader(self.journal_path("prompts")) as prompts,
+            JournalReader(self.journal_path("completions")) as completions,
+        ):
+            yield prompts, completions
 
     # Tables, for the stages and for notebooks
 
@@ -152,8 +161,11 @@ class Run:
             current = resume_fields(stage, config)
             previous = self.manifest()["stages"].get(stage, {}).get("identity", {})
             if not restart:
-                fixed = {name: value for name, value in previous.items()
-                         if value != current.get(name) and self._has_records_depending_on(stage, name)}  # fmt: skip
+                fixed = {
+                    name: value
+                    for name, value in previous.items()
+                    if value != current.get(name) and self._has_records_depending_on(stage, name)
+                }
                 check_resume(stage, fixed, current, location=str(self.path))
             facts = {"identity": current, "identity_hash": resume_fields_hash(current)}
         self.update_manifest(
@@ -172,8 +184,10 @@ class Run:
         journal: JournalName = "verdicts" if stage == "judge" else "completions"
         if name.startswith("prompts.") or (stage == "generate" and name in ("seed", "sampler.system")):
             journal = "prompts"
-        return any("error" not in record and record.get("source") != "imported"
-                   for _, record in iter_records(self.journal_path(journal)))  # fmt: skip
+        return any(
+            "error" not in record and record.get("source") != "imported"
+            for _, record in iter_records(self.journal_path(journal))
+        )
 
     def finish_stage(self, stage: str, **facts: Any) -> None:
         """Record that ``stage`` ended. ``facts`` are those of this start only: each start is an entry of the history.
@@ -209,22 +223,7 @@ class Run:
         except OSError as error:
             raise RunError(f"cannot be written to: {error.strerror}", location=str(self.path)) from None
         try:
-            try:
-                locked = _try_lock(fd)
-            except OSError as error:
-                raise RunError(
-                    f"cannot be locked: {error.strerror}",
-                    location=str(self.path),
-                    hint="Use a local disk, or a file system mounted with locks, such as NFS 4. "
-                    "Without a lock, two processes could write the same journal.",
-                ) from None
-            if not locked:
-                holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
-                raise RunError(
-                    f"locked by {holder}",
-                    location=str(self.path),
-                    hint="Wait for it or stop it: only one process can write. `rlaif status` needs no lock.",
-                )
+            self._acquire(fd)
             os.ftruncate(fd, 0)
             if part == "run":
                 self._holds_lock = True
@@ -238,6 +237,25 @@ class Run:
             if part == "run":
                 self._holds_lock = False
             os.close(fd)
+
+    def _acquire(self, fd: int) -> None:
+        """Take the lock on ``fd``. Raises :class:`RunError` if another process holds it or the file system has none."""
+        try:
+            locked = _try_lock(fd)
+        except OSError as error:
+            raise RunError(
+                f"cannot be locked: {error.strerror}",
+                location=str(self.path),
+                hint="Use a local disk, or a file system mounted with locks, such as NFS 4. Without a lock, two "
+                "processes could write the same journal.",
+            ) from None
+        if not locked:
+            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise RunError(
+                f"locked by {holder}",
+                location=str(self.path),
+                hint="Wait for it or stop it: only one process can write. `rlaif status` needs no lock.",
+            )
 
     def is_locked(self) -> bool:
         """Return whether a process holds the run's lock."""

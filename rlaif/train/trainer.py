@@ -83,8 +83,13 @@ def train(run: Run, config: Config, *, log: Callable[[str], None]) -> TrainResul
             result, history = _train(prepared, rows, run, config, config_kwargs, output, log)
         if _is_main_process():
             model_card.write_card(output / "README.md", prepared, config, result)
-            facts = {"identity": fingerprint, "result": artifacts.result_as_json(result), "reversed": result.reversed,
-                     "preflight": prepared.findings, "history": history}  # fmt: skip
+            facts = {
+                "identity": fingerprint,
+                "result": artifacts.result_as_json(result),
+                "reversed": result.reversed,
+                "preflight": prepared.findings,
+                "history": history,
+            }
             checkpoints.write_json(output / "training.json", facts)
     except Exception as error:
         reason = artifacts.disk_error(error)
@@ -144,13 +149,11 @@ def _train(
     together = f", {num_processes} processes" if num_processes > 1 else ""
     log(f"{steps} of {train_config.batch_size} {description}{together}")
     test = _measurable_pairs(trainer, prepared, train_config, log)
+    if test:
+        log(f"measuring {len(test)} held-out pairs before the training")
     with metrics.patch_answer_only_logits(), _explain_oom(train_config.method):
-        if test:
-            log(f"measuring {len(test)} held-out pairs before the training")
         before = metrics.pair_logprobs(trainer, test, method.head)  # of the base: the checkpoint is loaded later
-        started = time.monotonic()
-        _run_steps(trainer, checkpoint, start_step, planned)
-        seconds = time.monotonic() - started
+        seconds = _run_steps(trainer, checkpoint, start_step, planned)
         after = metrics.pair_logprobs(trainer, test, method.head)
     adapter, merged = artifacts.save_weights(
         trainer,
@@ -208,14 +211,16 @@ def _measurable_pairs(
     return pairs
 
 
-def _run_steps(trainer: Any, checkpoint: Path | None, start_step: int, planned: int) -> None:
-    """Train from ``checkpoint`` up to step ``planned``."""
+def _run_steps(trainer: Any, checkpoint: Path | None, start_step: int, planned: int) -> float:
+    """Train from ``checkpoint`` up to step ``planned``, and return the seconds that this took."""
+    started = time.monotonic()
     if checkpoint and start_step >= planned:
         # The trainer would take one more step. Only what follows the last step is missing.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = trainer.state.load_from_json(str(checkpoint / "trainer_state.json"))
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return time.monotonic() - started
 
 
 def _describe_training(

@@ -659,7 +659,7 @@ def test_a_deadline_across_a_clock_change_follows_the_wall_clock(monkeypatch: py
 
 @pytest.mark.parametrize("text", ["", "8", "h", "8 hours", "-1h", "0h", "8h8h", "1e3s", "tomorrow"])
 def test_invalid_durations_are_rejected(text: str) -> None:
-    with pytest.raises(ValueError, match=r"duration|no time"):
+    with pytest.raises(ValueError, match=r"duration|more than 0"):
         parse_duration_s(text)
 
 

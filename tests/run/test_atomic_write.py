@@ -64,5 +64,8 @@ def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / f".merged.{process.pid}" / "model.safetensors").touch()
     remove_stale_temp_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f".b.json.{os.getpid()}", ".gitignore", ".lock", "c.json.1"
-    ]  # fmt: skip
+        f".b.json.{os.getpid()}",
+        ".gitignore",
+        ".lock",
+        "c.json.1",
+    ]

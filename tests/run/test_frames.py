@@ -114,9 +114,13 @@ def test_every_column_has_the_journaled_value(tmp_path: Path, name: str) -> None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 6), st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)),
-                max_size=30),
-       st.integers(1, 900))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)),
+        max_size=30,
+    ),
+    st.integers(1, 900),
+)
 def test_the_newest_answer_is_kept_with_the_offset_of_its_line(
     tmp_path: Path, events: list[tuple[int, str | None]], block: int
 ) -> None:
@@ -197,8 +201,9 @@ def test_a_torn_last_line_is_ignored(tmp_path: Path) -> None:
     assert frames.read_journal_frame(path, frames.COMPLETIONS)["key"].to_list() == [key(1)]
 
 
-@pytest.mark.parametrize("line", [b"not json", b"", b"[1]", b'{"key":"00"} {"key":"01"}', b'{"key":"00","text":"\xff"}',
-                                  b"\0\0"], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "line", [b"not json", b"", b"[1]", b'{"key":"00"} {"key":"01"}', b'{"key":"00","text":"\xff"}', b"\0\0"], ids=repr
+)
 def test_the_error_names_a_damaged_line(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
@@ -223,8 +228,10 @@ def test_a_field_of_the_wrong_type_is_an_error_that_names_the_file(tmp_path: Pat
 
 def make_frames(*sizes: int) -> Iterator[pl.DataFrame]:
     for size in sizes:
-        yield pl.DataFrame({"n": range(size), "text": ["é🙂"] * size, "many": [["a"]] * size},
-                           schema={"n": pl.Int64, "text": pl.String, "many": pl.List(pl.String)})  # fmt: skip
+        yield pl.DataFrame(
+            {"n": range(size), "text": ["é🙂"] * size, "many": [["a"]] * size},
+            schema={"n": pl.Int64, "text": pl.String, "many": pl.List(pl.String)},
+        )
 
 
 def test_frames_become_row_groups_of_one_file(tmp_path: Path) -> None:

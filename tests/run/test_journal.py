@@ -103,8 +103,21 @@ def test_a_missing_and_an_empty_journal_have_no_records(tmp_path: Path) -> None:
     assert list(iter_records(tmp_path / "deep" / "j.jsonl")) == []
 
 
-DAMAGE = [b"not json", b"", b"   ", b"[1]", b"null", b"3", b'{"key": 3}', b'{"key": "xyz"}', b'{"text": "no key"}',
-          b'{"key": "00"', b'{"key": "00"}{"key": "01"}', b'{"key": "00", "text": "\xff"}', b"\0\0\0"]  # fmt: skip
+DAMAGE = [
+    b"not json",
+    b"",
+    b"   ",
+    b"[1]",
+    b"null",
+    b"3",
+    b'{"key": 3}',
+    b'{"key": "xyz"}',
+    b'{"text": "no key"}',
+    b'{"key": "00"',
+    b'{"key": "00"}{"key": "01"}',
+    b'{"key": "00", "text": "\xff"}',
+    b"\0\0\0",
+]
 
 
 @pytest.mark.parametrize("line", DAMAGE, ids=repr)

@@ -39,8 +39,9 @@ sys.stdin.read()
 def store() -> Iterator[str]:
     """Start an S3 server and return its URL."""
     python = needs_tools("moto", "flask", "flask_cors")
-    process = subprocess.Popen([python, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [python, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
@@ -134,8 +135,11 @@ def test_the_error_about_wrong_credentials_does_not_contain_them(az: str, monkey
 @pytest.mark.parametrize("url", ["s3://data//b.jsonl", "s3://data/a//b.jsonl", "gs://data/a//b", "az://data/a//b/"])
 def test_an_empty_name_in_a_url_is_an_error(url: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("")
-    for use in (lambda: object_storage.list_files(url, (".jsonl",)), object_storage.open_remote(url).__enter__,
-                lambda: object_storage.upload_dir(tmp_path, url)):  # fmt: skip
+    for use in (
+        lambda: object_storage.list_files(url, (".jsonl",)),
+        object_storage.open_remote(url).__enter__,
+        lambda: object_storage.upload_dir(tmp_path, url),
+    ):
         with pytest.raises(UsageError, match="an empty name between two slashes") as raised:
             use()
         assert raised.value.location in (url, url.rstrip("/"))
@@ -153,14 +157,27 @@ def test_the_connection_string_sets_the_options(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
     key = {"account_name": "me", "account_key": "k==", "sas_token": None}
     for connection_string, expected in (
-        ("DefaultEndpointsProtocol=https;AccountName=me;AccountKey=k==;EndpointSuffix=core.chinacloudapi.cn",
-         {**key, "blob_storage_authority": ".blob.core.chinacloudapi.cn",
-          "dfs_storage_authority": ".dfs.core.chinacloudapi.cn"}),
-        ("AccountName=me;SharedAccessSignature=sv=1&sig=x%3D;BlobEndpoint=https://me.blob.core.windows.net/",
-         {"account_name": "me", "account_key": None, "sas_token": "sv=1&sig=x%3D",
-          "blob_storage_scheme": "https", "blob_storage_authority": ".blob.core.windows.net",
-          "dfs_storage_scheme": "https", "dfs_storage_authority": ".dfs.core.windows.net"}),
-    ):  # fmt: skip
+        (
+            "DefaultEndpointsProtocol=https;AccountName=me;AccountKey=k==;EndpointSuffix=core.chinacloudapi.cn",
+            {
+                **key,
+                "blob_storage_authority": ".blob.core.chinacloudapi.cn",
+                "dfs_storage_authority": ".dfs.core.chinacloudapi.cn",
+            },
+        ),
+        (
+            "AccountName=me;SharedAccessSignature=sv=1&sig=x%3D;BlobEndpoint=https://me.blob.core.windows.net/",
+            {
+                "account_name": "me",
+                "account_key": None,
+                "sas_token": "sv=1&sig=x%3D",
+                "blob_storage_scheme": "https",
+                "blob_storage_authority": ".blob.core.windows.net",
+                "dfs_storage_scheme": "https",
+                "dfs_storage_authority": ".dfs.core.windows.net",
+            },
+        ),
+    ):
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection_string)
         assert object_storage._azure_account_options("az://c/x") == expected
 

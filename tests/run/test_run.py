@@ -39,8 +39,12 @@ with Run({path!r}).lock():
 @contextlib.contextmanager
 def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Start another process that holds the run's lock until its standard input is closed."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD_LOCK_CODE.format(path=str(path))], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK_CODE.format(path=str(path))],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     with process:
         try:
             assert process.stdout is not None
@@ -292,8 +296,12 @@ def test_the_error_names_a_damaged_manifest_and_leaves_it_unchanged(tmp_path: Pa
 
 
 def configured(run: Run, **flags: Any) -> Any:
-    values = {"prompts.sources": ["a.jsonl"], "sampler.model": ["m"], "judge.model": "j",
-              **{name.replace("__", "."): value for name, value in flags.items()}}  # fmt: skip
+    values = {
+        "prompts.sources": ["a.jsonl"],
+        "sampler.model": ["m"],
+        "judge.model": "j",
+        **{name.replace("__", "."): value for name, value in flags.items()},
+    }
     return load(run.path, values, {})
 
 

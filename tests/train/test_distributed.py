@@ -229,8 +229,11 @@ def test_a_checkpoint_of_fsdp_is_recognized_as_complete(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_deepspeed_is_recognized_as_complete(tmp_path: Path) -> None:
     """ZeRO-3 of two processes writes into a folder of its own, and finally the folder's name to ``latest``."""
-    parts = [f"global_step1/{kind.format(rank)}" for rank in range(2) for kind in (
-        "zero_pp_rank_{}_mp_rank_00_model_states.pt", "bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt")]  # fmt: skip
+    parts = [
+        f"global_step1/{kind.format(rank)}"
+        for rank in range(2)
+        for kind in ("zero_pp_rank_{}_mp_rank_00_model_states.pt", "bf16_zero_pp_rank_{}_mp_rank_00_optim_states.pt")
+    ]
     folder = checkpoint(tmp_path / "checkpoint-1", *parts)
     assert not checkpoints.is_complete(folder)
     (folder / "latest").write_text("global_step1")
@@ -287,8 +290,11 @@ exit $worst
 
 def test_the_slurm_example_trains_one_model_on_two_machines(run: Run, small: Path, tmp_path: Path) -> None:
     """examples/train/slurm.sh runs real commands on two nodes, which are both this machine."""
-    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\nprintf 'localhost\\nnode-1\\n'\n"),
-                       ("rlaif", f'#!/bin/bash\nexec {sys.executable} -m rlaif "$@"\n')):  # fmt: skip
+    for name, text in (
+        ("srun", SRUN),
+        ("scontrol", "#!/bin/bash\nprintf 'localhost\\nnode-1\\n'\n"),
+        ("rlaif", f'#!/bin/bash\nexec {sys.executable} -m rlaif "$@"\n'),
+    ):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     run_config = config(small, run.path / "model", num_processes=1)

@@ -37,8 +37,17 @@ def test_a_killed_training_resumes_to_the_same_weights(
 ) -> None:
     from tests.train import kill_child
 
-    settings = {"method": method, "model": str(small), "batch_size": 4, "max_length": 128, "max_steps": 6,
-                "learning_rate": 1e-2, "save_steps": 1, "merge": False, "dtype": "float32"}  # fmt: skip
+    settings = {
+        "method": method,
+        "model": str(small),
+        "batch_size": 4,
+        "max_length": 128,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "save_steps": 1,
+        "merge": False,
+        "dtype": "float32",
+    }
     if method == "rloo":
         settings |= {"reward_model": str(reward_model), "trl": {"max_completion_length": 8, "num_generations": 2}}
     lines: list[str] = []
@@ -61,5 +70,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
     assert uninterrupted.adapter is not None
     assert apart(weights(resumed.adapter), weights(uninterrupted.adapter)) < WEIGHTS_WITHIN
     assert (resumed.accuracy_before, resumed.accuracy_after, resumed.moved) == (
-        uninterrupted.accuracy_before, uninterrupted.accuracy_after, uninterrupted.moved,
-    )  # fmt: skip
+        uninterrupted.accuracy_before,
+        uninterrupted.accuracy_after,
+        uninterrupted.moved,
+    )

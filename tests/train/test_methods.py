@@ -53,8 +53,12 @@ def generate(folder: Path | None) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Name a colour."}], add_generation_prompt=True,
-                                        return_tensors="pt", return_dict=True)  # fmt: skip
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Name a colour."}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
     out = AutoModelForCausalLM.from_pretrained(folder).generate(**ids, max_new_tokens=4, min_new_tokens=4)
     return str(tokenizer.decode(out[0][ids["input_ids"].shape[1] :]))
 
@@ -158,8 +162,16 @@ def test_measured_pairs_keep_their_order_although_batches_are_sorted_by_length(s
 
 def label_both_bad(run: Run, prompts: list[str], but: Mapping[int, Choice] = MappingProxyType({})) -> None:
     """Write pairs bad-0, bad-1, ... on ``prompts`` that an annotator labeled both bad, or as in ``but``."""
-    pairs = [{"pair_id": f"bad-{n}", "prompt_id": prompt, "prompt": f'[{{"role":"user","content":"Sing {n}."}}]',
-              "response_a": "No.", "response_b": "Never."} for n, prompt in enumerate(prompts)]  # fmt: skip
+    pairs = [
+        {
+            "pair_id": f"bad-{n}",
+            "prompt_id": prompt,
+            "prompt": f'[{{"role":"user","content":"Sing {n}."}}]',
+            "response_a": "No.",
+            "response_b": "Never.",
+        }
+        for n, prompt in enumerate(prompts)
+    ]
     run.pairs_path.parent.mkdir(exist_ok=True)
     pl.DataFrame(pairs).write_parquet(run.pairs_path)
     for index in range(len(prompts)):

@@ -206,8 +206,10 @@ def test_prompts_with_tools_and_tool_calls_can_be_trained_on(train: Callable[...
         {"role": "tool", "content": "Rain", "tool_calls": None},
     ]
     tools = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
-    examples = [{**row, "prompt": turns if index % 2 else row["prompt"], "tools": tools if index % 2 else None}
-            for index, row in enumerate(rows(8))]  # fmt: skip
+    examples = [
+        {**row, "prompt": turns if index % 2 else row["prompt"], "tools": tools if index % 2 else None}
+        for index, row in enumerate(rows(8))
+    ]
     pl.DataFrame(examples).write_parquet(run.dataset / "train.parquet")
     assert train(max_steps=1).pairs == 8
 
@@ -312,8 +314,12 @@ def test_a_dry_run_shows_the_preflight_and_writes_nothing(
     before = sorted(run.path.rglob("*"))
     stdout = rlaif("train", run.path, "--method", "kto", "--dry-run").stdout
     assert sorted(run.path.rglob("*")) == before
-    for part in ("warn  only 16 pairs: fewer than 100", "pass  train: 0 of 16 pairs have the same chosen and rejected",
-                 "<|im_start|>user\nName a colour. (0)", f"4 steps of 8 answers: KTO, LoRA of {small} on"):  # fmt: skip
+    for part in (
+        "warn  only 16 pairs: fewer than 100",
+        "pass  train: 0 of 16 pairs have the same chosen and rejected",
+        "<|im_start|>user\nName a colour. (0)",
+        f"4 steps of 8 answers: KTO, LoRA of {small} on",
+    ):
         assert part in stdout
     assert "Nothing was trained" in stdout
     assert "verl" in rlaif("train", run.path, "--method", "ppo", "--dry-run", code=2).stderr
