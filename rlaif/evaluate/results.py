@@ -21,7 +21,7 @@ from rlaif.labeling import judging
 from rlaif.llm.reporter import Reporter
 from rlaif.pair import aggregation, refusal_guard
 from rlaif.records import hash_to_unit_interval
-from rlaif.run.journal import JournalReader, iter_records
+from rlaif.run.journal import iter_records
 from rlaif.run.run import Run
 from rlaif.serving import demo_model
 
@@ -162,10 +162,7 @@ def _measure_kl(
         key=lambda row: hash_to_unit_interval(config.seed, "drift", row["prompt_id"]),
     )[:sample_size]
     try:
-        with (
-            JournalReader(eval_run.journal_path("prompts")) as prompts,
-            JournalReader(eval_run.journal_path("completions")) as answers,
-        ):
+        with eval_run.open_readers() as (prompts, answers):
             sampled = [
                 (prompts.read_at(row["prompt_offset"]), answers.read_at(row[f"{row['trained_side']}_offset"])["text"])
                 for row in chosen
@@ -194,10 +191,7 @@ def _samples(
         readable.iter_rows(named=True), key=lambda row: hash_to_unit_interval(seed, "sample", row["prompt_id"])
     )
     preferred: dict[float, Literal["trained", "reference", "tie"]] = {1.0: "trained", 0.0: "reference", 0.5: "tie"}
-    with (
-        JournalReader(eval_run.journal_path("prompts")) as prompts,
-        JournalReader(eval_run.journal_path("completions")) as answers,
-    ):
+    with eval_run.open_readers() as (prompts, answers):
         return [
             EvaluationSample(
                 prompt_id=row["prompt_id"],

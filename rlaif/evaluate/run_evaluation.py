@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,16 +274,6 @@ def _pair_answers(eval_run: Run, config: Config, prompts: pl.DataFrame) -> pl.Da
     ).sort("prompt_id")
 
 
-@contextlib.contextmanager
-def _open_readers(eval_run: Run) -> Iterator[tuple[JournalReader, JournalReader]]:
-    """Open readers of the prompts' and of the completions' journal."""
-    with (
-        JournalReader(eval_run.journal_path("prompts")) as prompts,
-        JournalReader(eval_run.journal_path("completions")) as answers,
-    ):
-        yield prompts, answers
-
-
 def _run_rule_based(eval_run: Run, pairs: pl.DataFrame, usage: UsageMeter) -> set[str]:
     """Journal the verdicts of the prompts' checks and of the text classifier of refusals on each answer.
 
@@ -292,7 +282,7 @@ def _run_rule_based(eval_run: Run, pairs: pl.DataFrame, usage: UsageMeter) -> se
     inputs = pl.concat(
         [pairs.select("prompt_offset", answer=side, none=pl.lit(None, pl.Int64)) for side in ("a_offset", "b_offset")]
     ).sort("prompt_offset")
-    with _open_readers(eval_run) as (prompts, answers):
+    with eval_run.open_readers() as (prompts, answers):
         with eval_run.journal("verdicts") as journal:
             rule_based.run_rule_based(inputs.iter_rows(), prompts.read_at, answers.read_at, journal, usage)
         keys = set()
@@ -323,7 +313,7 @@ def _run_judge(
     def save_mode(resolved: str) -> None:
         eval_run.update_manifest("judge", output_modes={**modes, judge.name: resolved})
 
-    with _open_readers(eval_run) as (prompts, answers):
+    with eval_run.open_readers() as (prompts, answers):
         if not usage.stop_reason():
             usage.description, usage.total = f"evaluate: {judge.name}", usage.answers + usage.skipped
             with eval_run.journal("verdicts") as journal:

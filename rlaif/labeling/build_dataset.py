@@ -15,11 +15,12 @@ import orjson
 import polars as pl
 
 import rlaif
+from rlaif.config.models import Config
 from rlaif.judge.runner import PanelJudge
 from rlaif.labeling.candidate_table import CandidateTable, build_candidate_table
 from rlaif.labeling.judging import JudgingRounds
 from rlaif.pair import dataset_card, dataset_writer, refusal_guard, routing
-from rlaif.pair.human_calibration import apply_human_calibration
+from rlaif.pair.human_calibration import Calibration, apply_human_calibration
 from rlaif.pair.label_quality import describe, estimate_label_quality
 from rlaif.run import frames
 from rlaif.run.human_labels import human_labels
@@ -71,18 +72,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
     reviews = run.reviews()
     labels = human_labels(reviews)
     table = build_candidate_table(rounds, candidates, labels)
-    pairs = refusal_guard.apply_refusal_guard(table.pairs, has_prompt_classes=table.has_prompt_class)
-    pairs = routing.route_pairs(pairs, table.tags, human_fraction=config.pairs.human_fraction, seed=config.seed)
-    pairs, human_calibration = apply_human_calibration(
-        pairs,
-        table.votes,
-        labels,
-        min_confidence=config.pairs.min_confidence,
-        max_tie_drop_fraction=config.pairs.max_tie_drop_fraction,
-        num_judged=table.judged_count,
-        num_dropped=table.dropped_outcomes["tie"] + table.dropped_outcomes["inconsistent"],
-    )
-    pairs = refusal_guard.reapply_refusal_guard(pairs, has_prompt_classes=table.has_prompt_class)
+    pairs, human_calibration = _decide_pairs(table, labels, config)
     quality = estimate_label_quality(pairs, labels, reviews, seed=config.seed)
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
     table.add_decisions(pairs)
@@ -115,23 +105,47 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
     dataset_card.write_card(
         run.dataset / "README.md", dataset_counts, counts, card_info, result.label_quality, result.refusal_table
     )
-    run.update_manifest(
+    _record_in_manifest(rounds, result)
+    return result
+
+
+def _decide_pairs(
+    table: CandidateTable, labels: pl.DataFrame, config: Config
+) -> tuple[pl.DataFrame, Calibration | None]:
+    """Return the pairs of ``table`` with their routes and final labels, and the calibration by human labels."""
+    pairs = refusal_guard.apply_refusal_guard(table.pairs, has_prompt_classes=table.has_prompt_class)
+    pairs = routing.route_pairs(pairs, table.tags, human_fraction=config.pairs.human_fraction, seed=config.seed)
+    pairs, human_calibration = apply_human_calibration(
+        pairs,
+        table.votes,
+        labels,
+        min_confidence=config.pairs.min_confidence,
+        max_tie_drop_fraction=config.pairs.max_tie_drop_fraction,
+        num_judged=table.judged_count,
+        num_dropped=table.dropped_outcomes["tie"] + table.dropped_outcomes["inconsistent"],
+    )
+    pairs = refusal_guard.reapply_refusal_guard(pairs, has_prompt_classes=table.has_prompt_class)
+    return pairs, human_calibration
+
+
+def _record_in_manifest(rounds: JudgingRounds, result: BuildResult) -> None:
+    counts = result.dataset_counts
+    rounds.run.update_manifest(
         "judge",
         strategy=rounds.strategy,
-        judges=[judge_info(judge) for judge in rounds.panel],
+        judges=[_judge_info(judge) for judge in rounds.panel],
         pairs={
             "candidates": result.candidates,
             "outcomes": result.outcomes,
             "routes": result.routes,
             "completions_left_out": result.dropped_completions,
             "prompts_without_pair": result.prompts_without_pair,
-            "dataset": {"train": dataset_counts.train, "test": dataset_counts.test, **dataset_counts.sources},
-            "dataset_left_out": dict(dataset_counts.left_out),
+            "dataset": {"train": counts.train, "test": counts.test, **counts.sources},
+            "dataset_left_out": dict(counts.left_out),
         },
         labels=result.label_quality,
         balance=result.refusal_table,
     )
-    return result
 
 
 def _card_info(rounds: JudgingRounds, policies: list[str]) -> dict[str, Any]:
@@ -196,10 +210,7 @@ def _add_texts(run: Run, chunks: Iterator[pl.DataFrame], metadata: PartitionedFr
         columns = {f"response_{side}": texts, f"completion_{side}": keys}
         return [pl.Series(name, values, dtype=pl.String) for name, values in columns.items()]
 
-    with (
-        JournalReader(run.journal_path("prompts")) as prompts,
-        JournalReader(run.journal_path("completions")) as answers,
-    ):
+    with run.open_readers() as (prompts, answers):
         for partition, chunk in enumerate(chunks):
             with_tools = chunk.join(tools, on="prompt_offset", how="left", maintain_order="left")
             metadata.add(
@@ -260,7 +271,7 @@ def _label_warnings(table: CandidateTable, pairs: pl.DataFrame, panel: list[Pane
     return warnings
 
 
-def judge_info(judge: PanelJudge) -> dict[str, Any]:
+def _judge_info(judge: PanelJudge) -> dict[str, Any]:
     return {
         "name": judge.definition.name,
         "version": judge.definition.file.version,

@@ -252,7 +252,7 @@ class JudgingRounds:
     def _run_rule_based(self, journal: Journal) -> None:
         self.records.mark_verdicts_stale()
         inputs = self.possible_inputs("rate")
-        with self.records.open_readers() as (prompts, answers):
+        with self.run.open_readers() as (prompts, answers):
             rule_based.run_rule_based(inputs.rows(), prompts.read_at, answers.read_at, journal, self.usage)
 
     def _has_pending(self, kind: str, select_items: SelectItems) -> bool:
@@ -262,7 +262,7 @@ class JudgingRounds:
         if self.journal is None or not judges or not inputs.height:
             return False
         journal = self.journal
-        with self.records.open_readers() as (prompts, answers):
+        with self.run.open_readers() as (prompts, answers):
             for judge in map(self._with_known_mode, judges):
                 if judge.mode is None:
                     return True  # the output mode is unknown until the server is asked
@@ -281,7 +281,7 @@ class JudgingRounds:
         if not inputs.height:
             return
         self.records.mark_verdicts_stale()
-        with self.records.open_readers() as (prompts, answers):
+        with self.run.open_readers() as (prompts, answers):
             for judge in judges:
                 if self.usage.stop_reason():
                     return

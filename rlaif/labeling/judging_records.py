@@ -6,7 +6,6 @@ partitions, and only one partition's rows are in memory.
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import polars as pl
 
 from rlaif.pair import candidates
 from rlaif.run import frames, partitions
-from rlaif.run.journal import JournalReader
 from rlaif.run.partitions import PartitionedFrames, PartitionedJournal
 from rlaif.run.run import JournalName, Run
 
@@ -131,15 +129,6 @@ class JudgingRecords:
     def mark_verdicts_stale(self) -> None:
         """Record that verdicts are being appended to the journal."""
         self._verdicts_stale = True
-
-    @contextlib.contextmanager
-    def open_readers(self) -> Iterator[tuple[JournalReader, JournalReader]]:
-        """Open readers of the prompts' and of the completions' journal."""
-        with (
-            JournalReader(self.run.journal_path("prompts")) as prompts,
-            JournalReader(self.run.journal_path("completions")) as answers,
-        ):
-            yield prompts, answers
 
     def _partition_journal(
         self, name: JournalName, schema: dict[str, Any], reduce: Callable[..., pl.DataFrame]

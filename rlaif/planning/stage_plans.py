@@ -13,7 +13,6 @@ from rlaif.labeling.judging import JudgingRounds, load_panel, resolve_strategy
 from rlaif.llm.dry_run import DryRun, add_requests, answered_keys
 from rlaif.llm.request import Request
 from rlaif.llm.usage import UsageMeter
-from rlaif.run import journal
 from rlaif.run.run import Run, require_completions
 
 
@@ -48,8 +47,7 @@ def plan_judge(run: Run, config: Config) -> DryRun:
     answered = answered_keys(run.journal_path("verdicts"))
     modes = run.manifest()["stages"].get("judge", {}).get("output_modes", {})  # found by earlier starts
     plan = DryRun(None, 0, 0, 0, 0.0, at_most=True)
-    prompts, answers = (journal.JournalReader(run.journal_path(name)) for name in ("prompts", "completions"))
-    try:
+    with run.open_readers() as (prompts, answers):
         for panel_judge in panel:
             kind = panel_judge.definition.file.kind
             if (kind, strategy) in (("rate", "round-robin"), ("compare", "rate-only")):
@@ -70,7 +68,4 @@ def plan_judge(run: Run, config: Config) -> DryRun:
                 panel_judge.member_config.base_url,
                 config.judge.max_tokens,
             )
-    finally:
-        prompts.close()
-        answers.close()
     return plan

@@ -481,7 +481,7 @@ def test_other_judges_are_rejected_without_restart(serve: Serve, tmp_path: Path,
     common = ("judge", run, "--judge", "helpful", "--base-url", server.url)
     rlaif(*common, "--model", "m")
     result = rlaif(*common, "--model", "other", code=2)
-    assert "judges was [['helpful', 'm', 1.0]], now [['helpful', 'other', 1.0]]" in result.stderr
+    assert "[['helpful', 'm', 1.0]], now [['helpful', 'other', 1.0]]" in result.stderr
     assert "--restart" in result.stderr
     rlaif(*common, "--model", "other", "--restart")
     models = {line["model"] for line in read_jsonl(run / "journal" / "verdicts.jsonl")}
@@ -617,6 +617,7 @@ def test_a_new_seed_applies_to_training_but_not_to_the_dataset(
         used_seeds[stage] = config.seed
         return result if stage == "train" else SimpleNamespace(stopped=None, warnings=[], as_json=dict)
 
+    monkeypatch.setattr(train, "print_next_step", lambda run: None)
     monkeypatch.setattr(stages, "rebuild_dataset", lambda run, config: record_seed("rebuild_dataset", config))
     monkeypatch.setattr(trainer, "train", lambda run, config, log: record_seed("train", config))
     monkeypatch.setattr(api, "evaluate", lambda run, config, reporter, backends: record_seed("evaluate", config))
