@@ -97,7 +97,7 @@ def _missing_file(name: str, run: Path) -> PreflightFinding:
 
 
 def _read_frame(path: Path) -> tuple[pl.DataFrame | None, list[PreflightFinding]]:
-    """Return the rows of ``path``, or None and the findings if it has not the columns that training needs."""
+    """Return the rows of ``path``, or None and the findings if its columns are not as training needs them."""
     import polars as pl
 
     try:

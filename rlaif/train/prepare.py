@@ -89,8 +89,7 @@ def _require_qlora_support(config: Config) -> None:
 
 
 def _read_test_pairs(path: Path, seed: int) -> pl.DataFrame | None:
-    """Read the held-out pairs to measure on: all of them, or a random sample that is large enough; None if there are
-    none."""
+    """Read the held-out pairs to measure on, or a random sample that is large enough; None without any."""
     import polars as pl
 
     if not path.exists():

@@ -144,7 +144,7 @@ def _train(
     checkpoint, start_step = _find_checkpoint(trainer, planned, log)
     num_processes = trainer.accelerator.num_processes
     _require_processes(num_processes)
-    steps = f"resuming at step {start_step} of {planned} steps" if start_step else f"training {planned} steps"
+    steps = f"resuming from step {start_step} of {planned}, in steps" if start_step else f"training {planned} steps"
     description = _describe_training(prepared, train_config, config_kwargs, f"{count}")
     together = f", {num_processes} processes" if num_processes > 1 else ""
     log(f"{steps} of {train_config.batch_size} {description}{together}")

@@ -298,7 +298,7 @@ def test_the_slurm_example_trains_one_model_on_two_machines(run: Run, small: Pat
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     run_config = config(small, run.path / "model", num_processes=1)
-    run.update_manifest("judge", config=run_config.model_dump(mode="json"))
+    run.update_manifest("judge", config=run_config.model_dump(mode="json"), ended="2026-01-01T00:00:00+00:00")
     train = run_config.train.model_dump(include={"batch_size", "max_length", "merge", "dtype"}, mode="json")
     rows = "\n".join(f"{name} = {json.dumps(value)}" for name, value in train.items())
     (run.path / "rlaif.toml").write_text(f"[train]\n{rows}\n")

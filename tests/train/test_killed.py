@@ -62,7 +62,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
 
     resumed = train(run, settings, lines)
     assert "checkpoint-4 is incomplete and ignored" in lines
-    assert any(line.startswith("resuming at step 3 of 6 steps") for line in lines)
+    assert any(line.startswith("resuming from step 3 of 6") for line in lines)
     assert (resumed.resumed_from, resumed.steps, uninterrupted.steps) == (3, 6, 6)
     losses = [[point["loss"] for point in history(result)] for result in (resumed, uninterrupted)]
     assert losses[0] == pytest.approx(losses[1], abs=LOSS_WITHIN)

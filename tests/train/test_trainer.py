@@ -94,7 +94,7 @@ def test_lora_of_the_demo_model(run: Run) -> None:
     assert result.accuracy_before is not None
     assert result.accuracy_after is not None
     assert result.moved is not None
-    assert result.moved.value == 1.0  # the held-out pairs are the training pairs under other numbers
+    assert result.moved.value == 1.0  # the held-out pairs are the training pairs with other numbers
     assert set(result.paths()) == {"adapter", "merged", "card"}
     text = "\n".join(lines)
     assert "<|im_start|>user\nName a colour. (0)<|im_end|>" in text
