@@ -318,8 +318,8 @@ class BatchRunner:
         return EndpointError(
             f"batch {job.batch} was not found at this endpoint ({message})",
             location=self.api.url,
-            hint="Set the API key of the account that submitted it. If the batch is gone for good, delete the lines with "
-            f"its id from {self.job_journal.path}, and the same command sends its {job.lines:,} requests again.",
+            hint="Set the API key of the account that submitted it. If the batch is gone for good, delete the lines "
+            f"with its id from {self.job_journal.path}, and the same command sends its {job.lines:,} requests again.",
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -368,8 +368,7 @@ class BatchRunner:
             self.download_dir.mkdir(parents=True, exist_ok=True)
             await self.api.download_file(file_id, path)
             offset_by_id = {line_custom_id(line): offset for offset, line in iter_lines_with_offsets(path)}
-            reader = JournalReader(path)
-            try:
+            with JournalReader(path) as reader:
                 answers = 0
                 for index, request in enumerate(await self.build_requests(self.client, self.engine)):
                     if index % 256 == 0:
@@ -377,8 +376,6 @@ class BatchRunner:
                     offset = offset_by_id.get(request.keys[0])
                     if offset is not None and not self._is_done(request):
                         answers += self._read_line(request, reader.read_line(offset), is_last_attempt)
-            finally:
-                reader.close()
             path.unlink()
             return answers
         except RequestFailedError as error:

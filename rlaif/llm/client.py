@@ -1,6 +1,6 @@
 """Client of one model: OpenAI chat completions without streaming, the one protocol for every engine.
 
-Retries are in :mod:`rlaif.llm.retries`. A time-out occurs only if an endpoint makes no progress
+Retries are in :mod:`rlaif.llm.retries`. A timeout occurs only if an endpoint makes no progress
 (:mod:`rlaif.serving.time_limits`). It counts as overload, so fewer requests are sent at once.
 
 A problem that would fail every request (no server, no key, no such model) is an :class:`EndpointError` and ends the

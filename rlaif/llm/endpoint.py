@@ -88,7 +88,7 @@ class RateLimiter:
 class Endpoint:
     """One base URL. Must be used and closed in one event loop.
 
-    ``limit`` is the number of requests that may be in flight to it now. It halves on a 429 and on a time-out (once for
+    ``limit`` is the number of requests that may be in flight to it now. It halves on a 429 and on a timeout (once for
     all requests that were in flight together) and grows with every answer, up to ``max_limit``. ``patience`` decides
     how long requests wait.
     """
@@ -249,7 +249,7 @@ class Endpoint:
 def raise_open_file_limit(connections: int) -> None:
     """Raise the soft limit of open files, within the hard limit, so that ``connections`` can be open at once.
 
-    At most :data:`MAX_OPEN_FILES`: some containers allow a thousand million, and old programs loop over all of them.
+    At most :data:`MAX_OPEN_FILES`: some containers allow a billion, and old programs loop over all of them.
 
     Raises :class:`UsageError` if the limit is too low. Otherwise it would look as if the server cut connections.
     """

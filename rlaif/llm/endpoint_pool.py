@@ -1,7 +1,7 @@
 """Load balancing over the endpoints of one model: selection, back-off and removal.
 
 The next request goes to a healthy endpoint whose rate limit allows it soonest and whose utilization is lowest. Each
-endpoint has its own limit, which halves on a 429 or a time-out and grows back. If the chosen endpoint is full, the
+endpoint has its own limit, which halves on a 429 or a timeout and grows back. If the chosen endpoint is full, the
 request waits. Retries wait too, or a burst of them would hit an overloaded server at the old rate.
 
 An endpoint that failed backs off, longer each time. Then its list of models is requested. Only if that succeeds does it

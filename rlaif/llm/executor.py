@@ -5,11 +5,11 @@ are taken from an iterator as slots become free, so memory holds only those in f
 At a stop (budget, deadline, Ctrl-C, a server where nearly everything fails) no new request is sent, and those in flight
 may finish.
 
-Requests that a server rejects (too long, filtered) never stop a command once the journal has an answer, however many
-there are: rejections return at once while answers take time, and in a later start only the rejected ones may be
-pending. They cost nothing and count towards `--max-failures`, whose error reports the last reason, also if a setting
-changed in the middle of a run makes the server reject all the rest. If nothing was ever answered, a number of
-rejections of twice the concurrency stops the command.
+Rejected requests (too long, filtered) do not stop a command once the journal has an answer, however many there are.
+They return at once while answers take time, and in a later start only rejected ones may be pending. They cost nothing
+and count towards `--max-failures`, whose error reports the last reason. That also covers a setting that changed during
+a run and makes the server reject all the rest. If nothing was ever answered, rejections of twice the concurrency stop
+the command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Literal
 
 from rlaif.errors import EndpointError, UsageError
 from rlaif.llm.client import Client, RequestBuilder
@@ -203,7 +203,9 @@ class _RequestExecutor:
                 self.usage.retries += 1
         raise AssertionError
 
-    def _record_failure(self, request: Request, kind: Any, error: str, *, rejected: bool = False) -> None:
+    def _record_failure(
+        self, request: Request, kind: Literal["endpoint", "unparsable"], error: str, *, rejected: bool = False
+    ) -> None:
         self.journal.append(
             Failure(key=key, error=error, kind=kind, prompt_id=request.prompt_id) for key in request.keys
         )

@@ -1,6 +1,6 @@
 """Retries of requests to model servers. No other module retries.
 
-Time-outs, lost connections, HTTP 408, 409, 425, 429 and 5xx, and malformed bodies are retried with jittered
+Timeouts, lost connections, HTTP 408, 409, 425, 429 and 5xx, and malformed bodies are retried with jittered
 exponential back-off, or after Retry-After. HTTP 400, 401, 403, 404 and 422 are never retried.
 """
 

@@ -50,7 +50,7 @@ def _suggest_setting(line: str, lines: list[str]) -> str:
 
 def is_retryable(reason: str) -> bool:
     """Return True if another start may succeed: after a taken port or a sudden death, but not after a logged error or a
-    time-out of the health check."""
+    timeout of the health check."""
     transient = "in use" in reason or "ended by signal" in reason
     return transient or ("not healthy" not in reason and "rror" not in reason)
 

@@ -3,7 +3,7 @@
 vLLM reports at ``/metrics`` how many tokens it has read and generated. While these counters grow, no request to it has
 a time limit. It hangs if requests are waiting and no counter has moved for ``timeout_s``. For other servers the limit
 follows the observed rate: twice the time that the slowest recent answer would have taken at the request's full length,
-and at least ``timeout_s``. Until a server has answered once, each time-out doubles the limit.
+and at least ``timeout_s``. Until a server has answered once, each timeout doubles the limit.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def test_attempts_are_limited(serve: Serve, waits: list[float]) -> None:
     assert usage.retries == 3
 
 
-def test_each_time_out_before_the_first_answer_doubles_the_time_limit(serve: Serve, waits: list[float]) -> None:
+def test_each_timeout_before_the_first_answer_doubles_the_time_limit(serve: Serve, waits: list[float]) -> None:
     """The speed of a server that has never answered is unknown; the same limit again would fail in the same way."""
     server = serve(delay_s=5)
 
@@ -225,7 +225,7 @@ def test_a_server_that_sends_single_bytes_times_out(waits: list[float]) -> None:
 def test_answers_may_take_up_to_the_configured_time(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
-    """The read time-out of downloads does not apply to requests."""
+    """The read timeout of downloads does not apply to requests."""
     monkeypatch.setattr("rlaif.llm.endpoint.DOWNLOAD_READ_TIMEOUT_S", 0.1)
     assert chat(serve(delay_s=0.5).url, max_attempts=1, timeout_s=30).choices
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -234,8 +234,8 @@ def test_answers_may_take_up_to_the_configured_time(
             talk(url, lambda client: client.endpoints[0].download("/files/1/content", tmp_path / "file"))
 
 
-def test_a_connect_time_out_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not a response time-out: the server never received the request."""
+def test_a_connect_timeout_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not a response timeout: the server never received the request."""
     monkeypatch.setattr("rlaif.llm.endpoint.CONNECT_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
         for _ in range(4):  # the kernel accepts no further connections
@@ -247,7 +247,7 @@ def test_a_connect_time_out_is_reported_as_such(monkeypatch: pytest.MonkeyPatch)
             chat(url, max_attempts=1, timeout_s=30)
 
 
-def test_an_unreachable_server_is_a_lost_connection_and_not_a_time_out(waits: list[float]) -> None:
+def test_an_unreachable_server_is_a_lost_connection_and_not_a_timeout(waits: list[float]) -> None:
     with pytest.raises(RequestFailedError, match=r"connection lost \(.*Connect call failed"):
         chat("http://127.0.0.1:9/v1", max_attempts=2)
 

@@ -120,7 +120,7 @@ def test_a_server_that_hangs_is_restarted_once_and_gets_every_request_once_more(
 # Servers that rlaif does not start
 
 
-def test_retries_after_a_time_out_use_half_the_limit(serve: Serve, waits: list[float]) -> None:
+def test_retries_after_a_timeout_use_half_the_limit(serve: Serve, waits: list[float]) -> None:
     """Eight requests at once time out, and the same number at once would time out again."""
     overloaded, sizes = [True], list[int]()
 
@@ -240,7 +240,7 @@ def test_a_request_that_waits_for_a_slot_is_not_sent_after_a_stop(serve: Serve) 
     assert len(server.requests) == 1
 
 
-def test_a_time_out_reports_the_waiting_time(serve: Serve, waits: list[float]) -> None:
+def test_a_timeout_reports_the_waiting_time(serve: Serve, waits: list[float]) -> None:
     with pytest.raises(RequestFailedError, match=r"no answer within 0\.3 s"):
         talk(serve(delay_s=5).url, lambda client: client.chat(BODY), timeout_s=0.3, max_attempts=1)
 

@@ -77,7 +77,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) 
     monkeypatch.setattr(vllm_server, "LOG_FLUSH_S", 1.0)
     monkeypatch.setattr(vllm_server, "CORE_WAIT_S", 0.2)
     monkeypatch.setattr(vllm_server, "vllm_variant", lambda: "cpu")
-    monkeypatch.setattr(cores, "default_lock_dir", lambda: tmp_path / "cores")  # a real vLLM may run beside these tests
+    monkeypatch.setattr(cores, "default_lock_dir", lambda: tmp_path / "cores")  # a real vLLM may run at the same time
     monkeypatch.setattr(cpu, "usable_cores", lambda: TWO_CORES)
     monkeypatch.setattr(cpu, "detect_cpu", lambda: PROCESSOR)
     for name in (cores.BIND_VARIABLE, cores.SIM_NUMA_VARIABLE, *cpu.ISA_LIMITS):
