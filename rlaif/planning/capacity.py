@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rlaif.planning.run_estimate import DISK_FACTOR, GB, Cost
 
@@ -67,11 +67,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything that a plan depends on.
-
-    ``max_reviews``: upper limit on labels, whatever ``human_fraction`` is. ``memory_gb``: memory of the machine that
-    runs rlaif. ``train_pairs_per_second``: rate of one GPU; None omits training from the plan.
-    """
+    """Everything that a plan depends on. Money is in US dollars."""
 
     prompts: int
     sampling: StageLoad
@@ -79,29 +75,43 @@ class Workload:
     policy: Throughput
     judge: Throughput
     pairs_per_prompt: float
+    """Pairs kept per prompt."""
     bytes_per_prompt: float
+    """Bytes of the journals per prompt."""
     human_fraction: float = 0.10
+    """Fraction of the pairs for human review."""
     labels_per_pair: float = 1.0
+    """Annotators per reviewed pair."""
     max_reviews: int | None = None
+    """Upper limit on human labels, whatever ``human_fraction`` is."""
     review_seconds: float = 30.0
     annotators: int = 2
     hours_per_day: float = 2.0
+    """Hours per day that each annotator labels."""
     usd_per_annotator_hour: float = 0.0
     usd_per_gpu_hour: float = 0.0
     train_gpus: int = 1
     train_pairs_per_second: float | None = None
+    """Rate of one GPU; None omits training from the plan."""
     epochs: float = 1.0
     runs: int = 1
+    """Parallel runs, each with a part of the prompts."""
     memory_gb: float = 64.0
+    """Memory of the machine that runs rlaif."""
     requests_per_second: float = REQUESTS_PER_SECOND
+    """Requests per second that the process of one run sends and journals."""
     records_per_second: float = RECORDS_PER_SECOND
+    """Records per second that the process of one run journals."""
+
+
+StageName = Literal["ingest", "sampling", "judging", "dispatch", "pairing", "human review", "training"]
 
 
 @dataclass(frozen=True)
 class PlanStage:
-    """One step of the plan."""
+    """One stage of the plan. ``dispatch``: the process that sends all requests and writes all records."""
 
-    name: str
+    name: StageName
     hours: float
     """Wall-clock hours from start to end."""
     gpu_hours: float = 0.0
@@ -130,7 +140,7 @@ class CapacityPlan:
     memory_bytes: float
     stages: tuple[PlanStage, ...]
 
-    def stage(self, name: str) -> PlanStage:
+    def stage(self, name: StageName) -> PlanStage:
         return next(stage for stage in self.stages if stage.name == name)
 
     @property
@@ -221,7 +231,9 @@ def _stages(workload: Workload, pairs: float, annotator_hours: float, records: f
         )
 
 
-def _request_stage(name: str, workload: Workload, load: StageLoad, throughput: Throughput, tokens: float) -> PlanStage:
+def _request_stage(
+    name: StageName, workload: Workload, load: StageLoad, throughput: Throughput, tokens: float
+) -> PlanStage:
     """Return the stage of requests to models. ``tokens``: per prompt, as the rate of ``throughput`` counts them."""
     seconds = throughput.seconds(workload.prompts * tokens, workload.prompts * load.requests)
     gpu_hours = seconds * throughput.gpus / SECONDS_PER_HOUR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -364,6 +365,11 @@ def test_invalid_settings_are_rejected(assignment: str, message: str) -> None:
 def test_the_help_lists_every_setting(rlaif: Cli) -> None:
     stdout = rlaif("plan", "--help").stdout
     assert all(f"  {name} " in stdout for name in PLAN_SETTINGS)
+
+
+@pytest.mark.parametrize("name", sorted(workload.DEFAULTS.keys() & PLAN_SETTINGS.keys()))
+def test_the_help_of_a_setting_shows_its_default(name: str) -> None:
+    assert re.search(rf"[ \[]{workload.DEFAULTS[name]:g}\]$", PLAN_SETTINGS[name].text)
 
 
 def test_every_setting_reaches_the_plan(rlaif: Cli) -> None:
