@@ -40,7 +40,7 @@ class Journal:
     """One journal, opened for writing.
 
     ``answered_keys`` holds the keys that have an answer. ``failed_keys`` holds the keys that have none and failed since
-    the journal was opened: the next command asks them again, this one does not. A closed journal holds neither.
+    the journal was opened: the next command requests them again, this one does not. A closed journal holds neither.
 
     Opening reads the file once. Only the holder of the run's lock may open a journal.
     """

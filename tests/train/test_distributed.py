@@ -103,7 +103,7 @@ ALONE = {"SLURM_NNODES": "4", "SLURM_NODEID": "0", "JOB_COMPLETION_INDEX": "1"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "expected"),
+    ("settings", "environ", "expected"),
     [
         ({}, {}, distributed.NodePlacement()),
         ({}, ALONE, distributed.NodePlacement()),
@@ -141,13 +141,15 @@ ALONE = {"SLURM_NNODES": "4", "SLURM_NODEID": "0", "JOB_COMPLETION_INDEX": "1"}
         ({"launcher": "none", "num_machines": 2}, {"NNODES": "2"}, distributed.NodePlacement()),
     ],
 )
-def test_detect_placement(asked: dict[str, Any], environ: dict[str, str], expected: distributed.NodePlacement) -> None:
-    train_config = TrainConfig.model_validate({"launcher": "accelerate", **asked})
+def test_detect_placement(
+    settings: dict[str, Any], environ: dict[str, str], expected: distributed.NodePlacement
+) -> None:
+    train_config = TrainConfig.model_validate({"launcher": "accelerate", **settings})
     assert distributed.detect_placement(train_config, environ) == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "message"),
+    ("settings", "environ", "message"),
     [
         ({"num_machines": 2}, {}, "--machine-rank"),
         ({"num_machines": 2, "machine_rank": 2}, {}, "between 0 and 1 for 2 machines, got 2"),
@@ -161,10 +163,10 @@ def test_detect_placement(asked: dict[str, Any], environ: dict[str, str], expect
     ],
 )
 def test_the_error_names_what_is_missing_to_connect_the_machines(
-    asked: dict[str, Any], environ: dict[str, str], message: str
+    settings: dict[str, Any], environ: dict[str, str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        distributed.detect_placement(TrainConfig.model_validate({"launcher": "accelerate", **asked}), environ)
+        distributed.detect_placement(TrainConfig.model_validate({"launcher": "accelerate", **settings}), environ)
 
 
 FSDP = """
