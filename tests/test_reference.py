@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import tomllib
 from typing import Any, Literal, get_args, get_origin
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
+from rlaif.cli.app import app
 from rlaif.config.catalog import Setting, settings
 from rlaif.config.models import TrainConfig
 from rlaif.config.schema import json_schema
@@ -155,3 +158,9 @@ def test_the_resume_rule_of_a_training_setting_is_what_training_does() -> None:
             rules[key] != "free"
         ), key
     assert {key for key, rule in rules.items() if rule == "may_grow"} == set(trl_config.MAY_GROW)
+
+
+def test_config_schema_prints_the_schema() -> None:
+    result = CliRunner().invoke(app, ["config", "schema"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == json_schema()
