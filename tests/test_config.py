@@ -72,8 +72,12 @@ def test_flags_override_environment_overrides_file_overrides_default(
 
 
 def test_environment_lists_are_separated_by_commas_and_empty_variables_are_ignored(tmp_path: Path) -> None:
-    environ = {"RLAIF_SAMPLER_BASE_URL": " http://a/v1 , http://b/v1", "RLAIF_PROMPTS_SOURCES": "", "RLAIF_SEED": "",
-               "RLAIF_SAMPLER_SYSTEM": "a, b"}  # fmt: skip
+    environ = {
+        "RLAIF_SAMPLER_BASE_URL": " http://a/v1 , http://b/v1",
+        "RLAIF_PROMPTS_SOURCES": "",
+        "RLAIF_SEED": "",
+        "RLAIF_SAMPLER_SYSTEM": "a, b",
+    }
     config = load(write(tmp_path, 'seed = 5\n[prompts]\nsources = ["everyday"]\n'), {}, environ)
     assert config.sampler.base_url == ["http://a/v1", "http://b/v1"]
     assert config.prompts.sources == ["everyday"]
@@ -82,8 +86,10 @@ def test_environment_lists_are_separated_by_commas_and_empty_variables_are_ignor
 
 
 def test_a_single_name_is_a_list_of_one(tmp_path: Path) -> None:
-    text = ('[prompts]\nsources = "everyday"\n[sampler]\nmodel = "m"\n[judge]\npanel = "helpful"\n'
-            'base_url = "http://x/v1"\n')  # fmt: skip
+    text = (
+        '[prompts]\nsources = "everyday"\n[sampler]\nmodel = "m"\n[judge]\npanel = "helpful"\n'
+        'base_url = "http://x/v1"\n'
+    )
     config = load(write(tmp_path, text), {}, {})
     assert (config.prompts.sources, config.sampler.model) == (["everyday"], ["m"])
     assert (config.judge.panel, config.judge.base_url) == (["helpful"], ["http://x/v1"])
@@ -146,8 +152,10 @@ def test_policies_are_set_in_one_place(tmp_path: Path) -> None:
 
 
 def test_a_panel_needs_judges_and_each_judge_needs_a_model(tmp_path: Path) -> None:
-    assert [member.model for member in load(tmp_path, {"judge.panel": ["helpful@x", "quality"], "judge.model": "y"}, {})
-            .panel_members()] == ["x", "y"]  # fmt: skip
+    assert [
+        member.model
+        for member in load(tmp_path, {"judge.panel": ["helpful@x", "quality"], "judge.model": "y"}, {}).panel_members()
+    ] == ["x", "y"]
     with pytest.raises(UsageError, match="judge 'helpful' has no model"):
         load(tmp_path, {}, {}).panel_members()
     with pytest.raises(UsageError, match="no judge is set"):
@@ -365,8 +373,15 @@ def test_a_setting_of_a_stage_is_fixed_unless_it_does_not_affect_answers() -> No
 
 
 def configured(**flags: Any) -> Config:
-    return load(Path("/nowhere"), {"sampler.model": ["m"], "judge.model": "j", **{
-        name.replace("__", "."): value for name, value in flags.items()}}, {})  # fmt: skip
+    return load(
+        Path("/nowhere"),
+        {
+            "sampler.model": ["m"],
+            "judge.model": "j",
+            **{name.replace("__", "."): value for name, value in flags.items()},
+        },
+        {},
+    )
 
 
 def test_a_config_mismatch_names_every_setting_that_differs() -> None:
@@ -390,8 +405,16 @@ def test_operational_settings_may_change() -> None:
     """The URL of a model and the rate of requests may change at any time."""
     for stage in RESUME_RULES:
         before = resume_fields(stage, configured())
-        after = resume_fields(stage, configured(client__concurrency=3, client__timeout_s=5, sampler__base_url=["http://x/v1"],
-                                           judge__base_url=["http://y/v1"], pairs__human_fraction=0.5))  # fmt: skip
+        after = resume_fields(
+            stage,
+            configured(
+                client__concurrency=3,
+                client__timeout_s=5,
+                sampler__base_url=["http://x/v1"],
+                judge__base_url=["http://y/v1"],
+                pairs__human_fraction=0.5,
+            ),
+        )
         assert before == after
 
 
@@ -402,8 +425,11 @@ LIMITS = st.none() | st.integers(1, 100)
 def test_limit_and_n_may_grow_but_not_shrink(limit: int | None, later: int | None, n: int, more: int) -> None:
     before = resume_fields("generate", configured(prompts__limit=limit, sampler__n=n))
     now = resume_fields("generate", configured(prompts__limit=later, sampler__n=more))
-    shrank = [name for name, smaller in (("prompts.limit", (later or 999) < (limit or 999)), ("sampler.n", more < n))
-              if smaller]  # fmt: skip
+    shrank = [
+        name
+        for name, smaller in (("prompts.limit", (later or 999) < (limit or 999)), ("sampler.n", more < n))
+        if smaller
+    ]
     try:
         check_resume("generate", before, now, location="RUN")
     except ConfigMismatchError as error:

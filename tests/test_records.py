@@ -110,8 +110,15 @@ def test_hash_to_unit_interval_depends_only_on_its_parts() -> None:
     forward = {key: hash_to_unit_interval(0, "x", key) for key in keys}
     backward = {key: hash_to_unit_interval(0, "x", key) for key in reversed(keys)}
     assert forward == backward
-    assert len({hash_to_unit_interval(*parts) for parts in ((0, "x", "k"), (1, "x", "k"), (0, "y", "k"), (0, "x", "l"),
-                                                    (0, "xk"), (0, "x", "", "k"))}) == 6  # fmt: skip
+    assert (
+        len(
+            {
+                hash_to_unit_interval(*parts)
+                for parts in ((0, "x", "k"), (1, "x", "k"), (0, "y", "k"), (0, "x", "l"), (0, "xk"), (0, "x", "", "k"))
+            }
+        )
+        == 6
+    )
 
 
 # Rows
@@ -178,14 +185,22 @@ def test_valid_rows() -> None:
     """Text, messages, a tool turn, a system field, a number as ID, an assistant turn that only calls tools."""
     assert PromptRow(prompt="q", id=7).id == "7"  # type: ignore[arg-type]
     assert PromptRow(prompt="q", system="s").messages() == [
-        Message(role="system", content="s"), Message(role="user", content="q")]  # fmt: skip
+        Message(role="system", content="s"),
+        Message(role="user", content="q"),
+    ]
     assert PromptRow(prompt=" q\r\n").messages()[0].content == " q\r\n"
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    turns = [USER, {"role": "assistant", "content": None, "tool_calls": calls},
-             {"role": "tool", "content": "42", "tool_call_id": "1"}]  # fmt: skip
+    turns = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
+    ]
     row = PromptRow.model_validate({"prompt": turns})
     assert [message.to_openai() for message in row.messages()] == [
-        USER, {"role": "assistant", "tool_calls": calls}, turns[2]]  # fmt: skip
+        USER,
+        {"role": "assistant", "tool_calls": calls},
+        turns[2],
+    ]
 
 
 def test_empty_answers_may_be_imported() -> None:

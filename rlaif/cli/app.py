@@ -37,8 +37,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    init, plan, run, generate, judge, review, train, evaluate, report, export, status, serve, doctor,
-):  # fmt: skip
+    init,
+    plan,
+    run,
+    generate,
+    judge,
+    review,
+    train,
+    evaluate,
+    report,
+    export,
+    status,
+    serve,
+    doctor,
+):
     app.command(epilog=epilog(command.__name__))(command)
 for group, name in ((judges, "judges"), (prompts, "prompts"), (config, "config")):
     for registered in group.registered_commands:

@@ -94,8 +94,10 @@ def _with_current_servers(run: Run, before: Config, now: Config) -> tuple[JudgeC
     if (run.path / CONFIG_FILE).exists():  # the only place for vLLM options: those deleted from it are gone
         updates["vllm"] = now.judge.vllm
     current = {(member.name, member.model): member for member in now.panel}
-    panel = [current.get((member.name, member.model), member).model_copy(update={"weight": member.weight})
-             for member in before.panel]  # fmt: skip
+    panel = [
+        current.get((member.name, member.model), member).model_copy(update={"weight": member.weight})
+        for member in before.panel
+    ]
     return before.judge.model_copy(update=updates), panel
 
 

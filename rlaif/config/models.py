@@ -43,11 +43,11 @@ class PromptsConfig(ConfigSection):
     sources: OneOrMore[str] = setting(
         [],
         "Packaged set, file, hf:NAME, or s3://, gs:// or az:// URL",
-        details='`rlaif prompts list` shows the packaged sets. Files are .jsonl, .parquet or .csv; the Hub is '
+        details="`rlaif prompts list` shows the packaged sets. Files are .jsonl, .parquet or .csv; the Hub is "
         '"hf:NAME[@CONFIG][:SPLIT]"; a URL names a file or folder, such as "s3://BUCKET/PATH". Several are combined.',
         starter=["everyday"],
         resume="fixed",
-    )  # fmt: skip
+    )
     heldout_fraction: float = setting(
         0.05,
         "Fraction of prompts held out for evaluation",
@@ -123,9 +123,12 @@ class SamplerConfig(ConfigSection):
         "vLLM options by name, for servers that rlaif starts",
         details="`rlaif doctor RUN` proposes values for the GPUs of this machine.",
         example={
-            "max_model_len": 4096, "gpu_memory_utilization": 0.9, "tensor_parallel_size": 2, "data_parallel_size": 4
+            "max_model_len": 4096,
+            "gpu_memory_utilization": 0.9,
+            "tensor_parallel_size": 2,
+            "data_parallel_size": 4,
         },
-    )  # fmt: skip
+    )
 
 
 class PanelMemberConfig(ConfigSection):
@@ -458,9 +461,9 @@ class ClusterConfig(ConfigSection):
     backend: Backend = setting(
         "local",
         "Backend that runs the models: this machine or a Ray cluster",
-        details="\"ray\" uses the cluster that RAY_ADDRESS names, or starts a local one for the duration of the "
+        details='"ray" uses the cluster that RAY_ADDRESS names, or starts a local one for the duration of the '
         "command. It needs the extra `cluster`. `rlaif serve RUN` keeps models running between commands.",
-    )  # fmt: skip
+    )
     replicas: int | None = setting(
         None,
         "Replicas per model",

@@ -70,8 +70,12 @@ def render() -> str:
     """Return the page."""
     parts = [INTRODUCTION]
     listed = list(commands())
-    parts.append(table(["command", ""], [(f"[`rlaif {name}`](#rlaif-{name.replace(' ', '-')})", summary(function))
-                                          for name, function in listed]))  # fmt: skip
+    parts.append(
+        table(
+            ["command", ""],
+            [(f"[`rlaif {name}`](#rlaif-{name.replace(' ', '-')})", summary(function)) for name, function in listed],
+        )
+    )
     for name, function in listed:
         parts += [f"## `rlaif {name}`", *help_paragraphs(function)]
         members = list(parameters(function))
@@ -123,8 +127,11 @@ def parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
     for name, annotated in get_type_hints(function, include_extras=True).items():
         if name == "return":
             continue
-        kind, *metadata = (annotated.__origin__, *annotated.__metadata__) if hasattr(annotated, "__metadata__") else (
-            annotated, ArgumentInfo())  # fmt: skip
+        kind, *metadata = (
+            (annotated.__origin__, *annotated.__metadata__)
+            if hasattr(annotated, "__metadata__")
+            else (annotated, ArgumentInfo())
+        )
         if get_origin(kind) in (Union, types.UnionType):
             kind = next(part for part in get_args(kind) if part is not type(None))
         if get_origin(kind) is list:

@@ -48,8 +48,13 @@ def _row(setting: Setting) -> list[str]:
     if setting.default is False:
         default = "`false`"
     sentences = [f"{setting.description}.", setting.details]
-    return [f"`{setting.key}`", kind, "required" if setting.required else default, " ".join(filter(None, sentences)),
-            _resume_text(setting)]  # fmt: skip
+    return [
+        f"`{setting.key}`",
+        kind,
+        "required" if setting.required else default,
+        " ".join(filter(None, sentences)),
+        _resume_text(setting),
+    ]
 
 
 def _resume_text(setting: Setting) -> str:

@@ -375,9 +375,16 @@ def _attribute_docstrings(kind: type) -> dict[str, str]:
 
 
 JSON_TYPES: dict[Any, str] = {
-    str: "string", int: "integer", float: "number", bool: "boolean", Path: "string", dict: "object", Any: "any value",
-    Estimate: "estimate", Message: "message",
-}  # fmt: skip
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    Path: "string",
+    dict: "object",
+    Any: "any value",
+    Estimate: "estimate",
+    Message: "message",
+}
 
 
 def _type_name(annotation: Any) -> str:
