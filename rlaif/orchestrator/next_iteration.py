@@ -33,19 +33,19 @@ def next_iteration_config(run: Run, target: Path, prompts: list[str]) -> str:
     """
     stages = run.manifest()["stages"]
     config = Config.model_validate(stages.get("train", {}).get("config", {}))
-    identity, result = load_training(run, config)
-    if not result.get("merged") or identity.get("method") == "reward":
+    training = load_training(run, config)
+    if not training.merged or training.is_reward_model:
         raise UsageError(
             "the training has no merged model that can answer prompts",
-            location=str(result.get("output", run.model)),
-            hint="Train with a method other than reward, and with merge = true under [train].",
+            location=str(training.output),
+            hint="Train with a method other than reward and with `merge = true` under [train].",
         )
     values: dict[str, Any] = {}
     for stage, sections in SECTIONS_BY_STAGE.items():
         stage_config = stages.get(stage, {}).get("config", {})
         values |= {section: stage_config[section] for section in sections if section in stage_config}
     values.setdefault("prompts", {})
-    values["sampler"] = {**values.get("sampler", {}), "model": [str(Path(result["merged"]).resolve())], "base_url": []}
+    values["sampler"] = {**values.get("sampler", {}), "model": [str(training.merged.resolve())], "base_url": []}
     values["train"] = {**values.get("train", {}), "model": None, "output": None}
     if prompts:
         values["prompts"] = {**values["prompts"], "sources": prompts, "limit": None}

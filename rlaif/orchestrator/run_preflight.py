@@ -142,7 +142,7 @@ def _check_training(run: Run, config: Config) -> None:
         raise UsageError(
             "`rlaif run --train` does not train with ppo: rlaif exports the data and verl trains",
             location="train.method",
-            hint=f"Omit --train; when the run is done: rlaif train {run.path}",
+            hint=f"Omit `--train`, and run `rlaif train {run.path}` when the run is done.",
         )
     methods.get_method(config.train.method).trainer_kwargs(config.train)
     missing = [name for name in ("torch", "trl", "peft", "accelerate") if importlib.util.find_spec(name) is None]

@@ -54,12 +54,12 @@ def serve_models(
         if not api_key and not cluster.is_local_only:
             raise UsageError(
                 "the cluster is reachable from other machines, and RLAIF_API_KEY is not set",
-                hint="Set the same key for this command and for the runs: export RLAIF_API_KEY=$(openssl rand -hex 16)",
+                hint="Set one key for this command and the runs: `export RLAIF_API_KEY=$(openssl rand -hex 16)`.",
             )
         if detached and cluster.started_here:
             raise UsageError(
                 "`--detach` needs a running cluster: a local cluster ends with the command that starts it",
-                hint="Omit --detach, or start a cluster first: ray start --head",
+                hint="Omit `--detach`, or start a cluster first with `ray start --head`.",
             )
         for model in models:
             cluster.deploy(model, model.application_name, api_key, num_shares=len(models), detached=detached)

@@ -228,7 +228,7 @@ def _reject_ppo(run: Run, config: Config) -> None:
         raise UsageError(
             "rlaif does not train with ppo itself: it exports the data and verl trains",
             location="train.method",
-            hint=f"Export with `rlaif train {run.path} --method ppo`, or train here with --method rloo.",
+            hint=f"Export with `rlaif train {run.path} --method ppo`, or train here with `--method rloo`.",
         )
 
 

@@ -63,9 +63,10 @@ def parse_settings(assignments: Iterable[str], flags: Iterable[str] = ()) -> dic
         key, equals, text = assignment.partition("=")
         key = key.strip().replace("-", "_")
         if not equals:
-            raise UsageError(f"`--set` expects KEY=VALUE, got {assignment!r}", hint="Write it like --set runs=4.")
+            raise UsageError(f"`--set` expects KEY=VALUE, got {assignment!r}", hint="Write it like `--set runs=4`.")
         if key in flags:
-            raise UsageError(f"`--set` does not take {key!r}", hint=f"Use --{key.replace('_', '-')} {text}.")
+            flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
+            raise UsageError(f"`--set` does not take {key!r}", hint=f"Use `{flag} {text}`.")
         if key not in PLAN_SETTINGS:
             raise UsageError(f"`--set` has no setting {key!r}", hint=did_you_mean(key, PLAN_SETTINGS))
         try:

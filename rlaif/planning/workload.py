@@ -101,14 +101,14 @@ def build_workload(
     policy_given, judge_given = inputs.any_given("policy"), inputs.any_given("judge")
     unmeasured = ["tokens_per_second"] * policy_given + ["judge_tokens_per_second"] * judge_given
     inputs.measured = {name: value for name, value in inputs.measured.items() if name not in unmeasured}
-    lengths = inputs.any_given(*DEFAULT_LENGTHS, "n")
+    lengths_given, panel_given = inputs.any_given(*DEFAULT_LENGTHS, "n"), inputs.any_given("panel")
     sampling, judging = inputs.measured.get("sampling"), inputs.measured.get("judging")
     pairs_per_prompt = inputs.get("pairs_per_prompt")
-    if sampling is None or lengths or policy_given:
+    if sampling is None or lengths_given or policy_given:
         sampling = _sampling_load(config, inputs)
     else:
         inputs.sources["sampling_tokens"] = "measured"
-    if judging is None or lengths or judge_given or inputs.any_given("panel"):
+    if judging is None or lengths_given or judge_given or panel_given:
         judging = _judging_load(config, inputs, pairs_per_prompt)
         inputs.sources["judging_tokens"] = "computed"
     else:
@@ -117,10 +117,8 @@ def build_workload(
     policy = _throughput("sampling", inputs, "tokens_per_second", gpus, config, sampling)
     judge = _throughput("judging", inputs, "judge_tokens_per_second", inputs.get("judge_gpus", gpus), config, judging)
     bytes_per_prompt = inputs.measured.get("bytes_per_prompt")
-    if bytes_per_prompt is None or lengths or inputs.any_given("panel"):
-        answer_bytes = sampling.records * (
-            sampling.completion_tokens / max(1.0, sampling.records) * CHARS_PER_TOKEN + RECORD_OVERHEAD_BYTES
-        )
+    if bytes_per_prompt is None or lengths_given or panel_given:
+        answer_bytes = sampling.completion_tokens * CHARS_PER_TOKEN + sampling.records * RECORD_OVERHEAD_BYTES
         bytes_per_prompt = answer_bytes + judging.records * VERDICT_BYTES
     extra_labels = config.review.extra_label_fraction if config.review.annotators else 0.0
     return Workload(
@@ -151,7 +149,7 @@ def _throughput(stage: str, inputs: PlanInputs, rate: str, gpus: int, config: Co
         unit = "answer tokens" if stage == "sampling" else "uncached tokens read and tokens written"
         raise UsageError(
             f"the rate of {stage} is unknown",
-            hint=f"Give --{flag} N ({unit} per second per GPU at full load), or --from RUN, a pilot with this stage.",
+            hint=f"Give `--{flag} N` ({unit} per second per GPU at full load), or a pilot with `--from RUN`.",
         )
     return Throughput(gpus, tokens)
 
@@ -188,11 +186,8 @@ def _sampling_load(config: Config, inputs: PlanInputs) -> StageLoad:
 
 def _judging_load(config: Config, inputs: PlanInputs, pairs_per_prompt: float) -> StageLoad:
     """Return the load of all judges for one prompt, with requests rendered over synthetic texts of these lengths."""
-    strategy, n, max_candidates = (
-        resolve_strategy(config, load_panel(config)),
-        config.sampler.n,
-        config.pairs.max_candidates_per_prompt,
-    )
+    strategy, n = resolve_strategy(config, load_panel(config)), config.sampler.n
+    max_candidates = config.pairs.max_candidates_per_prompt
     lengths = [int(inputs.get(name)) * CHARS_PER_TOKEN for name in DEFAULT_LENGTHS]
     comparisons = (
         n * (n - 1) / 2
