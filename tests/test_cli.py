@@ -154,7 +154,7 @@ def test_commands_about_judges_and_prompts(tmp_path: Path, rlaif: Cli) -> None:
 def test_prompts_check_needs_no_run(tmp_path: Path, rlaif: Cli) -> None:
     assert "created prompts/mine.jsonl" in rlaif("prompts", "new", "mine", cwd=tmp_path).stdout
     assert (
-        "3 prompts would be ingested, 0 rows are invalid"
+        "prompts to ingest: 3\ninvalid rows: 0\n"
         in rlaif("prompts", "check", "prompts/mine.jsonl", cwd=tmp_path).stdout
     )
     assert "prompt set 'mine' already exists" in rlaif("prompts", "new", "mine", code=2, cwd=tmp_path).stderr
@@ -169,9 +169,10 @@ def test_prompts_check_needs_no_run(tmp_path: Path, rlaif: Cli) -> None:
     )
     process = rlaif("prompts", "check", file, code=2)
     assert process.stdout.splitlines() == [
-        "2 prompts would be ingested, 4 rows are invalid",
-        f"1 would be dropped (duplicate): {file}:4",
-        f"1 would be dropped (near duplicate): {file}:8",
+        "prompts to ingest: 2",
+        "invalid rows: 4",
+        f"dropped (duplicate): 1 ({file}:4)",
+        f"dropped (near duplicate): 1 ({file}:8)",
     ]
     for message in (
         f"{file}:2: missing 'prompt'; the row has promp",

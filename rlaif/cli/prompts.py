@@ -70,11 +70,12 @@ def check_prompts(
         for error in result.invalid[:MAX_ROWS_SHOWN]:
             console.log(error)
         if len(result.invalid) > MAX_ROWS_SHOWN:
-            console.log(f"and {len(result.invalid) - MAX_ROWS_SHOWN:,} more invalid rows")
-        console.echo(f"{result.prompts:,} prompts would be ingested, {len(result.invalid):,} rows are invalid")
+            console.log(f"and {len(result.invalid) - MAX_ROWS_SHOWN:,} more")
+        console.echo(f"prompts to ingest: {result.prompts:,}")
+        console.echo(f"invalid rows: {len(result.invalid):,}")
         for reason, locations in result.dropped.items():
             shown = ", ".join(locations[:MAX_ROWS_SHOWN])
             ellipsis_ = ", ..." if len(locations) > MAX_ROWS_SHOWN else ""
-            console.echo(f"{len(locations):,} would be dropped ({PROMPT_DROP_REASONS[reason]}): {shown}{ellipsis_}")
+            console.echo(f"dropped ({PROMPT_DROP_REASONS[reason]}): {len(locations):,} ({shown}{ellipsis_})")
     if result.invalid:
         raise typer.Exit(2)

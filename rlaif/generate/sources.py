@@ -63,7 +63,7 @@ def validate_source(
     if invalid and on_bad_row == "stop":
         lines = [reported[0].message, *(f"{error.location}: {error.message}" for error in reported[1:])]
         if invalid > MAX_ERRORS_SHOWN:
-            lines.append(f"and {invalid - MAX_ERRORS_SHOWN} more invalid rows")
+            lines.append(f"and {invalid - MAX_ERRORS_SHOWN} more")
         raise InputError(
             "\n  ".join(lines),
             location=reported[0].location,
@@ -72,7 +72,7 @@ def validate_source(
     for error in reported:
         log(f"skipped: {error}")
     if invalid:
-        log(f"skipped {invalid} invalid rows and read {valid} valid rows from {source}")
+        log(f"{source}: invalid rows: {invalid} (skipped), valid rows: {valid}")
     if not valid:
         raise InputError("has no valid rows" if invalid else "has no rows", location=source)
     return valid

@@ -247,7 +247,7 @@ def test_an_invalid_line_is_named_and_the_others_are_kept(tmp_path: Path, line: 
     lines: list[str] = []
     assert validate_source(str(path), PromptRow, "skip", lines.append) == 2
     assert lines[0].startswith(f"skipped: {path}:2: {message}")
-    assert lines[1:] == [f"skipped 1 invalid rows and read 2 valid rows from {path}"]
+    assert lines[1:] == [f"{path}: invalid rows: 1 (skipped), valid rows: 2"]
     assert {number: row.prompt for number, row in rows_by_line(path).items()} == {1: "one", 4: "two"}
 
 
@@ -289,7 +289,7 @@ def test_ten_invalid_rows_are_listed_and_the_others_counted(tmp_path: Path, bad:
     message = validation_error(path)
     assert message.startswith(f"{path}:2: prompt.text: Input should be a valid string")
     assert [f"{path}:{line}:" in message for line in range(2, bad + 2)] == [line < 12 for line in range(2, bad + 2)]
-    assert (f"and {bad - 10} more invalid rows" in message) is (bad > 10)
+    assert (f"and {bad - 10} more" in message) is (bad > 10)
     assert "--on-bad-row skip" in message.splitlines()[-1]
     lines: list[str] = []
     validate_source(str(path), PromptRow, "skip", lines.append)
