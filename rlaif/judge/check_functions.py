@@ -33,7 +33,7 @@ Unit = Literal["characters", "words", "sentences", "lines", "paragraphs"]
 ABBREVIATION = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|approx|No|Fig|Vol|Inc|Ltd|Co|e\.g|i\.e|a\.m|p\.m|U\.S|U\.K|[A-Z])\.(?=\s+\S)"
 )
-# Matches only at the start of a run of periods: trying each of them would take quadratic time on a long run.
+# Matches only at the start of a run of marks such as "...": trying each mark would take quadratic time on a long run.
 SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+|(?<=[^\s.!?…。！？])[ \t]*\n+")
 MINUS_SIGN = str.maketrans("−", "-")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
