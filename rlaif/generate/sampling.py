@@ -3,13 +3,15 @@
 A completion's key is the hash of the messages, the tools, the model, the sampling settings, the seed and the sample's
 index, so a larger ``n`` requests only the additional samples.
 
-One request covers all pending samples of a prompt from one model. The seed of a sample is a base, fixed by seed, prompt
-and model, plus the sample's position among that model's samples. A request sends the seed of its first sample, and vLLM
-uses seed + i for choice i. So a sample that is requested alone is the same as one requested with others.
+One request covers all pending samples of a prompt from one model, unless there are gaps between them. The seed of a
+sample is a base, fixed by seed, prompt and model, plus the sample's position among that model's samples. A request
+sends the seed of its first sample, and vLLM uses seed + i for choice i. So a sample that is requested alone is the same
+as one requested with others.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -45,10 +47,9 @@ def sample(
     with run.journal("completions") as journal:
         answered = _AnsweredOrFailed(journal)
         for policy_index in range(len(config.policies_resolved())):
-
-            def pending(policy_index: int = policy_index) -> Iterator[Request]:
-                return pending_requests(run, config, policy_index, answered, max_prompts, prompt_offsets)
-
+            pending = functools.partial(
+                pending_requests, run, config, policy_index, answered, max_prompts, prompt_offsets
+            )
             _sample_from_policy(config, policy_index, pending, backends, journal, usage)
             if usage.stop_reason():
                 return
