@@ -83,8 +83,9 @@ async def serve(port: int) -> None:
 
     models = http(json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "vllm"}]}).encode())
     reply = http(reply_body())
-    server = await asyncio.get_running_loop().create_server(lambda: Protocol(models, reply), "127.0.0.1", port,
-                                                            backlog=1024)  # fmt: skip
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Protocol(models, reply), "127.0.0.1", port, backlog=1024
+    )
     await server.serve_forever()
 
 
@@ -124,8 +125,11 @@ def import_run(folder: Path, prompts: int, answers: int = 2) -> Path:
     source = folder / "rows.jsonl"
     with source.open("w", encoding="utf-8") as file:
         for i in range(prompts):
-            row = {"id": f"p{i}", "prompt": f"Question {i}: {text(i, 20)}",
-                   "responses": [text(i * answers + j) for j in range(answers)]}  # fmt: skip
+            row = {
+                "id": f"p{i}",
+                "prompt": f"Question {i}: {text(i, 20)}",
+                "responses": [text(i * answers + j) for j in range(answers)],
+            }
             file.write(json.dumps(row) + "\n")
     run = folder / "run"
     rlaif("generate", run, "--import", source)
@@ -136,8 +140,13 @@ def import_run(folder: Path, prompts: int, answers: int = 2) -> Path:
 def rlaif(*arguments: str | Path) -> tuple[float, float, str]:
     """Run a command. Returns (seconds, peak GiB, stderr)."""
     began = time.monotonic()
-    process = subprocess.Popen(["/usr/bin/env", "python", "-m", "rlaif", *map(str, arguments)], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True, env=environment())  # fmt: skip
+    process = subprocess.Popen(
+        ["/usr/bin/env", "python", "-m", "rlaif", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    )
     assert process.stderr
     stderr = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -156,8 +165,10 @@ def environment() -> dict[str, str]:
 def print_machine() -> None:
     load = os.getloadavg()[0]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, "
-          f"load before {load:.1f}")  # fmt: skip
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, "
+        f"load before {load:.1f}"
+    )
 
 
 # Judging
@@ -190,8 +201,9 @@ def judge(requests: int, times: int, *, peers: bool) -> None:
         for index in range(times):
             run = Path(folder) / f"run{index}"
             shutil.copytree(full_run, run)
-            seconds, _, _ = rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", url,
-                                  "--concurrency", str(CONCURRENCY))  # fmt: skip
+            seconds, _, _ = rlaif(
+                "judge", run, "--judge", "helpful", "--model", "m", "--base-url", url, "--concurrency", str(CONCURRENCY)
+            )
             ours.append(requests / seconds)
             began = time.monotonic()
             subprocess.run([*SELF, "bare", url, bodies], check=True, env=environment())
@@ -271,8 +283,15 @@ def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
     ):
         for i in range(prompts):
             key = sha256(f"p{i}".encode()).hexdigest()
-            row = {"key": key, "prompt_id": key[:16], "checks": [], "tags": [], "split": "train", "source": "rows:1",
-                   "messages": [{"role": "user", "content": f"Question {i}: {text(i, 12)}"}]}  # fmt: skip
+            row = {
+                "key": key,
+                "prompt_id": key[:16],
+                "checks": [],
+                "tags": [],
+                "split": "train",
+                "source": "rows:1",
+                "messages": [{"role": "user", "content": f"Question {i}: {text(i, 12)}"}],
+            }
             prompt_file.write(json.dumps(row) + "\n")
             for j in range(answers):
                 answer = sha256(f"c{i}-{j}".encode()).hexdigest()
@@ -341,8 +360,11 @@ def pairs(prompts: int) -> None:
             gb = sum(path.stat().st_size for path in (run / "journal").iterdir()) / 1e9
             for work in (_frames, _whole):
                 seconds, peak = run_in_child(work, run)
-                print(f"{size:>9,} x 4 ({gb:.1f} GB of journals), {work.__name__[1:]:<7} {seconds:6.1f} s, "
-                      f"{peak:.2f} GiB", flush=True)  # fmt: skip
+                print(
+                    f"{size:>9,} x 4 ({gb:.1f} GB of journals), {work.__name__[1:]:<7} {seconds:6.1f} s, "
+                    f"{peak:.2f} GiB",
+                    flush=True,
+                )
 
 
 def _open(run: Path) -> None:
@@ -400,8 +422,18 @@ def memory(sizes: list[int]) -> None:
                 run = Path(folder) / "run"
                 write_run(run, size, 2, verdicts=False)
                 (run / "rlaif.toml").unlink()
-                seconds, peak, _ = rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", url,
-                                         "--concurrency", str(CONCURRENCY))  # fmt: skip
+                seconds, peak, _ = rlaif(
+                    "judge",
+                    run,
+                    "--judge",
+                    "helpful",
+                    "--model",
+                    "m",
+                    "--base-url",
+                    url,
+                    "--concurrency",
+                    str(CONCURRENCY),
+                )
                 print(
                     f"{size:>9,} prompts: {seconds:7.1f} s ({2 * size / seconds:,.0f} requests/s), {peak:.2f} GiB",
                     flush=True,
@@ -415,8 +447,20 @@ def prefix(prompts: int) -> None:
     """Measure the fraction of a judge's prompt tokens that a real vLLM reads from its prefix cache."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        rlaif("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
-              "--max-tokens", "48")  # fmt: skip
+        rlaif(
+            "generate",
+            run,
+            "--prompts",
+            "everyday",
+            "--limit",
+            str(prompts),
+            "--model",
+            "demo",
+            "-n",
+            "4",
+            "--max-tokens",
+            "48",
+        )
         rlaif("judge", run, "--judge", "quality", "--judge", "helpful", "--model", "demo", "--max-failures", "1000")
         tokens = cached = count = 0
         for line in (run / "journal" / "verdicts.jsonl").read_text().splitlines():
@@ -432,16 +476,31 @@ def sampling(prompts: int) -> None:
     """Compare ``rlaif generate`` with a running server to vLLM's own LLM.chat on the same prompts and settings."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        arguments = ("generate", run, "--prompts", "everyday", "--limit", str(prompts), "--model", "demo", "-n", "4",
-                     "--max-tokens", "64", "--heldout-fraction", "0")  # fmt: skip
+        arguments = (
+            "generate",
+            run,
+            "--prompts",
+            "everyday",
+            "--limit",
+            str(prompts),
+            "--model",
+            "demo",
+            "-n",
+            "4",
+            "--max-tokens",
+            "64",
+            "--heldout-fraction",
+            "0",
+        )
         rlaif(*arguments)
         stage = json.loads((run / "manifest.json").read_text())["stages"]["generate"]["history"][0]
         ours = stage["completion_tokens"] / stage["request_wall_s"]
-        done = subprocess.run([*SELF, "vllm", run], check=True, env=environment(), capture_output=True,
-                              text=True)  # fmt: skip
+        done = subprocess.run([*SELF, "vllm", run], check=True, env=environment(), capture_output=True, text=True)
         theirs = float(done.stdout.rpartition("tokens/s: ")[2].split()[0])
-        print(f"rlaif generate {ours:,.0f} tokens/s, bare vLLM {theirs:,.0f} tokens/s, ratio {ours / theirs:.3f} "
-              f"(n=1 run, {prompts} prompts x 4)")  # fmt: skip
+        print(
+            f"rlaif generate {ours:,.0f} tokens/s, bare vLLM {theirs:,.0f} tokens/s, ratio {ours / theirs:.3f} "
+            f"(n=1 run, {prompts} prompts x 4)"
+        )
 
 
 def server_settings() -> dict[str, Any]:

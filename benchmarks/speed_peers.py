@@ -81,8 +81,9 @@ def install_peers(folder: Path) -> dict[str, list[str]]:
             ["pip", "install", "--python", python, *packages],
         ):
             try:
-                subprocess.run([uv, *arguments], check=True, capture_output=True, text=True, timeout=INSTALL_S,
-                               env=environment)  # fmt: skip
+                subprocess.run(
+                    [uv, *arguments], check=True, capture_output=True, text=True, timeout=INSTALL_S, env=environment
+                )
             except (OSError, subprocess.SubprocessError) as error:
                 print(f"{name} cannot be installed: {str(getattr(error, 'stderr', '') or error).strip()[-300:]}")
                 break
@@ -99,8 +100,13 @@ def measure_rate(
     home.mkdir()
     began = time.monotonic()
     try:
-        done = subprocess.run([*command, url, str(bodies), str(home), str(concurrency)], capture_output=True, text=True,
-                              timeout=RUN_S, cwd=home)  # fmt: skip
+        done = subprocess.run(
+            [*command, url, str(bodies), str(home), str(concurrency)],
+            capture_output=True,
+            text=True,
+            timeout=RUN_S,
+            cwd=home,
+        )
     except subprocess.TimeoutExpired:
         print(f"{name}: timed out after {RUN_S} s")
         return 0.0

@@ -67,9 +67,15 @@ def run(log: Path, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] |
         start = file.tell()
         # The child inherits the lock: if this process is killed, the next setup waits until the child has ended too.
         result = subprocess.run(
-            [*map(str, command)], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=cwd,
-            env={**os.environ, **cache_variables(), **(env or {})}, close_fds=False, check=False,
-        )  # fmt: skip
+            [*map(str, command)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **cache_variables(), **(env or {})},
+            close_fds=False,
+            check=False,
+        )
     output = log.read_bytes()[start:].decode(errors="replace")
     if result.returncode:
         raise SetupError(first_error(output) or f"{Path(command[0]).name} failed with exit code {result.returncode}")

@@ -68,8 +68,17 @@ class BatchServer(ScriptedServer):
         assert name.endswith(".jsonl")
         file_id = f"file-{len(self.files)}"
         self.files[file_id] = data
-        return web.json_response({"id": file_id, "object": "file", "bytes": len(data), "created_at": int(time.time()),
-                                  "filename": name, "purpose": "batch", "status": "processed"})  # fmt: skip
+        return web.json_response(
+            {
+                "id": file_id,
+                "object": "file",
+                "bytes": len(data),
+                "created_at": int(time.time()),
+                "filename": name,
+                "purpose": "batch",
+                "status": "processed",
+            }
+        )
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -110,9 +119,15 @@ class BatchServer(ScriptedServer):
         ids = [batch["id"] for batch in batches]
         start = ids.index(request.query["after"]) + 1 if "after" in request.query else 0
         page = batches[start : start + 2]  # smaller than requested, so that paging is tested
-        return web.json_response({"object": "list", "data": page, "has_more": start + 2 < len(batches),
-                                  "first_id": page[0]["id"] if page else None,
-                                  "last_id": page[-1]["id"] if page else None})  # fmt: skip
+        return web.json_response(
+            {
+                "object": "list",
+                "data": page,
+                "has_more": start + 2 < len(batches),
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+            }
+        )
 
     async def _retrieve(self, request: web.Request) -> web.StreamResponse:
         if rejection := await self._count_step("look", request):
@@ -155,8 +170,10 @@ class BatchServer(ScriptedServer):
             else:
                 body = self.answer(request["body"])
                 if isinstance(body, list):
-                    texts = [{"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                             for i, text in enumerate(body)]  # fmt: skip
+                    texts = [
+                        {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+                        for i, text in enumerate(body)
+                    ]
                     body = {"choices": texts, "usage": usage_of(request["body"], body)}
                 assert isinstance(body, dict)
                 value = {"id": "x", "object": "chat.completion", "model": request["body"]["model"], **body}

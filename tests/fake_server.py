@@ -48,8 +48,15 @@ def with_probabilities(weights: dict[str, float]) -> dict[str, Any]:
     top = sorted(weights.items(), key=lambda item: -item[1])
     alternatives = [{"token": token, "logprob": math.log(max(p, 1e-9))} for token, p in top]
     content = [{**alternatives[0], "top_logprobs": alternatives}]
-    return {"choices": [{"message": {"role": "assistant", "content": top[0][0]}, "finish_reason": "length",
-                         "logprobs": {"content": content}}]}  # fmt: skip
+    return {
+        "choices": [
+            {
+                "message": {"role": "assistant", "content": top[0][0]},
+                "finish_reason": "length",
+                "logprobs": {"content": content},
+            }
+        ]
+    }
 
 
 def usage_of(body: dict[str, Any], texts: list[str]) -> dict[str, int]:
@@ -60,9 +67,17 @@ def usage_of(body: dict[str, Any], texts: list[str]) -> dict[str, int]:
 class ScriptedServer:
     """A scripted server, used as a context manager. ``url`` ends in /v1."""
 
-    def __init__(self, answer: Answer = echo, *, models: tuple[str, ...] = ("m",), owned_by: str = "vllm",
-                 key: str | None = None, delay_s: float = 0.0, port: int = 0,
-                 listing: Fault | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        answer: Answer = echo,
+        *,
+        models: tuple[str, ...] = ("m",),
+        owned_by: str = "vllm",
+        key: str | None = None,
+        delay_s: float = 0.0,
+        port: int = 0,
+        listing: Fault | None = None,
+    ) -> None:
         self.answer, self.models, self.owned_by, self.key = answer, models, owned_by, key
         self.delay_s, self.port, self.listing = delay_s, port, listing
         self.requests: list[dict[str, Any]] = []
@@ -137,8 +152,10 @@ class ScriptedServer:
             await asyncio.sleep(answer.delay_s)
             return await send_fault(request, answer)
         if isinstance(answer, list):
-            choices = [{"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                       for i, text in enumerate(answer)]  # fmt: skip
+            choices = [
+                {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+                for i, text in enumerate(answer)
+            ]
             answer = {"choices": choices, "usage": usage_of(body, answer)}
         value = {"id": "x", "object": "chat.completion", "model": body["model"], **answer}
         return web.Response(body=json.dumps(value).encode(), content_type="application/json")

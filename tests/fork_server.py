@@ -28,8 +28,14 @@ class ForkServer:
     def __enter__(self) -> ForkServer:
         environment = {**os.environ, "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment, stderr=subprocess.DEVNULL, cwd=ROOT)  # fmt: skip
+            [sys.executable, "-m", "tests.fork_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
         assert self._read() == "ready"
         return self
 

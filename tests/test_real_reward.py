@@ -98,8 +98,10 @@ def scored(run: Path) -> list[tuple[list[dict[str, str]], float]]:
     verdicts = read_jsonl(run / "journal" / "verdicts.jsonl")
     scores = {line["a"]: line["score"] for line in verdicts if line["kind"] == "reward"}
     prompts = {line["prompt_id"]: line["messages"] for line in read_jsonl(run / "journal" / "prompts.jsonl")}
-    return [([*prompts[line["prompt_id"]], {"role": "assistant", "content": line["text"]}], scores[line["key"]])
-            for line in read_jsonl(run / "journal" / "completions.jsonl")]  # fmt: skip
+    return [
+        ([*prompts[line["prompt_id"]], {"role": "assistant", "content": line["text"]}], scores[line["key"]])
+        for line in read_jsonl(run / "journal" / "completions.jsonl")
+    ]
 
 
 def logits(folder: Path, conversations: list[list[dict[str, str]]]) -> list[float]:

@@ -25,7 +25,6 @@ SIM_NUMA_VARIABLE = "VLLM_CPU_SIM_MULTI_NUMA"
 """If this variable is set, vLLM binds its threads itself and rejects :data:`BIND_VARIABLE`."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 LOCK_DIR_NAME = "rlaif-cores"
-NO_FREE_CORE = "no core is free"
 POLL_INTERVAL_S = 0.1
 CLAIM_LOCK_TIMEOUT_S = 5.0
 """How long to wait for another process to claim its cores, which takes milliseconds."""
@@ -33,13 +32,13 @@ CLAIM_LOCK_TIMEOUT_S = 5.0
 
 @dataclass
 class CoreClaim:
-    """Cores that no other server uses while ``lock_fds`` are open here or in a process that inherited them.
-
-    If ``cores`` is empty, ``reason`` is the reason.
-    """
+    """Cores that no other server uses while ``lock_fds`` are open here or in a process that inherited them."""
 
     cores: tuple[Core, ...] = ()
     reason: str = ""
+    """Reason why there are no cores."""
+    all_in_use: bool = False
+    """True if other servers use all cores, so that a later claim may succeed."""
     lock_fds: list[int] = field(default_factory=list)
 
     def release(self) -> None:
@@ -70,7 +69,7 @@ def claim_cores(
     deadline = time.monotonic() + timeout_s
     while True:
         result = _try_claim(usable, max_cores, max_nodes, lock_dir)
-        if result.cores or not result.reason.startswith(NO_FREE_CORE) or time.monotonic() >= deadline:
+        if not result.all_in_use or time.monotonic() >= deadline:
             return result
         time.sleep(POLL_INTERVAL_S)
 
@@ -99,9 +98,11 @@ def _try_claim(usable: Cores, max_cores: int | None, max_nodes: int, lock_dir: P
                 os.close(held[core])
     finally:
         os.close(directory_fd)
+    if problem and not chosen:
+        return CoreClaim(reason=problem)
     if not chosen:
-        none_free = f"{NO_FREE_CORE}: other model servers hold {format_cpu_list([core.cpu for core in candidates])}"
-        return CoreClaim(reason=problem or none_free)
+        cpu_list = format_cpu_list([core.cpu for core in candidates])
+        return CoreClaim(reason=f"no core is free: other model servers hold {cpu_list}", all_in_use=True)
     return CoreClaim(tuple(chosen), lock_fds=[held[core] for core in chosen])
 
 

@@ -84,8 +84,10 @@ def test_a_new_adapter_restarts_the_server_of_its_base(
 
 def test_changes_use_the_names_of_rlaif_toml() -> None:
     assert describe_changes(["--model", "m", "--a-b", "1", "--x"], ["--model", "m", "--a-b", "2", "--c", "3", "4"]) == [
-        "a_b 2 instead of 1", "x unset instead of on", "c 3 4 instead of unset",
-    ]  # fmt: skip
+        "a_b 2 instead of 1",
+        "x unset instead of on",
+        "c 3 4 instead of unset",
+    ]
     assert describe_changes(["--model", "m"], ["--model", "m"]) == []
 
 

@@ -487,7 +487,8 @@ def test_batches_produce_the_same_dataset_as_single_requests(tmp_path: Path, rla
     assert len(read_dataset(tmp_path / "one")) > 20
     assert [batch["request_counts"]["total"] for batch in server.batches.values()] == [
         len({line["prompt_id"] for line in read_jsonl(tmp_path / "one" / "journal" / "completions.jsonl")}),
-        sum(bool(line["model"]) for line in read_jsonl(tmp_path / "one" / "journal" / "verdicts.jsonl"))]  # fmt: skip
+        sum(bool(line["model"]) for line in read_jsonl(tmp_path / "one" / "journal" / "verdicts.jsonl")),
+    ]
 
 
 def test_interrupted_batch_runs_produce_the_same_dataset_as_an_uninterrupted_run(
@@ -542,8 +543,21 @@ def test_reward_models_are_called_directly_as_batches_take_chats_only(tmp_path: 
     source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "responses": ["short", "a longer one"]}])
     rlaif("generate", tmp_path / "run", "--import", source)
     with RewardServer() as server:
-        rlaif("judge", tmp_path / "run", "--judge", "reward", "--model", "m", "--base-url", server.url, "--batch",
-              "--min-confidence", "0.5", "--min-rating-margin", "0")  # fmt: skip
+        rlaif(
+            "judge",
+            tmp_path / "run",
+            "--judge",
+            "reward",
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--batch",
+            "--min-confidence",
+            "0.5",
+            "--min-rating-margin",
+            "0",
+        )
         assert not server.batches
     verdicts = read_jsonl(tmp_path / "run" / "journal" / "verdicts.jsonl")
     assert sorted(line["score"] for line in verdicts if line["kind"] == "reward") == [0.5, 1.2]

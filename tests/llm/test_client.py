@@ -624,8 +624,14 @@ def test_cached_tokens_are_counted(serve: Serve) -> None:
     assert counted.cost_usd == 0.0
 
 
-ANY_SCALAR = st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=3),
-                st.lists(st.integers(), max_size=2))  # fmt: skip
+ANY_SCALAR = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=2),
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -647,9 +653,31 @@ def test_malformed_usage_never_breaks_a_reply_or_leads_to_a_negative_cost(
     assert counted.cost_usd >= 0
 
 
-JSON = st.recursive(ANY_SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-    st.sampled_from(["message", "content", "choices", "logprobs", "tool_calls", "refusal", "finish_reason", "usage",
-                     "reasoning", "error"]), inner, max_size=4), max_leaves=12)  # fmt: skip
+JSON = st.recursive(
+    ANY_SCALAR,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "message",
+                    "content",
+                    "choices",
+                    "logprobs",
+                    "tool_calls",
+                    "refusal",
+                    "finish_reason",
+                    "usage",
+                    "reasoning",
+                    "error",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -660,8 +688,12 @@ def test_any_json_is_parsed_or_fails_its_request(value: Any, choice: Any) -> Non
     from rlaif.llm.chat_protocol import MalformedResponseError
 
     client = Client("m", ["http://127.0.0.1:9/v1"], ClientConfig(), UsageMeter())
-    for body in (value, {"choices": [choice]}, {"choices": [{"message": choice}]}, {"choices": [{"message": value, **(
-            choice if isinstance(choice, dict) else {})}]}):  # fmt: skip
+    for body in (
+        value,
+        {"choices": [choice]},
+        {"choices": [{"message": choice}]},
+        {"choices": [{"message": value, **(choice if isinstance(choice, dict) else {})}]},
+    ):
         try:
             reply = client.parse_response(body, client.url)
         except MalformedResponseError:

@@ -67,8 +67,15 @@ def test_the_meter_adds_up() -> None:
     summary = usage.summary()
     json.dumps(summary)
     assert {name: summary[name] for name in summary if not name.endswith(("seconds", "_s"))} == {
-        "requests": 2, "answers": 2, "failures": {"endpoint": 3}, "retries": 0, "prompt_tokens": 11,
-        "cached_tokens": 5, "completion_tokens": 4, "cost_usd": 0.75}  # fmt: skip
+        "requests": 2,
+        "answers": 2,
+        "failures": {"endpoint": 3},
+        "retries": 0,
+        "prompt_tokens": 11,
+        "cached_tokens": 5,
+        "completion_tokens": 4,
+        "cost_usd": 0.75,
+    }
     assert usage.failed == 3
 
 

@@ -56,16 +56,31 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     (folder / ".ray" / "auth_token").write_text(secrets.token_hex(32))
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RLAIF_")},
-        "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_USAGE_STATS_ENABLED": "0", "RLAIF_TEST_MARK": str(folder),
-        "HOME": str(folder), "RLAIF_CLIENT_SERVER_PYTHON": str(python), "RLAIF_CLUSTER_CPUS": "0.1",
-    }  # fmt: skip
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RLAIF_TEST_MARK": str(folder),
+        "HOME": str(folder),
+        "RLAIF_CLIENT_SERVER_PYTHON": str(python),
+        "RLAIF_CLUSTER_CPUS": "0.1",
+    }
     ray = Path(sys.executable).with_name("ray")
     with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(
-            [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false",
-             f"--temp-dir={temporary}", "--object-store-memory=100000000"],
-            env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"}, stdout=log, stderr=log,
-        )  # fmt: skip
+            [
+                ray,
+                "start",
+                "--head",
+                "--block",
+                f"--port={port}",
+                "--num-cpus=2",
+                "--include-dashboard=false",
+                f"--temp-dir={temporary}",
+                "--object-store-memory=100000000",
+            ],
+            env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
+            stdout=log,
+            stderr=log,
+        )
     try:
         assert wait_until(lambda: "runtime started" in (folder / "ray.log").read_text() or head.poll(), 120)
         assert head.poll() is None, (folder / "ray.log").read_text()
@@ -140,8 +155,9 @@ def generate_answers(model: str, environment: dict[str, str], folder: Path) -> t
 
 
 def test_a_reachable_cluster_requires_a_key(cluster: dict[str, str]) -> None:
-    done = subprocess.run(command("serve", "--model", "ray/model", "--port", cluster["PORT"]), env=cluster,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        command("serve", "--model", "ray/model", "--port", cluster["PORT"]), env=cluster, capture_output=True, text=True
+    )
     assert done.returncode == 2, done.stderr
     assert "export RLAIF_API_KEY=" in done.stderr
     assert not listening_pids("ray/model")
@@ -218,8 +234,12 @@ def test_a_model_that_does_not_start_is_reported_with_its_reason(cluster: dict[s
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "hello"}])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "rlaif.toml").write_text('[cluster]\nbackend = "ray"\nreplicas = 1\n')
-    done = subprocess.run(command("generate", tmp_path / "run", "--prompts", prompts, "--model", "bad/model"),
-                          env=cluster, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        command("generate", tmp_path / "run", "--prompts", prompts, "--model", "bad/model"),
+        env=cluster,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "Ray could not serve bad/model: " in done.stderr
     assert "We couldn't connect to 'https://huggingface.co'" in done.stderr

@@ -86,8 +86,17 @@ def test_a_real_model_classifies_answers(demo_server: DemoServer, tmp_path: Path
     usage, modes = UsageMeter(), []
     work = [JudgeInput(0, index) for index in range(len(answers))]
     with Journal(tmp_path / "verdicts.jsonl") as journal:
-        run_judge(panel_judge, Config(), lambda: work, lambda _: prompt, answers.__getitem__,
-                 lambda: demo_server.client(usage), journal, usage, modes.append)  # fmt: skip
+        run_judge(
+            panel_judge,
+            Config(),
+            lambda: work,
+            lambda _: prompt,
+            answers.__getitem__,
+            lambda: demo_server.client(usage),
+            journal,
+            usage,
+            modes.append,
+        )
     rows = read_jsonl(tmp_path / "verdicts.jsonl")
     assert modes == ["choice"]
     assert [(row["kind"], row["a"][0]) for row in sorted(rows, key=lambda row: row["a"])] == [
@@ -108,16 +117,33 @@ def test_an_exam_flags_the_position_bias_of_a_real_model(
     url = environment["RLAIF_JUDGE_BASE_URL"]
 
     def exam(judge: str, limit: int) -> dict[str, Any]:
-        done = rlaif("judges", "exam", judge, "--model", "demo", "--base-url", url, "--json", "--limit", str(limit),
-                     env=environment)  # fmt: skip
+        done = rlaif(
+            "judges",
+            "exam",
+            judge,
+            "--model",
+            "demo",
+            "--base-url",
+            url,
+            "--json",
+            "--limit",
+            str(limit),
+            env=environment,
+        )
         return dict(json.loads(done.stdout))
 
     result = exam("helpful", 8)
     assert (result["kind"], result["n"], result["status"]) == ("compare", 8, "bad")
     assert result["problems"][0] == "favors one position"
     figures = result["metrics"]
-    for name in ("accuracy", "swap_consistency", "first_position_rate", "expected_calibration_error",
-                 "gain_over_longest", "prompt_tokens_per_1000"):  # fmt: skip
+    for name in (
+        "accuracy",
+        "swap_consistency",
+        "first_position_rate",
+        "expected_calibration_error",
+        "gain_over_longest",
+        "prompt_tokens_per_1000",
+    ):
         assert figures[name]["n"] == 8, name
         assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"], name
     assert figures["unparsable_rate"]["value"] == 0.0

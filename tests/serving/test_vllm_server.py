@@ -85,9 +85,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) 
     created: list[FakeVllmServer] = []
 
     def start(
-        *plan: str, model: str = "some/model", options: dict[str, Any] | None = None, max_cores: int | None = None,
+        *plan: str,
+        model: str = "some/model",
+        options: dict[str, Any] | None = None,
+        max_cores: int | None = None,
         **config: Any,
-    ) -> FakeVllmServer:  # fmt: skip
+    ) -> FakeVllmServer:
         server = FakeVllmServer(
             model, options or {}, ClientConfig(**config), tmp_path / "log", log_lines.append, max_cores=max_cores
         )
@@ -177,7 +180,10 @@ def test_no_process_is_left_however_the_parent_dies(tmp_path: Path, number: sign
     (tmp_path / "plan").write_text("serve")
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "plan"), short_grace(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert parent.stdout is not None
     key = parent.stdout.readline().split()[0]
     parent.stdout.close()
@@ -194,7 +200,11 @@ def test_a_fork_that_inherited_the_pipe_does_not_keep_the_server_alive(tmp_path:
     code = PARENT.replace("server.start()", "server.start(); import os; os.fork() or time.sleep(600)")
     parent = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "plan"), short_grace(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     assert parent.stdout is not None
     key = parent.stdout.readline().split()[0]
     parent.stdout.close()
@@ -628,10 +638,11 @@ def test_servers_of_two_processes_use_different_cores(tmp_path: Path) -> None:
         key = parent.stdout.readline().split()[0]
         parent.stdout.close()
         (bound,) = {
-            variable.removeprefix(f"{cores.BIND_VARIABLE}=") for number in processes_carrying(key)
+            variable.removeprefix(f"{cores.BIND_VARIABLE}=")
+            for number in processes_carrying(key)
             for variable in Path(f"/proc/{number}/environ").read_bytes().decode().split("\0")
             if variable.startswith(f"{cores.BIND_VARIABLE}=")
-        } - {os.environ.get(cores.BIND_VARIABLE)}  # fmt: skip
+        } - {os.environ.get(cores.BIND_VARIABLE)}
         return parent, key, bound
 
     parents = []
@@ -786,8 +797,16 @@ def flags_of(kind: str, options: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_vllm_settings_become_flags() -> None:
-    flags = flags_of("cuda", {"max_model_len": 512, "enable_prefix_caching": False, "lora_modules": ["a=b", "c=d"],
-                              "hf_overrides": {"x": [1, True]}, "generation-config": "auto"})  # fmt: skip
+    flags = flags_of(
+        "cuda",
+        {
+            "max_model_len": 512,
+            "enable_prefix_caching": False,
+            "lora_modules": ["a=b", "c=d"],
+            "hf_overrides": {"x": [1, True]},
+            "generation-config": "auto",
+        },
+    )
     assert flags["--model"] == ["some/model"]
     assert flags["--served-model-name"] == ["some/model"]
     assert flags["--host"] == ["127.0.0.1"]

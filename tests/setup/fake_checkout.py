@@ -93,17 +93,27 @@ class Checkout:
     def environment(self, **variables: str | None) -> dict[str, str]:
         """Return the environment of `make`. None unsets a variable."""
         values = {
-            "PATH": str(self.bin), "HOME": str(self.base), "FAKE_STATE": str(self.state), "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull, **variables,
-        }  # fmt: skip
+            "PATH": str(self.bin),
+            "HOME": str(self.base),
+            "FAKE_STATE": str(self.state),
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.wheels),
+            "PIP_CONFIG_FILE": os.devnull,
+            **variables,
+        }
         return {name: value for name, value in values.items() if value is not None}
 
     def make(self, *arguments: str, code: int = 0, **variables: str | None) -> str:
         """Run `make`, check its exit code, and return its output."""
         done = subprocess.run(
-            ["make", *arguments], cwd=self.path, env=self.environment(**variables), text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, timeout=300,
-        )  # fmt: skip
+            ["make", *arguments],
+            cwd=self.path,
+            env=self.environment(**variables),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+        )
         assert done.returncode == code, done.stdout
         assert "Traceback" not in done.stdout
         return done.stdout
@@ -112,9 +122,13 @@ class Checkout:
         """Start `make` in its own process group, with its output in the file ``output``."""
         with self.output.open("w") as output:
             return subprocess.Popen(
-                ["make", *arguments], cwd=self.path, env=self.environment(), stdout=output, stderr=subprocess.STDOUT,
+                ["make", *arguments],
+                cwd=self.path,
+                env=self.environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def calls(self, name: str = "") -> list[dict[str, Any]]:
         """Return the logged calls, of all programs or of one."""

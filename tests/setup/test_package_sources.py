@@ -71,13 +71,14 @@ def test_settings_of_pip_apply_to_uv_unless_uv_has_its_own(
         monkeypatch.setenv(name, value)
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
-    ).stdout  # fmt: skip
+    ).stdout
     if Path("/etc/pip.conf").exists():
         named = {name.lower().replace("_", "-") for name in re.findall(r"[\w-]+(?= *=)", configuration)}
         listing = "".join(
-            line for line in listing.splitlines(keepends=True)
+            line
+            for line in listing.splitlines(keepends=True)
             if not line.startswith("global.") or line.split("=")[0].removeprefix("global.") in named
-        )  # fmt: skip
+        )
     assert set_up.uv_variables(set_up.parse_pip_settings(listing)) == expected
 
 
@@ -190,9 +191,13 @@ def uv(project: Path, *arguments: str, code: int = 0) -> str:
     overridden = ("UV_FIND_LINKS", "UV_NO_SOURCES", "UV_TORCH_BACKEND", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in overridden}
     done = subprocess.run(
-        [sys.executable, "-m", "uv", *arguments, "--project", project, "--python", sys.executable], cwd=project,
-        env=environment, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        [sys.executable, "-m", "uv", *arguments, "--project", project, "--python", sys.executable],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == code, done.stderr
     return done.stderr
 

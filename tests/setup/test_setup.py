@@ -199,8 +199,10 @@ def test_a_failed_part_is_reported_and_retried(ready: Checkout) -> None:
     assert ready.markers() == ALL
     assert "Missing" not in output
     assert [(call["name"], call["arguments"][0]) for call in ready.calls()] == [
-        ("npm", "pack"), ("npm", "install"), ("uv", "pip"),
-    ]  # fmt: skip
+        ("npm", "pack"),
+        ("npm", "install"),
+        ("uv", "pip"),
+    ]
 
 
 def test_new_requirements_are_installed(ready: Checkout) -> None:
