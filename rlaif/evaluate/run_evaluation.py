@@ -190,9 +190,8 @@ def _load_prompts(run: Run, config: Config, log: Callable[[str], None]) -> list[
                 "decontaminate_against": [],
             }
         )
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # ids must be unique among these prompts, not among those of all evaluations
+        # In a scratch run, as ids must be unique among these prompts, not among those of all evaluations.
+        with tempfile.TemporaryDirectory() as folder:
             scratch = Run(folder)
             ingest.ingest_prompts(scratch, config.model_copy(update={"prompts": prompts_config}), log)
             prompts = [Prompt.model_validate(record) for _, record in iter_records(scratch.journal_path("prompts"))]

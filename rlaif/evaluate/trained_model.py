@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -32,36 +31,53 @@ class EvaluatedModels:
     local: LocalModel
 
 
-def load_training(run: Run, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the identity and the result of the last training. Raises :class:`UsageError` if it is missing."""
+@dataclass(frozen=True)
+class FinishedTraining:
+    """The last training of a run, from OUTPUT/training.json."""
+
+    output: Path
+    name: str
+    """Name of the trained model, which changes with each training."""
+    base_model: str
+    is_reward_model: bool
+    adapter: Path | None
+    merged: Path | None
+
+
+def load_training(run: Run, config: Config) -> FinishedTraining:
+    """Read the result of the last training. Raises :class:`UsageError` if it is missing."""
     output = training_output(run, config)
     try:
         stored = orjson.loads((output / "training.json").read_bytes())
-        identity, result = dict(stored["identity"]), dict(stored["result"])
-        identity["model"].strip()
+        identity, result = stored["identity"], stored["result"]
+        return FinishedTraining(
+            output=output,
+            name=trained_model_name(output, {"identity": identity, "result": result}),
+            base_model=identity["model"].strip(),
+            is_reward_model=identity.get("method") == "reward",
+            adapter=Path(result["adapter"]) if result.get("adapter") else None,
+            merged=Path(result["merged"]) if result.get("merged") else None,
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
             "no trained model was found", location=str(output), hint=f"Train first: `rlaif train {run.path}`."
         ) from None
-    return identity, result
 
 
 def evaluated_models(run: Run, config: Config) -> EvaluatedModels:
     """Find both models. Raises :class:`UsageError` if no model that can answer was trained."""
-    identity, result = load_training(run, config)
-    output, reference = training_output(run, config), str(identity["model"])
-    if identity.get("method") == "reward":
-        raise UsageError("this is a reward model, which does not generate answers", location=str(output),
+    training = load_training(run, config)
+    location, reference, name = str(training.output), training.base_model, training.name
+    if training.is_reward_model:
+        raise UsageError("this is a reward model, which does not generate answers", location=location,
                          hint="Train with another `--method`; to test this one, use `rlaif judges exam`.")  # fmt: skip
-    name = trained_model_name(output, {"identity": identity, "result": result})
-    if adapter := result.get("adapter"):
-        return EvaluatedModels(
-            reference, name, LocalModel(name, str(adapter), base=reference, rank=_lora_rank(Path(str(adapter))))
-        )
-    if merged := result.get("merged"):
-        return EvaluatedModels(reference, name, LocalModel(name, str(merged)))
+    if training.adapter:
+        rank = _lora_rank(training.adapter)
+        return EvaluatedModels(reference, name, LocalModel(name, str(training.adapter), base=reference, rank=rank))
+    if training.merged:
+        return EvaluatedModels(reference, name, LocalModel(name, str(training.merged)))
     raise UsageError(
-        "the training left neither an adapter nor a model", location=str(output), hint="Train with another `--method`."
+        "the training left neither an adapter nor a model", location=location, hint="Train with another `--method`."
     )
 
 
