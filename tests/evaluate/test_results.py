@@ -9,6 +9,7 @@ import pytest
 
 from rlaif.evaluate import answer_metrics, kl, win_rate
 from rlaif.evaluate.answer_metrics import ModelAnswer
+from rlaif.evaluate.evaluation_result import read_evaluation
 from rlaif.evaluate.win_rate import Comparison
 
 
@@ -98,6 +99,13 @@ def test_equal_check_scores_on_all_prompts_do_not_make_the_rate_certain() -> Non
     half = answer_metrics.check_pass_rates([(0.5, 0.5)] * 40)
     assert half is not None
     assert 0.0 < half.trained.low < half.trained.value < half.trained.high < 1.0
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"trained": "model-1"}', '{"win_rate": 0.5, "refusals": null}'])
+def test_an_evaluation_file_of_another_version_is_ignored(text: str, tmp_path: Path) -> None:
+    assert read_evaluation(tmp_path / "evaluation.json") is None
+    (tmp_path / "evaluation.json").write_text(text)
+    assert read_evaluation(tmp_path / "evaluation.json") is None
 
 
 @pytest.mark.real

@@ -105,6 +105,7 @@ def test_the_terminal_shows_every_metric_with_n_and_a_plot(serve: Serve, rlaif: 
     lines = done.stdout.splitlines()
     assert any(re.fullmatch(r"accuracy +1\.000 \[0\.\d{3}, 1\.000\] +n = 20", line) for line in lines), done.stdout
     assert any("|" in line and "o" in line and "(n = 20)" in line for line in lines)
+    assert not any("_" in line for line in lines)  # every metric has a readable name
     assert any(line.startswith("prompt tokens per 1,000") for line in lines)
     assert lines[-1] == "better than always choosing the longer answer"
 

@@ -101,7 +101,7 @@ def random_verdicts(run: Run) -> Iterator[Verdict]:
                         p = rng.choice([0.5, 0.55, 0.62, 0.9, 0.97, 0.05])
                         for order in ("ab", "ba")[: rng.choice([1, 2, 2, 2, 2, 2])]:
                             fields = {"order": order, "prob_a": p if rng.random() < 0.9 else 1 - p}
-                            fields["flags"] = ["addresses the judge"] * (rng.random() < 0.05)
+                            fields["flags"] = ["a_addresses_judge"] * (rng.random() < 0.05)
                             yield verdict(
                                 "compare", "helpful", model, prompt, answer_a["key"], b=answer_b["key"], **fields
                             )
