@@ -1,4 +1,4 @@
-"""Paths of the data in the package: prompt sets and judges, which users can read and edit without Python."""
+"""Paths of the data in the package: prompt sets and judges, documentation and examples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 _PACKAGE_DIR = Path(__file__).resolve().parent
 
 
-def data_dir(kind: Literal["prompts", "judges"]) -> Path:
-    """Return the folder of the prompt sets or judges: inside an installed wheel, or at the top of a checkout."""
+def data_dir(kind: Literal["prompts", "judges", "docs", "examples"]) -> Path:
+    """Return a data folder: inside an installed wheel, or at the top of a checkout."""
     installed = _PACKAGE_DIR / "data" / kind
     return installed if installed.is_dir() else _PACKAGE_DIR.parent / kind
 

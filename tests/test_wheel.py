@@ -30,6 +30,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     for arguments, expected in (
         (["judges", "list"], "quality"),
         (["prompts", "list"], "constraints"),
+        (["docs"], "usage.md"),
         (["judges", "show", "helpful"], str(tmp_path / "site")),
         (["init", str(tmp_path / "run")], "rlaif.toml"),
     ):

@@ -8,6 +8,7 @@ import typer
 
 from rlaif.cli import console
 from rlaif.cli.config import config
+from rlaif.cli.docs import docs
 from rlaif.cli.doctor import doctor
 from rlaif.cli.evaluate import evaluate
 from rlaif.cli.examples import epilog
@@ -50,6 +51,7 @@ for command in (
     status,
     serve,
     doctor,
+    docs,
 ):
     app.command(epilog=epilog(command.__name__))(command)
 for group, name in ((judges, "judges"), (prompts, "prompts"), (config, "config")):

@@ -35,6 +35,7 @@ EXAMPLES: dict[str, list[str]] = {
     ],
     "status": ["rlaif status", "rlaif status my-run --json"],
     "serve": ["rlaif serve my-run", "rlaif serve --model Qwen/Qwen3-8B --replicas 2 --detach"],
+    "docs": ["rlaif docs", "rlaif docs --json"],
     "doctor": ["rlaif doctor", "rlaif doctor my-run"],
     "judges list": ["rlaif judges list", "rlaif judges list --json"],
     "judges show": ["rlaif judges show helpful", "rlaif judges show quality"],
