@@ -144,8 +144,8 @@ def print_pair_summary(built: BuildResult, run: Path) -> None:
         console.log(f"answers dropped: {format_counts(built.dropped_completions)}")
     if built.prompts_without_pair:
         console.log(f"{built.prompts_without_pair:,} prompts have no candidate pair")
-    if built.dataset_counts.left_out:
-        console.log(f"not in the dataset: {format_counts(built.dataset_counts.left_out)}")
+    if built.dataset_counts.dropped:
+        console.log(f"not in the dataset: {format_counts(built.dataset_counts.dropped)}")
     if built.dataset_counts.human_written:
         console.log(f"{built.dataset_counts.human_written:,} pairs have a chosen answer written by an annotator")
     for line in built.describe_labels():
@@ -154,7 +154,7 @@ def print_pair_summary(built: BuildResult, run: Path) -> None:
         console.log(f"warning: {warning}")
     console.echo(
         f"{built.dataset_counts.train:,} pairs to train on and {built.dataset_counts.test:,} to test on in "
-        f"{run / 'dataset'}, {built.dataset_counts.left_out['awaiting_review']:,} await review"
+        f"{run / 'dataset'}, {built.dataset_counts.dropped['awaiting_review']:,} await review"
     )
     print_next_step(run)
 

@@ -38,7 +38,7 @@ class RunResult:
         parts = [f"rlaif run {run}: {status}{' in' if done else '; after'} {format_duration(self.seconds)}"]
         if self.build:
             counts = self.build.dataset_counts
-            parts.append(f"{counts.train:,} training pairs, {counts.left_out['awaiting_review']:,} awaiting review")
+            parts.append(f"{counts.train:,} training pairs, {counts.dropped['awaiting_review']:,} awaiting review")
         if self.training:
             parts.append(f"trained for {self.training.steps:,} steps")
         if self.evaluation and (rate := self.evaluation.win_rate):

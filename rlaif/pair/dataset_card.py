@@ -86,7 +86,7 @@ def _recipe_section(recipe: Mapping[str, Any]) -> str:
 def _counts_section(counts: DatasetCounts, candidates: Mapping[str, Mapping[str, int]]) -> str:
     return f"""## Labels
 {_markdown_table("Labeled by", LABEL_SOURCES, counts.sources)}
-{_markdown_table("Not in the dataset", DATASET_DROP_REASONS, counts.left_out)}
+{_markdown_table("Not in the dataset", DATASET_DROP_REASONS, counts.dropped)}
 {_markdown_table("Outcome of the candidate pairs", OUTCOMES, candidates["outcome"])}
 {_markdown_table("Route of the candidate pairs", ROUTES, candidates["route"])}"""
 

@@ -49,12 +49,12 @@ TOOLS_COLUMN = ("tools", TEXT)
 
 @dataclass
 class DatasetCounts:
-    """Counts of the dataset. ``left_out``: pairs that are not in it, by :data:`rlaif.records.DatasetDropReason`."""
+    """Counts of the dataset. ``dropped``: pairs that are not in it, by :data:`rlaif.records.DatasetDropReason`."""
 
     train: int = 0
     test: int = 0
     sources: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     human_written: int = 0
 
 
@@ -131,7 +131,7 @@ def _drop_and_count(pairs: pl.DataFrame, counts: DatasetCounts) -> pl.DataFrame:
     )
     kept = pairs.filter(pl.col("drop_reason").is_null())
     for reason, n in pairs.drop_nulls("drop_reason").group_by("drop_reason", maintain_order=True).len().iter_rows():
-        counts.left_out[reason] += n
+        counts.dropped[reason] += n
     for label_source, n in kept.group_by(_label_source(), maintain_order=True).len().iter_rows():
         counts.sources[label_source] += n
     counts.human_written += kept.filter("human_written").height

@@ -184,8 +184,8 @@ def _pairs(report: Report) -> Iterable[Html]:
     if stats.kept:
         yield _charts(_pair_charts(stats))
     dropped = _named_counts("pairs: ", PAIR_DROP_REASONS, stats.drop_reasons)
-    dropped += _named_counts("answers: ", COMPLETION_DROP_REASONS, counts["completions_left_out"])
-    in_table = {reason: count for reason, count in counts["dataset_left_out"].items() if reason != "dropped"}
+    dropped += _named_counts("answers: ", COMPLETION_DROP_REASONS, counts["dropped_completions"])
+    in_table = {reason: count for reason, count in counts["dropped_from_dataset"].items() if reason != "dropped"}
     dropped += _named_counts("not in the dataset: ", DATASET_DROP_REASONS, in_table)
     if counts["prompts_without_pair"]:
         dropped.append(("prompts without a pair to compare", counts["prompts_without_pair"]))

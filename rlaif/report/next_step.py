@@ -136,7 +136,7 @@ def _outcome_problems(facts: RunFacts, counts: Mapping[str, Any], kept: int) -> 
 def _reviewable_count(facts: RunFacts, counts: Mapping[str, Any]) -> int:
     """Count the pairs that can still enter the dataset: awaiting review now, or when it was built."""
     awaiting_review = sum(facts.pairs.awaiting_review.values()) if facts.pairs else 0
-    return awaiting_review or int(counts.get("dataset_left_out", {}).get("awaiting_review", 0))
+    return awaiting_review or int(counts.get("dropped_from_dataset", {}).get("awaiting_review", 0))
 
 
 def _step_before_training(facts: RunFacts) -> NextStep:

@@ -32,7 +32,7 @@ def check_labels(run: Run, train: TrainConfig) -> list[PreflightFinding]:
 
 
 def _check_queue(pairs: Mapping[str, Any], run: Run) -> PreflightFinding:
-    waiting = int(pairs.get("dataset_left_out", {}).get("awaiting_review", 0))
+    waiting = int(pairs.get("dropped_from_dataset", {}).get("awaiting_review", 0))
     routes = pairs.get("routes", {})
     queued = int(routes.get("audit", 0)) + int(routes.get("targeted", 0))
     message = f"{waiting} of {queued} pairs in the review queue are not reviewed and therefore dropped"

@@ -70,7 +70,7 @@ def make_facts(
         pairs={
             "outcomes": {"win": 90, "tie": 10, "unparsable": 0},
             "dataset": {"train": train_pairs, "test": 5},
-            "dataset_left_out": {},
+            "dropped_from_dataset": {},
         },
         batches=[],
     )

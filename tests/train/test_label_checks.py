@@ -11,7 +11,7 @@ from rlaif.config.models import TrainConfig
 from rlaif.run.run import Run
 from rlaif.train import label_checks
 
-PAIRS = {"routes": {"judge": 90, "audit": 5, "targeted": 5}, "dataset_left_out": {"awaiting_review": 4}}
+PAIRS = {"routes": {"judge": 90, "audit": 5, "targeted": 5}, "dropped_from_dataset": {"awaiting_review": 4}}
 BALANCE = [
     {"prompt": "benign", "chosen": "comply", "pairs": 95},
     {"prompt": "harmful", "chosen": "refuse", "pairs": 5},
@@ -37,7 +37,7 @@ def test_pairs_in_the_review_queue_are_counted(tmp_path: Path) -> None:
     assert queue.level == "warn"
     assert queue.message.startswith("4 of 10 pairs in the review queue")
     assert "rlaif review" in (queue.hint or "")
-    assert findings_by_name(tmp_path, pairs={**PAIRS, "dataset_left_out": {}})["queue"].level == "pass"
+    assert findings_by_name(tmp_path, pairs={**PAIRS, "dropped_from_dataset": {}})["queue"].level == "pass"
 
 
 @pytest.mark.parametrize(
