@@ -84,9 +84,9 @@ def test_unusable_answers_are_counted_by_reason() -> None:
         ("c", "p", "yes, it is.", None),
         ("d", "p", "Yes it is.", None),
     )
-    answers, left_out = candidates.drop_unusable(frame)
+    answers, dropped = candidates.drop_unusable(frame)
     assert sorted(answers["key"]) == ["1", "6", "7", "8", "a", "b", "c", "d"]
-    assert left_out == {"empty": 2, "truncated": 1, "duplicate": 1}
+    assert dropped == {"empty": 2, "truncated": 1, "duplicate": 1}
 
 
 def test_ratings_need_every_aspect_and_are_scaled_to_one_to_five() -> None:
@@ -375,7 +375,7 @@ def test_an_edit_is_chosen_and_the_answer_not_preferred_is_rejected(tmp_path: Pa
         "4": ("the lead's", "B", "human:lead", "large", None, "adjudicated", 2),
     }
     assert counts.human_written == 3
-    assert dict(counts.left_out) == {"annotators_disagree": 1}
+    assert dict(counts.dropped) == {"annotators_disagree": 1}
 
 
 def test_an_edit_that_changed_nothing_does_not_count(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_an_edit_that_changed_nothing_does_not_count(tmp_path: Path) -> None:
         "4": ("B b", "A", "human:ada"),
     }
     assert counts.human_written == 1
-    assert dict(counts.left_out) == {"both_bad": 1, "tie": 1}
+    assert dict(counts.dropped) == {"both_bad": 1, "tie": 1}
 
 
 def test_human_labels_override_judges_and_unreviewed_pairs_are_dropped(tmp_path: Path) -> None:
@@ -439,7 +439,7 @@ def test_human_labels_override_judges_and_unreviewed_pairs_are_dropped(tmp_path:
     )
     rows = {row["pair_id"]: row for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)}
     assert sorted(rows) == ["0", "1", "2"]
-    assert dict(counts.left_out) == {
+    assert dict(counts.dropped) == {
         "tie": 1, "annotators_disagree": 1, "awaiting_review": 1, "dropped": 2,
     }  # fmt: skip
     assert rows["0"] == {
