@@ -12,7 +12,7 @@ from rlaif.cli.options import RunPath
 
 def report(
     run: RunPath,
-    json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON and write no page")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Output the facts as JSON and write no page")] = False,
 ) -> None:
     """Write RUN/report.html: results, label quality and the next step"""
     from rlaif.report import html_report, report_data

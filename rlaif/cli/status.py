@@ -21,7 +21,7 @@ def status(
             callback=console.remember_run,
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Output as JSON")] = False,
 ) -> None:
     """Show what a run has and what it needs next"""
     from rlaif.report.next_step import next_step
