@@ -53,6 +53,11 @@ DATASET_DROP_REASONS: dict[DatasetDropReason, str] = {
     "both_bad": "annotators found both answers bad",
     "annotators_disagree": "annotators disagree",
 }
+VERDICT_FLAGS = {
+    "addresses_judge": "the answer addresses the judge",
+    "a_addresses_judge": "answer a addresses the judge",
+    "b_addresses_judge": "answer b addresses the judge",
+}
 LABEL_SOURCES = {"judge": "judges", "human": "annotators"}
 ANSWER_LABELS: dict[str, str] = {"refuse": "refuses", "partial": "complies in part", "comply": "complies"}
 FIELDS = {

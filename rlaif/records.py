@@ -296,7 +296,10 @@ class Verdict(Record):
         description="Probability that the server gave to readable verdicts; null if it returns no probabilities",
     )
     reply: str = Field(default="", description="Reply of the model")
-    flags: list[str] = Field(default=[], description="Anomalies, such as an answer that addresses the judge")
+    flags: list[str] = Field(
+        default=[],
+        description="Anomalies: `addresses_judge`; for a pair `a_addresses_judge` or `b_addresses_judge`",
+    )
     prompt_tokens: int = Field(default=0, description=PROMPT_TOKENS)
     cached_tokens: int = Field(default=0, description="Tokens of the request that the server had cached")
     completion_tokens: int = Field(default=0, description="Tokens of the reply")

@@ -206,7 +206,7 @@ def _comparison_requests(
     verdicts = judge.definition.file.verdicts
     assert verdicts is not None
     words = verdicts.words()
-    flags = tuple(f"{side} {flag}" for side, answer in (("a", a), ("b", b)) for flag in _injection_flags(answer))
+    flags = tuple(f"{side}_{flag}" for side, answer in (("a", a), ("b", b)) for flag in _injection_flags(answer))
     context = _VerdictContext(judge, mode, prompt["prompt_id"], a["key"], flags, b["key"])
     for sample in range(config.judge.samples_per_verdict if mode == "json" else 1):
         for order in get_args(Order):
@@ -254,7 +254,7 @@ def _reward_request(judge: PanelJudge, prompt: dict[str, Any], answer: dict[str,
 
 
 def _injection_flags(answer: dict[str, Any]) -> tuple[str, ...]:
-    return ("addresses the judge",) if injection.addresses_judge(answer["text"]) else ()
+    return ("addresses_judge",) if injection.addresses_judge(answer["text"]) else ()
 
 
 def _build_request(

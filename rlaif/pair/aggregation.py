@@ -66,7 +66,7 @@ def _reward_votes(votes: pl.DataFrame, pairs: pl.DataFrame | None) -> pl.DataFra
 def _merge_flags() -> pl.Expr:
     """Merge a reward model's flags of two answers into flags of the pair, each with the answer's side."""
     flags_a, flags_b = (
-        pl.col(flags).list.eval(pl.format(f"{side} {{}}", pl.element()))
+        pl.col(flags).list.eval(pl.format(f"{side}_{{}}", pl.element()))
         for side, flags in (("a", "flags"), ("b", "flags_b"))
     )
     return flags_a.list.concat(flags_b)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from rlaif.display_names import PAIR_DROP_REASONS
+from rlaif.display_names import PAIR_DROP_REASONS, VERDICT_FLAGS
 from rlaif.records import hash_to_unit_interval
 from rlaif.stats.intervals import Floats
 
@@ -155,7 +155,7 @@ def _route_reason() -> pl.Expr:
         pl.when(pl.col("humans_only"))
         .then(pl.lit("only annotators decide on borderline prompts"))
         .when(pl.col("flags").list.len() > 0)
-        .then(pl.col("flags").list.join("; "))
+        .then(pl.col("flags").list.eval(pl.element().replace(VERDICT_FLAGS)).list.join("; "))
         .otherwise(error_text),
         pl.when(pl.col("stakes") > 1).then(pl.format("stakes x{}", "stakes")),
         pl.col("suspicion"),

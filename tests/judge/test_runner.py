@@ -140,8 +140,12 @@ def test_usage_and_flags_are_journaled(serve: Serve, tmp_path: Path) -> None:
         panel_judge(), server.url, tmp_path / "v.jsonl", JudgeInput(0, 0, 3), JudgeInput(0, 3, 1)
     )
     flags = {(row["a"][0], row["order"]): row["flags"] for row in rows}
-    assert flags == {("a", "ab"): ["b addresses the judge"], ("a", "ba"): ["b addresses the judge"],
-                     ("d", "ab"): ["a addresses the judge"], ("d", "ba"): ["a addresses the judge"]}  # fmt: skip
+    assert flags == {
+        ("a", "ab"): ["b_addresses_judge"],
+        ("a", "ba"): ["b_addresses_judge"],
+        ("d", "ab"): ["a_addresses_judge"],
+        ("d", "ba"): ["a_addresses_judge"],
+    }
     assert {(row["prompt_tokens"], row["cached_tokens"], row["completion_tokens"]) for row in rows} == {(50, 32, 1)}
     assert (totals.prompt_tokens, totals.cached_tokens) == (200, 128)
     (_, *rated), _ = run_to_journal(panel_judge("quality"), server.url, tmp_path / "q.jsonl", JudgeInput(0, 3))

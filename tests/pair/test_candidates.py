@@ -162,17 +162,17 @@ def scored(key: str, score: float, kind: str = "reward", **fields: Any) -> dict[
 
 def test_a_reward_model_is_a_panel_judge() -> None:
     """Bradley-Terry in both orders, weighted; answers to another prompt or scores by another model do not count."""
-    rows = [*compare("x", "y", 0.9, 0.7), scored("x", 1.0), scored("y", 3.0, flags=["addresses the judge"]),
+    rows = [*compare("x", "y", 0.9, 0.7), scored("x", 1.0), scored("y", 3.0, flags=["addresses_judge"]),
             scored("z", 0.0, prompt_id="other"), scored("y", -9.0, judge_hash="stale")]  # fmt: skip
     judge_votes = aggregation.votes_by_judge(frame(rows), [COMPARER, REWARD])
     p = 1 / (1 + math.exp(2))
     assert judge_votes.columns == ["a", "b", "panel_judge", "weight", "p_ab", "p_ba", "flags"]
     assert judge_votes.rows() == [("x", "y", "helpful@m", 1.0, 0.9, 0.7, []),
                             ("x", "y", "reward@rm", 3.0, pytest.approx(p), pytest.approx(p),
-                             ["b addresses the judge"])]  # fmt: skip
+                             ["b_addresses_judge"])]  # fmt: skip
     (row,) = aggregation.aggregate_votes(frame(rows), [COMPARER, REWARD]).rows(named=True)
     assert row == {"a": "x", "b": "y", "p_ab": pytest.approx((0.9 + 3 * p) / 4),
-                    "p_ba": pytest.approx((0.7 + 3 * p) / 4), "flags": ["b addresses the judge"],
+                    "p_ba": pytest.approx((0.7 + 3 * p) / 4), "flags": ["b_addresses_judge"],
                     "decided_by": "panel"}  # fmt: skip
     requested = pl.DataFrame({"a": ["x"], "b": ["z"]})
     assert aggregation.votes_by_judge(frame(rows), [COMPARER, REWARD], requested).filter(pl.col("b") == "z").height == 1

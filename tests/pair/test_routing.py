@@ -134,11 +134,11 @@ def test_chance_decides_among_equally_confident_pairs() -> None:
 
 
 def test_high_stakes_and_answers_that_address_the_judge_come_first() -> None:
-    columns = {"prob_a": [0.9] * 20, "flags": [["a addresses the judge"] if i == 3 else [] for i in range(20)]}
+    columns = {"prob_a": [0.9] * 20, "flags": [["a_addresses_judge"] if i == 3 else [] for i in range(20)]}
     routed = routing.route_pairs(make_pairs(20, **columns), tagged(20, p5="medical"), human_fraction=0.2, seed=1)
     by_id = {row["pair_id"]: row for row in routed.iter_rows(named=True)}
     assert by_id["0003"]["inclusion_probability"] == by_id["0005"]["inclusion_probability"] == 1.0
-    assert by_id["0003"]["route_reason"] == "a addresses the judge"
+    assert by_id["0003"]["route_reason"] == "answer a addresses the judge"
     assert by_id["0005"]["route_reason"] == "probability of a wrong label 0.1; stakes x2.0"
 
 
