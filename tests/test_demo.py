@@ -154,7 +154,7 @@ def test_a_slow_machine_takes_fewer_prompts(
 def test_a_slow_server_is_measured_and_limits_the_prompts(
     demo: ModuleType, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The target time is 0 s, so there is no time for more prompts on any machine."""
+    """The target time is 0 s, so no machine has time for more prompts."""
     monkeypatch.setattr(demo, "TARGET_S", 0.0)
     path = make_run(tmp_path / "run", serve(model, delay_s=0.05).url)
     demo.demo(path)
@@ -216,8 +216,8 @@ def test_the_same_command_resumes_after_a_kill_at_any_point(
     demo: ModuleType, serve: Serve, tmp_path: Path, small: Path
 ) -> None:
     """kill -9 four times, then finish with a real training: the dataset equals that of an undisturbed run."""
-    calm = make_run(tmp_path / "calm", serve(model).url)
-    demo.demo(calm)
+    undisturbed = make_run(tmp_path / "undisturbed", serve(model).url)
+    demo.demo(undisturbed)
     server = serve(model, delay_s=0.02)
     path = make_run(tmp_path / "run", server.url)
     toml = (path / "rlaif.toml").read_text().replace("[train]\n", f'[train]\nmodel = "{small}"\n')
@@ -232,7 +232,7 @@ def test_the_same_command_resumes_after_a_kill_at_any_point(
         process.communicate()
     done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert read_dataset(path) == read_dataset(calm)
+    assert read_dataset(path) == read_dataset(undisturbed)
     assert "Trained on " in done.stdout
     assert (path / "model" / "adapter" / "adapter_config.json").exists()
 

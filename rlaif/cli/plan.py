@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,7 +62,10 @@ def plan(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text")] = False,
 ) -> None:
-    """Estimate tokens, GPU hours, cost, annotator time and disk for a number of prompts"""
+    """Estimate the resources that a number of prompts needs
+
+    Tokens, GPU hours, cost, annotator time, disk and memory, and the first bottleneck.
+    """
     from rlaif.config import loader
     from rlaif.planning import capacity, workload
     from rlaif.run.run import open_run
@@ -116,7 +120,7 @@ def plan(
         console.echo(line.rstrip())
 
 
-plan.__doc__ = f"{plan.__doc__}\n\n\b\nSettings for --set, with their defaults:\n" + "\n".join(
+plan.__doc__ = f"{inspect.getdoc(plan)}\n\n\b\nSettings for --set, with their defaults:\n" + "\n".join(
     f"  {name:<24}{setting.text}" for name, setting in PLAN_SETTINGS.items()
 )
 

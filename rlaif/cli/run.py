@@ -36,7 +36,7 @@ def run(
     budget_usd: Budget = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Run all stages: generate, judge, report, and train and evaluate if requested"""
+    """Run all stages, with training and evaluation on request"""
     target, settings = open_run_with_config(
         run,
         {

@@ -117,9 +117,9 @@ def run_in_process(path: Path, **flags: Any) -> tuple[RunResult, list[str]]:
 
 
 @pytest.fixture
-def calm(serve: Serve, tmp_path: Path) -> list[dict[str, Any]]:
+def undisturbed(serve: Serve, tmp_path: Path) -> list[dict[str, Any]]:
     """Return the dataset of an undisturbed run."""
-    path = write_run(tmp_path / "calm", serve(model).url)
+    path = write_run(tmp_path / "undisturbed", serve(model).url)
     run_in_process(path, run__pilot_prompts=0)
     return read_dataset(path)
 
@@ -154,7 +154,7 @@ class Webhook:
 
 
 def test_a_run_generates_and_judges_with_estimate_log_and_notification(
-    serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]]
+    serve: Serve, tmp_path: Path, rlaif: Cli, undisturbed: list[dict[str, Any]]
 ) -> None:
     server = serve(model)
     with Webhook() as hook:
@@ -165,8 +165,8 @@ def test_a_run_generates_and_judges_with_estimate_log_and_notification(
             tmp_path / "run", server.url, extra=f'notify_url = "{hook.url}"\nnotify_command = "{script}"\n'
         )
         result = rlaif("run", path, "--for", "1h", env={**os.environ, "OPENAI_API_KEY": "sk-secret"})
-    assert read_dataset(path) == calm
-    assert len(calm) > 20
+    assert read_dataset(path) == undisturbed
+    assert len(undisturbed) > 20
     notification = (tmp_path / "notification").read_text()
     assert notification.endswith("report.html|")  # the command does not get the API key
     assert "awaiting review" in notification
@@ -195,7 +195,7 @@ def test_a_run_generates_and_judges_with_estimate_log_and_notification(
     request_count = len(server.requests)
     rlaif("run", path)
     assert len(server.requests) == request_count
-    assert read_dataset(path) == calm
+    assert read_dataset(path) == undisturbed
 
 
 def test_the_estimate_comes_before_the_rest_and_is_kept(serve: Serve, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_the_estimate_is_the_scaled_pilot_minus_existing_records() -> None:
 
 
 def test_a_deadline_stops_a_run_and_the_next_start_finishes_it(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[dict[str, Any]]
 ) -> None:
     """Answers that came before the deadline are judged too, and the second start sends only pending requests."""
     server = serve(with_ticking_clock(monkeypatch))
@@ -250,10 +250,10 @@ def test_a_deadline_stops_a_run_and_the_next_start_finishes_it(
     assert result.stop_reason is StopReason.DOES_NOT_FIT
     assert 100 < len(server.requests) < 250
     partial = read_dataset(path)
-    assert 8 < len(partial) < len(calm)
+    assert 8 < len(partial) < len(undisturbed)
     second, _ = run_in_process(path)
     assert second.stop_reason is None
-    assert read_dataset(path) == calm
+    assert read_dataset(path) == undisturbed
     bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
     assert len(bodies) == len(set(bodies))
 
@@ -321,7 +321,7 @@ def test_a_second_start_with_more_prompts_makes_a_new_estimate(
 
 @pytest.mark.parametrize("pilot", [0, 8])
 def test_generate_gets_half_of_time_and_budget_if_the_cost_of_judging_is_unknown(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pilot: int, calm: list[dict[str, Any]]
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pilot: int, undisturbed: list[dict[str, Any]]
 ) -> None:
     """Without a pilot, and if more prompts than a pilot's were already judged."""
     monkeypatch.setattr("rlaif.llm.client.request_cost", lambda *_: 0.01)
@@ -339,11 +339,11 @@ def test_generate_gets_half_of_time_and_budget_if_the_cost_of_judging_is_unknown
     path = write_run(tmp_path / "ample", server.url)
     result, _ = run_in_process(path, run__pilot_prompts=0, run__max_duration="460s", client__budget_usd=4.6)
     assert result.stop_reason is None
-    assert read_dataset(path) == calm
+    assert read_dataset(path) == undisturbed
 
 
 def test_an_interrupted_pilot_is_repeated(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[dict[str, Any]]
 ) -> None:
     server = serve(with_ticking_clock(monkeypatch))
     path = write_run(tmp_path / "run", server.url)
@@ -363,7 +363,7 @@ def test_an_interrupted_pilot_is_repeated(
     assert len(judged) > 0.7 * len(answers)
     assert 40 < len(server.requests) - request_count < 140
     run_in_process(path)
-    assert read_dataset(path) == calm
+    assert read_dataset(path) == undisturbed
 
 
 def test_the_pilot_judges_all_that_it_answers(serve: Serve, tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_the_pilot_judges_all_that_it_answers(serve: Serve, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_keeps_requests_in_flight_and_notifies_and_the_next_start_resumes(
-    serve: Serve, tmp_path: Path, rlaif: Cli, calm: list[dict[str, Any]], signal_number: signal.Signals
+    serve: Serve, tmp_path: Path, rlaif: Cli, undisturbed: list[dict[str, Any]], signal_number: signal.Signals
 ) -> None:
     server = serve(model, delay_s=0.1)
     with Webhook() as hook:
@@ -395,7 +395,7 @@ def test_a_signal_keeps_requests_in_flight_and_notifies_and_the_next_start_resum
     answers = {line["prompt_id"] for line in read_jsonl(path / "journal" / "completions.jsonl")}
     assert len(answers) == len(server.requests) < 50
     rlaif("run", path)
-    assert read_dataset(path) == calm
+    assert read_dataset(path) == undisturbed
     bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
     assert len(bodies) == len(set(bodies))
 
@@ -419,7 +419,7 @@ def test_sigterm_while_no_request_is_in_flight_is_an_interrupt(serve: Serve, tmp
 
 
 def test_a_stage_waits_for_an_endpoint_that_fails_and_resumes(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: list[dict[str, Any]]
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr(stage_runner, "RETRY_WAITS_S", (0.01, 0.01))
     monkeypatch.setattr("rlaif.llm.retries.retry_delay", lambda _: 0.0)
@@ -432,7 +432,7 @@ def test_a_stage_waits_for_an_endpoint_that_fails_and_resumes(
     path = write_run(tmp_path / "run", serve(answer).url)
     _, lines = run_in_process(path)
     assert sum("retrying in 0 s" in line for line in lines) == 2
-    assert read_dataset(path) == calm
+    assert read_dataset(path) == undisturbed
 
 
 def test_an_endpoint_that_stays_down_ends_the_run_with_its_error(
