@@ -447,6 +447,23 @@ def test_an_endpoint_that_stays_down_ends_the_run_with_its_error(
     assert Run(path).manifest()["stages"]["run"]["ended"]
 
 
+def test_an_unexpected_error_is_named_in_log_notification_and_manifest(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(stages, "build_dataset", fail)
+    with Webhook() as hook:
+        path = write_run(tmp_path / "run", serve(model).url, prompts=10, extra=f'notify_url = "{hook.url}"\n')
+        with pytest.raises(ZeroDivisionError):
+            run_in_process(path)
+    (notification,) = hook.received
+    assert "failed: unexpected ZeroDivisionError: a bug" in notification["text"]
+    assert notification["text"] in (path / "log" / "run.log").read_text()
+    assert Run(path).manifest()["stages"]["run"]["history"][-1]["status"] == notification["status"]
+
+
 def test_requests_that_keep_failing_cost_their_rows_but_not_the_run(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     server = serve(lambda body: Fault(400) if "47514" in body["messages"][-1]["content"] else model(body))
     path = write_run(tmp_path / "run", server.url)
