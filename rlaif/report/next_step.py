@@ -30,6 +30,8 @@ class Step(enum.StrEnum):
     FIX_LABELS = "fix_labels"
     """Judge again: these labels should not be trained on."""
     REVIEW = "review"
+    MERGE = "merge"
+    """Merge the human labels that were given since the dataset was built."""
     TRAIN = "train"
     EVALUATE = "evaluate"
     ITERATE = "iterate"
@@ -149,10 +151,11 @@ def _step_before_training(facts: RunFacts) -> NextStep:
         reason = f"{awaiting_review:,} pairs await review ({routes}); until then they are not in the dataset"
         alternative = f"rlaif train {path}" if train_pairs else None
         return NextStep(Step.REVIEW, f"rlaif review {path}", [reason, *_refusals(facts)], alternative)
-    reviewed_since = _reviewable_count(facts, counts)
-    more = f"; training first merges {reviewed_since:,} pairs reviewed since" if reviewed_since else ""
-    reasons = [f"{train_pairs:,} pairs to train on{more}", *_refusals(facts)]
-    return NextStep(Step.TRAIN, f"rlaif train {path}", reasons)
+    train_command = f"rlaif train {path}"
+    if reviewed_since := _reviewable_count(facts, counts):
+        reason = f"{reviewed_since:,} pairs were reviewed since the dataset was built"
+        return NextStep(Step.MERGE, f"rlaif review {path} --merge", [reason, *_refusals(facts)], train_command)
+    return NextStep(Step.TRAIN, train_command, [f"{train_pairs:,} pairs to train on", *_refusals(facts)])
 
 
 def _refusals(facts: RunFacts) -> Iterator[str]:

@@ -16,6 +16,7 @@ HEADLINES: dict[Step, tuple[str, Severity]] = {
     Step.FINISH: ("Not finished", "wait"),
     Step.FIX_LABELS: ("Stop: do not train on these labels", "bad"),
     Step.REVIEW: ("Needs review", "wait"),
+    Step.MERGE: ("New labels to merge", "wait"),
     Step.TRAIN: ("Ready to train", "good"),
     Step.EVALUATE: ("Ready to evaluate", "good"),
     Step.ITERATE: ("The trained model is better", "good"),

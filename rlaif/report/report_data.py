@@ -196,7 +196,7 @@ def _missing_reasons(facts: RunFacts, *, balance: object, exams: object) -> dict
     reasons: dict[str, str] = {}
     if not find_estimate(facts.labels, "agreement"):
         reasons["labels"] = (
-            f"the labels are not merged yet; run `rlaif judge {path}`"
+            f"the new labels are not merged yet; run `rlaif review {path} --merge`"
             if facts.status.reviews.answers
             else f"annotators have labeled no pair yet; run `rlaif review {path}`"
         )

@@ -102,8 +102,9 @@ def test_labels_given_since_the_pairs_were_built_count_as_reviewed(serve: Serve,
     queue.write_text(lines.replace('"choice":""', '"choice":"left"'), encoding="utf-8")
     import_export.import_reviews(run, queue, annotator="ada", seed=0)
     step = next_step(run)
-    assert step.step is Step.TRAIN
-    assert "reviewed since" in step.reasons[0]
+    assert (step.step, step.command) == (Step.MERGE, f"rlaif review {run.path} --merge")
+    rlaif("review", run.path, "--merge")
+    assert next_step(run).step is Step.TRAIN
 
 
 @pytest.mark.parametrize(
