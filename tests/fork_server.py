@@ -99,6 +99,7 @@ def _command(request: dict[str, Any]) -> None:
     for number, to in enumerate((devnull, devnull, stderr)):
         os.dup2(to, number)
     if size := request.get("file_size"):
+        sys.dont_write_bytecode = True  # Python 3.11 does not notice that a .pyc file was truncated
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     if request.get("powerless"):
         _drop_capabilities()
