@@ -24,12 +24,13 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="Output as JSON")] = False,
 ) -> None:
     """Show what a run has and what it needs next"""
-    from rlaif.report.next_step import next_step
-    from rlaif.report.run_status import find_runs, format_status, run_status
+    from rlaif.report.next_step import decide
+    from rlaif.report.run_facts import collect_facts
+    from rlaif.report.run_status import find_runs, format_status
     from rlaif.run.run import open_run
 
     runs = [open_run(run)] if run else find_runs(Path())
-    statuses = [(run_status(current), next_step(current)) for current in runs]
+    statuses = [(facts.status, decide(facts)) for facts in map(collect_facts, runs)]
     if json:
         entries = [{**dataclasses.asdict(status), "next": dataclasses.asdict(step)} for status, step in statuses]
         console.echo_json(entries[0] if run else entries)
