@@ -1,11 +1,11 @@
-"""Refusal guard: limit which answers judges may choose for which class of prompt, and count what was chosen.
+"""Refusal guard: restrict the answers that judges may choose, by class of prompt, and count the chosen answers.
 
 A prompt is benign, borderline or harmful if it has the tag of that name. The refusal judge, or else the text
-classifier, tells if an answer refuses, complies in part or complies. Judges never choose a refusal of a benign prompt
-or compliance with a harmful one, and only annotators decide on borderline prompts. So there are never more refusals
-among the chosen answers than harmful prompts: a model trained past that refuses what it should answer (after Röttger et
-al. 2024, XSTest, arXiv:2308.01263). Prompts without such a tag and answers without a class are not guarded; they are
-counted as unknown.
+classifier, classifies each answer: it refuses, complies in part, or complies. Judges never choose a refusal of a benign
+prompt or compliance with a harmful one, and only annotators decide on borderline prompts. So there are never more
+refusals among the chosen answers than harmful prompts: a model trained past that refuses what it should answer (after
+Röttger et al. 2024, XSTest, arXiv:2308.01263). Prompts without such a tag and answers without a class are not guarded;
+they are counted as unknown.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _labels(report: Report) -> Iterable[Html]:
 
 
 def _human_label_notes(labels: Mapping[str, Any]) -> Iterable[str]:
-    """Yield what the human labels say about the other labels."""
+    """Yield the conclusions from the human labels about the other labels."""
     if not labels.get("reviewed"):
         return
     noise_rate = labels.get("noise_rate")

@@ -124,7 +124,7 @@ def test_a_failed_rating_does_not_drop_the_prompt() -> None:
     assert ranked.select("prompt_id", "a", "b", "rank").rows() == [
         ("far", "6", "7", 1), ("near", "3", "5", 1), ("near", "4", "5", 2), ("two", "1", "2", 1)]  # fmt: skip
     by_ratings = candidates.rank_candidates(answers, rated, "rate-only", min_rating_margin=1.0, max_candidates=8)
-    assert by_ratings["prompt_id"].to_list() == ["far"]  # nothing else would say which is better
+    assert by_ratings["prompt_id"].to_list() == ["far"]  # without ratings there is nothing to rank by
 
 
 def test_the_rejected_one_of_eight_answers_is_not_the_worst_outlier() -> None:

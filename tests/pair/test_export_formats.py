@@ -337,16 +337,16 @@ def test_many_rows_in_several_batches(tmp_path: Path, name: str) -> None:
     assert [result["pair_id"] for result in loaded] == [expected["pair_id"] for expected in rows]
 
 
-def test_the_readme_says_how_to_load_it(source: Path, tmp_path: Path) -> None:
-    says = {
+def test_the_readme_shows_how_to_load_the_export(source: Path, tmp_path: Path) -> None:
+    texts = {
         "trl": 'rename_column("rating_margin", "margin")',
         "h4": "columns: [chosen, rejected]",
         "llama-factory": "dataset: rlaif_train\neval_dataset: rlaif_test",
         "axolotl": "axolotl.yaml",
         "openrlhf": "--data.chosen_key chosen --data.rejected_key rejected",
     }
-    assert set(says) == set(FORMATS)
-    for name, text in says.items():
+    assert set(texts) == set(FORMATS)
+    for name, text in texts.items():
         export_dataset(source, name, tmp_path / name)
         readme = (tmp_path / name / "README.md").read_text(encoding="utf-8")
         assert text in readme
