@@ -64,7 +64,9 @@ def problems(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "--", *arguments], check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "--", *arguments], check=True, capture_output=True, text=True
+    )
     count = 0
     for name in listed.stdout.splitlines():
         path = Path(name)
