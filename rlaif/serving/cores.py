@@ -36,7 +36,7 @@ class CoreClaim:
 
     cores: tuple[Core, ...] = ()
     reason: str = ""
-    """Reason why there are no cores."""
+    """Reason for an empty claim."""
     all_in_use: bool = False
     """True if other servers use all cores, so that a later claim may succeed."""
     lock_fds: list[int] = field(default_factory=list)
