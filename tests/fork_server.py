@@ -124,6 +124,8 @@ def main() -> None:
     import pyarrow.parquet  # noqa: F401
     import tenacity  # noqa: F401
 
+    import rlaif.api  # noqa: F401
+
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while line := sys.stdin.readline():
