@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,14 @@ def test_help_loads_nothing_heavy() -> None:
 def test_modules_stay_short() -> None:
     long = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert not {path: lines for path, lines in long.items() if lines > 600}
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "CONTRIBUTING.md", "README.md", "docs/usage.md"])
+def test_documents_name_files_that_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    paths = set(
+        re.findall(r"(?<![\w/-])(?:rlaif|tests|benchmarks|examples|prompts|judges|scripts|docs)/[\w./-]*\w", text)
+    )
+    allowed = {"rlaif/data", "prompts/mine.jsonl", "judges/mine", "judges/mine/judge.toml"}
+    missing = {path for path in paths if not (ROOT / path).exists() and "NAME" not in path and "COMMAND" not in path}
+    assert missing <= allowed
