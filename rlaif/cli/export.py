@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -15,8 +15,14 @@ from rlaif.errors import UsageError
 def export(
     run: RunPath,
     format_: Annotated[
-        Literal["trl", "h4", "llama-factory", "axolotl", "openrlhf"] | None,
-        typer.Option("--format", help="Export format [default with `--to`: the dataset unchanged]", show_default=False),
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Export format, such as trl, h4, llama-factory, axolotl or openrlhf [default with `--to`: the dataset "
+            "unchanged]",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,

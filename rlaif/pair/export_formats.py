@@ -4,7 +4,7 @@
 in memory), writes to a hidden folder inside DIR, then moves the files into place and returns them. DIR is new, empty,
 or holds an export in the same format. Splits without rows are omitted. Rows that the target cannot represent are
 dropped and counted, by reason, in the README.md of the export, which also says how to load it there. To add a format,
-add one function, one case in :func:`export_dataset` and one name in ``Format``.
+add one function and its entry in ``FORMATS``.
 
 Files of each format (checked against the loader of each project):
 
@@ -41,15 +41,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import orjson
 
 from rlaif.errors import RunError, UsageError, did_you_mean, os_error_message
 from rlaif.run.atomic_write import remove_stale_temp_files
-
-Format = Literal["trl", "h4", "llama-factory", "axolotl", "openrlhf"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 Row = dict[str, Any]
 BATCH_ROWS = 1024
@@ -129,7 +126,9 @@ def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Pat
     Raises :class:`UsageError` without a dataset, if the format is unknown or ``output`` holds other files, and
     :class:`RunError` if the disk cannot be written.
     """
-    write = _writer(format)
+    if format not in FORMATS:
+        raise UsageError(f"unknown export format {format!r}", hint=did_you_mean(format, FORMATS))
+    write = FORMATS[format]
     splits = _splits_with_rows(run_dataset_dir)
     _check_output_free(output, format)
     build_dir = output / f".export.{os.getpid()}"
@@ -151,22 +150,6 @@ def export_dataset(run_dataset_dir: Path, format: str, output: Path) -> list[Pat
         raise RunError(f"cannot be written: {os_error_message(error)}", location=str(output)) from None
     finally:
         shutil.rmtree(build_dir, ignore_errors=True)
-
-
-def _writer(format: str) -> Callable[[_Export], str]:  # noqa: A002
-    match format:
-        case "trl":
-            return _export_trl
-        case "h4":
-            return _export_h4
-        case "llama-factory":
-            return _export_llama_factory
-        case "axolotl":
-            return _export_axolotl
-        case "openrlhf":
-            return _export_openrlhf
-        case _:
-            raise UsageError(f"unknown export format {format!r}", hint=did_you_mean(format, FORMATS))
 
 
 # One function per format: writes its files and returns how to use them there.
@@ -430,3 +413,13 @@ def _readme(export: _Export, name: str, usage: str) -> str:
 def _quote(path: Path) -> str:
     """Quote a path as a string that is valid in YAML and Python."""
     return orjson.dumps(str(path)).decode()
+
+
+FORMATS: dict[str, Callable[[_Export], str]] = {
+    "trl": _export_trl,
+    "h4": _export_h4,
+    "llama-factory": _export_llama_factory,
+    "axolotl": _export_axolotl,
+    "openrlhf": _export_openrlhf,
+}
+"""Each format's function, which writes its files and returns how to use them there."""
