@@ -7,50 +7,46 @@ answer gets no score.
 from __future__ import annotations
 
 import functools
-import importlib
-import io
 import json
 import logging
+import math
 import re
 import signal
-import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from decimal import Decimal
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from rlaif.errors import MissingDependencyError
+from rlaif.judge.answer_text import last_latex, visible_expressions
+from rlaif.judge.final_number import final_number
+from rlaif.judge.optional_modules import require_module
 
 TIMEOUT_S = 5.0
 """Time limit per check. Some patterns and expressions never finish on an unexpected answer."""
 
 T = TypeVar("T")
-Unit = Literal["characters", "words", "sentences", "lines", "paragraphs"]
-
-# Abbreviations, whose period does not end a sentence: titles, common abbreviations and single letters.
-ABBREVIATION = re.compile(
-    r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|approx|No|Fig|Vol|Inc|Ltd|Co|e\.g|i\.e|a\.m|p\.m|U\.S|U\.K|[A-Z])\.(?=\s+\S)"
-)
-# Matches only at the start of a run of marks such as "...": trying each mark would take quadratic time on a long run.
-SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+|(?<=[^\s.!?…。！？])[ \t]*\n+")
-MINUS_SIGN = str.maketrans("−", "-")
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-# 1 234 567 with no-break or thin spaces, and 1,234,567.
+# 1 234 567 with no-break or thin spaces.
 SPACE_GROUPED_NUMBER = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
-COMMA_GROUPED_NUMBER = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
 # 1.2e3, and 1.2 × 10^3 or 1.2 × 10³ in plain text. math-verify itself reads the LaTeX forms.
 SCIENTIFIC_NUMBER = re.compile(
     r"(?<![\w.,^/])(\d++(?:\.\d++)?)"
     r"(?:[eE]([+-]?\d{1,3})(?![\w^]|\.\d)|\s*[×xX·⋅]\s*10(?:\^([+-]?\d{1,3})(?![\d^])|([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3})))"
 )
+JSON_FENCE = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json)?[ \t]*\r?\n(.*?)\r?\n?[ \t]*\1\s*", re.DOTALL | re.IGNORECASE)
 COMMON_LANGUAGES = (
     "ar bg bn ca cs da de el en es et fa fi fr he hi hr hu id it ja ko lt lv ms nl no pl pt ro ru sk sl sr sv sw ta th "
     "tr uk ur vi zh"
 )
 LANGUAGES = frozenset(COMMON_LANGUAGES.split())
 """Languages to distinguish, in addition to the requested one. Rarer ones would win only on very short texts."""
+_NON_LATIN_LANGUAGES = (
+    "am ar as be bg bn dz el fa gu he hi hy ja ka kk km kn ko ky lo mk ml mn mr ne or pa ps ru si ta te th ug uk ur zh"
+)
+NON_LATIN_LANGUAGES = frozenset(_NON_LATIN_LANGUAGES.split())
+SHORT_TEXT_LETTERS = 10
+"""Texts with fewer letters than this are hard to tell apart within a script: "Ja." is a word in a dozen languages."""
 
 
 class _CheckTimeout(BaseException):
@@ -92,27 +88,6 @@ def with_timeout(call: Callable[[], T], seconds: float | None = None) -> T:
     return result
 
 
-def count_units(text: str, unit: Unit) -> int:
-    """Count the units in ``text`` without its surrounding spaces.
-
-    Words are separated by spaces and have a letter or digit. Blank lines and paragraphs do not count. A sentence ends
-    with . ! ? … or at the end of its line.
-    """
-    text = text.strip()
-    match unit:
-        case "characters":
-            return len(text)
-        case "words":
-            return sum(any(letter.isalnum() for letter in word) for word in text.split())
-        case "lines":
-            return sum(bool(line.strip()) for line in text.splitlines())
-        case "paragraphs":
-            return sum(bool(part.strip()) for part in re.split(r"\n\s*\n", text))
-        case "sentences":
-            plain = ABBREVIATION.sub(lambda match: match[0].replace(".", ""), text)
-            return sum(any(letter.isalnum() for letter in part) for part in SENTENCE_END.split(plain))
-
-
 def regex_matches(text: str, pattern: str) -> bool:
     """Return True if ``pattern`` (in Python's syntax) matches anywhere in ``text``. Raises TimeoutError."""
     import regex
@@ -122,27 +97,38 @@ def regex_matches(text: str, pattern: str) -> bool:
 
 def equals_number(text: str, value: float, tolerance: float) -> bool:
     """Return True if the answer's final number is within ``tolerance`` of ``value``. "50%" counts as 50 and as 0.5."""
-    text = COMMA_GROUPED_NUMBER.sub(lambda match: match[0].replace(",", ""), _normalize_numbers(text))
-    text = SCIENTIFIC_NUMBER.sub(lambda match: f"{Decimal(f'{match[1]}e{_exponent(match)}'):f}", text)
-    expressions = parse_math(text)
-    if not expressions:
-        return False
-    number: Any = getattr(expressions[0], "rhs", expressions[0])  # the right-hand side of an equation
-    if not getattr(number, "is_number", False):
-        return False
-    sympy = require_module("sympy")
-    is_percentage = number.has(sympy.UnevaluatedExpr(sympy.Rational(1, 100)))  # how math-verify represents "%"
-    if not (number := number.doit()).is_real:
-        return False
-    candidates = [float(number), 100 * float(number)] if is_percentage else [float(number)]
-    return any(abs(candidate - value) <= tolerance + 1e-9 * max(1.0, abs(value)) for candidate in candidates)
+    readings = final_number(text, evaluate_expression) or ()
+    return any(abs(reading - value) <= tolerance + 1e-9 * max(1.0, abs(value)) for reading in readings)
 
 
 def equals_math(text: str, value: str) -> bool:
-    """Return True if the answer's final expression equals ``value``, in LaTeX or plain text (Kydlíček 2025)."""
+    """Return True if the answer's final expression equals ``value``, in LaTeX or plain text (Kydlíček 2025).
+
+    If ``value`` is a number, the answer's final number must equal it to six decimals, as in math-verify. If that number
+    is only close, it may be the decimal form of the exact value before it: the last LaTeX expression counts too.
+    """
     math_verify = require_module("math_verify")
     gold = parse_math(f"${value}$") or parse_math(value)
+    gold_value = evaluate_expression(value)
+    readings = None if gold_value is None else final_number(text, evaluate_expression)
+    if gold_value is not None and readings is not None:
+        if any(math.isclose(reading, gold_value, rel_tol=0.01) for reading in readings):
+            exact = evaluate_expression(last_latex(text) or "")
+            readings += () if exact is None else (exact,)
+        return any(math.isclose(reading, gold_value, rel_tol=1e-9, abs_tol=5e-7) for reading in readings)
     return bool(math_verify.verify(gold, parse_math(text), timeout_seconds=None, raise_on_error=True))
+
+
+def evaluate_expression(expression: str) -> float | None:
+    """Return the value of a LaTeX expression or of an equation's right-hand side; None if it is not a real number."""
+    try:
+        expressions = parse_math(f"${expression}$")
+        number: Any = getattr(expressions[0], "rhs", expressions[0]) if expressions else None
+        if not getattr(number, "is_number", False) or not (number := number.doit()).is_real:
+            return None
+        return float(number)
+    except Exception:  # sympy raises many; an expression that it cannot evaluate is not a number
+        return None
 
 
 def parse_math(text: str) -> list[Any]:
@@ -152,13 +138,9 @@ def parse_math(text: str) -> list[Any]:
     # Its own time limit would replace our alarm, and what it raises is not an Exception. Without a limit it logs a
     # warning, once.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    text = SCIENTIFIC_NUMBER.sub(lambda match: f"{match[1]}*10^{_exponent(match)}", _normalize_numbers(text))
+    text = SPACE_GROUPED_NUMBER.sub(lambda match: re.sub(r"\D", "", match[0]), visible_expressions(text))
+    text = SCIENTIFIC_NUMBER.sub(lambda match: f"{match[1]}*10^{_exponent(match)}", text)
     return list(math_verify.parse(text, parsing_timeout=None, raise_on_error=True))
-
-
-def _normalize_numbers(text: str) -> str:
-    """Replace typographic minus signs by hyphens, and remove typographic spaces inside numbers."""
-    return SPACE_GROUPED_NUMBER.sub(lambda match: re.sub(r"\D", "", match[0]), text.translate(MINUS_SIGN))
 
 
 def _exponent(match: re.Match[str]) -> str:
@@ -175,9 +157,10 @@ def parse_json(text: str) -> Any:
     def reject_constant(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
-    fenced = re.fullmatch(r"\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*", text, re.DOTALL)
+    text = text.strip().removeprefix("\ufeff")
+    fenced = JSON_FENCE.fullmatch(text)
     try:
-        return json.loads(fenced[1] if fenced else text, parse_constant=reject_constant)
+        return json.loads(fenced[2] if fenced else text, parse_constant=reject_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -197,10 +180,21 @@ def matches_schema(text: str, schema: dict[str, Any]) -> bool:
 def is_language(text: str, code: str) -> bool:
     """Return True if the language ``code`` (ISO 639-1) is at least half as probable as the most probable one.
 
-    This margin keeps very short texts, whose words many languages share, from failing.
+    This margin keeps very short texts, whose words many languages share, from failing. If a text has fewer than
+    SHORT_TEXT_LETTERS letters, a tenth is enough for languages in its script. A text without letters has no language
+    and passes.
     """
+    letters = [character for character in text if character.isalpha()]
+    if not letters:
+        return True
+    margin = 0.5
+    if len(letters) < SHORT_TEXT_LETTERS:
+        is_latin = all("LATIN" in unicodedata.name(letter, "") for letter in letters)
+        if code in ("ja", "zh") and all("CJK" in unicodedata.name(letter, "") for letter in letters):
+            return True  # written alike
+        margin = 0.1 if is_latin == (code not in NON_LATIN_LANGUAGES) else 0.5
     ranked: dict[str, float] = dict(_language_identifier(code).rank(" ".join(text.split())))
-    return ranked[code] >= 0.5 * max(ranked.values())
+    return ranked[code] >= margin * max(ranked.values())
 
 
 @functools.lru_cache(maxsize=8)
@@ -254,17 +248,3 @@ def _instruction_registry(source: str) -> dict[str, Any]:
     langdetect.DetectorFactory.seed = 0  # its guesses are random without a seed
     registry = require_module(f"if_verifiable.{source}.instructions_registry")
     return dict(registry.INSTRUCTION_DICT)
-
-
-def require_module(module: str) -> Any:
-    """Import ``module``. Raises :class:`MissingDependencyError` if it is not installed."""
-    if module in sys.modules:
-        return sys.modules[module]
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # some print that they download data
-            return importlib.import_module(module)
-    except ImportError:
-        raise MissingDependencyError(
-            f"{module.split('.')[0]}, which this check needs, is not installed",
-            extra="checks",
-        ) from None

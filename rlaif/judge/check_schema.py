@@ -2,11 +2,12 @@
 
     {"kind": "regex", "pattern": "...", "match": true}       matches anywhere; "match": false: matches nowhere
     {"kind": "exact", "value": "...", "ignore_case": false}  the entire answer, without surrounding spaces
-    {"kind": "number", "value": 41.8, "tolerance": 0.5}      the answer's final number
+    {"kind": "number", "value": 41.8, "tolerance": 0.5}      the answer's final number (rlaif.judge.final_number)
     {"kind": "math", "value": "\\frac{4}{5}"}                the answer's final expression, by math-verify
     {"kind": "json", "schema": {...}}                        the entire answer is JSON that follows the JSON schema
     {"kind": "length", "unit": "words", "min": 1, "max": 40} characters, words, sentences, lines or paragraphs
-    {"kind": "language", "value": "fr"}                      ISO 639-1
+                                                             (rlaif.judge.text_units)
+    {"kind": "language", "value": "fr"}                      ISO 639-1; met if the answer is too short to tell
     {"kind": "instruction", "id": "keywords:existence", "args": {...}}   of IFEval or IFBench, by if-verifiable
 
 An answer's score is the share of its prompt's checks that it meets. If two answers have different scores, the scores
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -25,10 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rlaif.config.models import CHECK_JUDGE
 from rlaif.errors import MissingDependencyError, UsageError, did_you_mean
-from rlaif.judge import check_functions
+from rlaif.judge import check_functions, text_units
+from rlaif.judge.optional_modules import require_module
 from rlaif.records import Failure, Verdict, canonical_json, content_key
 
-VERSION = "2"
+VERSION = "3"
 """Version of the check functions. It is raised whenever one of them would judge some answer differently."""
 SAMPLE_TEXT = "Here are two short sentences. They only show that a check can be evaluated at all.\n\nAnd a third: 42."
 FIRST_CALL_TIMEOUT_S = 60.0
@@ -67,7 +70,11 @@ class Exact(CheckBase):
 
     def build(self) -> CheckFunction:
         fold: Callable[[str], str] = str.casefold if self.ignore_case else str
-        return lambda text: fold(text.strip()) == fold(self.value.strip())
+
+        def plain(text: str) -> str:  # an accented letter is one character or two, and looks the same
+            return fold(unicodedata.normalize("NFC", text.strip().strip("\ufeff").strip()))
+
+        return lambda text: plain(text) == plain(self.value)
 
 
 class Number(CheckBase):
@@ -76,7 +83,7 @@ class Number(CheckBase):
     tolerance: float = Field(default=0.0, ge=0)
 
     def build(self) -> CheckFunction:
-        check_functions.require_module("math_verify")
+        require_module("math_verify")
         return lambda text: check_functions.equals_number(text, self.value, self.tolerance)
 
 
@@ -85,7 +92,7 @@ class Math(CheckBase):
     value: str = Field(min_length=1)
 
     def build(self) -> CheckFunction:
-        check_functions.require_module("math_verify")
+        require_module("math_verify")
         expressions = check_functions.with_timeout(
             lambda: check_functions.parse_math(f"${self.value}$"), FIRST_CALL_TIMEOUT_S
         )
@@ -99,7 +106,7 @@ class Json(CheckBase):
     json_schema: dict[str, Any] = Field(default={}, alias="schema")
 
     def build(self) -> CheckFunction:
-        jsonschema = check_functions.require_module("jsonschema")
+        jsonschema = require_module("jsonschema")
         validator = jsonschema.validators.validator_for(self.json_schema, default=jsonschema.Draft202012Validator)
         try:
             validator.check_schema(self.json_schema)
@@ -110,18 +117,21 @@ class Json(CheckBase):
 
 class Length(CheckBase):
     kind: Literal["length"]
-    unit: check_functions.Unit
+    unit: text_units.Unit
     min: int | None = Field(default=None, ge=0)
     max: int | None = Field(default=None, ge=0)
 
     def build(self) -> CheckFunction:
         if self.min is None and self.max is None:
             raise ValueError("needs min or max")
+        if self.unit == "sentences":
+            require_module("sentencex")
+            require_module("py3langid.langid")
         low = 0 if self.min is None else self.min
         high = math.inf if self.max is None else self.max
         if high < low:
             raise ValueError("max is below min")
-        return lambda text: low <= check_functions.count_units(text, self.unit) <= high
+        return lambda text: low <= text_units.count_units(text, self.unit) <= high
 
 
 class Language(CheckBase):
@@ -164,7 +174,7 @@ def _packages_hash(version: str) -> str:
     import importlib.metadata
 
     packages = {}
-    for name in ("regex", "math-verify", "jsonschema", "py3langid", "if-verifiable"):
+    for name in ("regex", "math-verify", "jsonschema", "py3langid", "sentencex", "if-verifiable"):
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

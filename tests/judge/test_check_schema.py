@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import MissingDependencyError, UsageError
-from rlaif.judge import check_functions, check_schema
+from rlaif.judge import check_functions, check_schema, final_number, optional_modules, text_units
 from rlaif.records import Failure, Verdict
 from tests.conftest import needs
 
@@ -36,6 +38,9 @@ def score(checks: list[dict[str, Any]], text: str) -> float:
         ("regex", {"pattern": ",", "match": False}, "no comma", "a, b"),
         ("exact", {"value": "negative", "ignore_case": True}, " Negative\n", "negative."),
         ("exact", {"value": "Yes"}, "Yes", "yes"),
+        ("exact", {"value": "caf\u00e9"}, "\ufeffcafe\u0301", "cafe"),
+        ("number", {"value": 12}, "The answer is (12).", "With 12 boxes the total is ≈5"),
+        ("number", {"value": 12}, "答案是१२。", "१३"),
         ("number", {"value": 42}, "The answer is 42.", "It is 42 or 43"),
         ("number", {"value": 1234}, "That makes 1,234 in all.", "1,235"),
         ("number", {"value": 41.84, "tolerance": 0.5}, "**41.8 km**", "43 km"),
@@ -63,18 +68,40 @@ def score(checks: list[dict[str, Any]], text: str) -> float:
         ("math", {"value": r"6.02 \times 10^{23}"}, "6.02e23", "6.02"),
         ("math", {"value": r"6.02 \times 10^{23}"}, "about 6.02 × 10²³", "about 10²³"),
         ("math", {"value": "1234.5"}, "1\u202f234.5", "234.5"),
+        ("math", {"value": "12"}, "The answer is (12).", "With 12 boxes the total is ≈5"),
+        ("math", {"value": r"\frac{3}{4}"}, "With 5 boxes: `3/4`", "With 3/4 boxes: `5`"),
+        ("math", {"value": "12"}, "الجواب ١٢", "الجواب ١٣"),
+        ("math", {"value": r"\sqrt{74}"}, r"$\sqrt{74}$, so about 8.602", r"$\sqrt{75}$, so about 8.660"),
+        ("math", {"value": "3"}, "so the answer is **3**", "With $x = 3$, the answer is **12**"),
+        ("math", {"value": "42"}, "It is 42.", "It is 42 or 43."),
         ("math", {"value": "x^2-1"}, "It factors as $(x-1)(x+1)$", "$(x-1)^2$"),
         ("json", {"schema": {"type": "object", "required": ["fr"]}}, '```json\n{"fr": "oui"}\n```', '{"de": "ja"}'),
         ("json", {"schema": {"type": "array"}}, "[1]", "Here it is: [1]"),
+        ("json", {}, '```JSON\n{"a": 1}\n```', "```JSON\n{'a': 1}\n```"),
+        ("json", {}, "~~~json\n[1]\n~~~", "~~~json\n[1]\n```"),
+        ("json", {}, '````\r\n{"a": "```"}\r\n````\n', '```\r\n{"a"}\r\n```'),
+        ("json", {}, '\ufeff{"a": 1}', '\ufeff{"a"}'),
         ("json", {}, '{"mean": null}', '{"mean": NaN}'),
         ("json", {}, "[-1]", "[-Infinity]"),
         ("length", {"unit": "words", "min": 2, "max": 3}, "two – words", "one"),
         ("length", {"unit": "characters", "max": 3}, " abc\n", "abcd"),
         ("length", {"unit": "sentences", "min": 2, "max": 2}, "Mr. Ito ran 3.5 km. He won!", "One. Two? Three."),
+        ("length", {"unit": "sentences", "min": 2, "max": 2}, "1. Sleep.\n2. Drink.", "1. Sleep."),
+        ("length", {"unit": "words", "min": 4, "max": 4}, "你好世界", "你好"),
+        ("length", {"unit": "words", "min": 2, "max": 2}, "สวัสดีครับ", "ฉันรักภาษาไทย"),
+        ("length", {"unit": "words", "min": 3, "max": 3}, "箱が5", "箱が五個"),
+        ("length", {"unit": "words", "min": 2, "max": 2}, "word—word", "word-word"),
+        ("length", {"unit": "characters", "max": 2}, "e\u0301👨\u200d👩\u200d👧", "abc"),
+        ("length", {"unit": "paragraphs", "max": 2}, "a\n\n---\n\nb", "a\n\nb\n\nc"),
         ("length", {"unit": "lines", "min": 2}, "a\n\nb", "a"),
         ("length", {"unit": "paragraphs", "min": 2, "max": 2}, "a\nb\n \nc", "a\nb"),
         ("language", {"value": "fr"}, "Je voudrais un café, s'il vous plaît.", "I would like a coffee, please."),
         ("language", {"value": "de"}, "Das ist gut.", "La nave è arrivata ieri sera."),
+        ("language", {"value": "de"}, "Ja.", "Да."),
+        ("language", {"value": "en"}, "LOL!!!", "哈哈哈"),
+        ("language", {"value": "de"}, "Bis bald.", "See you soon."),
+        ("language", {"value": "ja"}, "東京", "Tokyo tower"),
+        ("language", {"value": "en"}, "42 👍", "Quarante-deux"),
         ("instruction", {"id": "keywords:existence", "args": {"keywords": ["sea"]}}, "The sea", "The lake"),
         ("instruction", {"id": "keywords:existence", "args": {"keywords": ["sea"], "relation": None}}, "Sea.", "No."),
         ("instruction", {"id": "punctuation:no_comma"}, "no comma", "a, b"),
@@ -135,15 +162,21 @@ def test_a_checker_that_is_not_installed_is_a_missing_dependency(monkeypatch: py
     original_import = builtins.__import__
 
     def without(module: str, *_: Any) -> Any:
-        if module.startswith("math_verify"):
+        if module.startswith(("math_verify", "sentencex")):
             raise ImportError(module)
         return original_import(module)
 
     check_schema._compile.cache_clear()
-    monkeypatch.setattr(check_functions.importlib, "import_module", without)
-    monkeypatch.delitem(check_functions.sys.modules, "math_verify", raising=False)
-    for check in ({"kind": "math", "value": "19"}, {"kind": "number", "value": 19}):
-        with pytest.raises(MissingDependencyError, match=r"prompt p, check 1: .*math_verify[\s\S]*\[checks\]"):
+    monkeypatch.setattr(optional_modules.importlib, "import_module", without)
+    for module in ("math_verify", "sentencex"):
+        monkeypatch.delitem(optional_modules.sys.modules, module, raising=False)
+    sentences = {"kind": "length", "unit": "sentences", "max": 1}
+    for check, module in (
+        ({"kind": "math", "value": "19"}, "math_verify"),
+        ({"kind": "number", "value": 19}, "math_verify"),
+        (sentences, "sentencex"),
+    ):
+        with pytest.raises(MissingDependencyError, match=rf"prompt p, check 1: .*{module}[\s\S]*\[checks\]"):
             check_schema.compile_checks([check], "prompt p")
 
 
@@ -170,10 +203,10 @@ SLOW_SCHEMA = {"properties": {"slug": {"pattern": "^([a-z]+-?)+$"}}}
 @pytest.mark.parametrize(
     ("check", "text"),
     [
-        ({"kind": "number", "value": 4}, "The answer is 9^9^9^9"),
+        ({"kind": "number", "value": 4}, r"The answer is $9^{9^{9^9}}$"),
         ({"kind": "number", "value": 4}, r"$\boxed{99999999!}$"),
         ({"kind": "number", "value": 4}, r"$\sin(10^{10^{10}})$"),
-        ({"kind": "math", "value": "4"}, "The answer is 9^9^9^9"),
+        ({"kind": "math", "value": "4"}, r"The answer is $9^{9^{9^9}}$"),
         ({"kind": "math", "value": "4"}, r"$\binom{99999999}{49999999}$"),
         ({"kind": "json", "schema": SLOW_SCHEMA}, json.dumps({"slug": "a" * 60 + "!"})),
     ],
@@ -226,8 +259,48 @@ def test_a_time_limit_restores_an_earlier_alarm() -> None:
 
 def test_long_answers_are_counted_in_linear_time() -> None:
     """Each run of periods is scanned once."""
-    assert check_functions.count_units("." * 1_000_000 + "x", "sentences") == 1
-    assert check_functions.count_units("One." + "." * 1_000_000 + ' Two!?" Three', "sentences") == 3
+    assert text_units.count_units("." * 1_000_000 + "x", "sentences") == 1
+    assert text_units.count_units("One." + "." * 1_000_000 + ' Two!?" Three', "sentences") == 3
+
+
+def examples(name: str) -> list[dict[str, Any]]:
+    path = Path(__file__).with_name(name)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+AMBIGUOUS_BUT_READ = ["42 is what you get when you multiply 6 by 7.", "Sum: 7\nProduct: 12"]
+"""Answers whose final number people would dispute. The last number is read, as a prompt that asks for it expects."""
+
+
+def test_the_final_number_is_the_one_that_a_person_reads() -> None:
+    """770 hand-written answers in nine languages. Those of the splits "held out", "second" and "third" were each read
+    once before a rule was changed for them: 254 of 260, 120 of 131 and 111 of 120 were right."""
+    needs("math_verify")
+    rows = examples("number_examples.jsonl")
+    assert len(rows) == 770
+    wrong = []
+    for row in rows:
+        readings = final_number.final_number(row["text"], check_functions.evaluate_expression) or ()
+        expected = row["number"]
+        is_right = not readings if expected is None else any(math.isclose(r, expected, rel_tol=1e-9) for r in readings)
+        if not is_right:
+            wrong.append(row["text"])
+    assert wrong == AMBIGUOUS_BUT_READ
+
+
+@pytest.mark.parametrize("text", ["1" * 50_000, "(1) " * 5_000, "1? " * 5_000, "for 1 " * 5_000, "2^" * 5_000 + "2"])
+def test_long_answers_have_their_final_number_read(text: str) -> None:
+    needs("math_verify")
+    assert score([{"kind": "number", "value": 12}], text + " so it is 12") == 1.0
+
+
+def test_sentences_are_counted_as_a_person_counts_them() -> None:
+    """142 hand-counted texts in ten languages. Of the split "held out", 69 of 75 were right at first sight."""
+    needs("sentencex")
+    rows = examples("sentence_examples.jsonl")
+    assert len(rows) == 142
+    wrong = [row["text"] for row in rows if text_units.count_units(row["text"], "sentences") != row["sentences"]]
+    assert wrong == ["We met at 5 p.m. Then we ate."]
 
 
 @settings(max_examples=60, deadline=None)
