@@ -145,6 +145,11 @@ class Prompt(Record):
     tags: list[str] = Field(default=[], description="Tags")
     tools: list[dict[str, Any]] | None = Field(default=None, description="Tools that the policy may call")
     split: Literal["train", "heldout"] = Field(default="train", description="Use of the prompt")
+    split_group: str | None = Field(
+        default=None,
+        description="ID of the first prompt of the near duplicates that this one belongs to, which decides the split of "
+        "all of them; null for that first prompt and for a prompt without near duplicates",
+    )
     source: str = Field(default="", description="Set, file or dataset that it came from")
 
     def to_openai(self) -> list[dict[str, Any]]:

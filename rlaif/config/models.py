@@ -51,7 +51,7 @@ class PromptsConfig(ConfigSection):
     heldout_fraction: float = setting(
         0.05,
         "Fraction of prompts held out for evaluation",
-        details="They are never trained on.",
+        details="They are never trained on, nor are near duplicates of them.",
         resume="fixed",
         ge=0,
         lt=1,
@@ -245,7 +245,13 @@ class PairsConfig(ConfigSection):
         le=8,
     )
     human_fraction: float = setting(0.1, "Fraction of kept pairs queued for human review", ge=0, le=1)
-    test_fraction: float = setting(0.05, "Fraction of prompts whose pairs go into the test split", ge=0, lt=1)
+    test_fraction: float = setting(
+        0.05,
+        "Fraction of prompts whose pairs go into the test split",
+        details="Near-duplicate prompts go into the same split.",
+        ge=0,
+        lt=1,
+    )
 
 
 class ReviewConfig(ConfigSection):

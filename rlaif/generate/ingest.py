@@ -2,10 +2,12 @@
 
 The content of the prompts alone decides which of them are ingested: the same sources give the same prompts, no matter
 how often the command was interrupted. Held-out prompts are journaled with the others and never sampled for training.
+The held-out fraction is drawn per group of near duplicates (:class:`rlaif.generate.near_duplicates.SplitGroups`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from rlaif.config.models import Config, PromptsConfig
 from rlaif.errors import InputError, UsageError
 from rlaif.generate import sources
-from rlaif.generate.near_duplicates import NearDuplicateIndex
+from rlaif.generate.near_duplicates import NearDuplicateIndex, SplitGroups
 from rlaif.records import Message, Prompt, PromptDropReason, PromptRow, content_key, hash_to_unit_interval
 from rlaif.run.journal import iter_records
 from rlaif.run.run import Run
@@ -56,6 +58,7 @@ def ingest_prompts(run: Run, config: Config, log: Callable[[str], None]) -> Inge
     heldout_keys = id_index.heldout_keys
     del id_index  # free its memory for the filter below
     prompt_filter, result = PromptFilter(settings), IngestResult()
+    split_groups = functools.cache(lambda: journaled_split_groups(run, config))  # only if there is a new prompt
     with run.journal("prompts") as journal:
         for source in settings.sources:
             for location, row in sources.valid_rows(source, PromptRow):
@@ -70,12 +73,21 @@ def ingest_prompts(run: Run, config: Config, log: Callable[[str], None]) -> Inge
                     continue
                 # A journaled prompt may have been imported, and imported prompts are never held out.
                 already_journaled = prompt.key in journal
-                result.prompts += 1
-                result.heldout += (prompt.key in heldout_keys) if already_journaled else (prompt.split == "heldout")
                 if not already_journaled:
+                    prompt = split_groups().assign(prompt)
                     result.new += 1
                     journal.append([prompt])
+                result.prompts += 1
+                result.heldout += (prompt.key in heldout_keys) if already_journaled else (prompt.split == "heldout")
     return result
+
+
+def journaled_split_groups(run: Run, config: Config) -> SplitGroups:
+    """Return the groups of near duplicates among the prompts of ``run``."""
+    groups = SplitGroups(config.prompts.near_duplicate_threshold)
+    for _, record in iter_records(run.journal_path("prompts")):
+        groups.add(Prompt.model_validate(record))
+    return groups
 
 
 def to_prompt(row: PromptRow, location: str, config: Config, *, may_hold_out: bool = True) -> Prompt:

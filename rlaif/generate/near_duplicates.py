@@ -1,4 +1,4 @@
-"""Near duplicates by MinHash (Broder 1997), with bounded time and memory per prompt.
+"""Near duplicates by MinHash (Broder 1997), with bounded time and memory per prompt, and the split that they share.
 
 Only the last byte of each number in a signature is kept; two different numbers share it once in 256 (Li and König
 2010). Bands are chains of 4-byte indexes. Together this takes half a kilobyte per prompt at the default threshold.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ RECALL = 0.999
 SHINGLE_WORDS = 5
 MAX_BAND_CANDIDATES = 64
 """Maximum number of prompts in a band, the latest ones, that a prompt is compared with."""
+MAX_SPLIT_THRESHOLD = 0.9
+"""Maximum similarity at which two prompts must be in the same split, even if only closer prompts are dropped."""
 MIN_CAPACITY = 1 << 12
 BYTE_COLLISION_RATE = 1 / 256  # share of equal last bytes between unrelated numbers
 HASH_MULTIPLIER = 0x9E3779B97F4A7C15
@@ -35,12 +38,32 @@ def lsh_bands(threshold: float) -> tuple[int, int]:
     return PERMUTATIONS, 1
 
 
+class Signature(NamedTuple):
+    """MinHash of a prompt's text (all turns but the system prompt), and a hash of its system prompt and tools."""
+
+    minhash: npt.NDArray[np.uint8]
+    context_hash: np.uint64
+
+
+def prompt_signature(prompt: Prompt) -> Signature:
+    """Return what :class:`NearDuplicateIndex` compares of ``prompt``."""
+    import rensa
+
+    system = [message.content for message in prompt.messages if message.role == "system"]
+    context_hash = np.uint64(int(content_key(system=system, tools=prompt.tools)[:16], base=16))
+    text = "\n".join(message.content or "" for message in prompt.messages if message.role != "system")
+    minhash = rensa.RMinHash(num_perm=PERMUTATIONS, seed=1)
+    minhash.update(list(_shingles(text)))
+    return Signature(np.frombuffer(array("I", minhash.digest()), np.uintc).astype(np.uint8), context_hash)
+
+
 class NearDuplicateIndex:
     """Finds near duplicates: prompts whose shingles (five consecutive words) have a Jaccard similarity of at least
     ``threshold``, estimated by MinHash.
 
     At 0.9 about one word in a hundred differs. Case, spaces and punctuation are ignored, but signs that carry meaning
-    are not (C and C++, x + 5 and x - 5). Prompts with different system prompts or tools are never near duplicates.
+    are not (C and C++, x + 5 and x - 5). With ``compare_context``, prompts with different system prompts or tools are
+    never near duplicates.
 
     A prompt is compared with at most ``MAX_BAND_CANDIDATES`` others per band. If thousands of prompts share a long
     instruction, it fills some of their bands, and in those only the latest prompts are compared. The other bands come
@@ -48,10 +71,8 @@ class NearDuplicateIndex:
     the second is always found, and few near duplicates are missed unless the instruction is nearly the entire prompt.
     """
 
-    def __init__(self, threshold: float) -> None:
-        import rensa
-
-        self._rensa = rensa
+    def __init__(self, threshold: float, *, compare_context: bool = True) -> None:
+        self._compare_context = compare_context
         self._min_equal_bytes = (BYTE_COLLISION_RATE + (1 - BYTE_COLLISION_RATE) * threshold) * PERMUTATIONS
         self._band_count, self._rows_per_band = lsh_bands(threshold)
         self._band_indexes = np.arange(self._band_count)
@@ -65,25 +86,38 @@ class NearDuplicateIndex:
 
     def check_and_add(self, prompt: Prompt) -> bool:
         """Return True if ``prompt`` is a near duplicate of an earlier one, and add it to the index if not."""
+        signature = prompt_signature(prompt)
+        if self.find_first(signature):
+            return True
+        self.add(signature)
+        return False
+
+    def find_first(self, signature: Signature) -> int:
+        """Return the number of the earliest near duplicate in the index, or 0 if there is none."""
+        context_hash = self._context_hash(signature)
+        candidates = self._candidates(self._signature_slots(signature))
+        candidates = candidates[self._context_hashes[candidates] == context_hash]
+        equal_bytes = np.count_nonzero(self._signatures[candidates] == signature.minhash, axis=1)
+        near_duplicates = candidates[equal_bytes >= self._min_equal_bytes]
+        return int(near_duplicates.min()) if near_duplicates.size else 0
+
+    def add(self, signature: Signature) -> int:
+        """Add a prompt and return its number: 1, 2, ..."""
         if self._count == self._capacity:
             self._grow()
-        system = [message.content for message in prompt.messages if message.role == "system"]
-        context_hash = np.uint64(int(content_key(system=system, tools=prompt.tools)[:16], base=16))
-        text = "\n".join(message.content or "" for message in prompt.messages if message.role != "system")
-        minhash = self._rensa.RMinHash(num_perm=PERMUTATIONS, seed=1)
-        minhash.update(list(_shingles(text)))
-        signature = np.frombuffer(array("I", minhash.digest()), np.uintc).astype(np.uint8)
-        used_rows = signature[: self._band_count * self._rows_per_band]
-        slots = self._slots(used_rows.reshape(self._band_count, self._rows_per_band), context_hash)
-        candidates = self._candidates(slots)
-        candidates = candidates[self._context_hashes[candidates] == context_hash]
-        if (np.count_nonzero(self._signatures[candidates] == signature, axis=1) >= self._min_equal_bytes).any():
-            return True
-        self._signatures[self._count], self._context_hashes[self._count] = signature, context_hash
-        self._previous[self._count] = self._latest[self._band_indexes, slots]
-        self._latest[self._band_indexes, slots] = self._count
+        number, slots = self._count, self._signature_slots(signature)
+        self._signatures[number], self._context_hashes[number] = signature.minhash, self._context_hash(signature)
+        self._previous[number] = self._latest[self._band_indexes, slots]
+        self._latest[self._band_indexes, slots] = number
         self._count += 1
-        return False
+        return number
+
+    def _context_hash(self, signature: Signature) -> np.uint64:
+        return signature.context_hash if self._compare_context else np.uint64(0)
+
+    def _signature_slots(self, signature: Signature) -> npt.NDArray[np.int64]:
+        used_rows = signature.minhash[: self._band_count * self._rows_per_band]
+        return self._slots(used_rows.reshape(self._band_count, self._rows_per_band), self._context_hash(signature))
 
     def _slots(
         self, band: npt.NDArray[np.uint8], context_hashes: npt.NDArray[np.uint64] | np.uint64
@@ -121,6 +155,36 @@ class NearDuplicateIndex:
             follows = np.append(False, slots[1:] == slots[:-1])[: len(slots)]
             self._previous[order, band] = np.where(follows, np.roll(order, 1), 0)
             self._latest[band, slots] = order  # the last prompt of a slot wins
+
+
+class SplitGroups:
+    """Gives near duplicates one split: a prompt belongs to the group of the earliest prompt that it resembles.
+
+    The groups are the connected components of the near duplicates, formed in the order of the prompts. A later prompt
+    never moves an earlier one, so a split is final once it is journaled. If a prompt resembles two earlier ones that do
+    not resemble each other, it follows the first, and the two keep their splits. Prompts with different system prompts
+    or tools are compared too: a model that learned one of them has seen the other.
+    """
+
+    def __init__(self, near_duplicate_threshold: float) -> None:
+        threshold = min(near_duplicate_threshold or MAX_SPLIT_THRESHOLD, MAX_SPLIT_THRESHOLD)
+        self._index = NearDuplicateIndex(threshold, compare_context=False)
+        self._group_ids, self._is_heldout = [""], bytearray(1)  # by number in the index, which starts at 1
+
+    def assign(self, prompt: Prompt) -> Prompt:
+        """Return ``prompt`` with the split of its group, and add it to the index. Groups of journaled prompts stay."""
+        signature = prompt_signature(prompt)
+        if prompt.split_group is None and (first := self._index.find_first(signature)):
+            split = "heldout" if self._is_heldout[first] else "train"
+            prompt = prompt.model_copy(update={"split": split, "split_group": self._group_ids[first]})
+        self.add(prompt, signature)
+        return prompt
+
+    def add(self, prompt: Prompt, signature: Signature | None = None) -> None:
+        """Add a prompt whose split is final."""
+        self._index.add(signature or prompt_signature(prompt))
+        self._group_ids.append(prompt.split_group or prompt.prompt_id)
+        self._is_heldout.append(prompt.split == "heldout")
 
 
 def _shingles(text: str) -> set[str]:

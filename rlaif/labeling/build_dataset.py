@@ -34,6 +34,7 @@ CHUNK_ROWS = 5_000
 PAIR_COLUMNS = (
     "pair_id", "prompt_id", "prompt", "response_a", "response_b", "completion_a", "completion_b", "prob_a", "preferred",
     "outcome", "route", "route_reason", "drop_reason", "inclusion_probability", "reviewed", "rating_margin",
+    "split",
 )  # fmt: skip
 """Columns of tables/pairs.parquet."""
 
@@ -77,14 +78,12 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
     table.add_decisions(pairs)
     metadata = PartitionedFrames(run.path)
-    frames.write_parquet_atomically(_add_texts(run, table.iter_sorted(CHUNK_ROWS), metadata), run.pairs_path)
+    frames.write_parquet_atomically(_add_texts(run, table.iter_sorted(CHUNK_ROWS), metadata, config), run.pairs_path)
     dataset_counts = dataset_writer.write_dataset(
         run.pairs_path,
         labels,
         metadata,
         run.dataset,
-        seed=config.seed,
-        test_fraction=config.pairs.test_fraction,
     )
     routes = Counter(_count_by(pairs, "route"))
     routes["dropped"] += table.dropped_outcomes.total()
@@ -98,7 +97,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
         agreement=quality.agreement,
         label_quality=quality.summary() | {"calibration": asdict(human_calibration) if human_calibration else None},
         refusal_table=refusal_guard.refusal_table(_add_winner(pairs, labels)),
-        warnings=_label_warnings(table, pairs, rounds.panel),
+        warnings=_label_warnings(table, pairs, rounds.panel, dataset_counts),
     )
     counts = {"outcome": result.outcomes, "route": result.routes}
     card_info = _card_info(rounds, table.policies)
@@ -196,7 +195,9 @@ def _tool_columns(run: Run) -> pl.DataFrame:
     )
 
 
-def _add_texts(run: Run, chunks: Iterator[pl.DataFrame], metadata: PartitionedFrames) -> Iterator[pl.DataFrame]:
+def _add_texts(
+    run: Run, chunks: Iterator[pl.DataFrame], metadata: PartitionedFrames, config: Config
+) -> Iterator[pl.DataFrame]:
     """Yield each chunk with the columns of tables/pairs.parquet. rating_margin is the score of a minus the score of b.
 
     Adds to ``metadata``, one partition per chunk, the other columns that the dataset needs: pair_id, model_a, model_b,
@@ -219,11 +220,17 @@ def _add_texts(run: Run, chunks: Iterator[pl.DataFrame], metadata: PartitionedFr
                     "pair_id", "model_a", "model_b", "tags", "tools", pl.col("has_tool_calls").fill_null(False)
                 ),
             )
-            conversations = [
-                _conversation_json(prompts.read_at(offset)["messages"]) for offset in chunk["prompt_offset"]
+            records = [prompts.read_at(offset) for offset in chunk["prompt_offset"]]
+            conversations = [_conversation_json(record["messages"]) for record in records]
+            splits = [
+                dataset_writer.draw_split(
+                    record.get("split_group") or record["prompt_id"], config.seed, config.pairs.test_fraction
+                )
+                for record in records
             ]
             yield chunk.with_columns(
                 pl.Series("prompt", conversations, dtype=pl.String),
+                pl.Series("split", splits, dtype=pl.String),
                 *read_side("a", answers, chunk["offset_a"]),
                 *read_side("b", answers, chunk["offset_b"]),
             ).select(PAIR_COLUMNS)
@@ -253,7 +260,9 @@ def _to_json_text(value: Any) -> Any:
     return orjson.dumps(value).decode() if isinstance(value, dict | list) else value
 
 
-def _label_warnings(table: CandidateTable, pairs: pl.DataFrame, panel: list[PanelJudge]) -> list[str]:
+def _label_warnings(
+    table: CandidateTable, pairs: pl.DataFrame, panel: list[PanelJudge], counts: dataset_writer.DatasetCounts
+) -> list[str]:
     """Return warnings that a user should read before trusting these labels."""
     warnings = []
     self_judging = sorted({judge.member_config.model for judge in panel} & set(table.policies))
@@ -266,6 +275,8 @@ def _label_warnings(table: CandidateTable, pairs: pl.DataFrame, panel: list[Pane
                 f"in {contradicted:.0%} of {table.judged_count} pairs the judges chose by position, not by content; "
                 "labels of such judges are close to noise"
             )
+    if counts.test and not counts.train:
+        warnings.append("all pairs are in the test split: their prompts are near duplicates of each other")
     if not pairs.filter(pl.col("route") != "dropped").height:
         warnings.append("no pair was kept; drop_reason in tables/pairs.parquet gives the reasons")
     return warnings

@@ -2,7 +2,7 @@
 
 A human label overrides the judges, an adjudicator overrides the annotators, and otherwise the majority of annotators
 wins. Ties, both-bad labels and disagreements without a majority are dropped. So are queued pairs that were not
-reviewed: they never silently keep the judges' label. The split is by prompt.
+reviewed: they never silently keep the judges' label. The split is by group of near-duplicate prompts.
 
 If an annotator wrote a better answer, it is the chosen one, and ``chosen_model`` is ``human:NAME``. The rejected one is
 then the answer that the annotator did not prefer, not the one that was edited: most edits change a few words, and DPO
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pyarrow
@@ -58,14 +59,19 @@ class DatasetCounts:
     human_written: int = 0
 
 
+def draw_split(group_id: str, seed: int, test_fraction: float) -> Literal["train", "test"]:
+    """Return the split of a group of near-duplicate prompts.
+
+    ``group_id``: ID of its first prompt (:class:`rlaif.generate.near_duplicates.SplitGroups`).
+    """
+    return "test" if hash_to_unit_interval(seed, "test", group_id) < test_fraction else "train"
+
+
 def write_dataset(
     pairs_path: Path,
     labels: pl.DataFrame,
     metadata_pieces: Iterable[pl.DataFrame],
     dataset: Path,
-    *,
-    seed: int,
-    test_fraction: float,
 ) -> DatasetCounts:
     """Write dataset/train.parquet and test.parquet from tables/pairs.parquet.
 
@@ -88,8 +94,7 @@ def write_dataset(
         }
         for labeled in _iter_labeled(pairs_path, labels, metadata_pieces):
             rows = _dataset_rows(_drop_and_count(labeled, counts), pl.DataFrame(schema.empty_table())["prompt"].dtype)
-            draws = [hash_to_unit_interval(seed, "test", prompt) < test_fraction for prompt in rows["prompt_id"]]
-            is_test = pl.Series(draws, dtype=pl.Boolean)
+            is_test = rows["split"] == "test"
             for name, split_rows in (("train", rows.filter(~is_test)), ("test", rows.filter(is_test))):
                 if split_rows.height:
                     writers[name].write_table(split_rows.select(schema.names).to_arrow().cast(schema))
@@ -168,6 +173,7 @@ def _dataset_rows(pairs: pl.DataFrame, turns: pl.DataType) -> pl.DataFrame:
     return pairs.select(
         "pair_id",
         "prompt_id",
+        "split",
         _label_source(),
         "tools",
         prompt=pl.col("prompt").str.json_decode(turns).list.eval(content),

@@ -97,6 +97,7 @@ PAIRS = {
     "inclusion_probability": "Probability with which the pair entered the review queue",
     "reviewed": "True if the pair has a human label that decides it",
     "rating_margin": "Rating of the first answer minus that of the second; null if they were not rated",
+    "split": "Split of the prompt: train, or test (a group of near-duplicate prompts is in one split)",
 }
 DATASET = {
     "prompt": "Chat turns of the prompt",

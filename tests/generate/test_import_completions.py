@@ -16,6 +16,7 @@ from rlaif.generate.import_completions import CompletionImport, import_source
 from rlaif.generate.ingest import ingest_prompts
 from rlaif.run.run import Run
 from tests.conftest import read_jsonl, write_jsonl
+from tests.generate.test_ingest import prose
 
 
 def run_import(run: Run, rows: list[dict[str, Any]] | Path, **flags: Any) -> CompletionImport:
@@ -84,6 +85,32 @@ def test_imported_rows_of_held_out_prompts_are_counted(tmp_path: Path) -> None:
     assert 5 < result.heldout < 45
     assert lines == [f"{result.heldout} rows belong to held-out prompts; their answers are not judged"]
     assert ingest_prompts(run, config, lambda line: None).heldout == result.heldout
+
+
+def test_near_duplicates_of_held_out_prompts_are_held_out_too(tmp_path: Path) -> None:
+    """Otherwise the prompts that measure a model would train it, with another comma."""
+    run, lines = Run(tmp_path / "run"), list[str]()
+    rows = [{"prompt": prose(i, 60)} for i in range(50)]
+    config = load(run.path, {"prompts.sources": [str(write_jsonl(tmp_path / "p.jsonl", rows))],
+                             "prompts.heldout_fraction": 0.4}, {})  # fmt: skip
+    ingested = ingest_prompts(run, config, lambda line: None)
+    imported = [{"prompt": row["prompt"].upper() + "!", "responses": ["a", "b"]} for row in rows]
+    import_source(run, config, str(write_jsonl(tmp_path / "a.jsonl", imported)), lines.append)
+    splits = [record["split"] for record in prompts(run)]
+    assert splits[50:] == splits[:50]
+    assert splits[:50].count("heldout") == ingested.heldout > 5
+    assert lines == [f"{ingested.heldout} rows belong to held-out prompts; their answers are not judged"]
+
+
+def test_near_duplicates_of_an_imported_prompt_are_not_held_out(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    rows = [{"prompt": prose(i, 60)} for i in range(50)]
+    run_import(run, [{"prompt": row["prompt"].upper() + "!", "responses": ["a", "b"]} for row in rows])
+    source = str(write_jsonl(tmp_path / "p.jsonl", rows))
+    result = ingest_prompts(
+        run, load(run.path, {"prompts.sources": [source], "prompts.heldout_fraction": 0.9}, {}), lambda line: None
+    )
+    assert (result.new, result.heldout) == (50, 0)
 
 
 def test_a_prompt_imported_first_is_not_counted_as_held_out(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rlaif import resources
 from rlaif.config.loader import load
 from rlaif.config.models import Config
 from rlaif.errors import InputError, UsageError
+from rlaif.generate import near_duplicates
 from rlaif.generate.import_completions import import_source
 from rlaif.generate.ingest import IngestResult, ingest_prompts, to_prompt
 from rlaif.generate.near_duplicates import PERMUTATIONS, RECALL, NearDuplicateIndex, _shingles, lsh_bands
@@ -151,6 +152,54 @@ def test_a_duplicate_with_another_id_is_one_prompt(tmp_path: Path) -> None:
     result = ingest(run, source)
     assert (result.prompts, result.dropped) == (1, Counter({"exact_duplicate": 2}))
     assert [record["prompt_id"] for record in journaled_prompts(run)] == ["1"]
+
+
+# Splits
+
+
+def test_near_duplicates_are_held_out_together(tmp_path: Path) -> None:
+    """Also if they are not dropped, or have different system prompts."""
+    forms = ({}, {"system": "Be brief."}, {"system": "Be kind."})
+    rows = [{"id": f"{topic}-{n}", "prompt": prose(topic, 60) + "!" * n, **form}
+            for n, form in enumerate(forms) for topic in range(40)]  # fmt: skip
+    run = Run(tmp_path / "run")
+    result = ingest(run, write_jsonl(tmp_path / "p.jsonl", rows), prompts__near_duplicate_threshold=0,
+                    prompts__heldout_fraction=0.4)  # fmt: skip
+    split_by_id = {record["prompt_id"]: record["split"] for record in journaled_prompts(run)}
+    groups = [{split_by_id[f"{topic}-{n}"] for n in range(3)} for topic in range(40)]
+    assert [len(group) for group in groups] == [1] * 40
+    assert 5 < groups.count({"heldout"}) < 35
+    assert result.heldout == 3 * groups.count({"heldout"})
+    assert {record.get("split_group") for record in journaled_prompts(run)} == {None, *(f"{n}-0" for n in range(40))}
+
+
+@pytest.mark.parametrize("journaled", range(0, 13, 3))
+def test_splits_do_not_depend_on_interruptions(tmp_path: Path, journaled: int) -> None:
+    rows = [{"id": str(n), "prompt": prose(n % 4, 60) + "!" * n} for n in range(12)]
+    source = write_jsonl(tmp_path / "p.jsonl", rows)
+    flags = {"prompts__near_duplicate_threshold": 0, "prompts__heldout_fraction": 0.5}
+    complete, interrupted = Run(tmp_path / "complete"), Run(tmp_path / "interrupted")
+    ingest(complete, source, **flags)
+    interrupted.journals.mkdir(parents=True)
+    content = complete.journal_path("prompts").read_bytes()
+    interrupted.journal_path("prompts").write_bytes(b"".join(content.splitlines(keepends=True)[:journaled]))
+    ingest(interrupted, source, **flags)
+    assert interrupted.journal_path("prompts").read_bytes() == content
+
+
+def test_a_prompt_between_two_groups_follows_the_first_and_moves_neither(tmp_path: Path) -> None:
+    between = prose(1, 100)
+    words = between.split()
+    first, last = (" ".join([*words[:n], "xenon", *words[n + 5 : n + 10], "yeti", *words[n + 10 :]]) for n in (20, 70))
+    rows = [{"id": name, "prompt": text} for name, text in (("first", first), ("last", last), ("between", between))]
+    run = Run(tmp_path / "run")
+    assert are_duplicates(first, last, between, threshold=0.7) == [False, False, True]
+    groups = near_duplicates.SplitGroups(0.7)
+    prompts = [to_prompt(PromptRow(**row), "x", config(run, "x", prompts__heldout_fraction=0)) for row in rows]
+    prompts[1] = prompts[1].model_copy(update={"split": "heldout"})
+    assigned = [groups.assign(prompt) for prompt in prompts]
+    assert [(one.split, one.split_group) for one in assigned] == [
+        ("train", None), ("heldout", None), ("train", "first")]  # fmt: skip
 
 
 # Duplicates

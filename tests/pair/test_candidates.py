@@ -357,11 +357,11 @@ def test_an_edit_is_chosen_and_the_answer_not_preferred_is_rejected(tmp_path: Pa
         {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i}" for i in range(n)],
          "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["A"] * n, "response_b": ["B"] * n,
          "completion_a": ["x"] * n, "completion_b": ["y"] * n, "prob_a": [0.2] * n, "preferred": ["b"] * n,
-         "route": ["audit"] * n, "rating_margin": [-1.0] * n}
+         "route": ["audit"] * n, "rating_margin": [-1.0] * n, "split": ["train"] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
     labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited_response": pl.String}))
     counts = dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.0
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
     )
     result = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"],
@@ -392,11 +392,11 @@ def test_an_edit_that_changed_nothing_does_not_count(tmp_path: Path) -> None:
         {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i}" for i in range(n)],
          "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["A"] * n, "response_b": ["B\r\nb"] * n,
          "completion_a": ["x"] * n, "completion_b": ["y"] * n, "prob_a": [0.2] * n, "preferred": ["b"] * n,
-         "route": ["audit"] * n, "rating_margin": [-1.0] * n}
+         "route": ["audit"] * n, "rating_margin": [-1.0] * n, "split": ["train"] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
     labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String}))
     counts = dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.0
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
     )
     result = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"])
@@ -427,6 +427,7 @@ def test_human_labels_override_judges_and_unreviewed_pairs_are_dropped(tmp_path:
             "preferred": ["a"] * 6 + [None] * 2,
             "route": routes,
             "rating_margin": [2.0] * n,
+            "split": ["train"] * n,
         }
     )
     pairs.write_parquet(tmp_path / "pairs.parquet")
@@ -435,7 +436,7 @@ def test_human_labels_override_judges_and_unreviewed_pairs_are_dropped(tmp_path:
                 ("4", "ada", "left", "a", 1.0), ("4", "bob", "left", "b", 1.0))
     )  # fmt: skip
     counts = dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.0
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
     )
     rows = {row["pair_id"]: row for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)}
     assert sorted(rows) == ["0", "1", "2"]
@@ -470,12 +471,14 @@ def test_the_split_is_by_prompt(tmp_path: Path) -> None:
         {"pair_id": [str(i) for i in range(n)], "prompt_id": [f"p{i // 4}" for i in range(n)],
          "prompt": ['[{"role":"user","content":"q"}]'] * n, "response_a": ["l"] * n, "response_b": ["r"] * n,
          "completion_a": ["x"] * n, "completion_b": ["y"] * n, "prob_a": [0.9] * n, "preferred": ["a"] * n,
-         "route": ["judge"] * n, "rating_margin": [None] * n}, schema_overrides={"rating_margin": pl.Float64},
+         "route": ["judge"] * n, "rating_margin": [None] * n,
+         "split": [dataset_writer.draw_split(f"p{i // 4}", seed=0, test_fraction=0.2) for i in range(n)]},
+        schema_overrides={"rating_margin": pl.Float64},
     )  # fmt: skip
     pairs.write_parquet(tmp_path / "pairs.parquet")
     labels = human_labels(reviews())
     dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set", seed=0, test_fraction=0.2
+        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
     )
     train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))
     assert train.height + test.height == n

@@ -227,6 +227,13 @@ def test_both_bad_labels_follow_the_rules_of_the_dataset(run: Run) -> None:
     assert [pair["pair_id"] for pair in kto.both_bad_pairs(run)] == ["bad-0", "bad-2", "bad-3"]
 
 
+def test_both_bad_pairs_of_the_test_split_are_not_trained_on(run: Run) -> None:
+    """Also if the test split has no other pair of their prompt."""
+    label_both_bad(run, ["p1", "p2"])
+    pl.read_parquet(run.pairs_path).with_columns(split=pl.Series(["train", "test"])).write_parquet(run.pairs_path)
+    assert [pair["pair_id"] for pair in kto.both_bad_pairs(run)] == ["bad-0"]
+
+
 def test_both_bad_pairs_are_not_in_the_fingerprint_of_other_methods(run: Run) -> None:
     train = Config.model_validate({"train": {"method": "dpo"}}).train
     frame = pl.DataFrame(rows(4))

@@ -88,7 +88,7 @@ def order_rows_for_kl(rows: list[dict[str, Any]], seed: int) -> list[dict[str, A
 
 
 def both_bad_pairs(run: Run) -> list[dict[str, Any]]:
-    """Return the pairs that annotators labeled both bad, without those of held-out prompts."""
+    """Return the pairs that annotators labeled both bad, without those of the test split."""
     import polars as pl
 
     from rlaif.run.human_labels import human_labels
@@ -98,6 +98,8 @@ def both_bad_pairs(run: Run) -> list[dict[str, Any]]:
         return []
     pair_ids = human_labels(reviews).filter(pl.col("label") == "both_bad")["pair_id"].to_list()
     pairs = pl.scan_parquet(run.pairs_path).filter(pl.col("pair_id").is_in(pair_ids)).collect()
+    if "split" in pairs.columns:  # not in a table of an earlier version
+        pairs = pairs.filter(pl.col("split") == "train")
     test = run.dataset / "test.parquet"
     if test.exists():
         test_prompt_ids = pl.read_parquet(test, columns=["prompt_id"])["prompt_id"].to_list()
