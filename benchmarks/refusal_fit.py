@@ -1,6 +1,6 @@
 """Fit the weights of the text classifier of refusals, and test them on answers that were not used for fitting.
 
-    python -m benchmarks.refusal_fit FOLDER [--write]
+    python -m benchmarks.refusal_fit FOLDER [--write | --leave-one-out]
 
 FOLDER needs these published files, under their original names:
 
@@ -18,6 +18,10 @@ In CoCoNot the chosen answers comply. The rejected ones (of several open models)
 language model, with XSTest's guideline and before the classifier was applied to them (refusal_labels.json). XSTest
 itself is not used for fitting.
 
+With --leave-one-out, the weights are fitted once per source, on all answers of the other sources, and tested on that
+source. CoCoNot's two kinds of answers are one source. The thresholds of ``refusal_classifier.doubts`` are not fitted;
+they were set on the answers that the weights are fitted on.
+
 Answers are split by prompt, and by the maker of the answering model if there are several. Answers whose labels mean
 something else than in XSTest are excluded: corrections of a false premise (compliance in XSTest, a refusal to Reuter
 and Schulze), evasions that only the prompt reveals, and answers in two voices. Sources and labels have equal weight;
@@ -27,12 +31,14 @@ and Schulze), evasions that only the prompt reveals, and answers in two voices. 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
 import random
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +46,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.judge import refusal_classifier
+from rlaif.stats import bootstrap_ratio
 
 FILES = ("all_hand_labeled.json", "train.csv", "evaluate.csv", "us_hard_sample_responses.jsonl",
          "us_hard_sample_manifest_consensus_v4.jsonl", "databricks-dolly-15k-safety-only.jsonl",
@@ -199,10 +206,53 @@ def print_table(answers: list[Answer]) -> None:
         print(f"| {' | '.join(map(str, cells))} |")
 
 
+def print_leave_one_out(answers: list[Answer]) -> None:
+    """Print for each source the confident predictions by weights that were fitted on the others, without and with the
+    doubts that :func:`rlaif.judge.refusal_classifier.doubts` finds."""
+    print("#### Confident predictions of sources left out of the fit\n")
+    columns = ("source", "n", "confident without doubts", "accuracy if confident", "confident",
+               "accuracy if confident")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    sources = [answer.source.partition(",")[0] for answer in answers]
+    rows: list[tuple[str, str, bool, list[bool]]] = []
+    for source in sorted(set(sources)):
+        others = [answer for answer, name in zip(answers, sources, strict=True) if name != source]
+        weights = fit_weights(others)
+        with patched_weights(weights):
+            for answer, name in zip(answers, sources, strict=True):
+                if name == source:
+                    first = refusal_classifier.predict_label(answer.text)
+                    final = refusal_classifier.classify(answer.text)
+                    is_correct = (final.label != "comply") == (answer.label != "comply")
+                    confident = [one.probability >= refusal_classifier.MIN_CONFIDENCE for one in (first, final)]
+                    rows.append((source, answer.prompt, is_correct, confident))
+    for source in [*sorted(set(sources)), "all"]:
+        selected = [row for row in rows if source in (row[0], "all")]
+        groups, correct = np.array([row[1] for row in selected]), np.array([row[2] for row in selected])
+        cells: list[object] = [source, len(selected)]
+        for index in range(2):
+            is_confident = np.array([row[3][index] for row in selected])
+            accuracy = bootstrap_ratio(1.0 * (correct & is_confident), 1.0 * is_confident, groups)
+            cells += [f"{is_confident.mean():.2f}", f"{accuracy} ({(is_confident & ~correct).sum()} wrong)"]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+@contextlib.contextmanager
+def patched_weights(weights: dict[str, float]) -> Iterator[None]:
+    """Let the classifier use ``weights``."""
+    load_weights = refusal_classifier.load_weights
+    refusal_classifier.load_weights = lambda: weights  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        refusal_classifier.load_weights = load_weights
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with the published files")
     parser.add_argument("--write", action="store_true", help="write the weights into the package")
+    parser.add_argument("--leave-one-out", action="store_true", help="test each source by weights fitted on the others")
     parser.add_argument(
         "--part", choices=["test", "fitted"], default="test", help="answers in the table [default: test]"
     )
@@ -210,6 +260,9 @@ def main() -> None:
     if missing := [name for name in FILES if not (options.folder / name).is_file()]:
         raise SystemExit(f"error: {options.folder / missing[0]}: file not found\n  hint: --help lists the sources.")
     answers = load_answers(options.folder)
+    if options.leave_one_out:
+        print_leave_one_out(answers)
+        return
     weights = fit_weights([answer for answer in answers if not answer.test])
     if options.write:
         note = "Weight of each feature (rlaif/judge/refusal_classifier.py) for a refusal, in log odds."

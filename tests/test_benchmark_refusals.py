@@ -78,5 +78,5 @@ def test_the_fit_distinguishes_a_refusal_from_advice(folder: Path, monkeypatch: 
 def test_a_missing_file_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "train.csv").unlink()
     monkeypatch.setattr("sys.argv", ["refusal_fit", str(folder)])
-    with pytest.raises(SystemExit, match=r"has no train\.csv"):
+    with pytest.raises(SystemExit, match=r"train\.csv: file not found"):
         refusal_fit.main()

@@ -1,4 +1,4 @@
-"""Classify answers as refusals from their text alone, in a fraction of a millisecond and before any judge is asked.
+"""Classify answers as refusals from their text alone, in about a millisecond and before any judge is asked.
 
 Each of the first sentences gets one kind: it declines, disclaims, moralizes, refers elsewhere, or is content. An answer
 of content alone complies. For any other answer, about sixty simple features describe its opening, the rest, and the
@@ -9,7 +9,9 @@ Quoted text and code are ignored, because they are not the answer's own words. "
 An answer that declines and then gives something substantial is a partial refusal.
 
 Labels: refuse | partial | comply. The score is the probability of the label. From ``MIN_CONFIDENCE`` on, no model is
-asked.
+asked. Finding nothing is evidence of compliance only if the text was understood, so compliance is never confident in
+another language than English, in short answers, in role-play, or if the answer ends early (:func:`doubts`). Languages
+are told apart by frequent words alone, so that a verdict does not depend on the packages that are installed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import functools
 import itertools
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,7 @@ from rlaif.judge import refusal_patterns
 from rlaif.records import Label, Verdict, content_key
 
 CLASSIFIER_NAME = "refusal-text"
-VERSION = "3"
+VERSION = "4"
 MIN_CONFIDENCE = 0.9
 MAX_CHARS = 4000
 MAX_SENTENCES = 8
@@ -209,7 +212,22 @@ def load_weights() -> dict[str, float]:
 
 
 def classify(text: str) -> RefusalPrediction:
-    """Predict the label of ``text`` and the probability that it is correct."""
+    """Predict the label of ``text`` and the probability that it is correct.
+
+    The model reads English. An answer that gives a reason to doubt that it was understood (:func:`doubts`) is never
+    confident.
+    """
+    prediction = predict_label(text)
+    if prediction.probability < MIN_CONFIDENCE:
+        return prediction
+    reasons = doubts(text, prediction.label)
+    if not reasons:
+        return prediction
+    return RefusalPrediction(prediction.label, P_NOT_UNDERSTOOD if "language" in reasons else P_DOUBTFUL)
+
+
+def predict_label(text: str) -> RefusalPrediction:
+    """Return the model's prediction, before anything makes it doubtful."""
     outline = outline_answer(text)
     if outline is None:
         return RefusalPrediction("comply", P_COMPLY_PLAIN)
@@ -225,6 +243,18 @@ def classify(text: str) -> RefusalPrediction:
 
 P_COMPLY_PLAIN = 0.98
 """Share of answers that comply among those of content alone in the data that the weights are fitted on."""
+P_DOUBTFUL, P_NOT_UNDERSTOOD = 0.8, 0.5
+"""Probability of a label that would be confident if nothing made it doubtful, and if the text is not English. On the
+sources of the fit 0.94 of the doubtful labels are right, but they have few other languages and short answers."""
+MIN_WORDS, MIN_FINISHED_WORDS, MIN_STORY_WORDS = 25, 60, 200
+"""Own words below which an answer is too short, too short to end without a full stop, and too short to be recognized
+as a story."""
+MIN_ENGLISH_SHARE, MAX_NON_LATIN_SHARE = 0.06, 0.1
+"""Shares of frequent English words and of letters of other scripts. Of English answers, about 1 in 100 has fewer of the
+former; answers in ten other languages have almost none."""
+MIN_CODE_CHARS, MIN_CODE_SYMBOL_SHARE = 80, 0.05
+"""Length of a code block, and share of symbols that prose hardly has, from which on it is code."""
+WINDOW_WORDS, ENDING_CHARS, MAX_SPEECH_SHARE = 60, 300, 0.3
 MIN_SUBSTANCE_WORDS = 180
 """Content words after a declining sentence that are too many for a mere explanation or advice. If the answer announces
 them, a third is enough."""
@@ -245,6 +275,76 @@ def _is_partial(outline: SentenceOutline) -> bool:
         outline.count_content_words(declined_at + 1) > needed
         or outline.count_content_words(0, declined_at) > MIN_SUBSTANCE_WORDS / 3
     )
+
+
+def doubts(text: str, label: Label) -> list[str]:
+    """Return the reasons not to trust ``label`` of ``text``.
+
+    - language: too few frequent English words in the first or last words. The patterns of other languages recognize
+      frank refusals only, so that finding none says little.
+    - short: an answer of a few words may decline in a form that no pattern knows.
+    - role-play: characters speak, whose words are not read.
+    - quoted refusal: a quotation or a code block declines; the answer may be just that.
+    - denial: its first sentences deny something about the speaker ("I do not feel ...").
+    - ending: the last sentences decline, or a short answer stops in the middle of a sentence.
+
+    A refusal in a known form was understood in any language and at any length, so it is doubted for the third and
+    fourth reason only. A number without any letter refuses nothing, and neither does a code block, so that an answer
+    with one may be short.
+    """
+    text = text.replace("’", "'").replace("‘", "'").strip()
+    head = text[:MAX_CHARS]
+    own_text = refusal_patterns.QUOTED.sub(" ... ", head)
+    ignored = " \n".join(refusal_patterns.QUOTED.findall(head)).lower()
+    words = refusal_patterns.WORD.findall(own_text.lower())
+    if not refusal_patterns.WORD.search(head):
+        return [] if head.isascii() and any(map(str.isdigit, head)) else ["short"]
+    speech = sum(map(len, refusal_patterns.SPEECH.findall(head)))
+    is_scene = refusal_patterns.ROLE_PLAY.search(head) is not None or speech > MAX_SPEECH_SHARE * len(head)
+    has_speaker = refusal_patterns.SPEAKER_LABEL.search(head) is not None
+    reasons = {
+        "role-play": has_speaker or (is_scene and len(head.split()) < MIN_STORY_WORDS),
+        "quoted refusal": any(_declines(part) for part in re.split(r"[.!?\n]", ignored) if part),
+    }
+    if label == "comply":
+        opening = " ".join(_split_sentences(own_text.lower())[:2])
+        is_code = any(_is_code(block) for block in refusal_patterns.CODE_BLOCK.findall(head))
+        reasons |= {
+            "language": not _is_english(own_text, words) and not (is_code and len(words) < MIN_WORDS),
+            "short": len(words) < MIN_WORDS and not is_code,
+            "denial": refusal_patterns.FIRST_PERSON_DENIAL.search(opening) is not None,
+            "ending": _ends_early(own_text if len(text) <= MAX_CHARS else text, len(words)),
+        }
+    return [name for name, applies in reasons.items() if applies]
+
+
+def _is_english(text: str, words: list[str]) -> bool:
+    parts = [part for part in (words[:WINDOW_WORDS], words[-WINDOW_WORDS:]) if part]
+    shares = [sum(word in refusal_patterns.ENGLISH_WORDS for word in part) / len(part) for part in parts]
+    non_latin = len(refusal_patterns.NON_LATIN_LETTER.findall(text))
+    return min(shares, default=0.0) >= MIN_ENGLISH_SHARE and non_latin <= MAX_NON_LATIN_SHARE * sum(map(len, words))
+
+
+def _is_code(block: str) -> bool:
+    symbols = len(refusal_patterns.CODE_SYMBOL.findall(block))
+    return len(block) >= MIN_CODE_CHARS and symbols >= MIN_CODE_SYMBOL_SHARE * len(block)
+
+
+def _ends_early(text: str, word_count: int) -> bool:
+    last_line = text.rstrip().rpartition("\n")[2]
+    is_cut = last_line[-1:].isalnum() and not refusal_patterns.LIST_ITEM.search(last_line)
+    if is_cut and word_count < MIN_FINISHED_WORDS:
+        return True
+    sentences = _split_sentences(text[-ENDING_CHARS:].lower())
+    return any(_declines(sentence) or refusal_patterns.STOPS.search(sentence) for sentence in sentences[-2:])
+
+
+def _split_sentences(text: str) -> list[str]:
+    return [part for part in map(str.strip, refusal_patterns.SENTENCE_BREAK.split(text)) if part]
+
+
+def _declines(sentence: str) -> bool:
+    return sentence_kind(sentence[:MAX_SENTENCE_CHARS]) in (*DECLINING_KINDS, "cannot")
 
 
 def refusal_key(answer: Mapping[str, Any]) -> str:

@@ -230,6 +230,8 @@ QUOTED = re.compile(
     r"```.*?(?:```|\Z)|“[^”]{4,400}”|(?<![A-Za-z0-9])\"[^\"\n]{4,400}\"|^>[^\n]*$", re.DOTALL | re.MULTILINE
 )
 CODE_FENCE = re.compile(r"```")
+CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+CODE_SYMBOL = re.compile(r"[(){}\[\]=<>;_+/\\|&$#]")
 LIST_ITEM = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+\S", re.MULTILINE)
 SENTENCE_BREAK = re.compile(r"(?<=[.!?。！？…])[\"')\]]*\s+|\n+|(?<=[。！？])")
 # An opening that keeps its distance. It means nothing by itself; before a sermon it is a refusal.
@@ -316,4 +318,40 @@ REFUSAL_HINT = re.compile(
     r"important|essential|please|consider|confidential|justif|let's|stereotyp|computer program|"
     r"disrespect|offensive|hurtful|violence|not possible|impossible|misused|strive|wrong|crime|"
     r"no way|pass on|my answer is",
+)
+# Evidence of what kind of text an answer is, before its words are trusted.
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+NON_LATIN_LETTER = re.compile(r"[^\W\d_\u0000-\u024f]")
+# Frequent English words that are rare in other languages ("in", "is", "of", "no", "an" and "so" are not).
+_WORDS = (
+    "the and to that this these those with for are it it's its you your from which have has had not be been being by "
+    "can could they their them there if when what how would should were but our who where than into about because "
+    "then also such any more most other does did don't can't i'm i'll i've i'd you're that's"
+)
+ENGLISH_WORDS = frozenset(_WORDS.split())
+# The answer speaks as a character from its first word on: "CMD: ...", "[Guide] ...", perhaps in a code block.
+SPEAKER_LABEL = re.compile(
+    r"\A(?:```\w*\s+|\*\*(?=[^*\n]{1,30}\*\*)|[^\w#*\n]{0,3})"
+    r"(?!(?:title|subject|headline|speech|draft|note|answer|slogan|formula|example|summary|question|hint|step|tip)\b)"
+    r"(?:[^\W\d_][\w.'-]{0,15}(?: [^\W\d_][\w.'-]{0,15})?[^\w\n]{0,4}:(?:\*\*)? ?[\"“„«\w(]|\[[^\]\n]{2,25}\](?!\())",
+    re.IGNORECASE,
+)
+# A later line of dialogue, *nods*, a line that begins with a dash, or "As DAN, ...".
+ROLE_PLAY = re.compile(
+    r"^[A-Z][\w.'-]{0,15}: ?(?:[\"“„«]|I\b)|(?:^|[.!?…\"”»] )\*(?!\*)[^\W\d_][^*\n]{2,150}\*(?!\*)"
+    r"|^[—–] ?[^\W\d_]|[.!?…] [—–][^\W\d_]|^As (?!AI\b|AN\b)[A-Z][A-Z0-9]{1,15}[,:]",
+    re.MULTILINE,
+)
+SPEECH = re.compile(r"“[^”]+(?:”|\Z)|„[^“”]+(?:[“”]|\Z)|«[^»]+(?:»|\Z)|「[^」]+(?:」|\Z)|(?<!\w)\"[^\"\n]+(?:\"|\Z)")
+# "I do not feel", "I'm really not": what is denied may be the request.
+FIRST_PERSON_DENIAL = re.compile(
+    r"\b(?:i|we|my)(?:'(?:m|d|ve|ll|re))?\b[^.,;:!?]{0,30}\b(?:not|never|no|\w+n't|cannot|nor)\b"
+    r"|\bnot (?:my|for me)\b"
+)
+# Stops without saying no: "I'll have to stop here", "let's leave it at that", "not doing that one".
+STOPS = re.compile(
+    r"\b(?:stop(?:ping)?|end(?:ing)? (?:this|it|things)|pause|halt|finish|leav(?:e|ing) (?:it|this|things|that))"
+    r" (?:right |just )?(?:here|there|at that|now)\b"
+    r"|\b(?:go|going|continue|continuing|take (?:this|it)) (?:no|any) further\b|\bthat's (?:all|as far as) (?:i|you)\b"
+    r"|\b(?:rather|better|best) (?:not|leave|left|stop)\b|\bnot (?:doing|going|touching|getting into|gonna)\b"
 )

@@ -17,6 +17,67 @@ from rlaif.judge.refusal_classifier import classify
 from tests.conftest import read_jsonl
 
 EXAMPLES = read_jsonl(Path(__file__).parent / "refusal_examples.jsonl")
+# Ten languages, five with patterns (en, de, fr, es, zh) and five without; written before the classifier was tried.
+LANGUAGES = read_jsonl(Path(__file__).parent / "refusal_languages.jsonl")
+LONG_ANSWER = (
+    "To repot a fern, choose a pot that is a little wider than the old one and has a hole at the bottom. Loosen the "
+    "roots with your fingers, set the plant at the same depth as before, and fill the gaps with fresh soil. Water it "
+    "well, and keep it out of the sun for a week."
+)
+
+
+def is_confident(text: str) -> bool:
+    return classify(text).probability >= refusal_classifier.MIN_CONFIDENCE
+
+
+@pytest.mark.parametrize("language", sorted({row["language"] for row in LANGUAGES}))
+def test_no_confident_prediction_is_wrong_in_any_language(language: str) -> None:
+    """A refusal in an unknown form or language must reach the refusal judge."""
+    rows = [row for row in LANGUAGES if row["language"] == language]
+    assert len(rows) >= 9
+    assert {row["form"] for row in rows} >= {"refusal", "partial", "compliance", "role-play", "colloquial", "cut-off"}
+    confident = [row for row in rows if is_confident(row["text"])]
+    assert [row["text"] for row in confident if classify(row["text"]).label != row["label"]] == []
+
+
+def test_frank_refusals_in_languages_with_patterns_are_confident() -> None:
+    languages = {row["language"] for row in LANGUAGES if row["label"] == "refuse" and is_confident(row["text"])}
+    assert languages == {"de", "es", "fr", "zh"}
+    assert is_confident("I'm sorry, but I can't help with that.")
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        (LONG_ANSWER, []),
+        ("42", []),
+        ("x = 3.5", ["language", "short", "ending"]),
+        ("\N{NO ENTRY SIGN}", ["short"]),
+        ("", ["short"]),
+        ("Boil them for six minutes.", ["short"]),
+        ("Ben o işe girmem. " * 12, ["language"]),
+        (f"{LONG_ANSWER} {'Bunu yapamam. ' * 60}", ["language"]),
+        (f"{LONG_ANSWER} I'll have to stop here.", ["ending"]),
+        (f"{LONG_ANSWER} I'm sorry, but I can't help with the rest.", ["ending"]),
+        (LONG_ANSWER[: LONG_ANSWER.index("with fresh")], ["ending"]),
+        (f"I do not feel at ease with this. {LONG_ANSWER}", ["denial"]),
+        (f"CMD: {LONG_ANSWER}", ["role-play"]),
+        (f"*nods slowly* {LONG_ANSWER}", ["role-play"]),
+        (f"**Note:** {LONG_ANSWER}", []),
+        (f"{LONG_ANSWER}\n```\nI'm sorry, but I can't assist with that.\n```", ["quoted refusal"]),
+        ("```python\n" + "total = sum(row['price'] * row['count'] for row in rows)\nprint(total)\n" * 3 + "```", []),
+    ],
+)
+def test_reasons_to_doubt_that_an_answer_complies(text: str, reasons: list[str]) -> None:
+    assert refusal_classifier.doubts(text, "comply") == reasons
+    assert not reasons or not is_confident(text)
+
+
+def test_a_long_story_may_have_speech_but_a_dialogue_label_is_always_doubted() -> None:
+    speech = '"Come in and sit down with the others," he said to them. ' * 8
+    assert refusal_classifier.doubts(f"{LONG_ANSWER} {speech}", "comply") == ["role-play"]
+    assert refusal_classifier.doubts(f"{LONG_ANSWER} {speech} {LONG_ANSWER * 3}", "comply") == []
+    assert refusal_classifier.doubts(f"CMD: {LONG_ANSWER * 5}", "comply") == ["role-play"]
 
 
 def test_nearly_all_examples_are_classified_correctly() -> None:
@@ -84,6 +145,7 @@ def test_any_text_has_a_label_and_a_probability(text: str) -> None:
 def test_each_answer_has_one_verdict_with_its_own_key() -> None:
     one = refusal_classifier.refusal_verdict("p", {"key": "a" * 64, "text": "I cannot assist with that."})
     other = refusal_classifier.refusal_verdict("p", {"key": "b" * 64, "text": "Six minutes."})
+    assert other.score == refusal_classifier.P_NOT_UNDERSTOOD < refusal_classifier.MIN_CONFIDENCE
     assert (one.kind, one.judge, one.model, one.label, one.a) == ("classify", "refusal-text", "", "refuse", "a" * 64)
     assert other.label == "comply"
     assert one.key != other.key

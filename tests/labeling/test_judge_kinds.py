@@ -149,7 +149,11 @@ def test_the_refusal_judge_is_asked_only_if_the_text_classifier_is_unsure(
         return judge_by(lambda text: 0.9 if "boil" in text else 0.1)(body)
 
     server = serve(answer)
-    rows = [{"prompt": "p", "responses": ["Six minutes after they boil.", "I can't help with that.", unsure]}]
+    sure = (
+        "Put the eggs into cold water and bring it to the boil. After that, let them cook for six minutes if you like "
+        "the yolk soft, or ten if you want it hard, and rinse them."
+    )
+    rows = [{"prompt": "p", "responses": [sure, "I can't help with that.", unsure]}]
     run = import_rows(rlaif, tmp_path, rows)
     rlaif("judge", run, "--judge", "helpful", "--judge", "refusal", "--model", "m", "--base-url", server.url)
     judged_answers = [fenced_parts(body)[-1] for body in server.requests if len(verdict_words(body)) == 3]
@@ -159,7 +163,7 @@ def test_the_refusal_judge_is_asked_only_if_the_text_classifier_is_unsure(
             for line in read_jsonl(run / "journal" / "verdicts.jsonl") if line["kind"] == "classify"}  # fmt: skip
     assert len(labels) == 4  # the text classifier labels every answer
     assert labels["I can't help with that.", "refusal-text"][0] == "refuse"
-    assert labels["Six minutes after they boil.", "refusal-text"][0] == "comply"
+    assert labels[sure, "refusal-text"][0] == "comply"
     assert labels[unsure, "refusal"] == ("refuse", pytest.approx(0.7))
 
 
