@@ -26,7 +26,7 @@ from rlaif.judge.number_parsing import Number, ParsedText, number_in_words, pars
 Evaluate = Callable[[str], float | None]
 """Returns the value of an expression in LaTeX, or None if it is not a real number."""
 
-_SEGMENT_END = re.compile(r"\n+|(?<=[.!?…])[^\S\n]+(?=\S)|(?<=[。！？])")
+_SEGMENT_END = re.compile(r"\n+|(?<=[.!?…])(?<!incl\.)(?<!inkl\.)(?<!approx\.)(?<!\bca\.)[^\S\n]+(?=\S)|(?<=[。！？])")
 _CUE = re.compile(
     r"(?:####|"
     r"\b(?:final |correct )?(?:answer|result|solution)s?\b|"
@@ -42,7 +42,8 @@ _CORRECTION = re.compile(
 _REMARK = re.compile(
     r"\s*(?:note|nb|n\.b\.|let me know|(?:i )?hope|please|feel free|explanation|reason(?:ing)?|erklärung|"
     r"explication|explicación|解释|説明|if you|i (?:checked|verified|used|assumed)|"
-    r"this (?:took|used|assumes|is because)|(?:we|i) used|see|check|hinweis|anmerkung|siehe|vgl|remarque|nb|voir|nota|"
+    r"this (?:took|used|assumes|is because)|(?:we|i) used|see|(?:let me |let's |to )?(?:double[- ])?(?:check|verify)|"
+    r"verification|probe|vérification|comprobación|验算|検算|hinweis|anmerkung|siehe|vgl|remarque|nb|voir|nota|"
     r"véase|ver|примечание|см|注|注意|备注|如果|参见|ご不明|なお|補足)\b",
     re.IGNORECASE,
 )
@@ -55,8 +56,8 @@ _OR_BEFORE = re.compile(
     r"(?:\b(?:or|oder|ou|o|или)\s*(?:about|roughly|approximately|etwa|environ|unos)?\s*|或者?|または)$", re.IGNORECASE
 )
 _RESTRICTION = re.compile(
-    r"\b(?:for|per|für|pro|pour|par|para|por|на|from|aus|every|each|with|after(?: \w+ing(?: away)?)?|nach|après|"
-    r"después de)\s+(?:the|each|every|all|die|les|los)?\s*$",
+    r"(?:\b(?:incl|inkl)\.\s*|\b(?:including|for|per|für|pro|pour|par|para|por|на|from|aus|every|each|with|"
+    r"after(?: \w+ing(?: away)?)?|nach|après|después de)\s+(?:the|each|every|all|die|les|los)?\s*)$",
     re.IGNORECASE,
 )
 

@@ -268,16 +268,20 @@ def examples(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-AMBIGUOUS_BUT_READ = ["42 is what you get when you multiply 6 by 7.", "Sum: 7\nProduct: 12"]
+AMBIGUOUS_BUT_READ = [
+    "42 is what you get when you multiply 6 by 7.",
+    "Sum: 7\nProduct: 12",
+    "The mean is 4.2 and the median is 4.",
+]
 """Answers whose final number people would dispute. The last number is read, as a prompt that asks for it expects."""
 
 
 def test_the_final_number_is_the_one_that_a_person_reads() -> None:
-    """770 hand-written answers in nine languages. Those of the splits "held out", "second" and "third" were each read
-    once before a rule was changed for them: 254 of 260, 120 of 131 and 111 of 120 were right."""
+    """846 hand-written answers in nine languages. Those of the splits "held out", "second", "third" and "fourth" were
+    each read once before a rule was changed for them: 254 of 260, 120 of 131, 111 of 120 and 71 of 76 were right."""
     needs("math_verify")
     rows = examples("number_examples.jsonl")
-    assert len(rows) == 770
+    assert len(rows) == 846
     wrong = []
     for row in rows:
         readings = final_number.final_number(row["text"], check_functions.evaluate_expression) or ()
