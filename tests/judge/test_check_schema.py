@@ -292,7 +292,7 @@ def test_the_final_number_is_the_one_that_a_person_reads() -> None:
     assert wrong == AMBIGUOUS_BUT_READ
 
 
-@pytest.mark.parametrize("text", ["1" * 50_000, "(1) " * 5_000, "1? " * 5_000, "for 1 " * 5_000, "2^" * 5_000 + "2"])
+@pytest.mark.parametrize("text", ["1" * 50_000, "(1) " * 2_000, "1? " * 2_000, "for 1 " * 2_000, "2^" * 2_000 + "2"])
 def test_long_answers_have_their_final_number_read(text: str) -> None:
     needs("math_verify")
     assert score([{"kind": "number", "value": 12}], text + " so it is 12") == 1.0
