@@ -26,7 +26,7 @@ def check_labels(run: Run, train: TrainConfig) -> list[PreflightFinding]:
         return []
     return [
         _check_queue(judge_stage["pairs"], run),
-        _check_noise((judge_stage.get("labels") or {}).get("noise_rate"), train),
+        _check_noise(judge_stage.get("labels") or {}, train),
         _check_refusals(judge_stage.get("balance") or []),
     ]
 
@@ -43,15 +43,19 @@ def _check_queue(pairs: Mapping[str, Any], run: Run) -> PreflightFinding:
     return PreflightFinding("queue", "pass", message)
 
 
-def _check_noise(rate: float | None, train: TrainConfig) -> PreflightFinding:
+def _check_noise(labels: Mapping[str, Any], train: TrainConfig) -> PreflightFinding:
+    rate = labels.get("noise_rate")
     if rate is None:
         return PreflightFinding("noise", "pass", "the share of wrong labels was not measured: no pair was reviewed")
     message = f"an estimated {rate:.1%} of the labels are wrong"
-    if rate > 1 - CHANCE_NOISE_RATE:
+    error = labels.get("remaining_error")
+    # The noise rate is the flip rate of the robust loss and always below one half, so it cannot show reversed labels.
+    if rate >= CHANCE_NOISE_RATE and error and error["low"] > 0.5:
         return PreflightFinding(
             "noise",
             "refuse",
-            f"{message}, which is worse than chance: the labels may be reversed",
+            f"an estimated {error['value']:.1%} of the judges' labels are wrong, which is worse than chance: "
+            "the labels may be reversed",
             "Check how the judges' prompts define the verdict words.",
         )
     if rate >= CHANCE_NOISE_RATE:

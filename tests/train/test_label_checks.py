@@ -9,6 +9,7 @@ import pytest
 
 from rlaif.config.models import TrainConfig
 from rlaif.run.run import Run
+from rlaif.stats import noise_rate
 from rlaif.train import label_checks
 
 PAIRS = {"routes": {"judge": 90, "audit": 5, "targeted": 5}, "dropped_from_dataset": {"awaiting_review": 4}}
@@ -49,7 +50,6 @@ def test_pairs_in_the_review_queue_are_counted(tmp_path: Path) -> None:
         (0.2, {"loss": ["robust"]}, "pass"),
         (0.2, {"method": "sft"}, "pass"),
         (0.46, {"loss": ["robust"]}, "refuse"),
-        (0.8, {}, "refuse"),
     ],
 )
 def test_noise_suggests_a_loss_that_tolerates_it(tmp_path: Path, rate: Any, train: Any, level: str) -> None:
@@ -57,7 +57,17 @@ def test_noise_suggests_a_loss_that_tolerates_it(tmp_path: Path, rate: Any, trai
     assert noise.level == level
     assert (rate is None) == ("not measured" in noise.message)
     assert (level == "warn") == ("label_smoothing = 0.20" in (noise.hint or ""))
-    assert ("reversed" in noise.message) == (rate == 0.8)
+
+
+@pytest.mark.parametrize(("low", "is_reversed"), [(0.51, True), (0.49, False)])
+def test_labels_are_reversed_if_the_judges_error_is_above_one_half(
+    tmp_path: Path, low: float, is_reversed: bool
+) -> None:
+    """The noise rate alone cannot show it: it is below one half even if every label is wrong."""
+    capped = noise_rate(judge_error=0.57, judged=100, human_error=0.0, reviewed=0)
+    labels = {"noise_rate": capped, "remaining_error": {"value": 0.57, "low": low, "high": 0.63, "n": 400}}
+    finding = findings_by_name(tmp_path, {}, pairs=PAIRS, labels=labels)["noise"]
+    assert (finding.level, "reversed" in finding.message) == ("refuse", is_reversed)
 
 
 def test_refusals_are_compared_with_harmful_prompts(tmp_path: Path) -> None:
