@@ -4,6 +4,11 @@ A human label overrides the judges, an adjudicator overrides the annotators, and
 wins. Ties, both-bad labels and disagreements without a majority are dropped. So are queued pairs that were not
 reviewed: they never silently keep the judges' label. The split is by group of near-duplicate prompts.
 
+A human label stays when the run is judged again, also if the judges dropped its pair or do not compare it any more
+(route "carried"), and if the prompt has another kept pair: ``pairs.max_per_prompt`` limits the pairs that judges keep,
+and labeled pairs come on top. They do not take the place of a judge's pair, because then human labels would change
+which pairs can be drawn for review.
+
 If an annotator wrote a better answer, it is the chosen one, and ``chosen_model`` is ``human:NAME``. The rejected one is
 then the answer that the annotator did not prefer, not the one that was edited: most edits change a few words, and DPO
 on pairs that differ in so little lowers the probability of both (Pal et al. 2024, arXiv:2402.13228). If the annotator
@@ -57,6 +62,9 @@ class DatasetCounts:
     sources: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     human_written: int = 0
+    carried: int = 0
+    """Rows whose human label is not a label of the current review queue: it was given after an earlier judging, or
+    imported. Included in ``sources``."""
 
 
 def draw_split(group_id: str, seed: int, test_fraction: float) -> Literal["train", "test"]:
@@ -139,6 +147,8 @@ def _drop_and_count(pairs: pl.DataFrame, counts: DatasetCounts) -> pl.DataFrame:
         counts.dropped[reason] += n
     for label_source, n in kept.group_by(_label_source(), maintain_order=True).len().iter_rows():
         counts.sources[label_source] += n
+    is_queued = pl.col("route").is_in(["audit", "targeted"])
+    counts.carried += kept.filter(pl.col("label").is_not_null() & ~is_queued).height
     counts.human_written += kept.filter("human_written").height
     return kept
 
