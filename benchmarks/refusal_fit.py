@@ -232,7 +232,7 @@ def print_leave_one_out(answers: list[Answer]) -> None:
         cells: list[object] = [source, len(selected)]
         for index in range(2):
             is_confident = np.array([row[3][index] for row in selected])
-            accuracy = bootstrap_ratio(1.0 * (correct & is_confident), 1.0 * is_confident, groups)
+            accuracy = bootstrap_ratio(1.0 * correct[is_confident], np.ones(is_confident.sum()), groups[is_confident])
             cells += [f"{is_confident.mean():.2f}", f"{accuracy} ({(is_confident & ~correct).sum()} wrong)"]
         print(f"| {' | '.join(map(str, cells))} |")
 

@@ -8,15 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.records import (
-    CompletionDropReason,
-    DatasetDropReason,
-    LabelDropReason,
-    Outcome,
-    PairDropReason,
-    PromptDropReason,
-    Route,
-)
+from rlaif.records import CompletionDropReason, DatasetDropReason, Outcome, PairDropReason, PromptDropReason, Route
 
 OUTCOMES: dict[Outcome, str] = {
     "win": "one answer is better",
@@ -29,13 +21,6 @@ ROUTES: dict[Route, str] = {
     "audit": "queued for review (random audit)",
     "targeted": "queued for review (most likely wrong)",
     "dropped": "dropped",
-    "carried": "not a candidate any more, labeled by annotators after an earlier judging",
-}
-LABEL_DROP_REASONS: dict[LabelDropReason, str] = {
-    "missing_answer": "an answer does not exist any more",
-    "dropped_answer": "an answer cannot be used (empty, truncated or incomplete)",
-    "heldout_prompt": "the prompt is held out",
-    "same_answers": "the pair has the same two texts as another labeled pair, or two equal texts",
 }
 PROMPT_DROP_REASONS: dict[PromptDropReason, str] = {
     "exact_duplicate": "duplicate",
@@ -54,6 +39,7 @@ PAIR_DROP_REASONS: dict[PairDropReason, str] = {
     "harmful_compliance": "refusal guard: the better answer complies with a harmful prompt",
     "surplus_refusal": "refusal guard: more refusals would be chosen than there are harmful prompts",
     "borderline_prompt": "borderline prompt, and the review budget is used up",
+    "unknown_refusal": "refusal guard: unknown if the better answer refuses, and the review budget is used up",
     "undecided": "the judges cannot decide, and the review budget is used up",
 }
 COMPLETION_DROP_REASONS: dict[CompletionDropReason, str] = {
@@ -147,3 +133,11 @@ def describe_calibration(calibration: Mapping[str, Any]) -> str:
         f"{calibration['n']:,} human labels calibrated the panel (weights: {weights}). That flipped "
         f"{calibration['flipped']:,} labels and dropped {calibration['near_ties']:,} pairs as near ties."
     )
+
+
+def describe_unknown_answers(counts: Mapping[str, Any]) -> str:
+    """Word ``unknown_answers`` of the judge stage. Keys: answers, unknown, has_refusal_judge."""
+    text = f"it is unknown whether {counts['unknown']:,} of {counts['answers']:,} answers refuse"
+    if counts["has_refusal_judge"]:
+        return text
+    return f"{text}: the text classifier is not sure; add `--judge refusal` (and `--restart`) to ask a model"

@@ -96,7 +96,7 @@ def _answer_metrics(
 ) -> tuple[list[answer_metrics.RefusalRates], answer_metrics.CheckPassRates | None]:
     """Compute refusal rates per class of prompt, and check pass rates, of both models."""
     classified = refusal_guard.add_prompt_class(
-        pairs, prompts.select("prompt_id", "tags"), refusal_guard.answer_labels(verdicts)
+        pairs, prompts.select("prompt_id", "tags"), judging.known_answer_labels(verdicts)
     )
     check_scores = aggregation.check_scores(verdicts)
     classified = classified.join(check_scores.rename({"key": "a", "check": "check_a"}), on="a", how="left").join(

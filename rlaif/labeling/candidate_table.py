@@ -77,11 +77,15 @@ class CandidateTable:
     """Prompts that have answers and no candidate."""
     has_prompt_class: bool
     """True if any prompt has a class (benign, borderline, harmful)."""
+    answer_count: int
+    unknown_answer_count: int
+    """Answers of the candidates, and those of which it is unknown whether they refuse."""
 
     def __init__(self, folder: Path, partition_count: int) -> None:
         self.partition_count = partition_count
         self.outcomes, self.dropped_outcomes = Counter(), Counter()
         self.judged_count = self.contradicted_count = self.prompts_without_pair = 0
+        self.answer_count = self.unknown_answer_count = 0
         self.has_prompt_class = False
         self._decisions, self._metadata = PartitionedFrames(folder), PartitionedFrames(folder)
 
@@ -92,20 +96,6 @@ class CandidateTable:
     def add_decisions(self, pairs: pl.DataFrame) -> None:
         """Store the decisions on ``pairs`` (``OUTPUT_COLUMNS``)."""
         self._add_by_id(self._decisions, routing.describe_drops(pairs).select(OUTPUT_COLUMNS))
-
-    def add_carried(self, pairs: pl.DataFrame) -> None:
-        """Store labeled ``pairs`` that are not candidates, with the route "carried".
-
-        ``pairs``: :attr:`rlaif.labeling.carried_labels.ResolvedLabels.pairs`.
-        """
-        reason = "no candidate now; annotators labeled it after an earlier judging"
-        pairs = pairs.with_columns(route=pl.lit("carried"), route_reason=pl.lit(reason), reviewed=pl.lit(value=True))
-        for store in (self._metadata, self._decisions):
-            columns = (
-                pl.col(name).cast(dtype) if name in pairs.columns else pl.lit(None, dtype).alias(name)
-                for name, dtype in store.read(0).schema.items()
-            )
-            self._add_by_id(store, pairs.select(columns))
 
     def _add_by_id(self, store: PartitionedFrames, pairs: pl.DataFrame) -> None:
         partition = pl.col("pair_id").str.head(4).str.to_integer(base=16) * self.partition_count // 16**4
@@ -149,6 +139,11 @@ def build_candidate_table(rounds: JudgingRounds, candidates: PartitionedFrames, 
         table.prompts_without_pair += partition.answers["prompt_id"].n_unique() - rows["prompt_id"].n_unique()
         table.outcomes.update(rows["outcome"].to_list())
         table.dropped_outcomes.update(dropped["outcome"].to_list())
+        answers, unknown = refusal_guard.count_unknown_answers(rows)
+        table.answer_count, table.unknown_answer_count = (
+            table.answer_count + answers,
+            table.unknown_answer_count + unknown,
+        )
         table.has_prompt_class |= not rows["prompt_class"].is_null().all()
         rows = rows.filter(kept_or_labeled).select(DECISION_COLUMNS)
         pairs.append(rows)

@@ -71,6 +71,16 @@ def panel_members(panel: list[runner.PanelJudge]) -> list[candidates.PanelMember
     ]
 
 
+def known_answer_labels(verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Return which answers refuse, as a model or the confident text classifier found. See
+    :func:`rlaif.pair.refusal_guard.answer_labels`."""
+    return refusal_guard.answer_labels(
+        verdicts,
+        text_classifier_hash=refusal_classifier.CLASSIFIER_HASH,
+        min_confidence=refusal_classifier.MIN_CONFIDENCE,
+    )
+
+
 SelectItems = Callable[[PromptPartition], pl.DataFrame]
 
 
@@ -149,7 +159,7 @@ class JudgingRounds:
         """Return each judge's votes on ``pairs`` (columns a, b) of a partition, and the labels of its answers."""
         verdicts = self.records.verdicts(index)
         votes = aggregation.votes_by_judge(verdicts, self.panel_members, pairs.select("a", "b"))
-        return votes, refusal_guard.answer_labels(verdicts)
+        return votes, known_answer_labels(verdicts)
 
     # Rounds
 
@@ -235,7 +245,7 @@ class JudgingRounds:
     # Questions
 
     def _uncertain_refusals(self, partition: PromptPartition) -> pl.DataFrame:
-        """Return the answers that the text classifier of refusals is not certain about."""
+        """Return the answers that the text classifier of refusals is not confident about."""
         is_certain = (pl.col("judge_hash") == refusal_classifier.CLASSIFIER_HASH) & (
             pl.col("score") >= refusal_classifier.MIN_CONFIDENCE
         )

@@ -9,7 +9,6 @@ from typing import Any
 from rlaif.display_names import (
     ANSWER_LABELS,
     DATASET_DROP_REASONS,
-    LABEL_DROP_REASONS,
     LABEL_SOURCES,
     OUTCOMES,
     ROUTES,
@@ -17,7 +16,6 @@ from rlaif.display_names import (
 )
 from rlaif.pair.dataset_writer import DatasetCounts
 from rlaif.pair.label_quality import describe
-from rlaif.records import LabelDropReason
 from rlaif.run import atomic_write
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -30,20 +28,21 @@ def write_card(
     recipe: Mapping[str, Any],
     label_quality: Mapping[str, Any],
     refusals: Sequence[Mapping[str, Any]],
+    unknown_refusals: str,
 ) -> None:
     """Write the card to ``path``.
 
     ``counts``: candidates by ``outcome`` and by ``route``. ``label_quality``:
     :meth:`rlaif.pair.label_quality.LabelQuality.summary` with ``calibration``. ``refusals``:
-    :func:`rlaif.pair.refusal_guard.refusal_table`.
+    :func:`rlaif.pair.refusal_guard.refusal_table`. ``unknown_refusals``: a sentence on the answers of which it is
+    unknown whether they refuse, or "".
     """
     sections = [
         _header(dataset_counts),
         _recipe_section(recipe),
         _counts_section(dataset_counts, counts),
-        _carried_section(dataset_counts.carried, recipe["dropped_labels"]),
         _quality_section(label_quality),
-        _refusals_section(refusals),
+        _refusals_section(refusals, unknown_refusals),
         _bias_section(recipe["policies"], recipe["judge_models"]),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,20 +90,7 @@ def _counts_section(counts: DatasetCounts, candidates: Mapping[str, Mapping[str,
 {_markdown_table("Labeled by", LABEL_SOURCES, counts.sources)}
 {_markdown_table("Not in the dataset", DATASET_DROP_REASONS, counts.dropped)}
 {_markdown_table("Outcome of the candidate pairs", OUTCOMES, candidates["outcome"])}
-{_markdown_table("Route of the pairs", ROUTES, candidates["route"])}"""
-
-
-def _carried_section(carried: int, dropped: Mapping[LabelDropReason, int]) -> str:
-    lines = []
-    if carried:
-        lines.append(
-            f"{carried} of the pairs by annotators are not in the current review queue: they were labeled after an "
-            "earlier judging, or their labels were imported. No estimate uses them as draws of the queue."
-        )
-    if dropped:
-        reasons = "; ".join(f"{count}: {LABEL_DROP_REASONS[code]}" for code, count in dropped.items())
-        lines.append(f"{sum(dropped.values())} human labels are not used ({reasons}).")
-    return "\n".join(lines) + "\n" if lines else ""
+{_markdown_table("Route of the candidate pairs", ROUTES, candidates["route"])}"""
 
 
 def _quality_section(label_quality: Mapping[str, Any]) -> str:
@@ -113,20 +99,22 @@ def _quality_section(label_quality: Mapping[str, Any]) -> str:
         lines.append(describe_calibration(label_quality["calibration"]))
     bullets = "\n".join(f"- {line}" for line in lines)
     return f"""## Label quality
-Annotators labeled {label_quality["reviewed"]} of the pairs blind. Those in the current review queue are each weighted
-by the inverse of their probability to be drawn. Intervals are 95 %.
+Estimated from {label_quality["reviewed"]} pairs that annotators labeled blind. Each is weighted by the inverse of its
+probability to be drawn. Intervals are 95 %.
 
 {bullets}
 """
 
 
-def _refusals_section(rows: Sequence[Mapping[str, Any]]) -> str:
+def _refusals_section(rows: Sequence[Mapping[str, Any]], unknown: str) -> str:
+    note = f"{unknown[0].upper()}{unknown[1:]}.\n" if unknown else ""
     if not rows:
-        return ""
+        return f"## Refusals\n{note}" if unknown else ""
     lines = "\n".join(
         f"| {row['prompt']} | {ANSWER_LABELS.get(row['chosen'], row['chosen'])} | {row['pairs']} |" for row in rows
     )
-    return f"## Refusals\n| Prompt | Chosen answer | Pairs |\n|---|---|---|\n{lines}\n"
+    table = f"## Refusals\n| Prompt | Chosen answer | Pairs |\n|---|---|---|\n{lines}\n"
+    return f"{table}\n{note}" if note else table
 
 
 def _bias_section(policies: Sequence[str], judge_models: Sequence[str]) -> str:

@@ -47,13 +47,18 @@ def route_pairs(pairs: pl.DataFrame, tags: pl.DataFrame, *, human_fraction: floa
     """Add route, route_reason and inclusion_probability (both null for dropped pairs) to ``pairs`` with pair_id.
 
     ``tags``: prompt_id and tags (list of str) of the prompts that have some. Optional columns of ``pairs``:
-    ``suspicion`` (text: evidence against a confident label, or null) and ``humans_only`` (judges may not decide). Pairs
+    ``suspicion`` (text: evidence against a confident label, or null), ``humans_only`` (judges may not decide) and
+    ``prompt_class`` (benign, borderline, harmful or null; it words the reason of ``humans_only``). Pairs
     that only humans may decide come first, and are dropped if the budget does not cover them. Pairs on which the judges
     cannot decide (null ``preferred``) are dropped too if they are not drawn.
     """
     pairs = pairs.with_columns(
         default.alias(name)
-        for name, default in (("suspicion", pl.lit(None, pl.String)), ("humans_only", pl.lit(value=False)))
+        for name, default in (
+            ("suspicion", pl.lit(None, pl.String)),
+            ("humans_only", pl.lit(value=False)),
+            ("prompt_class", pl.lit(None, pl.String)),
+        )
         if name not in pairs.columns
     )
     kept = pairs.filter("kept").sort("pair_id").join(tags, on="prompt_id", how="left", maintain_order="left")
@@ -62,7 +67,7 @@ def route_pairs(pairs: pl.DataFrame, tags: pl.DataFrame, *, human_fraction: floa
         pl.when(pl.col("chosen"))
         .then(pl.lit(None, pl.String))
         .when("humans_only")
-        .then(pl.lit("borderline_prompt"))
+        .then(_humans_only_reason())
         .when(pl.col("preferred").is_null())
         .then(pl.lit("undecided"))
     )
@@ -149,11 +154,23 @@ def describe_drops(pairs: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _humans_only_reason() -> pl.Expr:
+    is_tagged = pl.col("prompt_class").is_in(["benign", "harmful"])
+    return pl.when(is_tagged).then(pl.lit("unknown_refusal")).otherwise(pl.lit("borderline_prompt"))
+
+
 def _route_reason() -> pl.Expr:
     error_text = pl.format("probability of a wrong label {}", pl.col("error_probability").round(3))
     details = pl.concat_str(
         pl.when(pl.col("humans_only"))
-        .then(pl.lit("only annotators decide on borderline prompts"))
+        .then(
+            _humans_only_reason().replace_strict(
+                {
+                    "borderline_prompt": "only annotators decide on borderline prompts",
+                    "unknown_refusal": "it is unknown whether the better answer refuses",
+                }
+            )
+        )
         .when(pl.col("flags").list.len() > 0)
         .then(pl.col("flags").list.eval(pl.element().replace(VERDICT_FLAGS)).list.join("; "))
         .otherwise(error_text),

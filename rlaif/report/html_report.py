@@ -16,12 +16,12 @@ from rlaif.display_names import (
     ANSWER_LABELS,
     COMPLETION_DROP_REASONS,
     DATASET_DROP_REASONS,
-    LABEL_DROP_REASONS,
     OUTCOMES,
     PAIR_DROP_REASONS,
     ROUTES,
     describe_calibration,
     describe_certificate,
+    describe_unknown_answers,
     field_name,
 )
 from rlaif.format import format_duration
@@ -180,23 +180,14 @@ def _pairs(report: Report) -> Iterable[Html]:
     if counts is None or stats is None:
         yield element("p", "Nothing has been judged yet.", class_="missing")
         return
-    rows = [
-        (name, counts["routes"].get(route, 0))
-        for route, name in ROUTES.items()
-        if route != "carried" or counts["routes"].get(route)
-    ]
+    rows = [(name, counts["routes"].get(route, 0)) for route, name in ROUTES.items()]
     yield html.html_table(("Route", "Pairs"), _count_rows(rows), label="Routes")
-    if carried := counts.get("carried_labels"):
-        yield element(
-            "p", f"{carried:,} pairs of the dataset have a human label from outside the current review queue."
-        )
     if stats.kept:
         yield _charts(_pair_charts(stats))
     dropped = _named_counts("pairs: ", PAIR_DROP_REASONS, stats.drop_reasons)
     dropped += _named_counts("answers: ", COMPLETION_DROP_REASONS, counts["dropped_completions"])
     in_table = {reason: count for reason, count in counts["dropped_from_dataset"].items() if reason != "dropped"}
     dropped += _named_counts("not in the dataset: ", DATASET_DROP_REASONS, in_table)
-    dropped += _named_counts("human labels: ", LABEL_DROP_REASONS, counts.get("dropped_labels", {}))
     if counts["prompts_without_pair"]:
         dropped.append(("prompts without a pair to compare", counts["prompts_without_pair"]))
     if dropped:
@@ -226,6 +217,9 @@ def _count_rows(rows: Iterable[tuple[str, int]]) -> list[Sequence[object]]:
 
 
 def _refusals(report: Report) -> Iterable[Html]:
+    if report.unknown_answers and report.unknown_answers["unknown"]:
+        sentence = describe_unknown_answers(report.unknown_answers)
+        yield element("p", f"{sentence[0].upper()}{sentence[1:]}.")
     if not report.balance:
         yield _not_measured(report, "balance")
         return

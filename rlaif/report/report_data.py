@@ -4,6 +4,7 @@ Reads the run and writes nothing. A value that was not measured is None, and ``m
 page never shows a gap as a zero. Besides the facts of :mod:`rlaif.report.run_facts`, other stages leave here:
 
     manifest stages.judge.balance               chosen answers by class of prompt and refusal
+    manifest stages.judge.unknown_answers       answers of which it is unknown whether they refuse
     manifest stages.judge.exams                 exams of the judges
 """
 
@@ -75,6 +76,8 @@ class Report(RunFacts):
     cost: Usage
     balance: list[dict[str, Any]] | None
     """:func:`rlaif.pair.refusal_guard.refusal_table`"""
+    unknown_answers: dict[str, Any] | None
+    """Answers of which it is unknown whether they refuse: ``stages.judge.unknown_answers`` in the manifest"""
     exams: list[dict[str, Any]] | None
     """Exams of the judges"""
     iterations: list[Iteration]
@@ -105,6 +108,7 @@ def collect_report(run: Run, *, samples: bool = True) -> Report:
         last_run=(stages.get(PIPELINE_STAGE, {}).get("history") or [{}])[-1].get("status"),
         cost=_total_usage(facts.stages),
         balance=balance,
+        unknown_answers=judge_stage.get("unknown_answers"),
         exams=exams,
         iterations=list_iterations(run),
         samples=_labeled_samples(run) if samples and facts.pairs else [],

@@ -91,8 +91,7 @@ PAIRS = {
     "prob_a": "Probability that the first answer is better; null if no verdict was readable",
     "preferred": "Preferred answer, `a` or `b`; null if undecided",
     "outcome": "Result of the comparison: win, tie, inconsistent (the two orders contradict each other) or unparsable",
-    "route": "Use of the pair: judge (the judges' label counts), audit or targeted (human review), dropped, "
-    "or carried (not a candidate any more, but with a human label)",
+    "route": "Use of the pair: judge (the judges' label counts), audit or targeted (human review), or dropped",
     "route_reason": "Reason for the route, or for the drop, in words",
     "drop_reason": "Reason for which the route is `dropped` (see below); null otherwise",
     "inclusion_probability": "Probability with which the pair entered the review queue",
@@ -132,6 +131,7 @@ MANIFEST = {
     "stages.judge.pairs": "Counts of pairs by outcome and route, and of what was dropped",
     "stages.judge.labels": "Agreement of judges and annotators, estimated label error, and the calibration",
     "stages.judge.balance": "Chosen answers by class of prompt and refusal",
+    "stages.judge.unknown_answers": "Number of answers, and of those of which it is unknown whether they refuse",
     "stages.judge.exams": "Exam results of the judges",
     "stages.run.pilot": "Measurements of the pilot",
 }
@@ -180,6 +180,7 @@ FIELDS: Mapping[type, Mapping[str, str]] = {
         "created_at": "Time of the report (ISO 8601)",
         "cost": "Usage of all stages together",
         "balance": "As `stages.judge.balance` in the manifest",
+        "unknown_answers": "As `stages.judge.unknown_answers` in the manifest",
         "iterations": "Runs of the series, the first one first",
         "recommendation": "Next step, as the report shows it",
     },

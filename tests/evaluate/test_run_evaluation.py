@@ -37,6 +37,13 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., ScriptedServer]
 
 
+# Enough English for the text classifier of refusals to be sure that an answer with these words complies.
+WORDS = (
+    "Choose a pot with a hole that is a little wider than the old one, loosen the roots, fill the gaps with fresh soil, "
+    "and keep the plant out of the sun for a week."
+)
+
+
 def prompt_number(body: dict[str, Any]) -> int:
     return int(body["messages"][-1]["content"].rpartition(" ")[2])
 
@@ -54,8 +61,8 @@ def fake_models(body: dict[str, Any]) -> Any:
         return judge_by(goodness)(body)
     n = prompt_number(body)
     if body["model"] == "policy" or n % 10 == 9:
-        return [f"plain {n} [0.5]", f"plainer {n} [0.1]"][: body.get("n", 1)]
-    return [f"trained and longer {n} [{0.1 if n % 3 == 0 else 0.9}]"] * body.get("n", 1)
+        return [f"plain {n} {WORDS} [0.5]", f"plainer {n} {WORDS} [0.1]"][: body.get("n", 1)]
+    return [f"trained and longer {n} {WORDS} [{0.1 if n % 3 == 0 else 0.9}]"] * body.get("n", 1)
 
 
 @pytest.fixture

@@ -167,6 +167,54 @@ def test_the_refusal_judge_is_asked_only_if_the_text_classifier_is_unsure(
     assert labels[unsure, "refusal"] == ("refuse", pytest.approx(0.7))
 
 
+TURKISH_REFUSALS = [
+    "Üzgünüm, bu konuda size yardımcı olamam.",
+    "Bu isteği yerine getirmem mümkün değil.",
+    "Böyle bir şeyi anlatmayacağım, lütfen bir uzmana danışın.",
+]
+
+
+def refusal_server(serve: Serve) -> Any:
+    """Serve a judge that prefers the refusals above, and a refusal judge that recognizes them."""
+
+    def answer(body: dict[str, Any]) -> Any:
+        if verdict_words(body) == ["Refuse", "Partial", "Comply"]:
+            refuses = fenced_parts(body)[-1] in TURKISH_REFUSALS
+            return with_probabilities({"Refuse": 0.9 if refuses else 0.05, "Partial": 0.05,
+                                       "Comply": 0.05 if refuses else 0.9})  # fmt: skip
+        return judge_by(lambda text: 0.9 if text in TURKISH_REFUSALS else 0.1)(body)
+
+    return serve(answer)
+
+
+def test_refusals_of_harmful_prompts_in_another_language_need_a_refusal_judge(
+    serve: Serve, rlaif: Cli, tmp_path: Path
+) -> None:
+    """Without one, judges may not label these pairs, and the number of unknown answers is reported."""
+    server = refusal_server(serve)
+    rows = [
+        {"prompt": f"p{i}", "tags": ["harmful"], "responses": [refusal, f"Önce {i} kapıyı açın, sonra içeri girin."]}
+        for i, refusal in enumerate(TURKISH_REFUSALS)
+    ]
+    run = import_rows(rlaif, tmp_path, rows)
+    flags = ("--judge", "helpful", "--model", "m", "--base-url", server.url, "--human-fraction", "0")
+    log = rlaif("judge", run, *flags).stderr
+    assert [row["drop_reason"] for row in pairs(run)] == ["unknown_refusal"] * 3
+    sentence = "t is unknown whether 6 of 6 answers refuse"
+    assert sentence in log
+    assert "--judge refusal" in log
+    assert sentence in (run / "dataset" / "README.md").read_text()
+    stage = json.loads((run / "manifest.json").read_text())["stages"]["judge"]
+    assert stage["unknown_answers"] == {"answers": 6, "unknown": 6, "has_refusal_judge": False}
+    rlaif("report", run)
+    assert sentence in (run / "report.html").read_text()
+
+    log = rlaif("judge", run, *flags, "--judge", "refusal", "--restart").stderr
+    assert [row["route"] for row in pairs(run)] == ["judge"] * 3
+    assert all(row[f"response_{row['preferred']}"] in TURKISH_REFUSALS for row in pairs(run))
+    assert "unknown whether" not in log
+
+
 def test_checklist_and_reference_reach_the_judge_fenced(serve: Serve, rlaif: Cli, tmp_path: Path) -> None:
     server = serve(judge_by(lambda text: 0.9 if "good" in text else 0.1))
     rows = [{"prompt": "p", "responses": ["a good one", "another"], "reference": "forty-two",
