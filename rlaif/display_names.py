@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.records import CompletionDropReason, DatasetDropReason, Outcome, PairDropReason, PromptDropReason, Route
+from rlaif.records import (
+    CompletionDropReason,
+    DatasetDropReason,
+    LabelDropReason,
+    Outcome,
+    PairDropReason,
+    PromptDropReason,
+    Route,
+)
 
 OUTCOMES: dict[Outcome, str] = {
     "win": "one answer is better",
@@ -21,6 +29,13 @@ ROUTES: dict[Route, str] = {
     "audit": "queued for review (random audit)",
     "targeted": "queued for review (most likely wrong)",
     "dropped": "dropped",
+    "carried": "not a candidate any more, labeled by annotators after an earlier judging",
+}
+LABEL_DROP_REASONS: dict[LabelDropReason, str] = {
+    "missing_answer": "an answer does not exist any more",
+    "dropped_answer": "an answer cannot be used (empty, truncated or incomplete)",
+    "heldout_prompt": "the prompt is held out",
+    "same_answers": "the pair has the same two texts as another labeled pair, or two equal texts",
 }
 PROMPT_DROP_REASONS: dict[PromptDropReason, str] = {
     "exact_duplicate": "duplicate",

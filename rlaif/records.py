@@ -40,7 +40,8 @@ Side = Literal["a", "b"]
 Choice = Literal["left", "right", "tie", "both_bad", "skip"]
 Label = Literal["refuse", "partial", "comply"]
 Outcome = Literal["win", "tie", "inconsistent", "unparsable"]
-Route = Literal["judge", "audit", "targeted", "dropped"]
+Route = Literal["judge", "audit", "targeted", "dropped", "carried"]
+"""Use of a pair. "carried": not a candidate any more, but annotators labeled it after an earlier judging."""
 PromptDropReason = Literal["exact_duplicate", "near_duplicate", "evaluation_overlap"]
 CompletionDropReason = Literal["empty", "truncated", "duplicate"]
 PairDropReason = Literal[
@@ -61,6 +62,9 @@ PairDropReason = Literal[
 """Reason for which a candidate pair is dropped (tables/pairs.parquet, ``drop_reason``)."""
 DatasetDropReason = Literal["dropped", "awaiting_review", "tie", "both_bad", "annotators_disagree"]
 """Reason for which a pair of the table is not in the dataset."""
+
+LabelDropReason = Literal["missing_answer", "dropped_answer", "heldout_prompt", "same_answers"]
+"""Reason for which a human label cannot be used."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -148,8 +152,8 @@ class Prompt(Record):
     split: Literal["train", "heldout"] = Field(default="train", description="Use of the prompt")
     split_group: str | None = Field(
         default=None,
-        description="ID of the first prompt of the near duplicates that this one belongs to, which decides the split of "
-        "all of them; null for that first prompt and for a prompt without near duplicates",
+        description="ID of the first prompt of the near duplicates that this one belongs to, which decides the split "
+        "of all of them; null for that first prompt and for a prompt without near duplicates",
     )
     source: str = Field(default="", description="Set, file or dataset that it came from")
 

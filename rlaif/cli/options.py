@@ -135,6 +135,8 @@ def print_dry_run(plan: Any) -> None:
 
 
 def print_pair_summary(built: BuildResult, run: Path) -> None:
+    from rlaif.display_names import LABEL_DROP_REASONS
+
     def format_counts(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()) or "none"
 
@@ -146,6 +148,10 @@ def print_pair_summary(built: BuildResult, run: Path) -> None:
         console.log(f"{built.prompts_without_pair:,} prompts have no candidate pair")
     if built.dataset_counts.dropped:
         console.log(f"not in the dataset: {format_counts(built.dataset_counts.dropped)}")
+    if built.dataset_counts.carried:
+        console.log(f"{built.dataset_counts.carried:,} pairs have a human label from outside the current review queue")
+    for reason, count in built.dropped_labels.items():
+        console.log(f"{count:,} human labels not used: {LABEL_DROP_REASONS[reason]}")
     if built.dataset_counts.human_written:
         console.log(f"{built.dataset_counts.human_written:,} pairs have a chosen answer written by an annotator")
     if unknown := built.describe_unknown_answers():

@@ -19,10 +19,12 @@ from rlaif.config.models import Config
 from rlaif.display_names import describe_unknown_answers
 from rlaif.judge.runner import PanelJudge
 from rlaif.labeling.candidate_table import CandidateTable, build_candidate_table
+from rlaif.labeling.carried_labels import resolve_labels
 from rlaif.labeling.judging import JudgingRounds
 from rlaif.pair import dataset_card, dataset_writer, refusal_guard, routing
 from rlaif.pair.human_calibration import Calibration, apply_human_calibration
 from rlaif.pair.label_quality import describe, estimate_label_quality
+from rlaif.records import LabelDropReason
 from rlaif.run import frames
 from rlaif.run.human_labels import human_labels
 from rlaif.run.journal import JournalReader, iter_blocks
@@ -51,6 +53,8 @@ class BuildResult:
     """Answers that were not paired, per reason."""
     prompts_without_pair: int
     dataset_counts: dataset_writer.DatasetCounts
+    dropped_labels: dict[LabelDropReason, int]
+    """Human labels that cannot be used, per reason."""
     agreement: Estimate | None
     """Agreement of judges and annotators."""
     label_quality: dict[str, Any]
@@ -79,12 +83,15 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
     """
     run, config = rounds.run, rounds.config
     reviews = run.reviews()
-    labels = human_labels(reviews)
+    resolved = resolve_labels(run, human_labels(reviews), reviews)
+    labels = resolved.labels
     table = build_candidate_table(rounds, candidates, labels)
     pairs, human_calibration = _decide_pairs(table, labels, config)
     quality = estimate_label_quality(pairs, labels, reviews, seed=config.seed)
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
     table.add_decisions(pairs)
+    carried = resolved.pairs.join(pairs, on="pair_id", how="anti", maintain_order="left")
+    table.add_carried(carried)
     metadata = PartitionedFrames(run.path)
     frames.write_parquet_atomically(_add_texts(run, table.iter_sorted(CHUNK_ROWS), metadata, config), run.pairs_path)
     dataset_counts = dataset_writer.write_dataset(
@@ -98,13 +105,17 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
     result = BuildResult(
         candidates=table.outcomes.total(),
         outcomes={name: table.outcomes[name] for name in ("win", "tie", "inconsistent", "unparsable")},
-        routes={name: routes[name] for name in ("judge", "audit", "targeted", "dropped")},
+        routes={name: routes[name] for name in ("judge", "audit", "targeted", "dropped")}
+        | ({"carried": carried.height} if carried.height else {}),
         dropped_completions=dict(rounds.records.dropped_completions),
         prompts_without_pair=table.prompts_without_pair,
         dataset_counts=dataset_counts,
         agreement=quality.agreement,
         label_quality=quality.summary() | {"calibration": asdict(human_calibration) if human_calibration else None},
-        refusal_table=refusal_guard.refusal_table(_add_winner(pairs, labels)),
+        refusal_table=refusal_guard.refusal_table(
+            pl.concat([_add_winner(pairs, labels), _add_winner(_carried_candidates(carried), labels)])
+        ),
+        dropped_labels=dict(sorted(resolved.dropped.items())),
         unknown_answers={
             "answers": table.answer_count,
             "unknown": table.unknown_answer_count,
@@ -113,7 +124,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
         warnings=_label_warnings(table, pairs, rounds.panel, dataset_counts),
     )
     counts = {"outcome": result.outcomes, "route": result.routes}
-    card_info = _card_info(rounds, table.policies)
+    card_info = _card_info(rounds, table.policies) | {"dropped_labels": result.dropped_labels}
     dataset_card.write_card(
         run.dataset / "README.md",
         dataset_counts,
@@ -160,6 +171,8 @@ def _record_in_manifest(rounds: JudgingRounds, result: BuildResult) -> None:
             "prompts_without_pair": result.prompts_without_pair,
             "dataset": {"train": counts.train, "test": counts.test, **counts.sources},
             "dropped_from_dataset": dict(counts.dropped),
+            "carried_labels": counts.carried,
+            "dropped_labels": result.dropped_labels,
         },
         labels=result.label_quality,
         balance=result.refusal_table,
@@ -179,15 +192,31 @@ def _card_info(rounds: JudgingRounds, policies: list[str]) -> dict[str, Any]:
     }
 
 
+def _carried_candidates(carried: pl.DataFrame) -> pl.DataFrame:
+    """Return ``carried`` with the columns for :func:`rlaif.pair.refusal_guard.refusal_table`.
+
+    This judging did not classify the answers of these pairs, so they count as unknown.
+    """
+    no_labels = pl.DataFrame(schema={"key": pl.String, "answer_label": pl.String})
+    pairs = carried.with_columns(route=pl.lit("carried"), preferred=pl.lit(None, pl.String))
+    tags = carried.select("prompt_id", "tags").unique("prompt_id")
+    return refusal_guard.add_prompt_class(pairs, tags, no_labels).drop("a", "b")
+
+
 def _add_winner(pairs: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
-    """Add ``winner``: the side that the dataset prefers, or null.
+    """Return what :func:`rlaif.pair.refusal_guard.refusal_table` counts.
+
+    ``winner`` is the side that the dataset prefers, or null.
 
     A human label overrides the judges, whose choice counts only if the pair's route is "judge".
     """
     human_winner = pl.when(pl.col("label").is_in(["a", "b"])).then("label")
     judge_winner = pl.when((pl.col("route") == "judge") & pl.col("label").is_null()).then("preferred")
     labeled_pairs = pairs.join(labels.select("pair_id", "label"), on="pair_id", how="left", maintain_order="left")
-    return labeled_pairs.with_columns(winner=pl.coalesce(human_winner, judge_winner))
+    return labeled_pairs.select(
+        pl.col("prompt_class", "answer_label_a", "answer_label_b").cast(pl.String),
+        winner=pl.coalesce(human_winner, judge_winner),
+    )
 
 
 def _count_by(frame: pl.DataFrame, column: str) -> dict[str, int]:

@@ -97,6 +97,20 @@ class CandidateTable:
         """Store the decisions on ``pairs`` (``OUTPUT_COLUMNS``)."""
         self._add_by_id(self._decisions, routing.describe_drops(pairs).select(OUTPUT_COLUMNS))
 
+    def add_carried(self, pairs: pl.DataFrame) -> None:
+        """Store labeled ``pairs`` that are not candidates, with the route "carried".
+
+        ``pairs``: :attr:`rlaif.labeling.carried_labels.ResolvedLabels.pairs`.
+        """
+        reason = "no candidate now; annotators labeled it after an earlier judging"
+        pairs = pairs.with_columns(route=pl.lit("carried"), route_reason=pl.lit(reason), reviewed=pl.lit(value=True))
+        for store in (self._metadata, self._decisions):
+            columns = (
+                pl.col(name).cast(dtype) if name in pairs.columns else pl.lit(None, dtype).alias(name)
+                for name, dtype in store.read(0).schema.items()
+            )
+            self._add_by_id(store, pairs.select(columns))
+
     def _add_by_id(self, store: PartitionedFrames, pairs: pl.DataFrame) -> None:
         partition = pl.col("pair_id").str.head(4).str.to_integer(base=16) * self.partition_count // 16**4
         store.add_partitioned(partition, pairs)

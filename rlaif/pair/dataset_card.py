@@ -9,6 +9,7 @@ from typing import Any
 from rlaif.display_names import (
     ANSWER_LABELS,
     DATASET_DROP_REASONS,
+    LABEL_DROP_REASONS,
     LABEL_SOURCES,
     OUTCOMES,
     ROUTES,
@@ -16,6 +17,7 @@ from rlaif.display_names import (
 )
 from rlaif.pair.dataset_writer import DatasetCounts
 from rlaif.pair.label_quality import describe
+from rlaif.records import LabelDropReason
 from rlaif.run import atomic_write
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -41,6 +43,7 @@ def write_card(
         _header(dataset_counts),
         _recipe_section(recipe),
         _counts_section(dataset_counts, counts),
+        _carried_section(dataset_counts.carried, recipe["dropped_labels"]),
         _quality_section(label_quality),
         _refusals_section(refusals, unknown_refusals),
         _bias_section(recipe["policies"], recipe["judge_models"]),
@@ -90,7 +93,20 @@ def _counts_section(counts: DatasetCounts, candidates: Mapping[str, Mapping[str,
 {_markdown_table("Labeled by", LABEL_SOURCES, counts.sources)}
 {_markdown_table("Not in the dataset", DATASET_DROP_REASONS, counts.dropped)}
 {_markdown_table("Outcome of the candidate pairs", OUTCOMES, candidates["outcome"])}
-{_markdown_table("Route of the candidate pairs", ROUTES, candidates["route"])}"""
+{_markdown_table("Route of the pairs", ROUTES, candidates["route"])}"""
+
+
+def _carried_section(carried: int, dropped: Mapping[LabelDropReason, int]) -> str:
+    lines = []
+    if carried:
+        lines.append(
+            f"{carried} of the pairs by annotators are not in the current review queue: they were labeled after an "
+            "earlier judging, or their labels were imported. No estimate uses them as draws of the queue."
+        )
+    if dropped:
+        reasons = "; ".join(f"{count}: {LABEL_DROP_REASONS[code]}" for code, count in dropped.items())
+        lines.append(f"{sum(dropped.values())} human labels are not used ({reasons}).")
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def _quality_section(label_quality: Mapping[str, Any]) -> str:
@@ -99,8 +115,8 @@ def _quality_section(label_quality: Mapping[str, Any]) -> str:
         lines.append(describe_calibration(label_quality["calibration"]))
     bullets = "\n".join(f"- {line}" for line in lines)
     return f"""## Label quality
-Estimated from {label_quality["reviewed"]} pairs that annotators labeled blind. Each is weighted by the inverse of its
-probability to be drawn. Intervals are 95 %.
+Annotators labeled {label_quality["reviewed"]} of the pairs blind. Those in the current review queue are each weighted
+by the inverse of their probability to be drawn. Intervals are 95 %.
 
 {bullets}
 """

@@ -16,6 +16,7 @@ from rlaif.display_names import (
     ANSWER_LABELS,
     COMPLETION_DROP_REASONS,
     DATASET_DROP_REASONS,
+    LABEL_DROP_REASONS,
     OUTCOMES,
     PAIR_DROP_REASONS,
     ROUTES,
@@ -180,14 +181,23 @@ def _pairs(report: Report) -> Iterable[Html]:
     if counts is None or stats is None:
         yield element("p", "Nothing has been judged yet.", class_="missing")
         return
-    rows = [(name, counts["routes"].get(route, 0)) for route, name in ROUTES.items()]
+    rows = [
+        (name, counts["routes"].get(route, 0))
+        for route, name in ROUTES.items()
+        if route != "carried" or counts["routes"].get(route)
+    ]
     yield html.html_table(("Route", "Pairs"), _count_rows(rows), label="Routes")
+    if carried := counts.get("carried_labels"):
+        yield element(
+            "p", f"{carried:,} pairs of the dataset have a human label from outside the current review queue."
+        )
     if stats.kept:
         yield _charts(_pair_charts(stats))
     dropped = _named_counts("pairs: ", PAIR_DROP_REASONS, stats.drop_reasons)
     dropped += _named_counts("answers: ", COMPLETION_DROP_REASONS, counts["dropped_completions"])
     in_table = {reason: count for reason, count in counts["dropped_from_dataset"].items() if reason != "dropped"}
     dropped += _named_counts("not in the dataset: ", DATASET_DROP_REASONS, in_table)
+    dropped += _named_counts("human labels: ", LABEL_DROP_REASONS, counts.get("dropped_labels", {}))
     if counts["prompts_without_pair"]:
         dropped.append(("prompts without a pair to compare", counts["prompts_without_pair"]))
     if dropped:

@@ -91,7 +91,8 @@ PAIRS = {
     "prob_a": "Probability that the first answer is better; null if no verdict was readable",
     "preferred": "Preferred answer, `a` or `b`; null if undecided",
     "outcome": "Result of the comparison: win, tie, inconsistent (the two orders contradict each other) or unparsable",
-    "route": "Use of the pair: judge (the judges' label counts), audit or targeted (human review), or dropped",
+    "route": "Use of the pair: judge (the judges' label counts), audit or targeted (human review), dropped, "
+    "or carried (not a candidate any more, but with a human label)",
     "route_reason": "Reason for the route, or for the drop, in words",
     "drop_reason": "Reason for which the route is `dropped` (see below); null otherwise",
     "inclusion_probability": "Probability with which the pair entered the review queue",
