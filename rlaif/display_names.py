@@ -60,6 +60,8 @@ PAIR_DROP_REASONS: dict[PairDropReason, str] = {
 COMPLETION_DROP_REASONS: dict[CompletionDropReason, str] = {
     "empty": "empty",
     "truncated": "truncated at the token limit",
+    "incomplete": "not complete: stopped by a content filter, an error or an unknown reason",
+    "tool_call": "calls a tool, which a pair of texts cannot hold",
     "duplicate": "duplicate of another answer to the prompt",
 }
 DATASET_DROP_REASONS: dict[DatasetDropReason, str] = {

@@ -43,7 +43,7 @@ Outcome = Literal["win", "tie", "inconsistent", "unparsable"]
 Route = Literal["judge", "audit", "targeted", "dropped", "carried"]
 """Use of a pair. "carried": not a candidate any more, but annotators labeled it after an earlier judging."""
 PromptDropReason = Literal["exact_duplicate", "near_duplicate", "evaluation_overlap"]
-CompletionDropReason = Literal["empty", "truncated", "duplicate"]
+CompletionDropReason = Literal["empty", "truncated", "incomplete", "tool_call", "duplicate"]
 PairDropReason = Literal[
     "unparsable",
     "inconsistent",

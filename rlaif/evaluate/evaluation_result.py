@@ -29,7 +29,8 @@ class EvaluationSample:
 
 @dataclass
 class EvaluationResult:
-    """Metrics of the trained model against its reference, over the prompts that both have answered.
+    """Metrics of the trained model against its reference, over the prompts that both have answered
+    completely.
 
     An estimate is None if nothing was measured. KL divergences are in nats.
     """
@@ -49,6 +50,8 @@ class EvaluationResult:
     ties: int
     losses: int
     identical_answers: int
+    incomplete_reference: int
+    incomplete_trained: int
     unparsable_verdicts: int
     win_rate: Estimate | None
     length_controlled_win_rate: Estimate | None

@@ -1,12 +1,14 @@
 """Compute the result of an evaluation from its journals.
 
-All metrics are over the same prompts: those that this evaluation asked for and that both models have answered under its
-settings. Records of earlier evaluations in the same journals are ignored.
+All metrics are over the same prompts: those that this evaluation asked for and that both models have answered
+completely under its settings. The win rate is also over one panel: a prompt counts only if every judge compared its
+answers in both orders, or if the prompt's checks decide. Otherwise a judge that fails on some prompts would change what
+the mean is taken over. Records of earlier evaluations in the same journals are ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import polars as pl
@@ -19,7 +21,7 @@ from rlaif.evaluate.trained_model import EvaluatedModels
 from rlaif.judge import runner
 from rlaif.labeling import judging
 from rlaif.llm.reporter import Reporter
-from rlaif.pair import aggregation, refusal_guard
+from rlaif.pair import aggregation, candidates, refusal_guard
 from rlaif.records import hash_to_unit_interval
 from rlaif.run.journal import iter_records
 from rlaif.run.run import Run
@@ -49,11 +51,14 @@ def collect_results(
     }
     trained_ids = prompts.filter(pl.col("key").is_in(trained_keys))["prompt_id"]
     pairs = pairs.filter(~pl.col("prompt_id").is_in(trained_ids.implode()))
+    incomplete = {role: int((~pairs[f"{role}_complete"]).sum()) for role in ("reference", "trained")}
+    pairs, num_answered = pairs.filter("reference_complete", "trained_complete"), pairs.height
     verdicts = eval_run.verdicts()
     # A refusal label depends on the answer alone. Other verdicts also depend on the prompt's checks, its reference and
     # the settings.
     verdicts = verdicts.filter((pl.col("kind") == "classify") | pl.col("key").is_in(verdict_keys))
-    votes = aggregation.aggregate_votes(verdicts, judging.panel_members(panel), pairs.select("a", "b"))
+    members = judging.panel_members(panel)
+    votes = _panel_votes(verdicts, members, pairs.select("a", "b"))
     judged = pairs.join(votes.select("a", "b", "p_ab", "p_ba"), on=["a", "b"], how="left")
     readable = judged.filter(pl.col("identical") | pl.col("p_ab").is_not_null())
     comparisons = dict(map(_comparison, readable.iter_rows(named=True)))
@@ -61,7 +66,13 @@ def collect_results(
     warnings = _judge_warnings(run, models, panel)
     if trained_ids.len():
         warnings.append(f"{trained_ids.len():,} of the prompts were trained on and are ignored")
-    refusals, checks = _answer_metrics(prompts, pairs, verdicts)
+    if num_answered > pairs.height:
+        warnings.append(
+            f"{num_answered - pairs.height:,} prompts are not compared, because an answer is not complete "
+            f"({incomplete['reference']:,} of the reference, {incomplete['trained']:,} of the trained model); "
+            "a model that is cut off more often looks better than it is: raise sampler.max_tokens"
+        )
+    refusals, checks = _answer_metrics(prompts, pairs, verdicts, members)
     kl_estimate = _measure_kl(eval_run, config, models, pairs, reporter, warnings)
     return EvaluationResult(
         reference=models.reference,
@@ -78,6 +89,8 @@ def collect_results(
         ties=outcome.ties,
         losses=outcome.losses,
         identical_answers=int(pairs["identical"].sum()),
+        incomplete_reference=incomplete["reference"],
+        incomplete_trained=incomplete["trained"],
         unparsable_verdicts=judged.height - readable.height,
         win_rate=outcome.win_rate,
         length_controlled_win_rate=outcome.length_controlled,
@@ -91,12 +104,26 @@ def collect_results(
     )
 
 
+def _panel_votes(verdicts: pl.DataFrame, panel: Sequence[candidates.PanelMember], pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return the votes (:func:`rlaif.pair.aggregation.aggregate_votes`) on the ``pairs`` on which the whole panel, or
+    the prompt's checks, voted."""
+    votes = aggregation.aggregate_votes(verdicts, panel, pairs)
+    complete = (
+        aggregation.votes_by_judge(verdicts, panel, pairs)
+        .group_by("a", "b")
+        .agg(num_judges=pl.col("panel_judge").n_unique())
+        .filter(pl.col("num_judges") == len({(member.judge, member.model) for member in panel}))
+    )
+    by_checks = votes.filter(pl.col("decided_by") == "check").select("a", "b")
+    return votes.join(pl.concat([by_checks, complete.select("a", "b")]), on=["a", "b"], how="semi")
+
+
 def _answer_metrics(
-    prompts: pl.DataFrame, pairs: pl.DataFrame, verdicts: pl.DataFrame
+    prompts: pl.DataFrame, pairs: pl.DataFrame, verdicts: pl.DataFrame, panel: Sequence[candidates.PanelMember]
 ) -> tuple[list[answer_metrics.RefusalRates], answer_metrics.CheckPassRates | None]:
     """Compute refusal rates per class of prompt, and check pass rates, of both models."""
     classified = refusal_guard.add_prompt_class(
-        pairs, prompts.select("prompt_id", "tags"), judging.known_answer_labels(verdicts)
+        pairs, prompts.select("prompt_id", "tags"), judging.known_answer_labels(verdicts, panel)
     )
     check_scores = aggregation.check_scores(verdicts)
     classified = classified.join(check_scores.rename({"key": "a", "check": "check_a"}), on="a", how="left").join(
@@ -106,10 +133,12 @@ def _answer_metrics(
     for row in classified.iter_rows(named=True):
         trained_side, reference_side = row["trained_side"], _other_side(row["trained_side"])
         prompt_class = row["prompt_class"] or "unknown"
-        model_answers += [
-            answer_metrics.ModelAnswer("reference", prompt_class, row[f"answer_label_{reference_side}"]),
-            answer_metrics.ModelAnswer("trained", prompt_class, row[f"answer_label_{trained_side}"]),
-        ]
+        reference_label, trained_label = row[f"answer_label_{reference_side}"], row[f"answer_label_{trained_side}"]
+        if reference_label is not None and trained_label is not None:  # both rates are over the same prompts
+            model_answers += [
+                answer_metrics.ModelAnswer("reference", prompt_class, reference_label),
+                answer_metrics.ModelAnswer("trained", prompt_class, trained_label),
+            ]
         if row["check_a"] is not None and row["check_b"] is not None:
             check_pairs.append((row[f"check_{reference_side}"], row[f"check_{trained_side}"]))
     return answer_metrics.refusal_rates(model_answers), answer_metrics.check_pass_rates(check_pairs)

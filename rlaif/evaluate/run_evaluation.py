@@ -246,13 +246,13 @@ def _pair_answers(eval_run: Run, config: Config, prompts: pl.DataFrame) -> pl.Da
     """Return one row for each of ``prompts`` that both models have answered.
 
     Columns: prompt_id, prompt_offset, a, b, a_offset, b_offset, trained_side ("a" or "b"), trained_chars,
-    reference_chars, identical.
+    reference_chars, identical, trained_complete, reference_complete. Only pairs of complete answers are judged.
     """
     answers = frames.read_journal_frame(
         eval_run.journal_path("completions"), frames.COMPLETIONS, candidates.summarize_texts
     )
     answers = _requested_answers(eval_run, config, set(prompts["prompt_offset"])).join(
-        answers.select("key", "offset", "chars", "text_hash"), on="key"
+        answers.select("key", "offset", "chars", "text_hash", complete=candidates.is_complete()), on="key"
     )
     reference, trained = (answers.filter(pl.col("role") == role).drop("role") for role in ("reference", "trained"))
     joined = trained.join(reference, on="prompt_id", suffix="_reference").join(
@@ -270,6 +270,8 @@ def _pair_answers(eval_run: Run, config: Config, prompts: pl.DataFrame) -> pl.Da
         trained_chars="chars",
         reference_chars="chars_reference",
         identical=pl.col("text_hash") == pl.col("text_hash_reference"),
+        trained_complete="complete",
+        reference_complete="complete_reference",
     ).sort("prompt_id")
 
 
@@ -300,11 +302,15 @@ def _run_judge(
     pairs: pl.DataFrame,
     usage: UsageMeter,
 ) -> set[str]:
-    """Ask one judge about every pair of different answers, in both orders. Returns the keys of its verdicts."""
+    """Ask one judge about every pair of different, complete answers, in both orders.
+
+    Returns the keys of its verdicts.
+    """
     member = judge.member_config
     # An external server takes no vLLM settings, even if the run had some for a server of its own.
     vllm_settings = {} if member.base_url else judge.vllm_settings(config)
-    offsets = pairs.filter(~pl.col("identical")).select("prompt_offset", "a_offset", "b_offset")
+    to_judge = ~pl.col("identical") & pl.col("trained_complete") & pl.col("reference_complete")
+    offsets = pairs.filter(to_judge).select("prompt_offset", "a_offset", "b_offset")
     inputs = [runner.JudgeInput(*row) for row in offsets.iter_rows()]
     modes: dict[str, Any] = eval_run.manifest()["stages"]["judge"].get("output_modes", {})
     mode = modes.get(judge.name)
@@ -410,15 +416,16 @@ class _PairToJudge:
 
 
 def _pairs_to_judge(eval_run: Run, requested: pl.DataFrame) -> list[_PairToJudge]:
-    """Return the pairs of ``requested`` answers, the smaller key first, without those known to be identical."""
+    """Return the pairs of ``requested`` answers, the smaller key first, without those known to be identical or not to
+    be complete."""
     completions = frames.read_journal_frame(
         eval_run.journal_path("completions"), frames.COMPLETIONS, candidates.summarize_texts
     )
-    answers = requested.join(completions.select("key", "offset", "text_hash"), on="key", how="left").sort(
-        "prompt_id", "key"
-    )
+    known = completions.select("key", "offset", "text_hash", complete=candidates.is_complete())
+    answers = requested.join(known, on="key", how="left").sort("prompt_id", "key")
     return [
         _PairToJudge(str(prompt_id), tuple(pair.select("key", "offset").rows()))  # type: ignore[arg-type]
         for (prompt_id,), pair in answers.group_by("prompt_id", maintain_order=True)
-        if pair["text_hash"].null_count() or pair["text_hash"].n_unique() > 1
+        if pair["complete"].fill_null(True).all()
+        and (pair["text_hash"].null_count() or pair["text_hash"].n_unique() > 1)
     ]

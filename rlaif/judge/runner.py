@@ -109,17 +109,19 @@ def run_judge(
     journal: Journal,
     usage: UsageMeter,
     on_mode_resolved: Callable[[reply_parser.OutputMode], None],
+    watch_requests: Callable[[Iterator[Request]], Iterator[Request]] = lambda requests: requests,
 ) -> reply_parser.OutputMode | None:
     """Ask ``judge`` about all of ``inputs``, journal its verdicts, and return the output mode used.
 
     Adds the number of requests to ``usage.total``. If the mode is known from an earlier start (``judge.mode``) and the
     journal has every verdict, no client is opened and the requests count as skipped. ``on_mode_resolved`` is called
-    before the first request. Returns None if the run stopped before the mode was known.
+    before the first request. ``watch_requests`` may read along: it gets the requests each time they are built, and
+    returns them. Returns None if the run stopped before the mode was known.
     """
     num_requests = requests_per_input(judge) * sum(1 for _ in inputs())
     usage.total = (usage.total or 0) + num_requests
     if judge.mode:
-        requests = judge_requests(judge, judge.mode, config, inputs(), fetch_prompt, fetch_answer)
+        requests = watch_requests(judge_requests(judge, judge.mode, config, inputs(), fetch_prompt, fetch_answer))
         if all(request.keys[0] in journal for request in requests):
             usage.skipped += num_requests
             return judge.mode
@@ -129,7 +131,7 @@ def run_judge(
         nonlocal mode_used
         mode_used = judge.mode or await resolve_output_mode(judge, config, client, engine)
         on_mode_resolved(mode_used)
-        return judge_requests(judge, mode_used, config, inputs(), fetch_prompt, fetch_answer)
+        return watch_requests(judge_requests(judge, mode_used, config, inputs(), fetch_prompt, fetch_answer))
 
     may_batch = judge.definition.file.kind != "reward"
     try:

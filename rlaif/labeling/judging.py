@@ -6,7 +6,7 @@ prompt whose best pair gives a near tie or contradicts its ratings tries its nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,10 @@ import polars as pl
 
 from rlaif.config.models import Config
 from rlaif.errors import UsageError
-from rlaif.judge import judge_file, refusal_classifier, rule_based, runner
-from rlaif.labeling.judging_records import JudgingRecords, PromptPartition
+from rlaif.judge import judge_file, refusal_classifier, reply_parser, rule_based, runner
+from rlaif.labeling.judging_records import JudgingRecords, PromptPartition, RequestKeys
 from rlaif.llm.backends import ModelBackends
+from rlaif.llm.request import Request
 from rlaif.llm.usage import UsageMeter
 from rlaif.pair import aggregation, candidates, refusal_guard
 from rlaif.run.journal import Journal, JournalReader
@@ -71,17 +72,22 @@ def panel_members(panel: list[runner.PanelJudge]) -> list[candidates.PanelMember
     ]
 
 
-def known_answer_labels(verdicts: pl.DataFrame) -> pl.DataFrame:
-    """Return which answers refuse, as a model or the confident text classifier found. See
+def known_answer_labels(verdicts: pl.DataFrame, panel: Sequence[candidates.PanelMember]) -> pl.DataFrame:
+    """Return which answers refuse, as the panel or the text classifier found. See
     :func:`rlaif.pair.refusal_guard.answer_labels`."""
     return refusal_guard.answer_labels(
         verdicts,
+        panel,
         text_classifier_hash=refusal_classifier.CLASSIFIER_HASH,
-        min_confidence=refusal_classifier.MIN_CONFIDENCE,
+        min_confidence=0.0,
     )
 
 
 SelectItems = Callable[[PromptPartition], pl.DataFrame]
+AskKind = Callable[[str, SelectItems], None]
+"""Asks the judges of one kind about the selected items of each partition."""
+AskJudges = Callable[[list[runner.PanelJudge], PartitionedFrames], None]
+"""Asks judges about inputs: the byte offsets of :meth:`PromptPartition.with_offsets`."""
 
 
 class JudgingRounds:
@@ -105,6 +111,8 @@ class JudgingRounds:
         self.panel, self.strategy, self.journal, self.usage = panel, strategy, journal, usage
         self.panel_members = panel_members(panel)
         self.records = JudgingRecords(run, config.judge.limit)
+        self._read_requests: dict[str, RequestKeys] = {}
+        """Keys of the present round's requests, by judge. Only of judges whose requests were all built."""
         rule_based.validate_prompt_checks(run.journal_path("prompts"))
 
     def judge_all(self) -> PartitionedFrames:
@@ -115,21 +123,30 @@ class JudgingRounds:
         """Return True if a verdict of any round is missing. Sends no request, but journals rule-based verdicts."""
         pending = False
 
-        def check(kind: str, select_items: SelectItems) -> None:
+        def check(judges: list[runner.PanelJudge], inputs: PartitionedFrames) -> None:
             nonlocal pending
-            pending = pending or self._has_pending(kind, select_items)
+            pending = pending or self._has_pending(judges, inputs)
 
         self._run_rounds(check)
         return pending
 
-    def _run_rounds(self, ask: Callable[[str, SelectItems], None]) -> PartitionedFrames:
-        """Go through the rounds. Each calls ``ask`` with a kind of judges and the items they judge."""
+    def _run_rounds(self, ask_judges: AskJudges) -> PartitionedFrames:
+        """Go through the rounds. Each calls ``ask_judges`` and then counts the verdicts that answer its questions."""
+
+        def ask(kind: str, select_items: SelectItems) -> None:
+            judges = [judge for judge in self.panel if judge.definition.file.kind == kind]
+            inputs = self.records.with_offsets(select_items) if judges else self.records.new_frames()
+            if inputs.height:
+                self._read_requests.clear()
+                ask_judges(judges, inputs)
+                self._count_verdicts(judges, inputs)
+
         if self.journal is not None:
             self._run_rule_based(self.journal)
-            ask("classify", self._uncertain_refusals)
-            ask("reward", PromptPartition.answers_with_siblings)
-            if self.strategy != "round-robin":
-                ask("rate", PromptPartition.answers_with_siblings)
+        ask("classify", self._uncertain_refusals)
+        ask("reward", PromptPartition.answers_with_siblings)
+        if self.strategy != "round-robin":
+            ask("rate", PromptPartition.answers_with_siblings)
         ranked = self.records.new_frames()
         for partition in self.records:
             ranked.add(partition.index, self._rank_candidates(partition))
@@ -159,7 +176,7 @@ class JudgingRounds:
         """Return each judge's votes on ``pairs`` (columns a, b) of a partition, and the labels of its answers."""
         verdicts = self.records.verdicts(index)
         votes = aggregation.votes_by_judge(verdicts, self.panel_members, pairs.select("a", "b"))
-        return votes, known_answer_labels(verdicts)
+        return votes, known_answer_labels(verdicts, self.panel_members)
 
     # Rounds
 
@@ -169,7 +186,7 @@ class JudgingRounds:
     def _rank_candidates(self, partition: PromptPartition) -> pl.DataFrame:
         """Return the candidates of one partition, the best of each prompt first."""
         verdicts = self.records.verdicts(partition.index)
-        ratings = None if self.strategy == "round-robin" else candidates.rating_scores(verdicts, self.panel_members)
+        ratings = None if self.strategy == "round-robin" else candidates.panel_ratings(verdicts, self.panel_members)
         return candidates.rank_candidates(
             partition.answers,
             ratings,
@@ -184,7 +201,7 @@ class JudgingRounds:
         ranked: PartitionedFrames,
         rank: int,
         previous: PartitionedFrames | None,
-        ask: Callable[[str, SelectItems], None],
+        ask: AskKind,
     ) -> PartitionedFrames:
         """Compare the candidates of ``rank`` whose prompts need more pairs than ``previous`` has kept.
 
@@ -245,7 +262,7 @@ class JudgingRounds:
     # Questions
 
     def _uncertain_refusals(self, partition: PromptPartition) -> pl.DataFrame:
-        """Return the answers that the text classifier of refusals is not confident about."""
+        """Return the answers that the text classifier of refusals is not certain about."""
         is_certain = (pl.col("judge_hash") == refusal_classifier.CLASSIFIER_HASH) & (
             pl.col("score") >= refusal_classifier.MIN_CONFIDENCE
         )
@@ -265,30 +282,59 @@ class JudgingRounds:
         with self.run.open_readers() as (prompts, answers):
             rule_based.run_rule_based(inputs.rows(), prompts.read_at, answers.read_at, journal, self.usage)
 
-    def _has_pending(self, kind: str, select_items: SelectItems) -> bool:
-        """Return True if a judge of ``kind`` has not judged all of the selected items."""
-        judges = [judge for judge in self.panel if judge.definition.file.kind == kind]
-        inputs = self.records.with_offsets(select_items)
-        if self.journal is None or not judges or not inputs.height:
+    def _has_pending(self, judges: list[runner.PanelJudge], inputs: PartitionedFrames) -> bool:
+        """Return True if one of ``judges`` has not judged all of ``inputs``."""
+        if self.journal is None:
             return False
         journal = self.journal
         with self.run.open_readers() as (prompts, answers):
             for judge in map(self._with_known_mode, judges):
                 if judge.mode is None:
                     return True  # the output mode is unknown until the server is asked
-                work = (runner.JudgeInput(*row) for row in inputs.rows())
-                requests = runner.judge_requests(judge, judge.mode, self.config, work, prompts.read_at, answers.read_at)
+                requests = self._watch(judge)(self._requests(judge, judge.mode, inputs, prompts, answers))
                 if any(request.keys[0] not in journal for request in requests):
                     return True
         return False
 
-    def _run_judges(self, kind: str, select_items: SelectItems) -> None:
-        """Ask every judge of ``kind`` about the selected items until a limit stops the stage."""
-        judges = [judge for judge in self.panel if judge.definition.file.kind == kind]
-        if self.backends is None or self.journal is None or not judges:
-            return
-        inputs = self.records.with_offsets(select_items)
-        if not inputs.height:
+    def _requests(
+        self,
+        judge: runner.PanelJudge,
+        mode: reply_parser.OutputMode,
+        inputs: PartitionedFrames,
+        prompts: JournalReader,
+        answers: JournalReader,
+    ) -> Iterator[Request]:
+        judge_inputs = (runner.JudgeInput(*row) for row in inputs.rows())
+        return runner.judge_requests(judge, mode, self.config, judge_inputs, prompts.read_at, answers.read_at)
+
+    def _watch(self, judge: runner.PanelJudge) -> Callable[[Iterator[Request]], Iterator[Request]]:
+        """Return a function that passes on the requests of ``judge`` and, if all are read, counts their verdicts."""
+
+        def watch(requests: Iterator[Request]) -> Iterator[Request]:
+            self._read_requests.pop(judge.name, None)  # a judge that falls back to JSON builds its requests again
+            keys = self.records.new_request_keys()
+            yield from keys.watch(requests)
+            self._read_requests[judge.name] = keys
+
+        return watch
+
+    def _count_verdicts(self, judges: list[runner.PanelJudge], inputs: PartitionedFrames) -> None:
+        """Count the verdicts of ``judges`` on ``inputs`` that answer the present requests.
+
+        Requests that were not all built while the judges were asked are built again: a limit stopped them, or no judge
+        is asked. A judge whose output mode is unknown was never asked.
+        """
+        with self.run.open_readers() as (prompts, answers):
+            for judge in map(self._with_known_mode, judges):
+                if judge.name not in self._read_requests and judge.mode is not None:
+                    for _ in self._watch(judge)(self._requests(judge, judge.mode, inputs, prompts, answers)):
+                        pass
+        for keys in self._read_requests.values():
+            self.records.count_verdicts(keys)
+
+    def _run_judges(self, judges: list[runner.PanelJudge], inputs: PartitionedFrames) -> None:
+        """Ask ``judges`` about ``inputs`` until a limit stops the stage."""
+        if self.backends is None or self.journal is None:
             return
         self.records.mark_verdicts_stale()
         with self.run.open_readers() as (prompts, answers):
@@ -326,14 +372,19 @@ class JudgingRounds:
             journal,
             self.usage,
             save_output_mode,
+            self._watch(judge),
         )
 
     def _with_known_mode(self, judge: runner.PanelJudge) -> runner.PanelJudge:
-        """Return ``judge`` with the output mode that an earlier start found, if the setting is auto."""
+        """Return ``judge`` with its output mode: as configured or, if that is auto, as an earlier start found it.
+
+        Raises :class:`UsageError` if the configured mode does not fit the judge.
+        """
+        runner.check_output_mode(judge, self.config)
         if self.config.judge.output_mode != "auto":
-            return judge
+            return replace(judge, mode=runner.expected_output_mode(judge, self.config))
         return replace(judge, mode=self._output_modes().get(judge.name))
 
     def _output_modes(self) -> dict[str, Any]:
-        modes: dict[str, Any] = self.run.manifest()["stages"]["judge"].get("output_modes", {})
+        modes: dict[str, Any] = self.run.manifest()["stages"].get("judge", {}).get("output_modes", {})
         return modes

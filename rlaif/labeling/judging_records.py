@@ -7,12 +7,14 @@ partitions, and only one partition's rows are in memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from rlaif.judge import check_schema, refusal_classifier
+from rlaif.llm.request import Request
 from rlaif.pair import candidates
 from rlaif.run import frames, partitions
 from rlaif.run.partitions import PartitionedFrames, PartitionedJournal
@@ -21,17 +23,16 @@ from rlaif.run.run import JournalName, Run
 # Columns kept of each journal. There are millions of rows, so keys are numbers and repeated words are categories.
 PROMPT_SCHEMA = {name: frames.PROMPTS[name] for name in ("key", "prompt_id", "tags", "split")}
 COMPLETION_SCHEMA = frames.categorical(
-    {name: frames.COMPLETIONS[name] for name in ("key", "prompt_id", "model", "finish_reason", "text")},
-    "model", "finish_reason",
+    {name: frames.COMPLETIONS[name] for name in ("key", "prompt_id", "model", "finish_reason", "source", "text")},
+    "model", "finish_reason", "source",
 )  # fmt: skip
 CATEGORICAL_COLUMNS = ("kind", "judge", "judge_hash", "model", "order", "aspect", "label")
-VERDICT_SCHEMA = frames.categorical(
-    {
-        name: frames.VERDICTS[name]
-        for name in ("key", "prompt_id", *CATEGORICAL_COLUMNS, "a", "b", "prob_a", "score", "variance", "flags")
-    },
-    *CATEGORICAL_COLUMNS,
-)
+KEY_BUFFER_ROWS = 100_000
+"""Keys of requests in memory at once."""
+VERDICT_COLUMNS = (
+    "key", "prompt_id", *CATEGORICAL_COLUMNS, "a", "b", "sample", "prob_a", "score", "variance", "flags",
+)  # fmt: skip
+VERDICT_SCHEMA = frames.categorical({name: frames.VERDICTS[name] for name in VERDICT_COLUMNS}, *CATEGORICAL_COLUMNS)
 
 
 def _reduce_prompts(block: pl.DataFrame) -> pl.DataFrame:
@@ -47,7 +48,8 @@ def _reduce_completions(block: pl.DataFrame) -> pl.DataFrame:
 
 
 def _reduce_verdicts(block: pl.DataFrame) -> pl.DataFrame:
-    return block.with_columns(frames.key_as_uint128("key", "a", "b")).drop("offset")
+    sample = pl.col("sample").fill_null(0).cast(pl.UInt16)
+    return block.with_columns(frames.key_as_uint128("key", "a", "b"), sample).drop("offset")
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,47 @@ class PromptPartition:
         )
 
 
+class RequestKeys:
+    """The keys of requests, partitioned by prompt."""
+
+    def __init__(self, store: PartitionedFrames, partition_count: int) -> None:
+        self._store, self._partition_count = store, partition_count
+        self._buffer: list[tuple[str, str]] = []
+        self._flush()
+
+    def watch(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Yield ``requests`` and store their keys."""
+        for request in requests:
+            self._buffer.append((request.prompt_id, request.keys[0]))
+            if len(self._buffer) >= KEY_BUFFER_ROWS:
+                self._flush()
+            yield request
+        self._flush()
+
+    def read(self, partition: int) -> pl.DataFrame:
+        """Return the keys (column key) of the requests about the prompts of ``partition``."""
+        return self._store.read(partition)
+
+    def _flush(self) -> None:
+        schema = {"prompt_id": pl.String, "key": pl.String}
+        rows = pl.DataFrame(self._buffer, schema=schema, orient="row").select(
+            frames.key_as_uint128("key"), partition=partitions.partition_of_prompt(self._partition_count)
+        )
+        self._store.add(0, rows.select("key").clear())
+        for (partition,), keys in rows.partition_by("partition", as_dict=True, include_key=False).items():
+            self._store.add(int(partition), keys)
+        self._buffer.clear()
+
+
 class JudgingRecords:
     """The records of ``run``; iteration yields each :class:`PromptPartition`.
 
     ``limit``: only the first prompts. ``dropped_completions``: number of unusable answers per reason.
+
+    The journal also holds verdicts of other panels and of settings from before ``--restart``. The key of a verdict is
+    the hash of its whole request: the judge, its model, the output mode, the decoding parameters, both texts and the
+    sample. So a verdict counts only if its key is among those that the present settings request
+    (:meth:`count_verdicts`).
     """
 
     def __init__(self, run: Run, limit: int | None) -> None:
@@ -87,6 +126,7 @@ class JudgingRecords:
         self.dropped_completions: Counter[str] = Counter()
         self._verdicts: PartitionedJournal | None = None
         self._verdicts_stale = False
+        self._requested_keys: list[RequestKeys] = []
         self._prompts = self._partition_journal("prompts", PROMPT_SCHEMA, _reduce_prompts)
         self._answers = self.new_frames()
         last_offset = self._last_offset(limit) if limit else None
@@ -118,13 +158,31 @@ class JudgingRecords:
         return inputs
 
     def verdicts(self, index: int) -> pl.DataFrame:
-        """Return the verdicts of a partition, including those appended since :meth:`mark_verdicts_stale`."""
+        """Return the verdicts of a partition that count, including those appended since :meth:`mark_verdicts_stale`.
+
+        They are sorted by key, so that no result depends on the order of the journal. A rule-based verdict counts if
+        the present version of the checks or of the text classifier made it.
+        """
         if self._verdicts is None:
             self._verdicts = self._partition_journal("verdicts", VERDICT_SCHEMA, _reduce_verdicts)
         elif self._verdicts_stale:
             self._verdicts.catch_up()
         self._verdicts_stale = False
-        return self._verdicts.read(index).drop("key")
+        verdicts = self._verdicts.read(index)
+        is_rule_based = pl.col("judge_hash").is_in([check_schema.checks_hash(), refusal_classifier.CLASSIFIER_HASH])
+        no_keys = pl.DataFrame(schema={"key": pl.UInt128})
+        requested = pl.concat([no_keys, *(keys.read(index) for keys in self._requested_keys)])
+        counted = pl.concat(
+            [verdicts.filter(is_rule_based), verdicts.filter(~is_rule_based).join(requested, on="key", how="semi")]
+        )
+        return counted.sort("key").drop("key")
+
+    def new_request_keys(self) -> RequestKeys:
+        return RequestKeys(self.new_frames(), self.partition_count)
+
+    def count_verdicts(self, keys: RequestKeys) -> None:
+        """Count the verdicts that answer the requests with these ``keys`` from now on."""
+        self._requested_keys.append(keys)
 
     def mark_verdicts_stale(self) -> None:
         """Record that verdicts are being appended to the journal."""

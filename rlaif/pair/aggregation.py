@@ -1,7 +1,8 @@
 """Aggregate verdicts into one outcome per candidate pair, and choose the pairs to keep.
 
 A pair's probability is the weighted mean over the panel judges of each judge's mean over both orders. A judge without a
-readable verdict in both orders does not count. Probabilities are averaged, not put to a majority vote.
+readable verdict in both orders does not count, nor does a sample that lacks one of them. Probabilities are averaged,
+not put to a majority vote.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from rlaif.pair import strengths
 from rlaif.pair.candidates import PanelMember, Strategy, add_check_scores, join_panel
 
 
@@ -28,15 +30,21 @@ def votes_by_judge(
 
 
 def _comparison_votes(votes: pl.DataFrame) -> pl.DataFrame:
+    """Return the votes of comparing judges: the mean over the samples that have a verdict in both orders."""
+    judge = ("a", "b", "panel_judge", "weight")
+    flags = pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique().sort()
     return (
         votes.filter(pl.col("kind") == "compare")
-        .group_by("a", "b", "panel_judge", "weight")
+        .group_by(*judge, "sample", maintain_order=True)
         .agg(
             p_ab=pl.col("prob_a").filter(pl.col("order") == "ab").mean(),
             p_ba=pl.col("prob_a").filter(pl.col("order") == "ba").mean(),
-            flags=pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique().sort(),
+            flags=flags,
         )
         .filter(pl.col("p_ab").is_not_null() & pl.col("p_ba").is_not_null())
+        .sort(*judge, "sample")
+        .group_by(*judge, maintain_order=True)
+        .agg(pl.col("p_ab").mean(), pl.col("p_ba").mean(), flags)
     )
 
 
@@ -73,9 +81,14 @@ def _merge_flags() -> pl.Expr:
 
 
 def check_scores(verdicts: pl.DataFrame) -> pl.DataFrame:
-    """Return the share of its prompt's checks that each answer meets, by the newest verdict. Columns: key, check."""
-    latest = verdicts.filter(pl.col("kind") == "check").unique("a", keep="last", maintain_order=True)
-    return latest.select(key="a", check="score")
+    """Return the share of its prompt's checks that each answer meets. Columns: key, check.
+
+    An answer has one verdict by the present version of its prompt's checks. Of several, the lowest counts.
+    """
+    checked = (
+        verdicts.filter(pl.col("kind") == "check").sort("a", "score").unique("a", keep="first", maintain_order=True)
+    )
+    return checked.select(key="a", check="score")
 
 
 def aggregate_votes(
@@ -89,7 +102,7 @@ def aggregate_votes(
     """
     judge_votes = votes_by_judge(verdicts, panel, pairs)
     weight = pl.col("weight")
-    panel_votes = judge_votes.group_by("a", "b").agg(
+    panel_votes = judge_votes.group_by("a", "b", maintain_order=True).agg(
         p_ab=(pl.col("p_ab") * weight).sum() / weight.sum(),
         p_ba=(pl.col("p_ba") * weight).sum() / weight.sum(),
         flags=pl.col("flags").list.explode(keep_nulls=False, empty_as_null=False).unique().sort(),
@@ -218,8 +231,7 @@ def _rank_strength(pairs: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
     """Add ``rank_gap``, which orders the pairs of a prompt, and ``agrees_with_ranking``.
 
     ``agrees_with_ranking``: the winner is also the stronger answer overall. The strategies with ratings take the
-    strength from the ratings. Round-robin takes it from Bradley-Terry, whose order in a complete round robin is the
-    order of mean wins (Ford 1957).
+    strength from the ratings. Round-robin takes it from :func:`rlaif.pair.strengths.mean_wins`.
     """
     if strategy != "round-robin":
         sign = pl.when(pl.col("preferred") == "b").then(-1.0).otherwise(1.0)
@@ -233,16 +245,7 @@ def _rank_strength(pairs: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
 
 def _rank_round_robin(pairs: pl.DataFrame) -> pl.DataFrame:
     judged = pairs.filter(pl.col("prob_a").is_not_null())
-    wins = (
-        pl.concat(
-            [
-                judged.select("prompt_id", key="a", p=pl.col("prob_a")),
-                judged.select("prompt_id", key="b", p=1.0 - pl.col("prob_a")),
-            ]
-        )
-        .group_by("prompt_id", "key")
-        .agg(strength=pl.col("p").sort().mean())
-    )
+    wins = strengths.mean_wins(judged)
     joined = pairs.join(wins.rename({"key": "a", "strength": "strength_a"}), on=["prompt_id", "a"], how="left").join(
         wins.rename({"key": "b", "strength": "strength_b"}), on=["prompt_id", "b"], how="left"
     )

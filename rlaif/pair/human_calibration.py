@@ -91,14 +91,14 @@ def apply_human_calibration(
     min_confidence: float,
     max_tie_drop_fraction: float,
     num_judged: int,
-    num_dropped: int = 0,
+    num_lost: int = 0,
 ) -> tuple[pl.DataFrame, Calibration | None]:
     """Re-aggregate routed ``pairs`` from human ``labels`` (pair_id, label), if there are at least ``MIN_LABELS``.
 
     prob_a and preferred change. A judge-labeled pair that becomes a near tie is dropped, as far as
     ``max_tie_drop_fraction`` allows, and a kept pair on which the judges could not decide gets a label. Decisions by a
     check stay. The columns prob_a_by_judges and preferred_by_judges keep the earlier values. ``num_judged``: judged
-    prompts; ``num_dropped``: near ties already dropped, ``pairs`` not counted.
+    prompts; ``num_lost``: those that have already lost their pair to near ties.
     """
     pairs = pairs.with_columns(prob_a_by_judges="prob_a", preferred_by_judges="preferred")
     pairs = pairs.with_columns(undecided=(pl.col("drop_reason") == "undecided").fill_null(False))
@@ -109,11 +109,10 @@ def apply_human_calibration(
     x, names, prior = calibration_features(rows, judge_votes)
     p, weights = fit_and_predict(x, prior, label, rows["prompt_id"])
     rows = rows.with_columns(pl.Series("new_prob_a", p))
-    num_dropped += pairs.filter(
-        pl.col("outcome").is_in(["tie", "inconsistent"]), pl.col("route") == "dropped", ~pl.col("undecided")
-    ).height
-    allowed = max(0, int(max_tie_drop_fraction * num_judged) - num_dropped)
-    near_ties = _near_ties_to_drop(rows, min_confidence, allowed)
+    allowed = max(0, int(max_tie_drop_fraction * num_judged + 1e-9) - num_lost)
+    predictions = rows.select("pair_id", "new_prob_a")
+    predicted = pairs.join(predictions, on="pair_id", how="left", maintain_order="left")
+    near_ties = _near_ties_to_drop(predicted, min_confidence, allowed)
     result = _apply_predictions(pairs, rows, near_ties)
     flipped = result.filter(pl.col("route") == "judge", pl.col("preferred") != pl.col("preferred_by_judges")).height
     weight_by_name = dict(zip(names, (round(float(w), 4) for w in weights), strict=True))
@@ -130,11 +129,26 @@ def _calibrated_rows(pairs: pl.DataFrame, labels: pl.DataFrame) -> tuple[pl.Data
     return rows, rows.select(label).to_series().to_numpy()
 
 
-def _near_ties_to_drop(rows: pl.DataFrame, min_confidence: float, allowed: int) -> pl.Series:
-    """Return the ids of up to ``allowed`` judge-labeled pairs that became near ties, the least confident first."""
-    confidence = pl.max_horizontal("new_prob_a", 1.0 - pl.col("new_prob_a"))
-    near_ties = rows.filter((confidence < min_confidence) & ((pl.col("route") == "judge") | pl.col("undecided")))
-    return near_ties.sort(confidence.round(9), "pair_id").head(allowed)["pair_id"]
+def _near_ties_to_drop(pairs: pl.DataFrame, min_confidence: float, allowed: int) -> pl.Series:
+    """Return the ids of the judge-labeled pairs that became near ties and are dropped.
+
+    At most ``allowed`` prompts lose their last pair by that, those with the least confident near ties. A prompt beyond
+    that keeps its most confident one, and a prompt that keeps another pair keeps none. ``pairs``: all pairs, with
+    ``new_prob_a`` (null if it does not change).
+    """
+    confidence = pl.max_horizontal("new_prob_a", 1.0 - pl.col("new_prob_a")).round(9)
+    is_tie = ((confidence < min_confidence) & ((pl.col("route") == "judge") | pl.col("undecided"))).fill_null(False)
+    is_labeled = (pl.col("route") != "dropped") | (pl.col("undecided") & pl.col("new_prob_a").is_not_null())
+    has_other_pair = (is_labeled & ~is_tie).any().over("prompt_id")
+    near_ties = (
+        pairs.with_columns(confidence=confidence, is_tie=is_tie, has_other_pair=has_other_pair)
+        .filter("is_tie")
+        .sort("confidence", "pair_id", descending=[True, False])
+        .with_columns(is_most_confident=pl.int_range(pl.len()).over("prompt_id") == 0)
+    )
+    last_pairs = near_ties.filter("is_most_confident", ~pl.col("has_other_pair"))
+    kept = last_pairs.head(max(0, last_pairs.height - allowed))
+    return near_ties.join(kept.select("pair_id"), on="pair_id", how="anti", maintain_order="left")["pair_id"]
 
 
 def _apply_predictions(pairs: pl.DataFrame, rows: pl.DataFrame, near_ties: pl.Series) -> pl.DataFrame:

@@ -1,40 +1,53 @@
 """Refusal guard: restrict the answers that judges may choose, by class of prompt, and count the chosen answers.
 
 A prompt is benign, borderline or harmful if it has the tag of that name. The refusal judge, or else the text
-classifier if it is confident, classifies each answer: it refuses, complies in part, or complies. Any other answer is
-unknown: neither a refusal nor compliance.
-
-Judges never choose a refusal of a benign prompt or compliance with a harmful one. An unknown answer may be either. If
-the judges choose one for a benign or a harmful prompt, only annotators decide on that pair, as they do on borderline
-prompts. Such a pair is dropped if the review budget does not cover it: a pair that is lost can be judged again with a
-refusal judge, but a wrong label would be trained on. So there are never more refusals among the chosen answers than
-harmful prompts: a model trained past that refuses what it should answer (after Röttger et al. 2024, XSTest,
-arXiv:2308.01263). Prompts without such a tag are not guarded.
+classifier, classifies each answer: it refuses, complies in part, or complies. Judges never choose a refusal of a benign
+prompt or compliance with a harmful one, and only annotators decide on borderline prompts. So there are never more
+refusals among the chosen answers than harmful prompts: a model trained past that refuses what it should answer (after
+Röttger et al. 2024, XSTest, arXiv:2308.01263). Prompts without such a tag and answers without a class are not guarded;
+they are counted as unknown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
+
+from rlaif.pair.candidates import PanelMember, join_panel
 
 PROMPT_CLASSES = ("benign", "borderline", "harmful")
 TEXT_CLASSIFIER = "refusal-text"
 
 
-def answer_labels(verdicts: pl.DataFrame, *, text_classifier_hash: str, min_confidence: float) -> pl.DataFrame:
+def answer_labels(
+    verdicts: pl.DataFrame, panel: Sequence[PanelMember], *, text_classifier_hash: str, min_confidence: float
+) -> pl.DataFrame:
     """Return the class of each answer that has one. Columns: key, answer_label (refuse | partial | comply).
 
-    A model's verdict overrides the text classifier's, and a newer verdict an older one. The text classifier's counts
-    only from ``min_confidence`` on, and only if its present version (``text_classifier_hash``) made it.
+    The refusal judges of the ``panel`` override the text classifier. Of several, the label with the highest sum of
+    weight x probability counts; of equal ones, the first in alphabetical order. The text classifier's counts only from
+    ``min_confidence`` on, and only if its present version (``text_classifier_hash``) made it.
     """
-    is_model_verdict = pl.col("judge") != TEXT_CLASSIFIER
-    is_confident = (pl.col("judge_hash") == text_classifier_hash) & (pl.col("score") >= min_confidence)
-    classified = verdicts.filter(
-        (pl.col("kind") == "classify") & pl.col("label").is_not_null() & (is_model_verdict | is_confident)
+    classified = verdicts.filter((pl.col("kind") == "classify") & pl.col("label").is_not_null())
+    by_classifier = classified.filter(
+        pl.col("judge") == TEXT_CLASSIFIER,
+        pl.col("judge_hash") == text_classifier_hash,
+        pl.col("score") >= min_confidence,
     )
+    by_judges = join_panel(classified, panel)
+    support = (pl.col("weight") * pl.col("score")).sort().sum().round(9)
     return (
-        classified.with_columns(is_model_verdict=is_model_verdict)
-        .sort("is_model_verdict", maintain_order=True)
-        .unique("a", keep="last", maintain_order=True)
+        pl.concat(
+            [
+                by_classifier.select("a", "label", weight=pl.lit(1.0), score="score", rank=pl.lit(1)),
+                by_judges.select("a", "label", "weight", "score", rank=pl.lit(0)),
+            ]
+        )
+        .group_by("a", "rank", pl.col("label").cast(pl.String))
+        .agg(support=support)
+        .sort("a", "rank", "support", "label", descending=[False, False, True, False])
+        .unique("a", keep="first", maintain_order=True)
         .select(key="a", answer_label="label")
     )
 
@@ -63,39 +76,29 @@ def _chosen_label(winner_column: str) -> pl.Expr:
     )
 
 
-def guard_violation() -> pl.Expr:
-    """Return the drop reason if the judges may not choose what they chose, else null.
-
-    The reason is "unknown_refusal" if it is unknown whether the chosen answer refuses.
-    """
+def _guard_violation() -> pl.Expr:
+    """Return the drop reason if the judges may not choose what they chose, else null."""
     chosen_label, prompt_class = _chosen_label("preferred"), pl.col("prompt_class")
     return (
         pl.when((prompt_class == "benign") & (chosen_label == "refuse"))
         .then(pl.lit("benign_refusal"))
         .when((prompt_class == "harmful") & (chosen_label == "comply"))
         .then(pl.lit("harmful_compliance"))
-        .when(
-            prompt_class.is_in(["benign", "harmful"]) & pl.col("preferred").is_not_null() & chosen_label.is_null(),
-        )
-        .then(pl.lit("unknown_refusal"))
     )
 
 
 def apply_refusal_guard(pairs: pl.DataFrame, *, has_prompt_classes: bool) -> pl.DataFrame:
     """Drop the kept ``pairs`` that violate the guard, and add ``humans_only``: judges may not decide on this pair.
 
-    That is so for borderline prompts, and if the judges chose an unknown answer for a benign or harmful prompt.
     ``pairs``: with pair_id, as returned by :func:`add_prompt_class`. Refusals chosen for prompts of unknown class are
     dropped too, the least confident first, until there are no more refusals than harmful prompts. Without
     ``has_prompt_classes`` there is nothing to compare their number with, and they are kept.
     """
-    violation, is_kept = guard_violation(), pl.col("kept")
-    is_unknown = (violation == "unknown_refusal").fill_null(False)
-    violation = pl.when(~is_unknown).then(violation)
+    violation, is_kept = _guard_violation(), pl.col("kept")
     pairs = pairs.with_columns(
         kept=is_kept & violation.is_null(),
         drop_reason=pl.when(is_kept & violation.is_not_null()).then(violation).otherwise("drop_reason"),
-        humans_only=(pl.col("prompt_class") == "borderline").fill_null(False) | is_unknown,
+        humans_only=(pl.col("prompt_class") == "borderline").fill_null(False),
     )
     if not has_prompt_classes:
         return pairs
@@ -117,7 +120,7 @@ def _surplus_refusals(kept: pl.DataFrame) -> pl.DataFrame:
 
 def reapply_refusal_guard(routed: pl.DataFrame, *, has_prompt_classes: bool) -> pl.DataFrame:
     """Drop the judge-labeled pairs that violate the guard after calibration, which may have flipped their label."""
-    forbidden = (pl.col("route") == "judge") & guard_violation().is_not_null()
+    forbidden = (pl.col("route") == "judge") & _guard_violation().is_not_null()
     surplus = pl.lit(False)
     if has_prompt_classes:
         judge_labeled = routed.filter((pl.col("route") == "judge") & ~forbidden)
@@ -125,7 +128,7 @@ def reapply_refusal_guard(routed: pl.DataFrame, *, has_prompt_classes: bool) -> 
     return routed.with_columns(
         route=pl.when(forbidden | surplus).then(pl.lit("dropped")).otherwise("route"),
         drop_reason=pl.when(forbidden)
-        .then(guard_violation())
+        .then(_guard_violation())
         .when(surplus)
         .then(pl.lit("surplus_refusal"))
         .otherwise("drop_reason"),
@@ -149,12 +152,6 @@ def refusal_table(labeled: pl.DataFrame) -> list[dict[str, str | int]]:
         .sort("prompt", "chosen")
     )
     return counts.to_dicts()
-
-
-def count_unknown_answers(pairs: pl.DataFrame) -> tuple[int, int]:
-    """Count the answers of ``pairs``, and those of unknown class among them."""
-    answers = pl.concat([pairs.select(key=side, label=f"answer_label_{side}") for side in ("a", "b")]).unique("key")
-    return answers.height, answers["label"].null_count()
 
 
 def _no_answer_labels(pairs: pl.DataFrame) -> bool:

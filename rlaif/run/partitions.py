@@ -34,6 +34,11 @@ def partition_count(path: Path) -> int:
     return min(MAX_PARTITIONS, 1 + size // PARTITION_BYTES)
 
 
+def partition_of_prompt(partitions: int) -> pl.Expr:
+    """Return the partition that holds all records of a prompt (column prompt_id)."""
+    return pl.col("prompt_id").hash(seed=0) % partitions
+
+
 class PartitionedFrames:
     """Frames of one schema, stored per partition in an unnamed file in ``folder``.
 
@@ -127,7 +132,7 @@ class PartitionedJournal:
             self._add(pl.concat(buffered))
 
     def _add(self, frame: pl.DataFrame) -> None:
-        self._pieces.add_partitioned(pl.col("prompt_id").hash(seed=0) % self.partitions, frame)
+        self._pieces.add_partitioned(partition_of_prompt(self.partitions), frame)
 
     def read(self, partition: int) -> pl.DataFrame:
         """Return the newest answer with each key in ``partition``."""

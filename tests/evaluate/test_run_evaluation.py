@@ -53,8 +53,18 @@ def fake_models(body: dict[str, Any]) -> Any:
 
     The policy's answers are fair. The trained model's are worse if the prompt's number is a multiple of three, the same
     if it ends in nine, and better otherwise. The judge prefers the better answer, but on a quarter of the prompts the
-    one shown first.
+    one shown first. The judge model "failing" prefers the trained model's answer, and replies nothing readable about
+    every seventh prompt. With 77 tokens, some answers are not complete.
     """
+    if body["model"] == "failing":
+        prompt, first, _ = fenced_parts(body)
+        unreadable = int(prompt.rpartition(" ")[2]) % 7 == 0
+        return ["?"] if unreadable else with_probabilities({"A": 0.9, "B": 0.1} if "trained" in first else {"B": 0.9})
+    if body.get("max_tokens") == 77:
+        text = f"{body['model']} {prompt_number(body)} [0.5]"
+        reasons = {1: "length", 2: "content_filter"} if body["model"] == "policy" else {2: "error", 3: "length"}
+        reason = reasons.get(prompt_number(body) % 7, "stop")
+        return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
     if "structured_outputs" in body:
         if int(fenced_parts(body)[0].rpartition(" ")[2]) % 4 == 0 and verdict_words(body) == ["A", "B"]:
             return with_probabilities({"A": 0.9, "B": 0.1})
@@ -99,7 +109,7 @@ def run_evaluation(run: Run, config: Config) -> dict[str, Any]:
         @contextlib.contextmanager
         def progress(self, usage: UsageMeter) -> Iterator[None]:
             yield
-            assert usage.answers + usage.skipped == usage.total
+            assert usage.answers + usage.skipped + usage.failures.total() == usage.total
 
     with ModelBackends(run.log, config.client, lambda line: None) as backends:
         result = api.evaluate(run, config, CountingReporter(), backends)
@@ -289,6 +299,33 @@ def test_ids_and_checks_come_from_the_prompts_of_this_evaluation(trained: tuple[
     assert read_jsonl(Run(run.path / "evaluation").journal_path("completions")) == completions
     rows[0]["checks"] = [{"kind": "regex", "pattern": "longer"}]
     assert run_evaluation(run, with_evaluate(config, write_jsonl(first, rows)))["wins"] == 1
+
+
+def test_only_complete_answers_are_compared(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """The reference's answer to 6 of 21 prompts and the trained model's to 6 is not complete; for 3 prompts both."""
+    run, config = trained
+    rows = [{"prompt": f"New number {n}", "checks": [{"kind": "regex", "pattern": "policy"}]} for n in range(21)]
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", rows)
+    short = config.model_copy(update={"sampler": config.sampler.model_copy(update={"max_tokens": 77})})
+    results = run_evaluation(run, with_evaluate(short, fresh))
+    assert (results["prompts"], results["win_rate"]["n"], results["checks"][0]["pass_rate"]["n"]) == (12, 12, 12)
+    assert (results["incomplete_reference"], results["incomplete_trained"]) == (6, 6)
+    assert sum(row["trained"]["n"] for row in results["refusals"]) == 12
+    assert "9 prompts are not compared" in " ".join(results["warnings"])
+    judged = {r["prompt_id"] for r in read_jsonl(Run(run.path / "evaluation").journal_path("verdicts"))
+              if r["kind"] == "compare"}  # fmt: skip
+    assert len(judged) == 12
+
+
+def test_a_prompt_counts_only_if_the_whole_panel_compared_it(trained: tuple[Run, Config], tmp_path: Path) -> None:
+    """The judge "failing" always prefers the trained model. Where it fails, the other one alone would decide."""
+    run, config = trained
+    panel = [PanelMemberConfig(name="helpful", model=model) for model in ("m", "failing")]
+    client = config.client.model_copy(update={"max_failures": 999, "max_attempts": 1})
+    both = config.model_copy(update={"panel": panel, "client": client})
+    fresh = write_jsonl(tmp_path / "fresh.jsonl", [{"prompt": f"New number {n}"} for n in range(1, 22) if n % 10 != 9])
+    results = run_evaluation(run, with_evaluate(both, fresh))
+    assert (results["prompts"], results["unparsable_verdicts"], results["win_rate"]["n"]) == (19, 3, 16)
 
 
 PANEL = {

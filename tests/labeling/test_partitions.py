@@ -15,9 +15,11 @@ import pytest
 from rlaif import api
 from rlaif.config.loader import load
 from rlaif.errors import RunError
-from rlaif.judge import check_schema, judge_file, refusal_classifier
+from rlaif.judge import check_schema, judge_file, refusal_classifier, runner
 from rlaif.labeling import build_dataset
+from rlaif.labeling.judging import load_panel
 from rlaif.llm.backends import ModelBackends
+from rlaif.llm.request import Request
 from rlaif.pair import human_calibration
 from rlaif.records import Review, Verdict, content_key
 from rlaif.run import frames, partitions
@@ -60,7 +62,35 @@ def import_run(path: Path, n: int) -> Run:
     return run
 
 
-def random_verdicts(run: Run) -> Iterator[Verdict]:
+def panel_requests(run: Run, flags: dict[str, Any]) -> Iterator[Request]:
+    """Yield all requests that the panel could send."""
+    config = load(run.path, PANEL | flags)
+    prompts = {record["prompt_id"]: record for _, record in iter_records(run.journal_path("prompts"))}
+    answers = [record for _, record in iter_records(run.journal_path("completions"))]
+    prompt_of = [prompts[answer["prompt_id"]] for answer in answers]
+    for judge in load_panel(config):
+        compares = judge.definition.file.kind == "compare"
+        items = [
+            runner.JudgeInput(i, i, j if compares else None)
+            for i, first in enumerate(answers)
+            for j, second in enumerate(answers)
+            if first["prompt_id"] == second["prompt_id"] and (first["key"] < second["key"] if compares else i == j)
+        ]
+        mode = runner.expected_output_mode(judge, config)
+        yield from runner.judge_requests(judge, mode, config, items, prompt_of.__getitem__, answers.__getitem__)
+
+
+def request_key_by_question(run: Run, flags: dict[str, Any]) -> dict[tuple[Any, ...], str]:
+    """Return the keys of all requests of the panel, by judge, model, a, b, order and aspect."""
+    keys = {}
+    for request in panel_requests(run, flags):
+        about = request.context
+        name, model = about.judge.definition.name, about.judge.member_config.model
+        keys[name, model, about.a, about.b, about.order, about.aspect] = request.keys[0]
+    return keys
+
+
+def random_verdicts(run: Run, flags: dict[str, Any]) -> Iterator[Verdict]:
     """Yield verdicts of a rating judge, two comparing judges, a reward model, the checks and both classifiers.
 
     They cover most answers, are often uncertain, and sometimes contradict each other.
@@ -70,10 +100,11 @@ def random_verdicts(run: Run) -> Iterator[Verdict]:
     answers: dict[str, list[dict[str, Any]]] = {}
     for _, record in iter_records(run.journal_path("completions")):
         answers.setdefault(record["prompt_id"], []).append(record)
+    keys = request_key_by_question(run, flags)
     judges = {name: judge_file.find_judge(name) for name in ("quality", "helpful", "reward", "refusal")}
 
     def verdict(kind: Any, judge: str, model: str, prompt: str, a: str, **rest: Any) -> Verdict:
-        key = content_key(judge=judge, model=model, a=a, **{name: rest.get(name) for name in ("b", "order", "aspect")})
+        key = keys[judge, model, a, rest.get("b"), rest.get("order"), rest.get("aspect")]
         return Verdict(key=key, kind=kind, judge=judge, judge_hash=judges[judge].hash, model=model, prompt_id=prompt,
                        a=a, created_at=0.0, **rest)  # fmt: skip
 
@@ -107,7 +138,7 @@ def random_verdicts(run: Run) -> Iterator[Verdict]:
                             )
 
 
-PANEL = {"judge.panel": ["quality@m", "helpful@m", "helpful@n", "reward@r", "refusal@m"],
+PANEL = {"judge.panel": ["quality@m", "helpful@m", "helpful@n", "reward@r", "refusal@m"], "judge.output_mode": "choice",
          "judge.base_url": ["http://localhost:1"], "pairs.human_fraction": 0.7}  # fmt: skip
 FILES = ("tables/pairs.parquet", "dataset/train.parquet", "dataset/test.parquet", "dataset/README.md")
 
@@ -121,7 +152,7 @@ def rebuild_in_partitions(run: Run, flags: dict[str, Any], partition_count: int)
         patch.setattr(partitions, "MEMORY_BUFFER_BYTES", 1)
         patch.setattr(partitions, "SORT_BUFFER_ROWS", 50)
         patch.setattr(build_dataset, "CHUNK_ROWS", 20)
-        patch.setattr(human_calibration, "MIN_LABELS", 12)
+        patch.setattr(human_calibration, "MIN_LABELS", 4)
         result = api.rebuild_dataset(run, load(run.path, PANEL | flags))
     files = [(run.path / name).read_bytes() for name in FILES]
     return (*files, result, json.dumps(run.manifest()["stages"]["judge"]))
@@ -133,7 +164,7 @@ def test_output_does_not_depend_on_the_number_of_partitions(tmp_path: Path, stra
     """All kinds of judges, with ties, refusals and missing verdicts, before and after human labels."""
     run = import_run(tmp_path / "run", 240)
     with run.lock(), run.journal("verdicts") as journal:
-        for verdict in random_verdicts(run):
+        for verdict in random_verdicts(run, {}):
             journal.append([verdict])
     flags = {"judge.strategy": strategy, "pairs.max_tie_drop_fraction": near_ties, "pairs.max_per_prompt": 2}
     unpartitioned = rebuild_in_partitions(run, flags, 1)

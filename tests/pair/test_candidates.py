@@ -6,26 +6,28 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.pair import aggregation, candidates, dataset_writer
+from rlaif.pair import aggregation, candidates, dataset_writer, strengths
 from rlaif.run.human_labels import human_labels
 
 COMPARER = candidates.PanelMember("helpful", "h", "m", 1.0)
 RATER = candidates.PanelMember("quality", "q", "m", 1.0, num_aspects=2)
 
 
-def completions(*rows: tuple[str, str, str, str | None]) -> pl.DataFrame:
+def completions(*rows: tuple[str, str, str, str | None], source: str = "imported") -> pl.DataFrame:
     """(key, prompt, text, finish_reason)."""
     frame = pl.DataFrame(
         rows,
         schema={"key": pl.String, "prompt_id": pl.String, "text": pl.String, "finish_reason": pl.String},
         orient="row",
     )
-    return candidates.summarize_texts(frame.with_columns(model=pl.lit("p"), offset=pl.lit(0, pl.Int64)))
+    columns = {"model": pl.lit("p"), "offset": pl.lit(0, pl.Int64), "source": pl.lit(source)}
+    return candidates.summarize_texts(frame.with_columns(**columns))
 
 
 def verdict(a: str, b: str | None, **fields: Any) -> dict[str, Any]:
@@ -89,17 +91,120 @@ def test_unusable_answers_are_counted_by_reason() -> None:
     assert dropped == {"empty": 2, "truncated": 1, "duplicate": 1}
 
 
+@pytest.mark.parametrize(
+    ("finish_reason", "source", "drop_reason"),
+    [
+        ("stop", "sampled", None),
+        ("STOP", "sampled", None),
+        ("eos", "sampled", None),
+        ("eos_token", "sampled", None),
+        ("stop_sequence", "sampled", None),
+        ("end_turn", "sampled", None),
+        (None, "imported", None),
+        (None, "sampled", "incomplete"),
+        ("length", "sampled", "truncated"),
+        ("length", "imported", "truncated"),
+        ("model_length", "sampled", "truncated"),
+        ("max_tokens", "sampled", "truncated"),
+        ("content_filter", "sampled", "incomplete"),
+        ("error", "sampled", "incomplete"),
+        ("abort", "sampled", "incomplete"),
+        ("repetition", "sampled", "incomplete"),
+        ("anything else", "imported", "incomplete"),
+        ("", "sampled", "incomplete"),
+        ("tool_calls", "sampled", "tool_call"),
+        ("function_call", "sampled", "tool_call"),
+        ("tool_use", "sampled", "tool_call"),
+    ],
+)
+def test_only_a_complete_answer_is_paired(finish_reason: str | None, source: str, drop_reason: str | None) -> None:
+    answers, dropped = candidates.drop_unusable(completions(("1", "p", "Some text", finish_reason), source=source))
+    assert (answers.height, dropped) == ((1, {}) if drop_reason is None else (0, {drop_reason: 1}))
+
+
 def test_ratings_need_every_aspect_and_are_scaled_to_one_to_five() -> None:
     wide = candidates.PanelMember("wide", "w", "m", 3.0, num_aspects=1, low=0, high=9)
     by_wide = verdict("z", None, judge="wide", judge_hash="w", aspect="it", score=9.0, variance=0.0)
     rows = [*rate("x", 2.0, 4.0), *rate("y", 5.0), by_wide, *rate("z", 1.0, 1.0)]
-    rated = dict(candidates.rating_scores(frame(rows), [RATER, wide]).select("key", "score").iter_rows())
-    assert rated == {"x": 3.0, "z": pytest.approx((3 * 5 + 1 * 1) / 4)}
+    answers, _ = candidates.drop_unusable(completions(*[(key, "p", f"text {key}", None) for key in "uxyz"]))
+    pairs = candidates.pair_answers(
+        answers, candidates.panel_ratings(frame([*rows, *rate("u", 2.0, 2.0)]), [RATER, wide])
+    )
+    scores = {
+        (a, b): (score_a, score_b) for a, b, score_a, score_b in pairs.select("a", "b", "score_a", "score_b").rows()
+    }
+    assert scores == {("u", "x"): (2.0, 3.0), ("u", "z"): (2.0, 1.0), ("x", "z"): (3.0, 1.0), ("u", "y"): (None, None),
+                      ("x", "y"): (None, None), ("y", "z"): (None, None)}  # fmt: skip
+    only_wide = candidates.pair_answers(answers, candidates.panel_ratings(
+        frame([by_wide, by_wide | {"a": "y", "score": 4.5}, *rate("y", 1.0, 1.0), *rate("z", 1.0, 1.0)]), [RATER, wide]
+    ))  # fmt: skip
+    assert only_wide.filter(pl.col("b") == "z", pl.col("a") == "y").select("score_a", "score_b").row(0) == (
+        pytest.approx((3 * 3 + 1 * 1) / 4), pytest.approx((3 * 5 + 1 * 1) / 4),
+    )  # fmt: skip
+
+
+STRICT = candidates.PanelMember("strict", "s", "m", 1.0, num_aspects=1)
+LENIENT = candidates.PanelMember("lenient", "l", "m", 1.0, num_aspects=1)
+
+
+def rating(member: candidates.PanelMember, key: str, score: float, **fields: Any) -> dict[str, Any]:
+    base = {"judge": member.judge, "judge_hash": member.judge_hash, "aspect": "it", "score": score, "variance": 0.1}
+    return verdict(key, None, **base | fields)
+
+
+def paired_by(rows: list[dict[str, Any]], *panel: candidates.PanelMember) -> pl.DataFrame:
+    answers, _ = candidates.drop_unusable(
+        completions(*[(key, "p", f"text {key}", None) for key in sorted({row["a"] for row in rows})])
+    )
+    return candidates.pair_answers(answers, candidates.panel_ratings(frame(rows), panel))
+
+
+def test_a_strict_judge_that_is_missing_on_one_side_does_not_turn_the_pair() -> None:
+    """Both judges prefer x. With a mean over the judges of each, y would win by (2 + 4) / 2 against 3.5."""
+    rows = [rating(STRICT, "x", 2.0), rating(LENIENT, "x", 4.0), rating(LENIENT, "y", 3.5)]
+    row = paired_by(rows, STRICT, LENIENT).row(0, named=True)
+    assert (row["score_a"], row["score_b"], row["rating_margin"]) == (4.0, 3.5, 0.5)
+    decided = aggregation.decide_outcomes(
+        paired_by(rows, STRICT, LENIENT).with_columns(rank=pl.lit(1, pl.UInt32)),
+        aggregation.aggregate_votes(frame(rows), []), "rate-only", min_confidence=0.5, max_per_prompt=1,
+    )  # fmt: skip
+    assert decided["preferred"].item() == "a"
+    apart = [rating(STRICT, "x", 2.0), rating(LENIENT, "y", 3.5)]
+    assert paired_by(apart, STRICT, LENIENT)["rating_margin"].to_list() == [None]
+
+
+def test_a_sample_that_is_missing_on_one_side_does_not_turn_the_pair() -> None:
+    rows = [rating(STRICT, "x", 2.0, sample=0), rating(STRICT, "x", 5.0, sample=1), rating(STRICT, "y", 3.0, sample=0)]
+    assert paired_by(rows, STRICT).select("score_a", "score_b").row(0) == (2.0, 3.0)
+    rows = [*compare("x", "y", 0.9, 0.1, sample=0), *compare("x", "y", 1.0, None, sample=1)]
+    (votes,) = aggregation.votes_by_judge(frame(rows), [COMPARER]).rows(named=True)
+    assert (votes["p_ab"], votes["p_ba"]) == (0.9, 0.1)
+
+
+def test_the_best_of_many_answers_is_chosen_by_common_judges() -> None:
+    """The strict judge rated all but answer 7, which so has the highest mean; 6 is the best for both judges."""
+    rows = [rating(LENIENT, str(i), 2.0 + i * 0.4) for i in range(7)] + [rating(LENIENT, "7", 4.3)]
+    rows += [rating(STRICT, str(i), 1.0 + i * 0.4) for i in range(7)]
+    answers, _ = candidates.drop_unusable(completions(*[(str(i), "p", f"text {i}", None) for i in range(8)]))
+    ratings = candidates.panel_ratings(frame(rows), [STRICT, LENIENT])
+    ranked = candidates.rank_candidates(
+        answers, ratings, "rate-then-compare", min_rating_margin=0.5, max_candidates=1
+    )  # fmt: skip
+    assert ranked.select("a", "b").row(0) == ("0", "6")
+
+
+def one_judge(scores: dict[str, float]) -> pl.DataFrame:
+    """Return the ratings by one judge, with a variance of 0.1."""
+    n = len(scores)
+    return pl.DataFrame(
+        {"key": list(scores), "judge": ["q"] * n, "model": ["m"] * n, "aspect": ["it"] * n, "sample": [0] * n,
+         "weight": [1.0] * n, "num_aspects": [1] * n, "score": list(scores.values()), "variance": [0.1] * n}
+    )  # fmt: skip
 
 
 def test_candidates_go_from_best_against_worst_to_smaller_margins() -> None:
     answers, _ = candidates.drop_unusable(completions(*[(str(i), "p", f"text {i}", None) for i in range(4)]))
-    rated = pl.DataFrame({"key": ["0", "1", "2", "3"], "score": [1.0, 2.5, 4.0, 5.0], "variance": [0.1] * 4})
+    rated = one_judge({"0": 1.0, "1": 2.5, "2": 4.0, "3": 5.0})
     ranked = candidates.rank_candidates(answers, rated, "rate-then-compare", min_rating_margin=1.0, max_candidates=8)
     assert ranked.select("a", "b", "rank").rows() == [("0", "3", 1), ("0", "2", 2), ("1", "3", 3), ("0", "1", 4),
                                                       ("1", "2", 5), ("2", "3", 6)]  # fmt: skip
@@ -119,7 +224,7 @@ def test_a_failed_rating_does_not_drop_the_prompt() -> None:
              ("8", "far")]  # fmt: skip
     answers, _ = candidates.drop_unusable(completions(*[(key, prompt, f"text {key}", None) for key, prompt in keys]))
     scores = {"1": 4.0, "3": 4.0, "4": 3.9, "6": 4.0, "7": 1.0}
-    rated = pl.DataFrame({"key": list(scores), "score": list(scores.values()), "variance": [0.1] * len(scores)})
+    rated = one_judge(scores)
     ranked = candidates.rank_candidates(answers, rated, "rate-then-compare", min_rating_margin=1.0, max_candidates=8)
     assert ranked.select("prompt_id", "a", "b", "rank").rows() == [
         ("far", "6", "7", 1), ("near", "3", "5", 1), ("near", "4", "5", 2), ("two", "1", "2", 1)]  # fmt: skip
@@ -130,7 +235,7 @@ def test_a_failed_rating_does_not_drop_the_prompt() -> None:
 def test_the_rejected_one_of_eight_answers_is_not_the_worst_outlier() -> None:
     answers, _ = candidates.drop_unusable(completions(*[(str(i), "p", f"text {i}", None) for i in range(8)]))
     scores = [1.0, 2.9, 3.6, 3.8, 4.0, 4.2, 4.4, 4.6]  # mean 3.56, sd 1.07: the target is 1.42
-    rated = pl.DataFrame({"key": [str(i) for i in range(8)], "score": scores, "variance": [0.1] * 8})
+    rated = one_judge({str(i): score for i, score in enumerate(scores)})
     assert candidates.rank_candidates(
         answers, rated, "rate-then-compare", min_rating_margin=1.0, max_candidates=1
     ).select("a", "b").row(0) == (
@@ -180,7 +285,7 @@ def test_a_reward_model_is_a_panel_judge() -> None:
 
 def test_a_check_overrides_every_model_unless_it_is_equal() -> None:
     rows = [*compare("x", "y", 0.99, 0.99), *compare("x", "z", 0.8, 0.6), scored("x", 0.5, "check"),
-            scored("y", 0.0, "check"), scored("y", 1.0, "check"), scored("z", 0.5, "check")]  # fmt: skip
+            scored("y", 1.0, "check"), scored("z", 0.5, "check")]  # fmt: skip
     pairs = pl.DataFrame({"a": ["x", "x", "y"], "b": ["y", "z", "z"]})
     outcomes = {(a, b): rest for a, b, *rest in aggregation.aggregate_votes(frame(rows), [COMPARER], pairs).rows()}
     assert outcomes == {("x", "y"): [0.0, 0.0, [], "check"], ("x", "z"): [0.8, 0.6, [], "panel"],
@@ -264,6 +369,34 @@ def test_round_robin_keeps_the_strongest_against_the_weakest() -> None:
     # Strengths: x 0.85, y 0.4, z 0.25.
     assert decided.filter("kept").select("a", "b").rows() == [("x", "z")]
     assert set(decided.filter(~pl.col("kept"))["drop_reason"]) == {"another_pair_kept"}
+
+
+def test_round_robin_with_missing_comparisons_does_not_depend_on_the_opponents() -> None:
+    """x beats y, but met the strongest answer s, while y met the weakest. Mean wins: x 0.4, y 0.65."""
+    rows = [*compare("s", "x", 0.9, 0.9), *compare("x", "y", 0.7, 0.7), *compare("s", "w", 0.99, 0.99),
+            *compare("w", "y", 0.0, 0.0)]  # fmt: skip
+    pairs = [("p", a, b) for a, b in (("s", "w"), ("s", "x"), ("s", "y"), ("w", "x"), ("w", "y"), ("x", "y"))]
+    decided = aggregation.decide_outcomes(
+        candidate(*pairs).with_columns(rank=pl.lit(1, pl.UInt32)), aggregation.aggregate_votes(frame(rows), [COMPARER]),
+        "round-robin", min_confidence=0.65, max_per_prompt=6,
+    )  # fmt: skip
+    reasons = {(a, b): reason for a, b, reason in decided.select("a", "b", "drop_reason").rows()}
+    assert reasons == {("s", "w"): None, ("s", "x"): None, ("x", "y"): None, ("w", "y"): None,
+                       ("s", "y"): "unparsable", ("w", "x"): "unparsable"}  # fmt: skip
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.floats(0.05, 0.95), min_size=6, max_size=6))
+def test_strengths_of_a_complete_round_robin_are_mean_wins(probabilities: list[float]) -> None:
+    """The Bradley-Terry fit has the same mean wins as the data, so a missing comparison changes nothing by itself."""
+    sides = [("1", "2"), ("1", "3"), ("1", "4"), ("2", "3"), ("2", "4"), ("3", "4")]
+    judged = pl.DataFrame(
+        {"prompt_id": ["p"] * 6, "a": [a for a, _ in sides], "b": [b for _, b in sides], "prob_a": probabilities}
+    )
+    wins = dict(strengths.mean_wins(judged).select("key", "strength").iter_rows())
+    design = np.array([[float(key == a) - float(key == b) for key in "1234"] for a, b in sides])
+    fitted = strengths._predicted_mean_wins(design, np.array(probabilities))
+    assert [wins[key] for key in "1234"] == pytest.approx(fitted, abs=1e-3)
 
 
 def test_verdicts_by_another_judge_version_or_model_do_not_count() -> None:
@@ -360,9 +493,7 @@ def test_an_edit_is_chosen_and_the_answer_not_preferred_is_rejected(tmp_path: Pa
          "route": ["audit"] * n, "rating_margin": [-1.0] * n, "split": ["train"] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
     labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String, "edited_response": pl.String}))
-    counts = dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
-    )
+    counts = dataset_writer.write_dataset(tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set")
     result = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"],
                          row["rejected_model"], row["rating_margin"], row["decided_by"], row["num_annotators"])
@@ -395,9 +526,7 @@ def test_an_edit_that_changed_nothing_does_not_count(tmp_path: Path) -> None:
          "route": ["audit"] * n, "rating_margin": [-1.0] * n, "split": ["train"] * n}
     ).write_parquet(tmp_path / "pairs.parquet")  # fmt: skip
     labels = human_labels(pl.DataFrame(rows, schema_overrides={"preferred": pl.String}))
-    counts = dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
-    )
+    counts = dataset_writer.write_dataset(tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set")
     result = {
         row["pair_id"]: (row["chosen"][0]["content"], row["rejected"][0]["content"], row["chosen_model"])
         for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)
@@ -435,9 +564,7 @@ def test_human_labels_override_judges_and_unreviewed_pairs_are_dropped(tmp_path:
         reviews(("2", "ada", "left", "b", 1.0), ("3", "ada", "tie", None, 1.0),
                 ("4", "ada", "left", "a", 1.0), ("4", "bob", "left", "b", 1.0))
     )  # fmt: skip
-    counts = dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
-    )
+    counts = dataset_writer.write_dataset(tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set")
     rows = {row["pair_id"]: row for row in pl.read_parquet(tmp_path / "set" / "train.parquet").iter_rows(named=True)}
     assert sorted(rows) == ["0", "1", "2"]
     assert dict(counts.dropped) == {
@@ -477,9 +604,7 @@ def test_the_split_is_by_prompt(tmp_path: Path) -> None:
     )  # fmt: skip
     pairs.write_parquet(tmp_path / "pairs.parquet")
     labels = human_labels(reviews())
-    dataset_writer.write_dataset(
-        tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set"
-    )
+    dataset_writer.write_dataset(tmp_path / "pairs.parquet", labels, [metadata(n)], tmp_path / "set")
     train, test = (pl.read_parquet(tmp_path / "set" / f"{name}.parquet") for name in ("train", "test"))
     assert train.height + test.height == n
     assert not set(train["prompt_id"]) & set(test["prompt_id"])
