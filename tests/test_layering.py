@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
 HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "polars", "pyarrow", "aiohttp"}
 # Modules that are themselves imported inside the function that needs them.
 LOADED_LATE = {
+    "run/human_agreement",
     "run/human_labels",
     "run/frames",
     "run/partitions",

@@ -1,7 +1,7 @@
 """Exam metrics: a judge's verdicts on gold compared with the gold labels. Pure functions; nothing asks a model.
 
 Every metric has an n and a confidence interval. Proportions have Wilson intervals. Differences, calibration error and
-costs are not proportions of independent trials; their intervals are bootstrapped over pairs. A pair that the judge
+costs are not proportions of independent trials: see :mod:`rlaif.stats` for their intervals. A pair that the judge
 leaves undecided counts as incorrect.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rlaif.records import Label
-from rlaif.stats import Estimate, bootstrap_ratio, expected_calibration_error, wilson
+from rlaif.stats import Estimate, bounded_mean, expected_calibration_error, f1_score, unbounded_mean, wilson
 
 BINS = 10
 """Number of bins of the reliability plot, from 0.5 to 1."""
@@ -116,15 +116,15 @@ def pair_report(
     metrics["undecided_rate"] = proportion(pair.chosen() is None for pair in readable)
     if orders:
         metrics["swap_consistency"] = proportion(_is_consistent(pair) for pair in readable)
-        # The two orders of a pair are not independent trials, so the bootstrap resamples pairs, not verdicts.
-        metrics["first_position_rate"] = bootstrap_mean([_first_position_rate(pair) for pair in readable])
+        # The two orders of a pair are not independent trials, so the interval is of a mean over pairs, not verdicts.
+        metrics["first_position_rate"] = bounded_mean([_first_position_rate(pair) for pair in readable])
     uneven = [pair for pair in readable if pair.longer() is not None]
     metrics["longer_chosen_rate"] = proportion(pair.chosen() == pair.longer() for pair in uneven)
     metrics["longer_correct_rate"] = proportion(pair.longer() == pair.correct for pair in uneven)
     longest_correct = [pair.longer() == pair.correct for pair in readable]
     metrics["always_longest_accuracy"] = proportion(longest_correct)
     gains = [float(judge) - float(longest) for judge, longest in zip(correct, longest_correct, strict=True)]
-    metrics["gain_over_longest"] = bootstrap_mean(gains)
+    metrics["gain_over_longest"] = bounded_mean(gains, lowest=-1.0)
     reliability: list[dict[str, Any]] = []
     if probabilities and readable:
         confidence = np.array([max(pair.p or 0.0, 1.0 - (pair.p or 0.0)) for pair in readable])
@@ -152,11 +152,8 @@ def classifier_report(kind: str, predictions: Sequence[tuple[Label, Label | None
         with_judge_label = [expected == label for expected, predicted in readable if predicted == label]
         metrics[f"{label}_recall"] = proportion(with_gold_label)
         metrics[f"{label}_precision"] = proportion(with_judge_label)
-    is_refusal = np.array([expected != "comply" for expected, _ in readable], dtype=float)
-    predicted_refusal = np.array([predicted != "comply" for _, predicted in readable], dtype=float)
-    metrics["refusal_f1"] = bootstrap_ratio(
-        2 * is_refusal * predicted_refusal, is_refusal + predicted_refusal, np.arange(len(readable))
-    )
+    refusals = [(expected != "comply") + (predicted != "comply") for expected, predicted in readable]
+    metrics["refusal_f1"] = f1_score(refusals.count(2), refusals.count(1))
     report = ExamReport(kind, len(readable), metrics)
     majority_count = max(Counter(expected for expected, _ in readable).values(), default=0)
     accuracy = metrics["accuracy"]
@@ -173,7 +170,7 @@ def add_costs(
     prompt tokens, completion tokens and US dollars per gold row."""
     report.metrics["unparsable_rate"] = wilson(unparsable_count, verdict_count)
     for index, name in enumerate(("prompt_tokens", "completion_tokens", "cost_usd")):
-        report.metrics[f"{name}_per_1000"] = bootstrap_mean([1000.0 * cost[index] for cost in costs])
+        report.metrics[f"{name}_per_1000"] = unbounded_mean([1000.0 * cost[index] for cost in costs])
     if verdict_count and unparsable_count / verdict_count > 0.1:
         report.problems.insert(0, UNPARSABLE)
         report.status = "bad"
@@ -227,11 +224,6 @@ def proportion(hits: Iterable[Any]) -> Estimate | None:
     """Estimate the share of true values, with a Wilson interval. None without values."""
     values = [bool(hit) for hit in hits]
     return wilson(sum(values), len(values))
-
-
-def bootstrap_mean(values: Sequence[float]) -> Estimate | None:
-    """Estimate the mean, with a bootstrap interval over the values. None without values."""
-    return bootstrap_ratio(values, np.ones(len(values)), np.arange(len(values)))
 
 
 def reliability_table(confidence: Any, correct: Any) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Estimate the quality of all labels from the human ones. Every figure has an n and an interval, or is None.
 
-Agreement is estimated from all reviewed pairs, each weighted by the inverse of its inclusion probability (Hájek). The
-labeled part of the queue is a random part of it, no matter when annotators stop, so in a half-labeled queue each pair
-only weighs more.
+Agreement comes from :mod:`rlaif.run.human_agreement`: each reviewed pair is weighted by the inverse of its inclusion
+probability, within strata of known size. The labeled part of the queue is a random part of it, no matter when
+annotators stop, so in a half-labeled queue each pair only weighs more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 import polars as pl
 
 from rlaif.display_names import describe_certificate
+from rlaif.pair import refusal_guard
 from rlaif.records import hash_to_unit_interval
+from rlaif.run import human_agreement
 from rlaif.stats import (
     Certificate,
     Estimate,
@@ -28,24 +30,31 @@ from rlaif.stats import (
     single_rater_error,
     wilson,
 )
+from rlaif.stats.stratified import MIN_KNOWN_SHARE
 
 TARGET_AGREEMENT = 0.85
 ALPHA = 0.10
+ESTIMATES = ("agreement", "tie_rate", "skip_rate", "kappa", "human_agreement", "alpha", "remaining_error")
+"""Figures of :class:`LabelQuality` with an interval."""
 
 
 @dataclass(frozen=True)
 class LabelQuality:
     """Quality of the labels.
 
-    ``agreement`` and ``kappa``: judges with annotators, over all kept pairs. ``human_agreement``: how often two
-    annotators of one pair agree, and ``alpha`` (Krippendorff) over them. ``remaining_error``: share of wrong labels
-    among those by judges (PPI++). ``certificate``: the share of pairs on which judges agree with annotators at least
-    ``TARGET_AGREEMENT`` of the time. ``noise_rate``: share of wrong labels in the dataset, for the trainer's robust
-    loss. ``reliability``: for each tenth of the judges' confidence before any human label, its mean and the agreement.
+    ``agreement`` and ``kappa``: judges with annotators, over all kept pairs in which annotators choose an answer.
+    ``tie_rate`` and ``skip_rate``: shares of kept pairs in which annotators prefer neither answer, and that they skip.
+    ``human_agreement``: how often two annotators of one pair agree, and ``alpha`` (Krippendorff) over them.
+    ``remaining_error``: share of wrong labels among the dataset's rows that judges labeled (PPI++).
+    ``certificate``: the share of pairs on which judges agree with annotators at least ``TARGET_AGREEMENT`` of the time.
+    ``noise_rate``: share of wrong labels in the dataset, for the trainer's robust loss. ``reliability``: for each tenth
+    of the judges' confidence before any human label, its mean and the agreement.
     """
 
     reviewed: int
     agreement: Estimate | None
+    tie_rate: Estimate | None
+    skip_rate: Estimate | None
     kappa: Estimate | None
     human_agreement: Estimate | None
     alpha: Estimate | None
@@ -57,7 +66,7 @@ class LabelQuality:
     def summary(self) -> dict[str, Any]:
         """Return the figures as JSON values, for the manifest."""
         result: dict[str, Any] = {"reviewed": self.reviewed, "noise_rate": self.noise_rate}
-        for name in ("agreement", "kappa", "human_agreement", "alpha", "remaining_error"):
+        for name in ESTIMATES:
             estimate: Estimate | None = getattr(self, name)
             result[name] = estimate.as_dict() if estimate else None
         result["reliability"] = [
@@ -82,47 +91,31 @@ def estimate_label_quality(
     ``pairs``: routed and calibrated, with prob_a_by_judges and preferred_by_judges. ``labels``: pair_id, label.
     ``reviews``: the reviews journal, for the agreement among annotators.
     """
-    queue = pairs.filter(pl.col("route").is_in(["audit", "targeted"])).join(
-        labels.select("pair_id", "label"), on="pair_id", how="left"
-    )
-    queue = queue.with_columns(response_rate=(pl.col("label").is_not_null().mean()).over("route"))
-    reviewed = _add_agreement(queue)
-    human_agreement, alpha = _inter_annotator_agreement(reviews)
-    remaining_error = _estimate_remaining_error(pairs, queue)
+    population = human_agreement.judged_population(pairs)
+    labeled = human_agreement.weigh(population, labels)
+    reviewed = _add_agreement(labeled)
+    rates = human_agreement.estimate_agreement(pairs, labels, reviews)
+    inter_annotator_agreement, alpha = _inter_annotator_agreement(reviews)
+    remaining_error = _estimate_remaining_error(pairs, labels)
     return LabelQuality(
         reviewed=labels.height,
-        agreement=_agreement(reviewed),
-        kappa=_kappa(reviewed),
-        human_agreement=human_agreement,
+        agreement=rates.agreement,
+        tie_rate=rates.tie_rate,
+        skip_rate=rates.skip_rate,
+        kappa=_kappa(population, labeled) if rates.agreement else None,
+        human_agreement=inter_annotator_agreement,
         alpha=alpha,
         remaining_error=remaining_error,
         certificate=_certify(pairs, reviewed, seed) if reviewed.height else None,
-        noise_rate=_noise_rate(pairs, labels, remaining_error, human_agreement),
+        noise_rate=_noise_rate(pairs, labels, remaining_error, inter_annotator_agreement),
         reliability=_reliability(reviewed),
     )
 
 
-def _add_agreement(queue: pl.DataFrame) -> pl.DataFrame:
-    """Return the queued pairs that judges and annotators both decided, with agrees_with_judges and weight."""
-    decided = pl.col("label").is_in(["a", "b"]) & pl.col("preferred_by_judges").is_not_null()
-    return (
-        queue.filter(decided)
-        .sort("pair_id")
-        .with_columns(
-            agrees_with_judges=(pl.col("label") == pl.col("preferred_by_judges")).cast(pl.Float64),
-            weight=1.0 / (pl.col("inclusion_probability") * pl.col("response_rate")),
-        )
-    )
-
-
-def _agreement(reviewed: pl.DataFrame) -> Estimate | None:
-    certain = reviewed.filter((pl.col("inclusion_probability") == 1.0) & (pl.col("response_rate") == 1.0))
-    sampled = reviewed.join(certain.select("pair_id"), on="pair_id", how="anti", maintain_order="left")
-    return hajek_mean(
-        sampled["agrees_with_judges"].to_numpy(),
-        sampled["weight"].to_numpy(),
-        certain_values=certain["agrees_with_judges"].to_numpy(),
-    )
+def _add_agreement(labeled: pl.DataFrame) -> pl.DataFrame:
+    """Return the labeled pairs in which annotators chose an answer, with agrees_with_judges."""
+    agrees = (pl.col("label") == pl.col("preferred_by_judges")).cast(pl.Float64)
+    return labeled.filter(pl.col("label").is_in(["a", "b"])).with_columns(agrees_with_judges=agrees)
 
 
 def _noise_rate(
@@ -147,17 +140,38 @@ def _reliability(reviewed: pl.DataFrame) -> list[tuple[float, Estimate]]:
     return points
 
 
-def _kappa(reviewed: pl.DataFrame) -> Estimate | None:
-    """Return kappa over all kept pairs. Labels are weighted; the interval uses Kish's effective sample size."""
-    if not reviewed.height:
-        return None
+def _kappa(population: pl.DataFrame, labeled: pl.DataFrame) -> Estimate | None:
+    """Return kappa over all kept pairs, each stratum with its known size.
+
+    The interval uses Kish's effective sample size. A stratum without a label could have any kappa.
+    """
+    scaled, known_share = _scale_to_strata(population, labeled)
+    reviewed = scaled.filter(pl.col("label").is_in(["a", "b"]))
     weights = reviewed["weight"].to_numpy()
     table = np.zeros((2, 2))
     by_annotators = (reviewed["label"] == "b").to_numpy().astype(int)
     by_judges = (reviewed["preferred_by_judges"] == "b").to_numpy().astype(int)
     np.add.at(table, (by_annotators, by_judges), weights)
-    estimate = cohen_kappa(table, n=float(weights.sum() ** 2 / (weights**2).sum()))
-    return estimate and replace(estimate, n=reviewed.height)
+    estimate = cohen_kappa(table, n=float(weights.sum() ** 2 / (weights**2).sum())) if len(weights) else None
+    return estimate and Estimate(
+        estimate.value,
+        known_share * estimate.low - (1 - known_share),
+        known_share * estimate.high + (1 - known_share),
+        reviewed.height,
+    )
+
+
+def _scale_to_strata(population: pl.DataFrame, labeled: pl.DataFrame) -> tuple[pl.DataFrame, float]:
+    """Scale the weights of ``labeled`` so that they add up to the size of their stratum of ``population``.
+
+    Also returns the share of the population that is in strata with a label.
+    """
+    sizes = population.group_by("stratum").agg(size=pl.len())
+    scaled = labeled.join(sizes, on="stratum", how="inner", maintain_order="left").with_columns(
+        weight=pl.col("weight") * pl.col("size") / pl.col("weight").sum().over("stratum")
+    )
+    known = population.filter(pl.col("stratum").is_in(scaled["stratum"].unique().implode())).height
+    return scaled.drop("size"), known / population.height if population.height else 0.0
 
 
 def _inter_annotator_agreement(reviews: pl.DataFrame) -> tuple[Estimate | None, Estimate | None]:
@@ -177,26 +191,63 @@ def _inter_annotator_agreement(reviews: pl.DataFrame) -> tuple[Estimate | None, 
     return wilson(sum(labels[0] == labels[1] for labels in repeated), len(repeated)), krippendorff_alpha(repeated)
 
 
-def _estimate_remaining_error(pairs: pl.DataFrame, queue: pl.DataFrame) -> Estimate | None:
-    """Estimate the share of wrong labels among the judge-labeled pairs.
+def _estimate_remaining_error(pairs: pl.DataFrame, labels: pl.DataFrame) -> Estimate | None:
+    """Estimate the share of wrong labels among the dataset's rows that judges labeled.
 
-    A pair drawn with probability q represents the (1 - q) / q similar pairs that were not drawn. The calibrated
-    probabilities are the predictions.
+    These rows were not drawn, and neither calibration nor the refusal guard dropped them. Only reviewed pairs that
+    would be in the dataset without a review too (:func:`_judges_would_label`) represent them. A pair drawn
+    with probability q represents (1 - q) / q of them, and the weights in each stratum add up to its number of rows. The
+    calibrated probabilities are the predictions. A stratum of rows without a label could have any error rate. None with
+    fewer than two labels, or if the strata without a label are the larger part.
     """
     error_probability = 1.0 - pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a"))
-    judge_labeled = pairs.filter(pl.col("route") == "judge").select(error_probability).to_series().to_numpy()
-    reviewed = queue.filter(
-        (pl.col("inclusion_probability") < 1.0) & pl.col("label").is_in(["a", "b"]) & pl.col("preferred").is_not_null()
-    ).sort("pair_id")
-    reviewed = reviewed.with_columns(
-        error=(pl.col("label") != pl.col("preferred")).cast(pl.Float64),
-        expected=error_probability,
-        weight=1.0 / pl.col("inclusion_probability") - 1.0,
-    )
-    error, weights = reviewed["error"].to_numpy(), reviewed["weight"].to_numpy()
-    estimate = ppi_mean(error, reviewed["expected"].to_numpy(), judge_labeled, weights)
+    pairs = human_agreement.add_stratum(pairs)
+    drawable = pairs.filter(pl.col("inclusion_probability") < 1.0)
+    rows = drawable.filter(pl.col("route") == "judge").join(labels, on="pair_id", how="anti", maintain_order="left")
+    labeled = human_agreement.weigh(drawable.filter(_judges_would_label(pairs)), labels)
+    labeled = labeled.filter(pl.col("label").is_in(["a", "b"]))
+    labeled = labeled.with_columns(weight=pl.col("weight") * (1.0 - pl.col("inclusion_probability")))
+    reviewed, known_share = _scale_to_strata(rows, labeled)
+    if known_share < MIN_KNOWN_SHARE:
+        return None
+    error = (reviewed["label"] != reviewed["preferred"]).to_numpy().astype(float)
+    predictions, weights = reviewed.select(error_probability).to_series().to_numpy(), reviewed["weight"].to_numpy()
+    estimate = ppi_mean(error, predictions, rows.select(error_probability).to_series().to_numpy(), weights)
     # PPI's interval assumes a normal mean, but a few labels may carry nearly all the weight: use Hájek's interval.
-    return estimate and hajek_mean(error, weights, mean=estimate.value)
+    interval = estimate and hajek_mean(error, weights, mean=estimate.value)
+    return interval and replace(
+        interval, low=known_share * interval.low, high=known_share * interval.high + 1 - known_share
+    )
+
+
+def _judges_would_label(pairs: pl.DataFrame) -> pl.Expr:
+    """Return True for the pairs whose label by the judges would be in the dataset if they had not been queued.
+
+    The rules are those that dropped pairs after the draw: no decision, only annotators decide, the refusal guard, and
+    three cutoffs. A cutoff is the highest value at which a pair was dropped.
+    """
+    drawable = pairs.filter(pl.col("inclusion_probability").is_not_null())
+    confidence = pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a")).round(9)
+    a_is_chosen = pl.col("preferred") == "a"
+
+    def cutoff(reason: str, value: pl.Expr) -> float:
+        highest = drawable.filter(pl.col("drop_reason") == reason).select(value.max()).item()
+        return -1.0 if highest is None else float(highest)
+
+    result = pl.col("preferred").is_not_null()
+    if "drop_reason" in pairs.columns:
+        result &= confidence > cutoff("near_tie_after_calibration", confidence)
+    if {"drop_reason", "score_a", "score_b"} <= set(pairs.columns):
+        rating = pl.when(a_is_chosen).then("score_a").otherwise("score_b")
+        result &= (rating > cutoff("low_rating", rating)).fill_null(value=True)
+    if "humans_only" in pairs.columns:
+        result &= ~pl.col("humans_only")
+    if {"prompt_class", "answer_label_a", "answer_label_b"} <= set(pairs.columns):
+        chosen_label = pl.when(a_is_chosen).then("answer_label_a").otherwise("answer_label_b")
+        is_unclassified_refusal = pl.col("prompt_class").is_null() & (chosen_label == "refuse").fill_null(value=False)
+        result &= refusal_guard._guard_violation().is_null()
+        result &= ~(is_unclassified_refusal & (confidence <= cutoff("surplus_refusal", confidence)))
+    return result
 
 
 def _certify(pairs: pl.DataFrame, reviewed: pl.DataFrame, seed: int) -> Certificate:
@@ -227,11 +278,18 @@ def describe(quality: Mapping[str, Any]) -> list[str]:
     lines = []
     if quality["agreement"]:
         kappa = f", kappa {figure('kappa')}" if quality["kappa"] else ""
-        lines.append(f"Annotators agree with the judges on {figure('agreement')} of all kept pairs{kappa}.")
+        lines.append(
+            f"Annotators agree with the judges on {figure('agreement')} of the kept pairs in which they choose an "
+            f"answer{kappa}."
+        )
+    if quality.get("tie_rate"):
+        lines.append(f"Annotators prefer neither answer in {figure('tie_rate')} of all kept pairs.")
+    if quality.get("skip_rate"):
+        lines.append(f"Annotators skip {figure('skip_rate')} of all kept pairs.")
     if quality["human_agreement"]:
         lines.append(f"Two annotators of the same pair agree on {figure('human_agreement')}.")
     if quality["remaining_error"]:
-        lines.append(f"Of the labels by judges, {figure('remaining_error')} are wrong by human judgment.")
+        lines.append(f"Of the dataset's labels by judges, {figure('remaining_error')} are wrong by human judgment.")
     if quality["certificate"]:
         lines.append(describe_certificate(quality["certificate"]))
     if quality["noise_rate"] is not None:

@@ -6,7 +6,6 @@ numbers only, so texts are never all in memory. Shares are :class:`rlaif.stats.E
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +17,7 @@ from rlaif.records import hash_to_unit_interval
 from rlaif.run import frames
 from rlaif.run.human_labels import human_labels
 from rlaif.run.run import Run
-from rlaif.stats import Estimate, wilson
+from rlaif.stats import Estimate, bounded_mean_of_moments, wilson
 
 CONFIDENCE_BINS = [0.5 + i * 0.025 for i in range(21)]
 MARGIN_BINS = [-4.0 + i * 0.5 for i in range(17)]
@@ -89,14 +88,14 @@ def position_stats(run: Run, judges: Sequence[tuple[str, str]] | None = None) ->
         num_decided=(pl.col("order_product") != 0).sum(),
         swap_consistency=(pl.col("order_product") > 0).sum(),
         first_position_rate=pl.col("first_position_rate").mean(),
-        std=pl.col("first_position_rate").std(),
+        variance=pl.col("first_position_rate").var(ddof=0),
     )
     return [
         PositionStats(
             judge=row["judge"],
             model=row["model"],
             swap_consistency=wilson(row["swap_consistency"], row["num_decided"]),
-            first_position_rate=_mean_estimate(row["first_position_rate"], row["std"], row["n"]),
+            first_position_rate=bounded_mean_of_moments(row["first_position_rate"], row["variance"], row["n"]),
         )
         for row in stats.sort("judge", "model").iter_rows(named=True)
     ]
@@ -115,12 +114,6 @@ def _read_comparisons(run: Run, judges: Sequence[tuple[str, str]] | None) -> pl.
             .select(pl.col("key").hash(), pl.struct("a", "b").hash().alias("pair"), "judge", "model", "order", "prob_a")
         ),
     )
-
-
-def _mean_estimate(value: float, std: float | None, n: int) -> Estimate:
-    """Return a mean of probabilities with its normal 95 % interval."""
-    half = 1.96 * (std or 0.0) / math.sqrt(n)
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), n)
 
 
 def pair_stats(run: Run) -> PairStats:

@@ -13,13 +13,18 @@ from typing import Any
 from rlaif.report.run_facts import RunFacts, collect_facts, find_estimate
 from rlaif.run.run import Run
 from rlaif.stats import Estimate
-from rlaif.stats.agreement import CHANCE_NOISE_RATE
+from rlaif.stats.agreement import (
+    CHANCE_NOISE_RATE,
+    MIN_AGREEMENT,
+    MIN_DECISIVE_PAIRS,
+    MIN_PAIRS,
+    has_precision_of,
+    shows_noise,
+)
 
 RESUMABLE_STAGES = ("generate", "judge", "train", "evaluate")
 MIN_CONSISTENCY = 0.5
 MAX_UNPARSABLE_FRACTION = 0.2
-MIN_PAIRS = 20
-"""Pairs below which a share decides nothing."""
 
 
 class Step(enum.StrEnum):
@@ -109,20 +114,26 @@ def label_problems(facts: RunFacts) -> Iterator[str]:
                 f"{judge.judge} with {judge.model} chooses by position: its two orders agree in "
                 f"{consistency.value:.0%} of {consistency.n:,} pairs"
             )
-    agreement = find_estimate(facts.labels, "agreement")
-    if agreement and agreement.high < 0.5:
-        yield f"annotators contradict the judges: they agree on {agreement.value:.0%} of {agreement.n:,} labeled pairs"
-    elif agreement and agreement.n >= MIN_PAIRS and agreement.high < 0.65:
-        yield f"annotators agree with the judges on only {agreement.value:.0%} of {agreement.n:,} labeled pairs"
-    noise_rate = (facts.labels or {}).get("noise_rate")
-    if noise_rate is not None and noise_rate >= CHANCE_NOISE_RATE:
-        yield f"an estimated {noise_rate:.1%} of the labels are wrong, which is close to chance"
+    yield from estimate_problems(facts.labels)
     reversal = find_estimate(facts.training, "reversed")
     if reversal:
         yield (
             f"training moved towards the preferred answer in only {format_share(reversal)} of held-out pairs; "
             "the labels may be reversed"
         )
+
+
+def estimate_problems(labels: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the reasons in the estimates of label quality. Each needs an interval that excludes usable labels, so a few
+    labels alone never stop a training."""
+    agreement = find_estimate(labels, "agreement")
+    if agreement and agreement.high < 0.5:
+        yield f"annotators contradict the judges: they agree on {agreement.value:.0%} of {agreement.n:,} labeled pairs"
+    elif agreement and has_precision_of(MIN_DECISIVE_PAIRS, agreement) and agreement.high < MIN_AGREEMENT:
+        yield f"annotators agree with the judges on only {agreement.value:.0%} of {agreement.n:,} labeled pairs"
+    noise_rate, error = (labels or {}).get("noise_rate"), find_estimate(labels, "remaining_error")
+    if noise_rate is not None and noise_rate >= CHANCE_NOISE_RATE and (error is None or shows_noise(error)):
+        yield f"an estimated {noise_rate:.1%} of the labels are wrong, which is close to chance"
 
 
 def _outcome_problems(facts: RunFacts, counts: Mapping[str, Any], kept: int) -> Iterator[str]:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlaif.report.next_step import MIN_PAIRS, Step, decide, format_share
+from rlaif.display_names import field_name
+from rlaif.report.next_step import Step, decide, format_share
 from rlaif.report.run_facts import RunFacts, find_estimate
 from rlaif.stats import Estimate
+from rlaif.stats.agreement import MIN_PAIRS
 
 MAX_REFUSAL_INCREASE = 0.01
 Severity = Literal["good", "wait", "bad"]
@@ -53,6 +55,11 @@ def _notes(facts: RunFacts) -> Iterator[str]:
     agreement = find_estimate(facts.labels, "agreement")
     if agreement:
         yield f"annotators agree with the judges on {format_share(agreement)} of all kept pairs"
+        for name in ("tie_rate", "skip_rate"):
+            if rate := find_estimate(facts.labels, name):
+                yield f"{field_name(name)}: {format_share(rate)}"
+    elif (facts.labels or {}).get("reviewed"):
+        yield "agreement between annotators and judges is unknown: too few labels are of pairs drawn at random"
     else:
         yield "agreement between annotators and judges is not measured"
     if facts.missing_answers:

@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from rlaif.review.annotators import Annotator, AnnotatorRegistry
 from rlaif.review.assignment import AssignmentService, Row, preference_of
 from rlaif.stats import Estimate, cohen_kappa, krippendorff_alpha, wilson
+
+if TYPE_CHECKING:
+    from rlaif.run.run import Run
 
 PACE_WINDOW_S = 30 * 60.0
 LABELS = ("a", "b", "tie", "both_bad")
@@ -26,7 +29,8 @@ def dashboard_data(assignments: AssignmentService, registry: AnnotatorRegistry, 
     time for the pending labels at the pace of all annotators together."""
     with assignments.lock:
         assignments.reload_if_changed()
-        return _dashboard_data(assignments, registry, now)
+        data = _dashboard_data(assignments, registry, now)
+    return data | _judge_agreement(assignments.run)
 
 
 def _dashboard_data(assignments: AssignmentService, registry: AnnotatorRegistry, now: float) -> dict[str, Any]:
@@ -45,7 +49,6 @@ def _dashboard_data(assignments: AssignmentService, registry: AnnotatorRegistry,
         "labels_per_hour": pace,
         "eta_hours": due / pace if pace else None,
         "agreement": annotator_agreement(assignments, names),
-        "judge_agreement": _judge_agreement(assignments),
         "disagreements": len(disagreements),
         "adjudicated": len(assignments.adjudicated_pairs() & set(disagreements)),
         "gold_missed": _missed_gold_pairs(assignments, names),
@@ -115,14 +118,26 @@ def _missed_gold_pairs(assignments: AssignmentService, names: list[str]) -> list
     return missed
 
 
-def _judge_agreement(assignments: AssignmentService) -> dict[str, Any] | None:
-    """Return how often annotators agree with the judges, over audited pairs with one label or unanimous labels."""
-    correct = n = 0
-    for pair in assignments.queued:
-        row, votes = assignments.rows[pair], {preference_of(vote) for vote in assignments.votes_for(pair)}
-        if row["route"] == "audit" and len(votes) == 1 and (vote := votes.pop()) in ("a", "b"):
-            n, correct = n + 1, correct + (vote == row["preferred"])
-    return _estimate_to_json(wilson(correct, n))
+def _judge_agreement(run: Run) -> dict[str, Any]:
+    """Return how often annotators agree with the judges, prefer neither answer, and skip, as the report shows it."""
+    import polars as pl
+
+    from rlaif.run.human_agreement import HumanAgreement, estimate_agreement
+    from rlaif.run.human_labels import human_labels
+
+    rates = HumanAgreement(None, None, None)
+    if run.pairs_path.exists():
+        table = pl.scan_parquet(run.pairs_path).filter(pl.col("inclusion_probability").is_not_null())
+        if "preferred_by_judges" not in table.collect_schema():  # written by an earlier version
+            table = table.with_columns(preferred_by_judges="preferred")
+        pairs = table.select("pair_id", "route", "inclusion_probability", "preferred_by_judges").collect()
+        reviews = run.reviews()
+        rates = estimate_agreement(pairs, human_labels(reviews), reviews)
+    return {
+        "judge_agreement": _estimate_to_json(rates.agreement),
+        "tie_rate": _estimate_to_json(rates.tie_rate),
+        "skip_rate": _estimate_to_json(rates.skip_rate),
+    }
 
 
 def prompt_excerpt(row: Row) -> str:

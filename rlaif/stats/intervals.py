@@ -101,18 +101,12 @@ def binomial_tail(successes: int, n: int, p: float) -> float:
 
 
 def hajek_mean(
-    values: ArrayLike,
-    weights: ArrayLike,
-    *,
-    certain_values: ArrayLike = (),
-    mean: float | None = None,
-    confidence_level: float = 0.95,
+    values: ArrayLike, weights: ArrayLike, *, mean: float | None = None, confidence_level: float = 0.95
 ) -> Estimate | None:
     """Estimate the mean of 0/1 values in a population from a sample with known unequal inclusion probabilities.
 
     ``values`` and ``weights``: the sampled values and their inverse inclusion probabilities. The mean is the weighted
-    mean of Hajek (1971), or ``mean``, if a better estimate is given. ``certain_values``: values that were included with
-    certainty; each counts once, and the interval narrows by their share of the population. None without observations.
+    mean of Hajek (1971), or ``mean``, if a better estimate is given. None without observations.
 
     The interval is Wilson's at the effective sample size, with Student's quantile (Korn and Graubard 1998). The
     effective size comes from the variance of the linearized mean, computed with one added label of each kind. If a few
@@ -120,13 +114,10 @@ def hajek_mean(
     by chance. Therefore the degrees of freedom are those of the effective number of Kish (1965), and on either side the
     interval is at least as wide as for that number of labels if all of them agreed.
     """
-    y, w, certain = (np.asarray(array, dtype=float) for array in (values, weights, certain_values))
-    if not len(y):
-        if not len(certain):
-            return None
-        exact_mean = float(certain.mean())
-        return Estimate(exact_mean, exact_mean, exact_mean, len(certain))
+    y, w = (np.asarray(array, dtype=float) for array in (values, weights))
     total = float(w.sum())
+    if not total:
+        return None
     mean = min(1.0, max(0.0, float(w @ y) / total if mean is None else mean))
     kish = total**2 / float(w @ w)
     middle = (mean * kish + 1) / (kish + 2)  # keeps the variance above 0 if all labels agree
@@ -136,14 +127,68 @@ def hajek_mean(
     low, high = _wilson(mean, effective, confidence_level) if effective else (0.0, 1.0)
     lowest = wilson_lower_if_all_succeed(kish, confidence_level)
     low, high = min(low, lowest * mean), max(high, 1 - lowest * (1 - mean))
-    sampled_fraction = total / (total + len(certain))
-    certain_part = (1 - sampled_fraction) * float(certain.mean()) if len(certain) else 0.0
-    return Estimate(
-        certain_part + sampled_fraction * mean,
-        certain_part + sampled_fraction * low,
-        certain_part + sampled_fraction * high,
-        len(y) + len(certain),
+    return Estimate(mean, low, high, len(y))
+
+
+def bounded_mean(
+    values: ArrayLike, *, lowest: float = 0.0, highest: float = 1.0, confidence_level: float = 0.95
+) -> Estimate | None:
+    """Estimate the mean of values between ``lowest`` and ``highest``. None without values.
+
+    The interval is Wilson's at the effective sample size, with Student's quantile (Korn and Graubard 1998). One value
+    of each extreme is added to the variance, so that values that are all equal do not make the mean certain.
+    """
+    x = np.asarray(values, dtype=float)
+    if not len(x):
+        return None
+    return bounded_mean_of_moments(
+        float(x.mean()), float(x.var()), len(x), lowest=lowest, highest=highest, confidence_level=confidence_level
     )
+
+
+def bounded_mean_of_moments(
+    mean: float,
+    variance: float,
+    n: int,
+    *,
+    lowest: float = 0.0,
+    highest: float = 1.0,
+    confidence_level: float = 0.95,
+) -> Estimate:
+    """Return :func:`bounded_mean` of ``n`` values with this mean and variance (divided by n)."""
+    width = highest - lowest
+    share = min(1.0, max(0.0, (mean - lowest) / width))
+    middle = (share * n + 1) / (n + 2)
+    squares = n * (variance / width**2 + (share - middle) ** 2) + middle**2 + (1 - middle) ** 2
+    effective = middle * (1 - middle) * n * (n + 2) / squares
+    effective *= (normal_quantile(confidence_level) / student_t_quantile(confidence_level, n - 1)) ** 2
+    low, high = _wilson(share, effective, confidence_level) if effective else (0.0, 1.0)
+    return Estimate(mean, min(mean, lowest + width * low), max(mean, lowest + width * high), n)
+
+
+def unbounded_mean(values: ArrayLike, *, confidence_level: float = 0.95) -> Estimate | None:
+    """Estimate the mean of values without known bounds, with Student's t interval. None without two values.
+
+    Values that are all equal give an interval without width: they are taken for a constant, such as a cost of 0.
+    """
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return None
+    half = student_t_quantile(confidence_level, len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+
+
+def f1_score(both: int, one: int, *, confidence_level: float = 0.95) -> Estimate | None:
+    """Estimate F1 from the number of rows that are positive by gold and prediction, and by only one of them.
+
+    F1 is 2j / (1 + j) with j = both / (both + one), a proportion of the rows that are positive by either. So its
+    interval is the transformed Wilson interval of j. None without such rows.
+    """
+    share = wilson(both, both + one, confidence_level)
+    if share is None:
+        return None
+    value, low, high = (2 * j / (1 + j) for j in (share.value, share.low, share.high))
+    return Estimate(value, low, high, share.n)
 
 
 def bootstrap_ratio(

@@ -11,7 +11,8 @@ from typing import Any
 
 from rlaif.config.models import TrainConfig
 from rlaif.run.run import Run
-from rlaif.stats.agreement import CHANCE_NOISE_RATE
+from rlaif.stats import Estimate
+from rlaif.stats.agreement import CHANCE_NOISE_RATE, shows_noise
 from rlaif.train.preflight import PreflightFinding
 
 ROBUST_LOSS_NOISE_RATE = 0.10
@@ -46,9 +47,16 @@ def _check_queue(pairs: Mapping[str, Any], run: Run) -> PreflightFinding:
 def _check_noise(labels: Mapping[str, Any], train: TrainConfig) -> PreflightFinding:
     rate = labels.get("noise_rate")
     if rate is None:
-        return PreflightFinding("noise", "pass", "the share of wrong labels was not measured: no pair was reviewed")
+        return PreflightFinding("noise", "pass", "the share of wrong labels was not measured: too few reviewed pairs")
     message = f"an estimated {rate:.1%} of the labels are wrong"
     error = labels.get("remaining_error")
+    if rate >= CHANCE_NOISE_RATE and error and not shows_noise(Estimate(**error)):
+        return PreflightFinding(
+            "noise",
+            "warn",
+            f"{message}, but {error['n']} labels do not show that: {error['low']:.0%} to {error['high']:.0%}",
+            "Review more pairs before you train.",
+        )
     # The noise rate is the flip rate of the robust loss and always below one half, so it cannot show reversed labels.
     if rate >= CHANCE_NOISE_RATE and error and error["low"] > 0.5:
         return PreflightFinding(

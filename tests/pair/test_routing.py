@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.pair import aggregation, routing
-from rlaif.stats import hajek_mean
+from rlaif.run.human_agreement import estimate_agreement
 
 
 def make_pairs(n: int, **columns: Any) -> pl.DataFrame:
@@ -112,14 +112,11 @@ def test_agreement_is_estimated_without_bias() -> None:
     pairs = make_pairs(600, prob_a=p.tolist()).with_columns(right=pl.Series(is_right.astype(float)))
     estimates, plain = [], []
     for seed in range(300):
-        queued = queue(routing.route_pairs(pairs, tagged(600), human_fraction=0.2, seed=seed))
-        certain = pl.col("inclusion_probability") == 1.0
-        sampled = queued.filter(~certain)
-        estimate = hajek_mean(
-            sampled["right"].to_numpy(),
-            1 / sampled["inclusion_probability"].to_numpy(),
-            certain_values=queued.filter(certain)["right"].to_numpy(),
-        )
+        routed = routing.route_pairs(pairs, tagged(600), human_fraction=0.2, seed=seed)
+        routed = routed.with_columns(preferred_by_judges=pl.lit("a"))
+        queued = queue(routed)
+        labels = queued.select("pair_id", label=pl.when(pl.col("right") > 0).then(pl.lit("a")).otherwise(pl.lit("b")))
+        estimate = estimate_agreement(routed, labels, pl.DataFrame()).agreement
         assert estimate is not None
         estimates.append(estimate.value)
         plain.append(queued["right"].mean())

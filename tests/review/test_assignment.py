@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from rlaif.errors import InputError, RunError, UsageError
+from rlaif.pair.label_quality import estimate_label_quality
 from rlaif.records import hash_to_unit_interval
 from rlaif.review.annotators import Annotator, AnnotatorRegistry, AssignmentRules
 from rlaif.review.assignment import LEASE_S, OWN_LEASE_S, AssignmentService
@@ -203,7 +204,14 @@ def test_dashboard_data(run: Run) -> None:
     assert data["eta_hours"] == pytest.approx(24 / 32)
     # On the six pairs with agreement the judges preferred a, which is right in three.
     assert (data["judge_agreement"]["value"], data["judge_agreement"]["n"]) == (0.5, 6)
-    labels = dict(human_labels(run.reviews()).select("pair_id", "label").iter_rows())
+    assert (data["tie_rate"]["value"], data["tie_rate"]["n"]) == (1 / 8, 8)
+    assert (data["skip_rate"]["value"], data["skip_rate"]["n"]) == (0.0, 8)
+    merged = human_labels(run.reviews())
+    judged = run.pairs().with_columns(prob_a_by_judges="prob_a", preferred_by_judges="preferred")
+    report = estimate_label_quality(judged, merged, run.reviews(), seed=SEED).summary()
+    assert data["judge_agreement"] == report["agreement"]
+    assert (data["tie_rate"], data["skip_rate"]) == (report["tie_rate"], report["skip_rate"])
+    labels = dict(merged.select("pair_id", "label").iter_rows())
     assert labels[pairs[0]] == "tie"
     assert labels[pairs[1]] == "disagreement"
     assert labels[pairs[2]] == "a"

@@ -58,9 +58,11 @@ def test_kappa_equals_statsmodels() -> None:
             estimate, theirs = stats.cohen_kappa(table, confidence_level=0.9), cohens_kappa(table)
             assert estimate is not None
             assert estimate.value == pytest.approx(theirs.kappa)
-            half = 1.6448536269514722 * theirs.std_kappa
-            assert estimate.low == pytest.approx(max(-1.0, theirs.kappa - half))
-            assert estimate.high == pytest.approx(min(1.0, theirs.kappa + half))
+            large, theirs = stats.cohen_kappa(100 * table, confidence_level=0.9), cohens_kappa(100 * table)
+            assert large is not None
+            half = 1.6448536269514722 * theirs.std_kappa  # the asymptotic interval
+            assert large.low == pytest.approx(theirs.kappa - half, abs=0.1 * half)
+            assert large.high == pytest.approx(theirs.kappa + half, abs=0.1 * half)
     assert stats.cohen_kappa([[5, 0], [0, 0]]) is None
     assert stats.cohen_kappa([[0, 0], [0, 0]]) is None
 
@@ -75,7 +77,7 @@ def test_alpha_equals_krippendorff() -> None:
         labels[:, : pairs // 2] = labels[0, : pairs // 2]
         labels[RNG.random(labels.shape) < 0.3] = np.nan
         units = [[str(label) for label in column if not np.isnan(label)] for column in labels.T]
-        estimate = stats.krippendorff_alpha(units, rounds=50)
+        estimate = stats.krippendorff_alpha(units)
         assert estimate is not None
         theirs = krippendorff.alpha(reliability_data=labels, level_of_measurement="nominal")
         assert estimate.value == pytest.approx(theirs)
@@ -84,23 +86,16 @@ def test_alpha_equals_krippendorff() -> None:
 
 
 def test_labels_that_all_agree_are_not_certain() -> None:
-    """With half of each label, chance agreement is one half, so the bounds of kappa and alpha are twice as far below 1
-    as that of the agreement."""
+    """With half of each label, chance agreement is one half, so kappa is twice as far below 1 as the agreement. The
+    interval has to contain every value that gives n equal labels in 2.5 % of the samples."""
     for n in (4, 20, 400):
-        below = 2 * (1 - wilson_low(n))
         kappa = stats.cohen_kappa([[n // 2, 0], [0, n // 2]])
         alpha = stats.krippendorff_alpha([["a", "a"], ["b", "b"]] * (n // 2))
         assert kappa is not None and alpha is not None
         assert (kappa.value, kappa.high, kappa.n) == (alpha.value, alpha.high, alpha.n) == (1.0, 1.0, n)
-        assert kappa.low == pytest.approx(1 - below)
-        # Chance agreement is that of two of the 2n labels drawn without replacement.
-        assert alpha.low == pytest.approx(1 - below * (2 * n - 1) / (2 * n))
-
-
-def wilson_low(n: int) -> float:
-    estimate = stats.wilson(n, n)
-    assert estimate is not None
-    return estimate.low
+        exact = 1 - 2 * (1 - 0.025 ** (1 / n))
+        assert kappa.low == pytest.approx(exact, abs=0.5 * (1 - exact))
+        assert alpha.low == pytest.approx(exact, abs=0.5 * (1 - exact))
 
 
 def test_ppi_equals_ppi_python() -> None:
@@ -144,12 +139,12 @@ def test_ppi_uses_perfect_predictions_and_ignores_useless_ones() -> None:
     assert useless.value == pytest.approx(labels.mean())
 
 
-def test_the_weighted_mean_is_hajeks_and_certain_values_count_once() -> None:
-    values, weights, certain = [1, 0, 1, 1], [10.0, 20.0, 10.0, 60.0], [0, 1]
-    estimate = stats.hajek_mean(values, weights, certain_values=certain)
+def test_the_weighted_mean_is_hajeks() -> None:
+    values, weights = [1, 0, 1, 1], [10.0, 20.0, 10.0, 60.0]
+    estimate = stats.hajek_mean(values, weights)
     assert estimate is not None
-    assert estimate.value == pytest.approx((0.5 * 2 + 80.0) / 102.0)
-    assert estimate.n == 6
+    assert estimate.value == pytest.approx(0.8)
+    assert estimate.n == 4
     equal_weights = stats.hajek_mean([1] * 30 + [0] * 10, [3.0] * 40)
     plain = stats.wilson(30, 40)
     assert equal_weights is not None
@@ -168,7 +163,83 @@ def test_the_weighted_mean_is_hajeks_and_certain_values_count_once() -> None:
     assert better is not None
     assert (better.value, better.low < 0.7, better.high > 0.87) == (0.8, True, True)
     assert stats.hajek_mean([], []) is None
-    assert stats.hajek_mean([], [], certain_values=[1, 0]) == stats.Estimate(0.5, 0.5, 0.5, 2)
+
+
+def test_a_stratum_counts_by_its_size_and_not_by_its_weights() -> None:
+    certain = stats.Stratum(10, [0] * 8 + [1] * 2, [1.0] * 10)
+    sampled = stats.Stratum(90, [1, 1, 1, 0], [5.0] * 4)
+    estimate = stats.stratified_mean([certain, sampled])
+    assert estimate is not None
+    assert estimate.value == pytest.approx((2 + 90 * 0.75) / 100)
+    assert estimate.n == 14
+    part = stats.hajek_mean([1, 1, 1, 0], [5.0] * 4)
+    assert part is not None
+    # Only the sampled part is uncertain.
+    assert estimate.low == pytest.approx((2 + 90 * part.low) / 100)
+    assert estimate.high == pytest.approx((2 + 90 * part.high) / 100)
+
+
+def test_a_mean_is_about_the_units_of_its_domain() -> None:
+    certain = stats.Stratum(10, [0] * 8 + [1] * 2, [1.0] * 10, [1] * 5 + [0] * 3 + [1] * 2)
+    sampled = stats.Stratum(90, [1, 1, 1, 0, 0, 0], [5.0] * 6, [1, 1, 1, 1, 0, 0])
+    estimate = stats.stratified_mean([certain, sampled])
+    assert estimate is not None
+    assert estimate.value == pytest.approx((2 + 60 * 0.75) / (7 + 60))
+    assert estimate.n == 11
+
+
+def test_a_stratum_without_values_could_have_any_mean() -> None:
+    known = stats.Stratum(60, [1] * 45 + [0] * 15, [1.0] * 60)
+    estimate = stats.stratified_mean([known, stats.Stratum(40, [], [])])
+    assert estimate is not None
+    assert estimate.value == pytest.approx(0.75)
+    assert (estimate.low, estimate.high) == (pytest.approx(0.45), pytest.approx(0.85))
+    assert stats.stratified_mean([known, stats.Stratum(61, [], [])]) is None
+    # Units outside the domain say nothing about those inside.
+    assert stats.stratified_mean([known, stats.Stratum(90, [0, 0], [1.0, 1.0], [0, 0])]) is None
+    exact = stats.stratified_mean([known])
+    assert exact == stats.Estimate(0.75, 0.75, 0.75, 60)
+    assert stats.stratified_mean([]) is None
+
+
+def test_means_that_do_not_vary_are_not_certain() -> None:
+    for n in (1, 5, 30, 300):
+        for value in (-1.0, 0.0, 0.5, 1.0):
+            estimate = stats.bounded_mean([value] * n, lowest=-1.0)
+            assert estimate is not None
+            assert estimate.low <= value <= estimate.high
+            assert estimate.high - estimate.low > 1.5 / (n + 2)
+    single = stats.bounded_mean([0.5])
+    assert single == stats.Estimate(0.5, 0.0, 1.0, 1)
+    many, plain = stats.bounded_mean([1] * 150 + [0] * 50), stats.wilson(150, 200)
+    assert many is not None and plain is not None
+    assert (many.low, many.high) == pytest.approx((plain.low, plain.high), abs=0.002)
+    assert stats.bounded_mean([]) is None
+    assert stats.unbounded_mean([3.0]) is None
+    assert stats.unbounded_mean([0.0, 0.0]) == stats.Estimate(0.0, 0.0, 0.0, 2)
+
+
+def test_student_intervals_equal_scipy() -> None:
+    needs("scipy")
+    from scipy.stats import t
+
+    values = RNG.exponential(2, 12)
+    estimate = stats.unbounded_mean(values)
+    assert estimate is not None
+    low, high = t.interval(0.95, 11, values.mean(), values.std(ddof=1) / 12**0.5)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), rel=1e-3)
+
+
+def test_f1_has_the_interval_of_the_proportion_that_it_is_a_function_of() -> None:
+    perfect = stats.f1_score(20, 0)
+    share = stats.wilson(20, 20)
+    assert perfect is not None and share is not None
+    assert (perfect.value, perfect.high, perfect.n) == (1.0, 1.0, 20)
+    assert perfect.low == pytest.approx(2 * share.low / (1 + share.low))
+    some = stats.f1_score(30, 20)
+    assert some is not None
+    assert some.value == pytest.approx(2 * 30 / (2 * 30 + 20))
+    assert stats.f1_score(0, 0) is None
 
 
 def test_the_bootstrap_resamples_entire_groups() -> None:
@@ -188,8 +259,14 @@ def test_the_bootstrap_resamples_entire_groups() -> None:
 def test_calibration_error_of_known_cases() -> None:
     estimate = stats.expected_calibration_error([0.95] * 60 + [0.55] * 40, [1] * 57 + [0] * 3 + [1] * 10 + [0] * 30)
     assert estimate is not None
-    assert estimate.value == pytest.approx(0.4 * 0.3)
-    assert estimate.low < 0.12 < estimate.high
+    # The difference is 0 in one bin and 0.3 in the other, and chance alone adds to the first.
+    excess = 0.6 * (2 * 0.95 * 0.05 / 60 / np.pi) ** 0.5
+    assert estimate.value == pytest.approx(0.4 * 0.3 - excess, abs=1e-4)
+    assert 0 < estimate.low < 0.12 < estimate.high
+    always_right = stats.expected_calibration_error([1.0] * 30, [1] * 30)
+    assert always_right is not None
+    assert (always_right.value, always_right.low) == (0.0, 0.0)
+    assert always_right.high > 0.03
     assert stats.expected_calibration_error([], []) is None
 
 

@@ -59,6 +59,12 @@ def test_noise_suggests_a_loss_that_tolerates_it(tmp_path: Path, rate: Any, trai
     assert (level == "warn") == ("label_smoothing = 0.20" in (noise.hint or ""))
 
 
+@pytest.mark.parametrize(("low", "high", "n", "level"), [(0.3, 1.0, 3, "warn"), (0.4, 0.55, 200, "refuse")])
+def test_a_few_wrong_labels_refuse_no_training(tmp_path: Path, low: float, high: float, n: int, level: str) -> None:
+    labels = {"noise_rate": 0.48, "remaining_error": {"value": 0.48, "low": low, "high": high, "n": n}}
+    assert findings_by_name(tmp_path, {}, pairs=PAIRS, labels=labels)["noise"].level == level
+
+
 @pytest.mark.parametrize(("low", "is_reversed"), [(0.51, True), (0.49, False)])
 def test_labels_are_reversed_if_the_judges_error_is_above_one_half(
     tmp_path: Path, low: float, is_reversed: bool

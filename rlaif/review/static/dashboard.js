@@ -45,6 +45,8 @@ function show(data) {
     ["Time left", duration(data.eta_hours)],
     ["Disagreements", integer(data.disagreements), `(${integer(data.adjudicated)} adjudicated)`],
     ["Agreement with the judges", ...estimate(data.judge_agreement, true).split(/ (?=\[)/)],
+    ["Neither is better", ...estimate(data.tie_rate, true).split(/ (?=\[)/)],
+    ["Skipped", ...estimate(data.skip_rate, true).split(/ (?=\[)/)],
   ];
   $("figures").replaceChildren(...figures.map(([name, value, more = ""]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", {}, `${value} `, element("small", { textContent: more })))));
