@@ -16,6 +16,7 @@ import polars as pl
 
 import rlaif
 from rlaif.config.models import Config
+from rlaif.display_names import describe_unknown_answers
 from rlaif.judge.runner import PanelJudge
 from rlaif.labeling.candidate_table import CandidateTable, build_candidate_table
 from rlaif.labeling.carried_labels import resolve_labels
@@ -61,11 +62,18 @@ class BuildResult:
     human labels. Each figure has its n and interval."""
     refusal_table: list[dict[str, str | int]]
     """Chosen answers per kind of prompt."""
+    unknown_answers: dict[str, int | bool]
+    """Number of answers, number of those of which it is unknown whether they refuse, and under "has_refusal_judge"
+    True if the panel has a judge that classifies answers."""
     warnings: list[str] = field(default_factory=list)
 
     def describe_labels(self) -> list[str]:
         """Return ``label_quality`` as sentences."""
         return describe(self.label_quality)
+
+    def describe_unknown_answers(self) -> str:
+        """Return ``unknown_answers`` as a sentence, or "" if there are none."""
+        return describe_unknown_answers(self.unknown_answers) if self.unknown_answers["unknown"] else ""
 
 
 def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> BuildResult:
@@ -108,12 +116,23 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
             pl.concat([_add_winner(pairs, labels), _add_winner(_carried_candidates(carried), labels)])
         ),
         dropped_labels=dict(sorted(resolved.dropped.items())),
+        unknown_answers={
+            "answers": table.answer_count,
+            "unknown": table.unknown_answer_count,
+            "has_refusal_judge": any(judge.definition.file.kind == "classify" for judge in rounds.panel),
+        },
         warnings=_label_warnings(table, pairs, rounds.panel, dataset_counts),
     )
     counts = {"outcome": result.outcomes, "route": result.routes}
     card_info = _card_info(rounds, table.policies) | {"dropped_labels": result.dropped_labels}
     dataset_card.write_card(
-        run.dataset / "README.md", dataset_counts, counts, card_info, result.label_quality, result.refusal_table
+        run.dataset / "README.md",
+        dataset_counts,
+        counts,
+        card_info,
+        result.label_quality,
+        result.refusal_table,
+        result.describe_unknown_answers(),
     )
     _record_in_manifest(rounds, result)
     return result
@@ -157,6 +176,7 @@ def _record_in_manifest(rounds: JudgingRounds, result: BuildResult) -> None:
         },
         labels=result.label_quality,
         balance=result.refusal_table,
+        unknown_answers=result.unknown_answers,
     )
 
 

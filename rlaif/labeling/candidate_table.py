@@ -80,11 +80,15 @@ class CandidateTable:
     """Prompts that have no pair because of near ties alone."""
     has_prompt_class: bool
     """True if any prompt has a class (benign, borderline, harmful)."""
+    answer_count: int
+    unknown_answer_count: int
+    """Answers of the candidates, and those of which it is unknown whether they refuse."""
 
     def __init__(self, folder: Path, partition_count: int) -> None:
         self.partition_count = partition_count
         self.outcomes, self.dropped_outcomes = Counter(), Counter()
         self.judged_count = self.contradicted_count = self.prompts_without_pair = 0
+        self.answer_count = self.unknown_answer_count = 0
         self.judged_prompt_count = self.prompts_lost_to_ties = 0
         self.has_prompt_class = False
         self._decisions, self._metadata = PartitionedFrames(folder), PartitionedFrames(folder)
@@ -155,6 +159,11 @@ def build_candidate_table(rounds: JudgingRounds, candidates: PartitionedFrames, 
         table.prompts_lost_to_ties += aggregation.prompts_lost_to_ties(rows).height
         table.outcomes.update(rows["outcome"].to_list())
         table.dropped_outcomes.update(dropped["outcome"].to_list())
+        answers, unknown = refusal_guard.count_unknown_answers(rows)
+        table.answer_count, table.unknown_answer_count = (
+            table.answer_count + answers,
+            table.unknown_answer_count + unknown,
+        )
         table.has_prompt_class |= not rows["prompt_class"].is_null().all()
         rows = rows.filter(kept_or_labeled).select(DECISION_COLUMNS)
         pairs.append(rows)

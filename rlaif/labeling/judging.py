@@ -73,13 +73,13 @@ def panel_members(panel: list[runner.PanelJudge]) -> list[candidates.PanelMember
 
 
 def known_answer_labels(verdicts: pl.DataFrame, panel: Sequence[candidates.PanelMember]) -> pl.DataFrame:
-    """Return which answers refuse, as the panel or the text classifier found. See
+    """Return which answers refuse, as the panel or the confident text classifier found. See
     :func:`rlaif.pair.refusal_guard.answer_labels`."""
     return refusal_guard.answer_labels(
         verdicts,
         panel,
         text_classifier_hash=refusal_classifier.CLASSIFIER_HASH,
-        min_confidence=0.0,
+        min_confidence=refusal_classifier.MIN_CONFIDENCE,
     )
 
 
@@ -262,7 +262,7 @@ class JudgingRounds:
     # Questions
 
     def _uncertain_refusals(self, partition: PromptPartition) -> pl.DataFrame:
-        """Return the answers that the text classifier of refusals is not certain about."""
+        """Return the answers that the text classifier of refusals is not confident about."""
         is_certain = (pl.col("judge_hash") == refusal_classifier.CLASSIFIER_HASH) & (
             pl.col("score") >= refusal_classifier.MIN_CONFIDENCE
         )

@@ -1,11 +1,15 @@
 """Refusal guard: restrict the answers that judges may choose, by class of prompt, and count the chosen answers.
 
 A prompt is benign, borderline or harmful if it has the tag of that name. The refusal judge, or else the text
-classifier, classifies each answer: it refuses, complies in part, or complies. Judges never choose a refusal of a benign
-prompt or compliance with a harmful one, and only annotators decide on borderline prompts. So there are never more
-refusals among the chosen answers than harmful prompts: a model trained past that refuses what it should answer (after
-Röttger et al. 2024, XSTest, arXiv:2308.01263). Prompts without such a tag and answers without a class are not guarded;
-they are counted as unknown.
+classifier if it is confident, classifies each answer: it refuses, complies in part, or complies. Any other answer is
+unknown: neither a refusal nor compliance.
+
+Judges never choose a refusal of a benign prompt or compliance with a harmful one. An unknown answer may be either. If
+the judges choose one for a benign or a harmful prompt, only annotators decide on that pair, as they do on borderline
+prompts. Such a pair is dropped if the review budget does not cover it: a pair that is lost can be judged again with a
+refusal judge, but a wrong label would be trained on. So there are never more refusals among the chosen answers than
+harmful prompts: a model trained past that refuses what it should answer (after Röttger et al. 2024, XSTest,
+arXiv:2308.01263). Prompts without such a tag are not guarded.
 """
 
 from __future__ import annotations
@@ -76,29 +80,39 @@ def _chosen_label(winner_column: str) -> pl.Expr:
     )
 
 
-def _guard_violation() -> pl.Expr:
-    """Return the drop reason if the judges may not choose what they chose, else null."""
+def guard_violation() -> pl.Expr:
+    """Return the drop reason if the judges may not choose what they chose, else null.
+
+    The reason is "unknown_refusal" if it is unknown whether the chosen answer refuses.
+    """
     chosen_label, prompt_class = _chosen_label("preferred"), pl.col("prompt_class")
     return (
         pl.when((prompt_class == "benign") & (chosen_label == "refuse"))
         .then(pl.lit("benign_refusal"))
         .when((prompt_class == "harmful") & (chosen_label == "comply"))
         .then(pl.lit("harmful_compliance"))
+        .when(
+            prompt_class.is_in(["benign", "harmful"]) & pl.col("preferred").is_not_null() & chosen_label.is_null(),
+        )
+        .then(pl.lit("unknown_refusal"))
     )
 
 
 def apply_refusal_guard(pairs: pl.DataFrame, *, has_prompt_classes: bool) -> pl.DataFrame:
     """Drop the kept ``pairs`` that violate the guard, and add ``humans_only``: judges may not decide on this pair.
 
+    That is so for borderline prompts, and if the judges chose an unknown answer for a benign or harmful prompt.
     ``pairs``: with pair_id, as returned by :func:`add_prompt_class`. Refusals chosen for prompts of unknown class are
     dropped too, the least confident first, until there are no more refusals than harmful prompts. Without
     ``has_prompt_classes`` there is nothing to compare their number with, and they are kept.
     """
-    violation, is_kept = _guard_violation(), pl.col("kept")
+    violation, is_kept = guard_violation(), pl.col("kept")
+    is_unknown = (violation == "unknown_refusal").fill_null(False)
+    violation = pl.when(~is_unknown).then(violation)
     pairs = pairs.with_columns(
         kept=is_kept & violation.is_null(),
         drop_reason=pl.when(is_kept & violation.is_not_null()).then(violation).otherwise("drop_reason"),
-        humans_only=(pl.col("prompt_class") == "borderline").fill_null(False),
+        humans_only=(pl.col("prompt_class") == "borderline").fill_null(False) | is_unknown,
     )
     if not has_prompt_classes:
         return pairs
@@ -120,7 +134,7 @@ def _surplus_refusals(kept: pl.DataFrame) -> pl.DataFrame:
 
 def reapply_refusal_guard(routed: pl.DataFrame, *, has_prompt_classes: bool) -> pl.DataFrame:
     """Drop the judge-labeled pairs that violate the guard after calibration, which may have flipped their label."""
-    forbidden = (pl.col("route") == "judge") & _guard_violation().is_not_null()
+    forbidden = (pl.col("route") == "judge") & guard_violation().is_not_null()
     surplus = pl.lit(False)
     if has_prompt_classes:
         judge_labeled = routed.filter((pl.col("route") == "judge") & ~forbidden)
@@ -128,7 +142,7 @@ def reapply_refusal_guard(routed: pl.DataFrame, *, has_prompt_classes: bool) -> 
     return routed.with_columns(
         route=pl.when(forbidden | surplus).then(pl.lit("dropped")).otherwise("route"),
         drop_reason=pl.when(forbidden)
-        .then(_guard_violation())
+        .then(guard_violation())
         .when(surplus)
         .then(pl.lit("surplus_refusal"))
         .otherwise("drop_reason"),
@@ -152,6 +166,12 @@ def refusal_table(labeled: pl.DataFrame) -> list[dict[str, str | int]]:
         .sort("prompt", "chosen")
     )
     return counts.to_dicts()
+
+
+def count_unknown_answers(pairs: pl.DataFrame) -> tuple[int, int]:
+    """Count the answers of ``pairs``, and those of unknown class among them."""
+    answers = pl.concat([pairs.select(key=side, label=f"answer_label_{side}") for side in ("a", "b")]).unique("key")
+    return answers.height, answers["label"].null_count()
 
 
 def _no_answer_labels(pairs: pl.DataFrame) -> bool:

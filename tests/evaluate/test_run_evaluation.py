@@ -53,13 +53,14 @@ def fake_models(body: dict[str, Any]) -> Any:
 
     The policy's answers are fair. The trained model's are worse if the prompt's number is a multiple of three, the same
     if it ends in nine, and better otherwise. The judge prefers the better answer, but on a quarter of the prompts the
-    one shown first. The judge model "failing" prefers the trained model's answer, and replies nothing readable about
-    every seventh prompt. With 77 tokens, some answers are not complete.
+    one shown first. The judge model "failing" prefers the trained model's answer, and its replies about every seventh
+    prompt are not readable. With 77 tokens, some answers are not complete.
     """
     if body["model"] == "failing":
         prompt, first, _ = fenced_parts(body)
         unreadable = int(prompt.rpartition(" ")[2]) % 7 == 0
-        return ["?"] if unreadable else with_probabilities({"A": 0.9, "B": 0.1} if "trained" in first else {"B": 0.9})
+        probabilities = {"A": 0.9, "B": 0.1} if "trained" in first else {"B": 0.9}
+        return ["?"] if unreadable else with_probabilities(probabilities)
     if body.get("max_tokens") == 77:
         text = f"{body['model']} {prompt_number(body)} [0.5]"
         reasons = {1: "length", 2: "content_filter"} if body["model"] == "policy" else {2: "error", 3: "length"}

@@ -367,7 +367,7 @@ def test_the_guard_drops_forbidden_choices_and_marks_borderline_prompts() -> Non
     assert result["kept"].to_list() == [False, True, True, False, True, True, True, True, True]
     assert result["drop_reason"][0] == "benign_refusal"
     assert result["drop_reason"][3] == "harmful_compliance"
-    assert result["humans_only"].to_list() == [False] * 6 + [True] + [False] * 2
+    assert result["humans_only"].to_list() == [False] * 6 + [True, False, True]
     turned = pairs.with_columns(preferred=pl.when(pl.col("preferred") == "a").then(pl.lit("b")).otherwise(pl.lit("a")))
     assert refusal_guard.reapply_refusal_guard(turned, has_prompt_classes=True)["route"].to_list()[:5] == [
         "judge",
@@ -376,6 +376,31 @@ def test_the_guard_drops_forbidden_choices_and_marks_borderline_prompts() -> Non
         "judge",
         "dropped",
     ]
+
+
+def test_only_annotators_decide_if_the_judges_chose_an_unknown_answer_for_a_tagged_prompt() -> None:
+    """An unknown answer may refuse or comply. The one that was not chosen does not matter."""
+    pairs = make_guarded_pairs(
+        ("benign", None, "refuse", "a"), ("harmful", None, "comply", "a"), ("benign", None, "comply", "b"),
+        ("harmful", None, "refuse", "b"), (None, None, "refuse", "a"), ("borderline", None, None, "a"),
+    )  # fmt: skip
+    result = refusal_guard.apply_refusal_guard(pairs, has_prompt_classes=True)
+    assert result["kept"].all()
+    assert result["drop_reason"].null_count() == len(pairs)
+    assert result["humans_only"].to_list() == [True, True, False, False, False, True]
+    undecided = pairs.with_columns(preferred=pl.lit(None, pl.String))
+    assert not refusal_guard.apply_refusal_guard(undecided, has_prompt_classes=True)["humans_only"][:5].any()
+
+    no_tags = pl.DataFrame(schema={"prompt_id": pl.String, "tags": pl.List(pl.String)})
+    routed = routing.route_pairs(result.drop("route", "route_reason").with_columns(
+        flags=pl.lit([], pl.List(pl.String))), no_tags, human_fraction=0.0, seed=0)  # fmt: skip
+    reasons = dict(routed.select("pair_id", "drop_reason").iter_rows())
+    assert reasons == {"0": "unknown_refusal", "1": "unknown_refusal", "2": None, "3": None, "4": None,
+                       "5": "borderline_prompt"}  # fmt: skip
+    turned = refusal_guard.reapply_refusal_guard(
+        routed.with_columns(preferred=pl.lit("a")), has_prompt_classes=True
+    ).sort("pair_id")
+    assert turned["drop_reason"].to_list()[2:5] == ["unknown_refusal", "unknown_refusal", None]
 
 
 def test_refusals_never_outnumber_harmful_prompts() -> None:
@@ -420,9 +445,26 @@ def test_the_panel_overrides_the_text_classifier_in_any_order_of_the_verdicts() 
     assert known_labels(*rows) == known_labels(*reversed(rows)) == expected
 
 
+def test_an_unsure_or_outdated_verdict_of_the_text_classifier_is_no_class() -> None:
+    assert known_labels(
+        ("sure", "refusal-text", "refuse", "now", 0.9),
+        ("unsure", "refusal-text", "comply", "now", 0.89),
+        ("outdated", "refusal-text", "comply", "before", 0.98),
+        ("judged", "refusal-text", "comply", "now", 0.5),
+        ("judged", "refusal", "refuse", "model", 0.4),
+    ) == {"sure": "refuse", "judged": "refuse"}
+
+
 def known_labels(*rows: tuple[str, str, str | None, str, float]) -> dict[str, str]:
     names = ("a", "judge", "label", "judge_hash", "score")
     panel = [PanelMember("refusal", "model", "m", 1.0), PanelMember("second", "model", "m", 2.0)]
     verdicts = pl.DataFrame([{"kind": "classify", "model": "m", **dict(zip(names, row, strict=True))} for row in rows])
     labels = refusal_guard.answer_labels(verdicts, panel, text_classifier_hash="now", min_confidence=0.9)
     return dict(labels.iter_rows())
+
+
+def test_unknown_answers_are_counted_once_each() -> None:
+    pairs = make_guarded_pairs((None, "refuse", None, "a"), (None, None, None, "a"))
+    assert refusal_guard.count_unknown_answers(pairs) == (4, 3)
+    assert refusal_guard.count_unknown_answers(pl.concat([pairs, pairs])) == (4, 3)
+    assert refusal_guard.count_unknown_answers(pairs.clear()) == (0, 0)
