@@ -76,6 +76,11 @@ VERDICT_FLAGS = {
     "a_addresses_judge": "answer a addresses the judge",
     "b_addresses_judge": "answer b addresses the judge",
 }
+CALIBRATION_GROUPS = {
+    "decided": "pairs that the judges decided",
+    "undecided": "pairs that the judges could not decide",
+    "flagged": "pairs with an answer that addresses the judge",
+}
 LABEL_SOURCES = {"judge": "judges", "human": "annotators"}
 ANSWER_LABELS: dict[str, str] = {"refuse": "refuses", "partial": "complies in part", "comply": "complies"}
 FIELDS = {
@@ -105,10 +110,12 @@ FIELDS = {
     "completion_tokens_per_1000": "completion tokens per 1,000 gold rows",
     "cost_usd_per_1000": "US dollars per 1,000 gold rows",
     "agreement": "annotators agree with the judges",
+    "tie_rate": "annotators prefer neither answer",
+    "skip_rate": "annotators skip the pair",
     "kappa": "annotators agree with the judges beyond chance (kappa)",
     "human_agreement": "two annotators agree with each other",
     "alpha": "annotators agree beyond chance (alpha)",
-    "remaining_error": "wrong labels among those by judges",
+    "remaining_error": "wrong labels among the dataset's labels by judges",
     "accuracy_before": "held-out accuracy before training",
     "accuracy_after": "held-out accuracy after training",
     "moved": "moved towards the preferred answer (0.5: chance)",
@@ -145,10 +152,23 @@ def describe_certificate(certificate: Mapping[str, Any]) -> str:
 
 def describe_calibration(calibration: Mapping[str, Any]) -> str:
     """Describe a :class:`rlaif.pair.human_calibration.Calibration`."""
+    group = CALIBRATION_GROUPS[calibration["group"]]
+    if not calibration["applied"]:
+        return (
+            f"Calibration of {group} with {calibration['n']:,} human labels was not applied: {calibration['reason']}. "
+            "The probabilities of the panel stay."
+        )
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in calibration["weights"].items())
+    changes = {
+        "flipped {} labels": calibration["flipped"],
+        "labeled {} pairs": calibration["labeled"],
+        "dropped {} pairs as near ties": calibration["near_ties"],
+        "dropped {} pairs because the new winner was rated too low": calibration["low_ratings"],
+    }
+    done = ", ".join(text.format(f"{count:,}") for text, count in changes.items() if count) or "changed no label"
     return (
-        f"{calibration['n']:,} human labels calibrated the panel (weights: {weights}). That flipped "
-        f"{calibration['flipped']:,} labels and dropped {calibration['near_ties']:,} pairs as near ties."
+        f"{calibration['n']:,} human labels calibrated the panel on {group} (weights: {weights}), tested on the "
+        f"{calibration['tested']:,} of them that were drawn by chance. That {done}."
     )
 
 

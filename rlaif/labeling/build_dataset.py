@@ -16,7 +16,7 @@ import polars as pl
 
 import rlaif
 from rlaif.config.models import Config
-from rlaif.display_names import describe_unknown_answers
+from rlaif.display_names import describe_calibration, describe_unknown_answers
 from rlaif.judge.runner import PanelJudge
 from rlaif.labeling.candidate_table import CandidateTable, build_candidate_table
 from rlaif.labeling.carried_labels import resolve_labels
@@ -36,8 +36,8 @@ CHUNK_ROWS = 5_000
 """Pairs whose texts are in memory at once; also one row group of the table."""
 PAIR_COLUMNS = (
     "pair_id", "prompt_id", "prompt", "response_a", "response_b", "completion_a", "completion_b", "prob_a", "preferred",
-    "outcome", "route", "route_reason", "drop_reason", "inclusion_probability", "reviewed", "rating_margin",
-    "split",
+    "preferred_by_judges", "outcome", "route", "route_reason", "drop_reason", "inclusion_probability", "reviewed",
+    "rating_margin", "split",
 )  # fmt: skip
 """Columns of tables/pairs.parquet."""
 
@@ -59,7 +59,8 @@ class BuildResult:
     """Agreement of judges and annotators."""
     label_quality: dict[str, Any]
     """:meth:`rlaif.pair.label_quality.LabelQuality.summary` and, under "calibration", the correction of the panel by
-    human labels. Each figure has its n and interval."""
+    human labels, one :class:`rlaif.pair.human_calibration.Calibration` per group of pairs. Each figure has its n and
+    interval."""
     refusal_table: list[dict[str, str | int]]
     """Chosen answers per kind of prompt."""
     unknown_answers: dict[str, int | bool]
@@ -69,7 +70,7 @@ class BuildResult:
 
     def describe_labels(self) -> list[str]:
         """Return ``label_quality`` as sentences."""
-        return describe(self.label_quality)
+        return describe(self.label_quality) + [describe_calibration(one) for one in self.label_quality["calibration"]]
 
     def describe_unknown_answers(self) -> str:
         """Return ``unknown_answers`` as a sentence, or "" if there are none."""
@@ -86,7 +87,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
     resolved = resolve_labels(run, human_labels(reviews), reviews)
     labels = resolved.labels
     table = build_candidate_table(rounds, candidates, labels)
-    pairs, human_calibration = _decide_pairs(table, labels, config)
+    pairs, calibrations = _decide_pairs(table, labels, config)
     quality = estimate_label_quality(pairs, labels, reviews, seed=config.seed)
     pairs = pairs.with_columns(reviewed=pl.col("pair_id").is_in(labels["pair_id"].implode()))
     table.add_decisions(pairs)
@@ -111,7 +112,7 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
         prompts_without_pair=table.prompts_without_pair,
         dataset_counts=dataset_counts,
         agreement=quality.agreement,
-        label_quality=quality.summary() | {"calibration": asdict(human_calibration) if human_calibration else None},
+        label_quality=quality.summary() | {"calibration": [asdict(calibration) for calibration in calibrations]},
         refusal_table=refusal_guard.refusal_table(
             pl.concat([_add_winner(pairs, labels), _add_winner(_carried_candidates(carried), labels)])
         ),
@@ -140,11 +141,11 @@ def build_dataset(rounds: JudgingRounds, candidates: PartitionedFrames) -> Build
 
 def _decide_pairs(
     table: CandidateTable, labels: pl.DataFrame, config: Config
-) -> tuple[pl.DataFrame, Calibration | None]:
-    """Return the pairs of ``table`` with their routes and final labels, and the calibration by human labels."""
+) -> tuple[pl.DataFrame, list[Calibration]]:
+    """Return the pairs of ``table`` with their routes and final labels, and the calibrations by human labels."""
     pairs = refusal_guard.apply_refusal_guard(table.pairs, has_prompt_classes=table.has_prompt_class)
     pairs = routing.route_pairs(pairs, table.tags, human_fraction=config.pairs.human_fraction, seed=config.seed)
-    pairs, human_calibration = apply_human_calibration(
+    pairs, calibrations = apply_human_calibration(
         pairs,
         table.votes,
         labels,
@@ -152,9 +153,10 @@ def _decide_pairs(
         max_tie_drop_fraction=config.pairs.max_tie_drop_fraction,
         num_judged=table.judged_prompt_count,
         num_lost=table.prompts_lost_to_ties,
+        min_chosen_rating=config.pairs.min_chosen_rating,
     )
     pairs = refusal_guard.reapply_refusal_guard(pairs, has_prompt_classes=table.has_prompt_class)
-    return pairs, human_calibration
+    return pairs, calibrations
 
 
 def _record_in_manifest(rounds: JudgingRounds, result: BuildResult) -> None:

@@ -36,6 +36,8 @@ DECISION_COLUMNS = (
     "answer_label_b",
     "chars_a",
     "chars_b",
+    "score_a",
+    "score_b",
     "suspicion",
 )
 """Columns needed for routing."""
@@ -44,6 +46,7 @@ OUTPUT_COLUMNS = (
     "prompt_id",
     "prob_a",
     "preferred",
+    "preferred_by_judges",
     "outcome",
     "route",
     "route_reason",
@@ -99,6 +102,8 @@ class CandidateTable:
 
     def add_decisions(self, pairs: pl.DataFrame) -> None:
         """Store the decisions on ``pairs`` (``OUTPUT_COLUMNS``)."""
+        if "preferred_by_judges" not in pairs.columns:  # pairs that calibration does not see
+            pairs = pairs.with_columns(preferred_by_judges="preferred")
         self._add_by_id(self._decisions, routing.describe_drops(pairs).select(OUTPUT_COLUMNS))
 
     def add_carried(self, pairs: pl.DataFrame) -> None:

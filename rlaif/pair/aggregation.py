@@ -134,13 +134,14 @@ def decide_outcomes(
     max_per_prompt: int,
     min_chosen_rating: float = 0.0,
 ) -> pl.DataFrame:
-    """Add prob_a, preferred, outcome, flags, kept and drop_reason (null if kept) to ``candidates``.
+    """Add prob_a, likelier, preferred, outcome, flags, kept, drop_reason (null if kept) and rescuable.
 
     Outcomes: "win" if one side has a probability of at least ``min_confidence``; otherwise "inconsistent" if the two
     orders contradict each other, else "tie"; "unparsable" without a verdict. A winner rated below ``min_chosen_rating``
     is not kept, because it is not an example to learn from. Only a limited share of the judged prompts may lose their
     pair to near ties alone: :func:`prompts_lost_to_ties`, :func:`count_judged_prompts` and :func:`most_confident_ties`
-    select the near ties that :func:`keep_ties` keeps.
+    select the near ties that :func:`keep_ties` keeps. ``likelier``: the side with the higher probability, or null;
+    ``rescuable``: a near tie that would have been kept if it were a win for that side.
     """
     pairs = candidates.join(votes, on=["a", "b"], how="left")
     if strategy == "rate-only":
@@ -155,7 +156,7 @@ def decide_outcomes(
 
 
 def _add_outcomes(pairs: pl.DataFrame, min_confidence: float) -> pl.DataFrame:
-    """Add prob_a, outcome and preferred to ``pairs`` with p_ab and p_ba."""
+    """Add prob_a, outcome, likelier and preferred to ``pairs`` with p_ab and p_ba."""
     # Rounded, so that a pair at the threshold is a win no matter which answer is called a.
     confidence = pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a")).round(9)
     pairs = pairs.with_columns(prob_a=(pl.col("p_ab") + pl.col("p_ba")) / 2.0).with_columns(
@@ -167,10 +168,9 @@ def _add_outcomes(pairs: pl.DataFrame, min_confidence: float) -> pl.DataFrame:
         .then(pl.lit("inconsistent"))
         .otherwise(pl.lit("tie"))
     )
-    return pairs.with_columns(
-        preferred=pl.when(pl.col("outcome") == "win").then(
-            pl.when(pl.col("prob_a") > 0.5).then(pl.lit("a")).otherwise(pl.lit("b"))
-        )
+    likelier = pl.when(pl.col("prob_a") > 0.5).then(pl.lit("a")).when(pl.col("prob_a") < 0.5).then(pl.lit("b"))
+    return pairs.with_columns(likelier=likelier).with_columns(
+        preferred=pl.when(pl.col("outcome") == "win").then("likelier")
     )
 
 
@@ -182,10 +182,11 @@ def count_judged_prompts(pairs: pl.DataFrame) -> int:
 def prompts_lost_to_ties(pairs: pl.DataFrame) -> pl.DataFrame:
     """Return the most confident near tie of each prompt that lost its pair to near ties alone.
 
+    A near tie that would be dropped as a win too, such as one whose likelier winner is rated too low, is not lost.
     Columns: a, b, confidence.
     """
     judged = pairs.filter(pl.col("prob_a").is_not_null())
-    ties = judged.filter(~pl.col("kept").any().over("prompt_id"), pl.col("outcome").is_in(["tie", "inconsistent"]))
+    ties = judged.filter(~pl.col("kept").any().over("prompt_id"), "rescuable")
     return (
         ties.with_columns(confidence=pl.max_horizontal("prob_a", 1.0 - pl.col("prob_a")).round(9))
         .sort("confidence", "a", "b", descending=[True, False, False])
@@ -234,7 +235,7 @@ def _rank_strength(pairs: pl.DataFrame, strategy: Strategy) -> pl.DataFrame:
     strength from the ratings. Round-robin takes it from :func:`rlaif.pair.strengths.mean_wins`.
     """
     if strategy != "round-robin":
-        sign = pl.when(pl.col("preferred") == "b").then(-1.0).otherwise(1.0)
+        sign = pl.when(pl.col("likelier") == "b").then(-1.0).otherwise(1.0)
         rating_agrees = ((pl.col("score_a") - pl.col("score_b")) * sign >= 0).fill_null(True)
         return pairs.with_columns(
             rank_gap=-pl.col("rank").cast(pl.Float64),
@@ -249,7 +250,7 @@ def _rank_round_robin(pairs: pl.DataFrame) -> pl.DataFrame:
     joined = pairs.join(wins.rename({"key": "a", "strength": "strength_a"}), on=["prompt_id", "a"], how="left").join(
         wins.rename({"key": "b", "strength": "strength_b"}), on=["prompt_id", "b"], how="left"
     )
-    sign = pl.when(pl.col("preferred") == "b").then(-1.0).otherwise(1.0)
+    sign = pl.when(pl.col("likelier") == "b").then(-1.0).otherwise(1.0)
     rank_gap = ((pl.col("strength_a") - pl.col("strength_b")) * sign).round(9)
     return joined.with_columns(
         rank_gap=rank_gap,
@@ -259,7 +260,13 @@ def _rank_round_robin(pairs: pl.DataFrame) -> pl.DataFrame:
 
 def _select_kept(pairs: pl.DataFrame, max_per_prompt: int, min_chosen_rating: float) -> pl.DataFrame:
     """Keep up to ``max_per_prompt`` wins of each prompt, by decreasing gap, then by key."""
-    winner_rating = pl.when(pl.col("preferred") == "a").then("score_a").otherwise("score_b")
+    winner_rating = (
+        pl.when(pl.col("likelier") == "a")
+        .then("score_a")
+        .when(pl.col("likelier") == "b")
+        .then("score_b")
+        .otherwise(pl.max_horizontal("score_a", "score_b"))  # annotators decide
+    )
     decided_by_check = (pl.col("decided_by") == "check").fill_null(False)  # a check overrides ratings
     rating_ok = (winner_rating >= min_chosen_rating).fill_null(True) | decided_by_check
     ordered = pairs.with_columns(
@@ -282,8 +289,10 @@ def _select_kept(pairs: pl.DataFrame, max_per_prompt: int, min_chosen_rating: fl
         .then(pl.lit("contradicts_comparisons"))
         .otherwise(pl.lit("another_pair_kept"))
     )
+    agrees = pl.col("agrees_with_ranking") | pl.col("likelier").is_null()
+    rescuable = pl.col("outcome").is_in(["tie", "inconsistent"]) & agrees & rating_ok
     return (
-        ordered.with_columns(drop_reason=drop_reason)
+        ordered.with_columns(drop_reason=drop_reason, rescuable=rescuable)
         .drop("eligible", "agrees_with_ranking", "rank_gap")
         .sort("prompt_id", "rank", "a", "b")
     )

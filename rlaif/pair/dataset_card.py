@@ -111,8 +111,7 @@ def _carried_section(carried: int, dropped: Mapping[LabelDropReason, int]) -> st
 
 def _quality_section(label_quality: Mapping[str, Any]) -> str:
     lines = describe(label_quality) or ["Not measured: annotators have labeled no pair yet."]
-    if label_quality["calibration"]:
-        lines.append(describe_calibration(label_quality["calibration"]))
+    lines += [describe_calibration(calibration) for calibration in label_quality["calibration"]]
     bullets = "\n".join(f"- {line}" for line in lines)
     return f"""## Label quality
 Annotators labeled {label_quality["reviewed"]} of the pairs blind. Those in the current review queue are each weighted

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MAX_TEXT_CHARS = 1_500
 STYLE_SHEET = Path(__file__).parent / "html_report.css"
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-LABEL_ESTIMATES = ("agreement", "kappa", "human_agreement", "alpha", "remaining_error")
+LABEL_ESTIMATES = ("agreement", "tie_rate", "skip_rate", "kappa", "human_agreement", "alpha", "remaining_error")
 TRAINING_ESTIMATES = ("accuracy_before", "accuracy_after", "moved")
 TRAINING_CURVES = {
     "loss": "Loss",
@@ -172,8 +172,8 @@ def _human_label_notes(labels: Mapping[str, Any]) -> Iterable[str]:
     yield f"Annotators labeled {labels['reviewed']:,} pairs.{noise}"
     if labels.get("certificate"):
         yield describe_certificate(labels["certificate"])
-    if labels.get("calibration"):
-        yield describe_calibration(labels["calibration"])
+    for calibration in labels.get("calibration", ()):
+        yield describe_calibration(calibration)
 
 
 def _pairs(report: Report) -> Iterable[Html]:

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: their error, their correction by labels, and the agreement that can be certified."""
+"""Calibration of probabilities: their correction by labels, and the agreement that can be certified."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlaif.stats.intervals import Estimate, Floats, binomial_tail, resampled_sums
+from rlaif.stats.intervals import Floats, binomial_tail
 
 CLIP = 0.02
 """Probabilities are clipped to [CLIP, 1 - CLIP], so that verdicts of 0 and 1 have a finite logit."""
@@ -22,37 +22,13 @@ def logit(p: ArrayLike) -> Floats:
     return result
 
 
-def expected_calibration_error(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    *,
-    bins: int = 10,
-    confidence_level: float = 0.95,
-    rounds: int = 1000,
-    seed: int = 0,
-) -> Estimate | None:
-    """Mean absolute difference between confidence and accuracy over ``bins`` equal bins of [0, 1], weighted by their
-    number of rows (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599), with a bootstrap interval.
-
-    The error is never negative, so chance alone makes it positive. The lower bound of the interval is corrected for
-    that. None without rows.
-    """
-    confidences, is_correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    if not len(confidences):
-        return None
-    bin_index = np.minimum((confidences * bins).astype(int), bins - 1)
-    gaps = np.zeros((len(confidences), bins))
-    gaps[np.arange(len(confidences)), bin_index] = is_correct - confidences
-    value = float(np.abs(gaps.sum(axis=0)).sum()) / len(confidences)
-    resampled = np.abs(resampled_sums(gaps, rounds, np.random.default_rng(seed))).sum(axis=1) / len(confidences)
-    # The error of a resample contains chance twice, from the sample and from resampling. Reflection removes one of
-    # them.
-    low, high = 2 * value - np.quantile(resampled, [0.5 + confidence_level / 2, 0.5 - confidence_level / 2])
-    return Estimate(value, min(value, max(0.0, float(low))), max(value, float(high)), len(confidences))
-
-
 def fit_antisymmetric_logistic(
-    logits: ArrayLike, labels: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0
+    logits: ArrayLike,
+    labels: ArrayLike,
+    prior: ArrayLike | None = None,
+    *,
+    l2: float = 1.0,
+    row_weights: ArrayLike | None = None,
 ) -> Floats:
     """Fit the weights w of logit P = sum_j w_j logit p_j, a logistic regression (Platt 1999).
 
@@ -60,20 +36,23 @@ def fit_antisymmetric_logistic(
     has an L2 penalty on the distance from ``prior`` (default 0), so that few labels change little.
 
     ``logits``: n rows by j features; each feature changes its sign if the pair is swapped. ``labels``: 1 if a is
-    better, 0 if b is. Solved by Newton's method; the penalty makes the solution unique.
+    better, 0 if b is. ``row_weights``: number of labels that each row counts as (default 1). Solved by Newton's method;
+    the penalty makes the solution unique.
     """
     x, y = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float)
+    row_weight = np.ones(len(y)) if row_weights is None else np.asarray(row_weights, dtype=float)
     start = np.zeros(x.shape[1]) if prior is None else np.asarray(prior, dtype=float)
     w = start.copy()
 
     def loss(weights: Floats) -> float:
         z = x @ weights
-        return float(np.logaddexp(0.0, z).sum() - y @ z) + l2 / 2 * float((weights - start) @ (weights - start))
+        distance = weights - start
+        return float(row_weight @ (np.logaddexp(0.0, z) - y * z)) + l2 / 2 * float(distance @ distance)
 
     for _ in range(100):
         p = sigmoid(x @ w)
-        gradient = x.T @ (p - y) + l2 * (w - start)
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + l2 * np.eye(len(w))
+        gradient = x.T @ (row_weight * (p - y)) + l2 * (w - start)
+        hessian = (x * (row_weight * p * (1 - p))[:, None]).T @ x + l2 * np.eye(len(w))
         step = np.linalg.solve(hessian, gradient)
         before, size = loss(w), 1.0
         while size > 1e-6 and loss(w - size * step) > before - 0.25 * size * float(gradient @ step):
@@ -85,19 +64,29 @@ def fit_antisymmetric_logistic(
 
 
 def cross_fit(
-    logits: ArrayLike, labels: ArrayLike, folds: ArrayLike, prior: ArrayLike | None = None, *, l2: float = 1.0
+    logits: ArrayLike,
+    labels: ArrayLike,
+    folds: ArrayLike,
+    prior: ArrayLike | None = None,
+    *,
+    l2: float = 1.0,
+    row_weights: ArrayLike | None = None,
 ) -> Floats:
     """Return P(a is better) for every row, with weights of :func:`fit_antisymmetric_logistic` from the other folds
     only.
 
     ``labels``: 1, 0, or nan for rows without a label. ``folds``: an integer per row; rows of one prompt share it.
+    ``row_weights``: as for :func:`fit_antisymmetric_logistic`.
     """
     x, y, fold = np.asarray(logits, dtype=float), np.asarray(labels, dtype=float), np.asarray(folds)
+    row_weight = np.ones(len(y)) if row_weights is None else np.asarray(row_weights, dtype=float)
     labeled = ~np.isnan(y)
     result = np.empty(len(y))
     for test_fold in np.unique(fold):
         train_rows, test_rows = labeled & (fold != test_fold), fold == test_fold
-        weights = fit_antisymmetric_logistic(x[train_rows], y[train_rows], prior, l2=l2)
+        weights = fit_antisymmetric_logistic(
+            x[train_rows], y[train_rows], prior, l2=l2, row_weights=row_weight[train_rows]
+        )
         result[test_rows] = sigmoid(x[test_rows] @ weights)
     return result
 
