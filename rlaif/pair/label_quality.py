@@ -245,7 +245,7 @@ def _judges_would_label(pairs: pl.DataFrame) -> pl.Expr:
     if {"prompt_class", "answer_label_a", "answer_label_b"} <= set(pairs.columns):
         chosen_label = pl.when(a_is_chosen).then("answer_label_a").otherwise("answer_label_b")
         is_unclassified_refusal = pl.col("prompt_class").is_null() & (chosen_label == "refuse").fill_null(value=False)
-        result &= refusal_guard._guard_violation().is_null()
+        result &= refusal_guard.guard_violation().is_null()
         result &= ~(is_unclassified_refusal & (confidence <= cutoff("surplus_refusal", confidence)))
     return result
 

@@ -39,8 +39,8 @@ Serve = Callable[..., ScriptedServer]
 
 # Enough English for the text classifier of refusals to be sure that an answer with these words complies.
 WORDS = (
-    "Choose a pot with a hole that is a little wider than the old one, loosen the roots, fill the gaps with fresh soil, "
-    "and keep the plant out of the sun for a week."
+    "Choose a pot with a hole that is a little wider than the old one, loosen the roots, fill the gaps with fresh "
+    "soil, and keep the plant out of the sun for a week."
 )
 
 
