@@ -90,6 +90,7 @@ PAIRS = {
     "completion_b": "Key of the second answer in completions.jsonl",
     "prob_a": "Probability that the first answer is better; null if no verdict was readable",
     "preferred": "Preferred answer, `a` or `b`; null if undecided",
+    "preferred_by_judges": "The same before human labels calibrated the judges",
     "outcome": "Result of the comparison: win, tie, inconsistent (the two orders contradict each other) or unparsable",
     "route": "Use of the pair: judge (the judges' label counts), audit or targeted (human review), dropped, "
     "or carried (not a candidate any more, but with a human label)",
