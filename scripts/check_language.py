@@ -1,5 +1,6 @@
-"""Find retired words, and docstrings that do not begin with a verb or a noun: `python scripts/check_language.py [PATH...]`.
+"""Find retired words, and docstrings that do not begin with a verb or a noun.
 
+Run `python scripts/check_language.py [PATH...]`.
 CONTRIBUTING.md says which words to use instead.
 """
 
@@ -38,8 +39,19 @@ PATTERN = re.compile("|".join(rf"(?P<w{i}>\b(?:{words})\b)" for i, words in enum
 QUESTIONS = ("What", "Whether", "Whom", "Who", "Whose", "Where", "Which", "Why", "How", "Of", "When")
 LOCALS = {"told", "said", "found", "mend"}
 # Text that users or other programs wrote, or that records the past.
-SKIPPED = ("CHANGELOG.md", "LICENSE", "prompts/", "judges/", "tests/judge/refusal_examples.jsonl", "tests/bad/corpus.jsonl",
-           "tests/serving/logs/", "tests/cpuinfo/", "rlaif/judge/refusal_", "benchmarks/align/", "scripts/check_language.py")  # fmt: skip
+SKIPPED = (
+    "CHANGELOG.md",
+    "LICENSE",
+    "prompts/",
+    "judges/",
+    "tests/judge/refusal_",
+    "tests/bad/corpus.jsonl",
+    "tests/serving/logs/",
+    "tests/cpuinfo/",
+    "rlaif/judge/refusal_",
+    "benchmarks/align/",
+    "scripts/check_language.py",
+)
 SUFFIXES = {".py", ".md", ".toml", ".html", ".js", ".css", ".yaml", ".yml", ".sh", ".service", ".cfg", ".txt"}
 
 

@@ -199,11 +199,15 @@ def _missing_reasons(facts: RunFacts, *, balance: object, exams: object) -> dict
     path = facts.path
     reasons: dict[str, str] = {}
     if not find_estimate(facts.labels, "agreement"):
-        reasons["labels"] = (
-            f"the new labels are not merged yet; run `rlaif review {path} --merge`"
-            if facts.status.reviews.answers
-            else f"annotators have labeled no pair yet; run `rlaif review {path}`"
-        )
+        if (facts.labels or {}).get("reviewed"):
+            reasons["labels"] = (
+                "the labels of pairs drawn at random represent less than half of the kept pairs; "
+                f"label the rest of the queue with `rlaif review {path}`"
+            )
+        elif facts.status.reviews.answers:
+            reasons["labels"] = f"the new labels are not merged yet; run `rlaif review {path} --merge`"
+        else:
+            reasons["labels"] = f"annotators have labeled no pair yet; run `rlaif review {path}`"
     if not balance:
         reasons["balance"] = "neither prompts nor answers have a refusal class"
     if not exams:
