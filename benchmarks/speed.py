@@ -267,14 +267,21 @@ def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
     """Write a run with ``prompts`` x ``answers`` sampled completions and optionally one score per completion."""
     from hashlib import sha256
 
-    from rlaif.judge.judge_file import load_judge
+    from rlaif.config.loader import load
+    from rlaif.judge.runner import settings_hash
+    from rlaif.labeling.judging import load_panel
 
     journal, score = run / "journal", run / "score"
     journal.mkdir(parents=True)
     score.mkdir()
     (score / "judge.toml").write_text(JUDGE)
     (score / "prompt.md").write_text(JUDGE_PROMPT)
-    judge_hash = load_judge(score).hash
+    (run / "rlaif.toml").write_text(
+        f'[judge]\npanel = ["{score}"]\nmodel = "m"\nstrategy = "rate-only"\noutput_mode = "choice"\n'
+    )
+    config = load(run, {})
+    (judge,) = load_panel(config)
+    judge_hash, asked_as = judge.definition.hash, settings_hash(judge, "choice", config)
     usage = '"cost_usd":0.0,"created_at":1700000000.0}\n'
     with (
         (journal / "prompts.jsonl").open("w") as prompt_file,
@@ -304,11 +311,10 @@ def write_run(run: Path, prompts: int, answers: int, *, verdicts: bool) -> None:
                     rating = 1 + 4 * (int(answer[:6], 16) / 0xFFFFFF)
                     verdict_file.write(
                         f'{{"key":"{sha256(answer.encode()).hexdigest()}","kind":"rate","judge":"score","judge_hash":'
-                        f'"{judge_hash}","model":"m","prompt_id":"{key[:16]}","a":"{answer}","aspect":"overall",'
+                        f'"{judge_hash}","model":"m","settings_hash":"{asked_as}","prompt_id":"{key[:16]}","a":"{answer}","aspect":"overall",'
                         f'"sample":0,"score":{rating:.4f},"variance":0.3,"verdict_mass":1.0,"reply":"4","flags":[],'
                         f'"prompt_tokens":400,"cached_tokens":256,"completion_tokens":1,{usage}'
                     )
-    (run / "rlaif.toml").write_text(f'[judge]\npanel = ["{score}"]\nmodel = "m"\nstrategy = "rate-only"\n')
 
 
 def run_in_child(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:

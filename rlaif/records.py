@@ -285,6 +285,10 @@ class Verdict(Record):
     judge: str = Field(description="Name of the judge")
     judge_hash: str = Field(description="Hash of the judge's text and settings")
     model: str = Field(description="Model that was asked; empty if none was")
+    settings_hash: str = Field(
+        default="",
+        description="Hash of how the judge was asked (text, model, output mode, decoding); empty without a model",
+    )
     prompt_id: str = Field(description=PROMPT_ID)
     a: str = Field(description="Key of the answer, or of the pair's first answer")
     b: str | None = Field(default=None, description="Key of the pair's second answer (compare)")

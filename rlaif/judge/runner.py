@@ -109,19 +109,17 @@ def run_judge(
     journal: Journal,
     usage: UsageMeter,
     on_mode_resolved: Callable[[reply_parser.OutputMode], None],
-    watch_requests: Callable[[Iterator[Request]], Iterator[Request]] = lambda requests: requests,
 ) -> reply_parser.OutputMode | None:
     """Ask ``judge`` about all of ``inputs``, journal its verdicts, and return the output mode used.
 
     Adds the number of requests to ``usage.total``. If the mode is known from an earlier start (``judge.mode``) and the
     journal has every verdict, no client is opened and the requests count as skipped. ``on_mode_resolved`` is called
-    before the first request. ``watch_requests`` may read along: it gets the requests each time they are built, and
-    returns them. Returns None if the run stopped before the mode was known.
+    before the first request. Returns None if the run stopped before the mode was known.
     """
     num_requests = requests_per_input(judge) * sum(1 for _ in inputs())
     usage.total = (usage.total or 0) + num_requests
     if judge.mode:
-        requests = watch_requests(judge_requests(judge, judge.mode, config, inputs(), fetch_prompt, fetch_answer))
+        requests = judge_requests(judge, judge.mode, config, inputs(), fetch_prompt, fetch_answer)
         if all(request.keys[0] in journal for request in requests):
             usage.skipped += num_requests
             return judge.mode
@@ -131,7 +129,7 @@ def run_judge(
         nonlocal mode_used
         mode_used = judge.mode or await resolve_output_mode(judge, config, client, engine)
         on_mode_resolved(mode_used)
-        return watch_requests(judge_requests(judge, mode_used, config, inputs(), fetch_prompt, fetch_answer))
+        return judge_requests(judge, mode_used, config, inputs(), fetch_prompt, fetch_answer)
 
     may_batch = judge.definition.file.kind != "reward"
     try:
@@ -156,18 +154,54 @@ def judge_requests(
     fetch_answer: RecordLookup,
 ) -> Iterator[Request]:
     """Yield the requests about ``inputs``, which are read lazily."""
+    asked_as = settings_hash(judge, mode, config)
     for item in inputs:
         prompt, a = fetch_prompt(item.prompt), fetch_answer(item.a)
-        match judge.definition.file.kind:
-            case "compare":
-                assert item.b is not None
-                yield from _comparison_requests(judge, mode, config, prompt, a, fetch_answer(item.b))
-            case "rate":
-                yield from _rating_requests(judge, mode, config, prompt, a)
-            case "classify":
-                yield from _classification_requests(judge, mode, config, prompt, a)
-            case "reward":
-                yield _reward_request(judge, prompt, a)
+        b = None if item.b is None else fetch_answer(item.b)
+        yield from _requests_about(judge, mode, config, prompt, a, b, asked_as)
+
+
+def settings_hash(judge: PanelJudge, mode: reply_parser.OutputMode, config: Config) -> str:
+    """Return a hash of how ``judge`` is asked: the key of its first request about a fixed example.
+
+    So it covers everything that decides a request besides the texts: the judge's text and settings, its model, the
+    output mode, the decoding parameters and how rlaif renders prompts.
+    """
+    prompt = {
+        "prompt_id": "",
+        "messages": [{"role": "user", "content": "prompt"}],
+        "reference": "reference",
+        "checklist": ["item"],
+    }
+    a, b = ({"key": side, "text": side} for side in ("a", "b"))
+    return next(_requests_about(judge, mode, config, prompt, a, b, "")).keys[0]
+
+
+def num_samples(mode: reply_parser.OutputMode, config: Config) -> int:
+    """Return the number of verdicts per question. Modes that read probabilities need only one."""
+    return config.judge.samples_per_verdict if mode == "json" else 1
+
+
+def _requests_about(
+    judge: PanelJudge,
+    mode: reply_parser.OutputMode,
+    config: Config,
+    prompt: dict[str, Any],
+    a: dict[str, Any],
+    b: dict[str, Any] | None,
+    asked_as: str,
+) -> Iterator[Request]:
+    context = _VerdictContext(judge, mode, prompt["prompt_id"], a["key"], (), asked_as)
+    match judge.definition.file.kind:
+        case "compare":
+            assert b is not None
+            yield from _comparison_requests(context, config, prompt, a, b)
+        case "rate":
+            yield from _rating_requests(context, config, prompt, a)
+        case "classify":
+            yield from _classification_requests(context, config, prompt, a)
+        case "reward":
+            yield _reward_request(context, prompt, a)
 
 
 def expected_output_mode(panel_judge: PanelJudge, config: Config) -> reply_parser.OutputMode:
@@ -190,6 +224,7 @@ class _VerdictContext:
     prompt_id: str
     a: str
     flags: tuple[str, ...]
+    settings_hash: str
     b: str | None = None
     order: Order | None = None
     aspect: str | None = None
@@ -198,19 +233,14 @@ class _VerdictContext:
 
 
 def _comparison_requests(
-    judge: PanelJudge,
-    mode: reply_parser.OutputMode,
-    config: Config,
-    prompt: dict[str, Any],
-    a: dict[str, Any],
-    b: dict[str, Any],
+    context: _VerdictContext, config: Config, prompt: dict[str, Any], a: dict[str, Any], b: dict[str, Any]
 ) -> Iterator[Request]:
-    verdicts = judge.definition.file.verdicts
+    verdicts = context.judge.definition.file.verdicts
     assert verdicts is not None
     words = verdicts.words()
     flags = tuple(f"{side}_{flag}" for side, answer in (("a", a), ("b", b)) for flag in _injection_flags(answer))
-    context = _VerdictContext(judge, mode, prompt["prompt_id"], a["key"], flags, b["key"])
-    for sample in range(config.judge.samples_per_verdict if mode == "json" else 1):
+    context = replace(context, flags=flags, b=b["key"])
+    for sample in range(num_samples(context.mode, config)):
         for order in get_args(Order):
             first, second = (a, b) if order == "ab" else (b, a)
             responses = {"response_a": first["text"], "response_b": second["text"]}
@@ -218,31 +248,32 @@ def _comparison_requests(
 
 
 def _rating_requests(
-    judge: PanelJudge, mode: reply_parser.OutputMode, config: Config, prompt: dict[str, Any], answer: dict[str, Any]
+    context: _VerdictContext, config: Config, prompt: dict[str, Any], answer: dict[str, Any]
 ) -> Iterator[Request]:
-    scale = judge.definition.file.scale
-    words = [str(score) for score in range(scale.low, scale.high + 1)]
+    file = context.judge.definition.file
+    words = [str(score) for score in range(file.scale.low, file.scale.high + 1)]
     responses = {"response": answer["text"]}
-    context = _VerdictContext(judge, mode, prompt["prompt_id"], answer["key"], _injection_flags(answer))
-    for sample in range(config.judge.samples_per_verdict if mode == "json" else 1):
-        for aspect in judge.definition.file.aspects:
+    context = replace(context, flags=_injection_flags(answer))
+    for sample in range(num_samples(context.mode, config)):
+        for aspect in file.aspects:
             values = {"aspect": aspect.text.strip(), "low": words[0], "high": words[-1]}
             aspect_context = replace(context, aspect=aspect.name, sample=sample)
             yield _build_request(aspect_context, config, prompt, words, responses, values)
 
 
 def _classification_requests(
-    judge: PanelJudge, mode: reply_parser.OutputMode, config: Config, prompt: dict[str, Any], answer: dict[str, Any]
+    context: _VerdictContext, config: Config, prompt: dict[str, Any], answer: dict[str, Any]
 ) -> Iterator[Request]:
-    labels = judge.definition.file.labels
+    labels = context.judge.definition.file.labels
     assert labels is not None
-    context = _VerdictContext(judge, mode, prompt["prompt_id"], answer["key"], _injection_flags(answer))
+    context = replace(context, flags=_injection_flags(answer))
     yield _build_request(context, config, prompt, labels.words(), {"response": answer["text"]}, {})
 
 
-def _reward_request(judge: PanelJudge, prompt: dict[str, Any], answer: dict[str, Any]) -> Request:
+def _reward_request(context: _VerdictContext, prompt: dict[str, Any], answer: dict[str, Any]) -> Request:
     """Build the request from the conversation as the policy saw it and its answer. A system text of the judge precedes
     the prompt's."""
+    judge = context.judge
     text = prompt_rendering.escape_control_tokens(answer["text"])
     messages: list[dict[str, Any]] = [*prompt["messages"], {"role": "assistant", "content": text}]
     if judge.definition.system:
@@ -250,7 +281,7 @@ def _reward_request(judge: PanelJudge, prompt: dict[str, Any], answer: dict[str,
         messages = [{"role": "system", "content": "\n\n".join([judge.definition.system, *prompt_system])}, *messages]
     # Without use_activation = false, vLLM returns the sigmoid of the score.
     body = {"messages": messages, "use_activation": False}
-    context = _VerdictContext(judge, "score", prompt["prompt_id"], answer["key"], _injection_flags(answer))
+    context = replace(context, mode="score", flags=_injection_flags(answer))
     key = content_key(body=body, model=judge.member_config.model, judge=judge.definition.hash, a=answer["key"])
     return Request((key,), body, context.prompt_id, context, CLASSIFY_PATH)
 
@@ -337,6 +368,7 @@ def _parse_verdicts(request: Request, reply: ChatResponse) -> list[Verdict]:
             judge=context.judge.definition.name,
             judge_hash=context.judge.definition.hash,
             model=context.judge.member_config.model,
+            settings_hash=context.settings_hash,
             prompt_id=context.prompt_id,
             a=context.a,
             b=context.b,

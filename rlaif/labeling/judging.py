@@ -15,7 +15,7 @@ import polars as pl
 from rlaif.config.models import Config
 from rlaif.errors import UsageError
 from rlaif.judge import judge_file, refusal_classifier, reply_parser, rule_based, runner
-from rlaif.labeling.judging_records import JudgingRecords, PromptPartition, RequestKeys
+from rlaif.labeling.judging_records import JudgingRecords, PromptPartition
 from rlaif.llm.backends import ModelBackends
 from rlaif.llm.request import Request
 from rlaif.llm.usage import UsageMeter
@@ -111,8 +111,6 @@ class JudgingRounds:
         self.panel, self.strategy, self.journal, self.usage = panel, strategy, journal, usage
         self.panel_members = panel_members(panel)
         self.records = JudgingRecords(run, config.judge.limit)
-        self._read_requests: dict[str, RequestKeys] = {}
-        """Keys of the present round's requests, by judge. Only of judges whose requests were all built."""
         rule_based.validate_prompt_checks(run.journal_path("prompts"))
 
     def judge_all(self) -> PartitionedFrames:
@@ -137,9 +135,8 @@ class JudgingRounds:
             judges = [judge for judge in self.panel if judge.definition.file.kind == kind]
             inputs = self.records.with_offsets(select_items) if judges else self.records.new_frames()
             if inputs.height:
-                self._read_requests.clear()
                 ask_judges(judges, inputs)
-                self._count_verdicts(judges, inputs)
+                self._count_verdicts(judges)
 
         if self.journal is not None:
             self._run_rule_based(self.journal)
@@ -291,7 +288,7 @@ class JudgingRounds:
             for judge in map(self._with_known_mode, judges):
                 if judge.mode is None:
                     return True  # the output mode is unknown until the server is asked
-                requests = self._watch(judge)(self._requests(judge, judge.mode, inputs, prompts, answers))
+                requests = self._requests(judge, judge.mode, inputs, prompts, answers)
                 if any(request.keys[0] not in journal for request in requests):
                     return True
         return False
@@ -307,30 +304,16 @@ class JudgingRounds:
         judge_inputs = (runner.JudgeInput(*row) for row in inputs.rows())
         return runner.judge_requests(judge, mode, self.config, judge_inputs, prompts.read_at, answers.read_at)
 
-    def _watch(self, judge: runner.PanelJudge) -> Callable[[Iterator[Request]], Iterator[Request]]:
-        """Return a function that passes on the requests of ``judge`` and, if all are read, counts their verdicts."""
+    def _count_verdicts(self, judges: list[runner.PanelJudge]) -> None:
+        """Count the verdicts that ``judges`` gave under the present settings.
 
-        def watch(requests: Iterator[Request]) -> Iterator[Request]:
-            self._read_requests.pop(judge.name, None)  # a judge that falls back to JSON builds its requests again
-            keys = self.records.new_request_keys()
-            yield from keys.watch(requests)
-            self._read_requests[judge.name] = keys
-
-        return watch
-
-    def _count_verdicts(self, judges: list[runner.PanelJudge], inputs: PartitionedFrames) -> None:
-        """Count the verdicts of ``judges`` on ``inputs`` that answer the present requests.
-
-        Requests that were not all built while the judges were asked are built again: a limit stopped them, or no judge
-        is asked. A judge whose output mode is unknown was never asked.
+        A judge whose output mode is unknown was never asked.
         """
-        with self.run.open_readers() as (prompts, answers):
-            for judge in map(self._with_known_mode, judges):
-                if judge.name not in self._read_requests and judge.mode is not None:
-                    for _ in self._watch(judge)(self._requests(judge, judge.mode, inputs, prompts, answers)):
-                        pass
-        for keys in self._read_requests.values():
-            self.records.count_verdicts(keys)
+        for judge in map(self._with_known_mode, judges):
+            if judge.mode is not None:
+                self.records.count_verdicts(
+                    runner.settings_hash(judge, judge.mode, self.config), runner.num_samples(judge.mode, self.config)
+                )
 
     def _run_judges(self, judges: list[runner.PanelJudge], inputs: PartitionedFrames) -> None:
         """Ask ``judges`` about ``inputs`` until a limit stops the stage."""
@@ -372,7 +355,6 @@ class JudgingRounds:
             journal,
             self.usage,
             save_output_mode,
-            self._watch(judge),
         )
 
     def _with_known_mode(self, judge: runner.PanelJudge) -> runner.PanelJudge:

@@ -7,14 +7,13 @@ partitions, and only one partition's rows are in memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from rlaif.judge import check_schema, refusal_classifier
-from rlaif.llm.request import Request
 from rlaif.pair import candidates
 from rlaif.run import frames, partitions
 from rlaif.run.partitions import PartitionedFrames, PartitionedJournal
@@ -26,9 +25,7 @@ COMPLETION_SCHEMA = frames.categorical(
     {name: frames.COMPLETIONS[name] for name in ("key", "prompt_id", "model", "finish_reason", "source", "text")},
     "model", "finish_reason", "source",
 )  # fmt: skip
-CATEGORICAL_COLUMNS = ("kind", "judge", "judge_hash", "model", "order", "aspect", "label")
-KEY_BUFFER_ROWS = 100_000
-"""Keys of requests in memory at once."""
+CATEGORICAL_COLUMNS = ("kind", "judge", "judge_hash", "model", "settings_hash", "order", "aspect", "label")
 VERDICT_COLUMNS = (
     "key", "prompt_id", *CATEGORICAL_COLUMNS, "a", "b", "sample", "prob_a", "score", "variance", "flags",
 )  # fmt: skip
@@ -77,47 +74,13 @@ class PromptPartition:
         )
 
 
-class RequestKeys:
-    """The keys of requests, partitioned by prompt."""
-
-    def __init__(self, store: PartitionedFrames, partition_count: int) -> None:
-        self._store, self._partition_count = store, partition_count
-        self._buffer: list[tuple[str, str]] = []
-        self._flush()
-
-    def watch(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Yield ``requests`` and store their keys."""
-        for request in requests:
-            self._buffer.append((request.prompt_id, request.keys[0]))
-            if len(self._buffer) >= KEY_BUFFER_ROWS:
-                self._flush()
-            yield request
-        self._flush()
-
-    def read(self, partition: int) -> pl.DataFrame:
-        """Return the keys (column key) of the requests about the prompts of ``partition``."""
-        return self._store.read(partition)
-
-    def _flush(self) -> None:
-        schema = {"prompt_id": pl.String, "key": pl.String}
-        rows = pl.DataFrame(self._buffer, schema=schema, orient="row").select(
-            frames.key_as_uint128("key"), partition=partitions.partition_of_prompt(self._partition_count)
-        )
-        self._store.add(0, rows.select("key").clear())
-        for (partition,), keys in rows.partition_by("partition", as_dict=True, include_key=False).items():
-            self._store.add(int(partition), keys)
-        self._buffer.clear()
-
-
 class JudgingRecords:
     """The records of ``run``; iteration yields each :class:`PromptPartition`.
 
     ``limit``: only the first prompts. ``dropped_completions``: number of unusable answers per reason.
 
-    The journal also holds verdicts of other panels and of settings from before ``--restart``. The key of a verdict is
-    the hash of its whole request: the judge, its model, the output mode, the decoding parameters, both texts and the
-    sample. So a verdict counts only if its key is among those that the present settings request
-    (:meth:`count_verdicts`).
+    The journal also holds verdicts of other panels and of settings from before ``--restart``. A verdict counts only if
+    its ``settings_hash`` is that of a judge as the present settings ask it (:meth:`count_verdicts`).
     """
 
     def __init__(self, run: Run, limit: int | None) -> None:
@@ -126,7 +89,7 @@ class JudgingRecords:
         self.dropped_completions: Counter[str] = Counter()
         self._verdicts: PartitionedJournal | None = None
         self._verdicts_stale = False
-        self._requested_keys: list[RequestKeys] = []
+        self._num_samples: dict[str, int] = {}  # by settings hash
         self._prompts = self._partition_journal("prompts", PROMPT_SCHEMA, _reduce_prompts)
         self._answers = self.new_frames()
         last_offset = self._last_offset(limit) if limit else None
@@ -170,19 +133,18 @@ class JudgingRecords:
         self._verdicts_stale = False
         verdicts = self._verdicts.read(index)
         is_rule_based = pl.col("judge_hash").is_in([check_schema.checks_hash(), refusal_classifier.CLASSIFIER_HASH])
-        no_keys = pl.DataFrame(schema={"key": pl.UInt128})
-        requested = pl.concat([no_keys, *(keys.read(index) for keys in self._requested_keys)])
-        counted = pl.concat(
-            [verdicts.filter(is_rule_based), verdicts.filter(~is_rule_based).join(requested, on="key", how="semi")]
+        is_current = pl.any_horizontal(
+            pl.lit(value=False),
+            *(
+                (pl.col("settings_hash") == asked_as) & (pl.col("sample") < num_samples)
+                for asked_as, num_samples in self._num_samples.items()
+            ),
         )
-        return counted.sort("key").drop("key")
+        return verdicts.filter(is_rule_based | is_current).sort("key").drop("key")
 
-    def new_request_keys(self) -> RequestKeys:
-        return RequestKeys(self.new_frames(), self.partition_count)
-
-    def count_verdicts(self, keys: RequestKeys) -> None:
-        """Count the verdicts that answer the requests with these ``keys`` from now on."""
-        self._requested_keys.append(keys)
+    def count_verdicts(self, settings_hash: str, num_samples: int) -> None:
+        """Count the first ``num_samples`` verdicts per question with this ``settings_hash`` from now on."""
+        self._num_samples[settings_hash] = num_samples
 
     def mark_verdicts_stale(self) -> None:
         """Record that verdicts are being appended to the journal."""

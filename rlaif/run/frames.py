@@ -47,6 +47,7 @@ VERDICTS: Mapping[str, Any] = {
     "judge": pl.String,
     "judge_hash": pl.String,
     "model": pl.String,
+    "settings_hash": pl.String,
     "prompt_id": pl.String,
     "a": pl.String,
     "b": pl.String,

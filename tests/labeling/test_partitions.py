@@ -80,14 +80,15 @@ def panel_requests(run: Run, flags: dict[str, Any]) -> Iterator[Request]:
         yield from runner.judge_requests(judge, mode, config, items, prompt_of.__getitem__, answers.__getitem__)
 
 
-def request_key_by_question(run: Run, flags: dict[str, Any]) -> dict[tuple[Any, ...], str]:
-    """Return the keys of all requests of the panel, by judge, model, a, b, order and aspect."""
-    keys = {}
+def request_by_question(run: Run, flags: dict[str, Any]) -> dict[tuple[Any, ...], tuple[str, str]]:
+    """Return key and settings hash of all requests of the panel, by judge, model, a, b, order and aspect."""
+    requests = {}
     for request in panel_requests(run, flags):
         about = request.context
         name, model = about.judge.definition.name, about.judge.member_config.model
-        keys[name, model, about.a, about.b, about.order, about.aspect] = request.keys[0]
-    return keys
+        question = name, model, about.a, about.b, about.order, about.aspect
+        requests[question] = request.keys[0], about.settings_hash
+    return requests
 
 
 def random_verdicts(run: Run, flags: dict[str, Any]) -> Iterator[Verdict]:
@@ -100,13 +101,13 @@ def random_verdicts(run: Run, flags: dict[str, Any]) -> Iterator[Verdict]:
     answers: dict[str, list[dict[str, Any]]] = {}
     for _, record in iter_records(run.journal_path("completions")):
         answers.setdefault(record["prompt_id"], []).append(record)
-    keys = request_key_by_question(run, flags)
+    requests = request_by_question(run, flags)
     judges = {name: judge_file.find_judge(name) for name in ("quality", "helpful", "reward", "refusal")}
 
     def verdict(kind: Any, judge: str, model: str, prompt: str, a: str, **rest: Any) -> Verdict:
-        key = keys[judge, model, a, rest.get("b"), rest.get("order"), rest.get("aspect")]
-        return Verdict(key=key, kind=kind, judge=judge, judge_hash=judges[judge].hash, model=model, prompt_id=prompt,
-                       a=a, created_at=0.0, **rest)  # fmt: skip
+        key, asked_as = requests[judge, model, a, rest.get("b"), rest.get("order"), rest.get("aspect")]
+        return Verdict(key=key, kind=kind, judge=judge, judge_hash=judges[judge].hash, model=model,
+                       settings_hash=asked_as, prompt_id=prompt, a=a, created_at=0.0, **rest)  # fmt: skip
 
     for prompt, prompt_answers in answers.items():
         for answer in prompt_answers:

@@ -28,7 +28,7 @@ JOURNALS = ("prompts", "completions", "verdicts", "reviews")
 
 def other_settings(verdict: Verdict) -> Verdict:
     """Return the opposite of ``verdict``, as it may be in the journal from before ``--restart``."""
-    changes: dict[str, Any] = {"key": content_key(before=verdict.key)}
+    changes: dict[str, Any] = {"key": content_key(before=verdict.key), "settings_hash": "other settings"}
     if verdict.prob_a is not None:
         changes["prob_a"] = 1 - verdict.prob_a
     if verdict.kind in ("rate", "reward") and verdict.score is not None:
@@ -169,9 +169,9 @@ def test_samples_beyond_the_setting_do_not_count(tmp_path: Path) -> None:
     def journal_verdicts(samples: range, prob_a: float) -> None:
         with run.lock(), run.journal("verdicts") as journal:
             journal.append([
-                Verdict(key=key, kind="compare", judge="helpful", judge_hash=judge.hash, model="m", prompt_id=prompt,
-                        a=a, b=b, order=order, sample=sample, prob_a=prob_a)
-                for key, (prompt, a, b, order, sample) in keys_of_five.items() if sample in samples
+                Verdict(key=key, kind="compare", judge="helpful", judge_hash=judge.hash, model="m",
+                        settings_hash=asked_as, prompt_id=prompt, a=a, b=b, order=order, sample=sample, prob_a=prob_a)
+                for key, (prompt, a, b, order, sample, asked_as) in keys_of_five.items() if sample in samples
             ])  # fmt: skip
 
     journal_verdicts(range(3), 0.9)
@@ -182,9 +182,9 @@ def test_samples_beyond_the_setting_do_not_count(tmp_path: Path) -> None:
 
 
 def sample_keys(run: Run, flags: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return prompt_id, a, b, order and sample of every request, by key."""
+    """Return prompt_id, a, b, order, sample and settings hash of every request, by key."""
     return {
-        request.keys[0]: (request.prompt_id, about.a, about.b, about.order, about.sample)
+        request.keys[0]: (request.prompt_id, about.a, about.b, about.order, about.sample, about.settings_hash)
         for request in panel_requests(run, flags)
         for about in [request.context]
     }
