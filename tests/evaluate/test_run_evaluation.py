@@ -62,7 +62,7 @@ def fake_models(body: dict[str, Any]) -> Any:
         probabilities = {"A": 0.9, "B": 0.1} if "trained" in first else {"B": 0.9}
         return ["?"] if unreadable else with_probabilities(probabilities)
     if body.get("max_tokens") == 77:
-        text = f"{body['model']} {prompt_number(body)} [0.5]"
+        text = f"{body['model']} {prompt_number(body)} {WORDS} [0.5]"
         reasons = {1: "length", 2: "content_filter"} if body["model"] == "policy" else {2: "error", 3: "length"}
         reason = reasons.get(prompt_number(body) % 7, "stop")
         return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
