@@ -189,12 +189,12 @@ def test_prompts_check_needs_no_run(tmp_path: Path, rlaif: Cli) -> None:
 def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) -> None:
     """Export the review queue, label it, import it: the dataset then has human labels in place of the judges'."""
     server = serve(judge_by(lambda text: 1.0 if "good" in text else 0.0))
-    rows = [{"prompt": f"q{i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(40)]
+    rows = [{"prompt": f"q{i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(280)]
     run = tmp_path / "run"
     rlaif("generate", run, "--import", write_jsonl(tmp_path / "rows.jsonl", rows))
     rlaif("judge", run, "--judge", "helpful", "--model", "m", "--base-url", server.url)
     queue_file = tmp_path / "queue.csv"
-    assert "4 pairs for ada" in rlaif("review", run, "--export", queue_file, "--annotator", "ada").stdout
+    assert "28 pairs for ada" in rlaif("review", run, "--export", queue_file, "--annotator", "ada").stdout
     lines = queue_file.read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == "pair_id,prompt,left,right,choice,comment"
     filled = [lines[0]]
@@ -204,18 +204,18 @@ def test_review_and_export_end_to_end(serve: Serve, tmp_path: Path, rlaif: Cli) 
         filled.append(",".join([pair, prompt, left, right, "left" if left.startswith("bad") else "right", ""]))
     queue_file.write_text("\n".join(filled) + "\n", encoding="utf-8")
     process = rlaif("review", run, "--import", queue_file, "--annotator", "ada")
-    assert "4 labels added" in process.stderr
+    assert "28 labels added" in process.stderr
     assert "agree with the judges on 0.000" in process.stderr
-    assert "40 pairs to train" in process.stdout.replace(" and 0 to test on", "") or "await review" in process.stdout
+    assert "280 pairs to train" in process.stdout.replace(" and 0 to test on", "") or "await review" in process.stdout
     import polars as pl
 
     dataset = pl.concat([pl.read_parquet(run / "dataset" / f"{name}.parquet") for name in ("train", "test")])
-    assert dataset.height == 40
+    assert dataset.height == 280
     human = dataset.filter(pl.col("label_source") == "human")
-    assert human.height == 4
+    assert human.height == 28
     assert all(row["chosen"][0]["content"].startswith("bad") for row in human.iter_rows(named=True))
     assert rlaif("export", run, "--format", "trl", "-o", tmp_path / "out").stdout
-    assert "close to chance" in rlaif("status", run).stdout  # the annotator contradicts every verdict
+    assert "annotators contradict the judges" in rlaif("status", run).stdout
 
 
 FAILING_REPORT = """
