@@ -9,7 +9,7 @@ relative to the judges' labels without calibration. Ways to calibrate:
 
     before        no calibration
     unweighted    all labels of the queue, each with weight 1
-    left out      the same, without pairs that only people decide and without flagged pairs
+    excluded      the same, without pairs that only people decide and without flagged pairs
     conditioned   all labels; the judges' weights may differ for each kind of pair that routing selects
     1/pi          all labels with the inverse of their inclusion probability, clipped at sqrt(n) times its mean (Ionides
                   2008)
@@ -33,7 +33,7 @@ from rlaif.stats.intervals import Floats
 
 MIN_CONFIDENCE = 0.65
 DRAWS = {200: 40, 400: 40, 2000: 20, 6000: 8}
-METHODS = ("unweighted", "left out", "conditioned", "1/pi", "flattened")
+METHODS = ("unweighted", "excluded", "conditioned", "1/pi", "flattened")
 
 Votes = dict[str, Floats]
 """By judge, the probability that a is better for each pair."""
@@ -274,9 +274,9 @@ def calibrate_untested(judged: Judged, method: str) -> pl.DataFrame:
         interactions = [x[:, :-1] * kind[:, None] for kind in kinds.values() if kind.any()]
         x = np.column_stack([x, *interactions])
         prior = np.append(prior, np.zeros(x.shape[1] - len(prior)))
-    elif method in ("left out", "flattened"):
+    elif method in ("excluded", "flattened"):
         y = np.where(kinds["humans_only"], np.nan, y)
-        if method == "left out":
+        if method == "excluded":
             y = np.where(kinds["is_flagged"], np.nan, y)
         else:
             is_undecided = rows["is_undecided"].to_numpy() & ~kinds["is_flagged"]

@@ -449,24 +449,17 @@ def memory(sizes: list[int]) -> None:
 # Real vLLM
 
 
+def generate_arguments(run: Path, prompts: int, *, max_tokens: int) -> tuple[str | Path, ...]:
+    """Arguments of `rlaif generate`: four answers of the demo model to each of the first packaged prompts."""
+    flags = f"--prompts everyday --limit {prompts} --model demo -n 4 --max-tokens {max_tokens}"
+    return ("generate", run, *flags.split())
+
+
 def prefix(prompts: int) -> None:
     """Measure the fraction of a judge's prompt tokens that a real vLLM reads from its prefix cache."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        rlaif(
-            "generate",
-            run,
-            "--prompts",
-            "everyday",
-            "--limit",
-            str(prompts),
-            "--model",
-            "demo",
-            "-n",
-            "4",
-            "--max-tokens",
-            "48",
-        )
+        rlaif(*generate_arguments(run, prompts, max_tokens=48))
         rlaif("judge", run, "--judge", "quality", "--judge", "helpful", "--model", "demo", "--max-failures", "1000")
         tokens = cached = count = 0
         for line in (run / "journal" / "verdicts.jsonl").read_text().splitlines():
@@ -482,22 +475,7 @@ def sampling(prompts: int) -> None:
     """Compare ``rlaif generate`` with a running server to vLLM's own LLM.chat on the same prompts and settings."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        arguments = (
-            "generate",
-            run,
-            "--prompts",
-            "everyday",
-            "--limit",
-            str(prompts),
-            "--model",
-            "demo",
-            "-n",
-            "4",
-            "--max-tokens",
-            "64",
-            "--heldout-fraction",
-            "0",
-        )
+        arguments = (*generate_arguments(run, prompts, max_tokens=64), "--heldout-fraction", "0")
         rlaif(*arguments)
         stage = json.loads((run / "manifest.json").read_text())["stages"]["generate"]["history"][0]
         ours = stage["completion_tokens"] / stage["request_wall_s"]
